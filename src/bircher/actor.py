@@ -1,0 +1,95 @@
+"""One rollout: environment and acting inside one program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bircher.agents.base import Agent, Mode
+from bircher.envs.base import Env
+from bircher.types import Key, Policy, TimeStep, Trajectory
+
+
+class ActorState(eqx.Module):
+    """Where the environments stand, and the tally of the episodes they are in."""
+
+    env_state: Any
+    timestep: TimeStep
+    carry: PyTree
+    key: Key
+    episode_return: Float[Array, " E"]
+    episode_length: Int[Array, " E"]
+
+
+class Tally(eqx.Module):
+    """Sums over one rollout."""
+
+    env_steps: Int[Array, ""]
+    """Decisions; the step after an end is a reset and does not count."""
+    episodes: Int[Array, ""]
+    return_sum: Float[Array, ""]
+    length_sum: Int[Array, ""]
+    failed: Int[Array, ""]
+    """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
+
+
+def start(agent: Agent, env: Env, key: Key) -> ActorState:
+    """Reset every environment; runs outside a program, for a reset may start threads."""
+    env_state, timestep = env.reset()
+    zeros = jnp.zeros(env.num_envs)
+    return ActorState(
+        env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32)
+    )
+
+
+def _not_finite(timestep: TimeStep) -> Array:
+    """[E]: the adapter raised its flag, or a number is not finite."""
+    bad = timestep.failed | ~jnp.isfinite(timestep.reward)
+    for leaf in jax.tree.leaves(timestep.observation):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad |= ~jnp.isfinite(leaf).reshape(len(bad), -1).all(-1)
+    return bad
+
+
+def rollout(
+    agent: Agent, env: Env, policy: Policy, state: ActorState, length: int, progress: Array, mode: Mode = "explore"
+) -> tuple[ActorState, Trajectory, Tally]:
+    """T + 1 rows of each of E environments, [E, T + 1]; the last row is where the next rollout begins."""
+
+    def step(state: ActorState, _):
+        key, act_key = jax.random.split(state.key)
+        timestep = state.timestep
+        output, carry = agent.act(policy, state.carry, timestep, act_key, mode, progress)
+        row = Trajectory.of(timestep, output.action, output.extras)
+        env_state, following = env.step(state.env_state, output.action)
+        fresh = following.first
+        episode_return = jnp.where(fresh, 0.0, state.episode_return + following.reward)
+        episode_length = jnp.where(fresh, 0, state.episode_length + 1)
+        bad = _not_finite(following)
+        tally = Tally(
+            env_steps=(~fresh).sum(),
+            episodes=following.last.sum(),
+            return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
+            length_sum=jnp.where(following.last, episode_length, 0).sum(),
+            failed=jnp.where(bad.any(), jnp.argmax(bad), -1),
+        )
+        return ActorState(env_state, following, carry, key, episode_return, episode_length), (row, tally)
+
+    state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
+    # The last row's behaviour is needed for the prior there; its action is drawn again by the next rollout.
+    key, act_key = jax.random.split(state.key)
+    output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
+    last = Trajectory.of(state.timestep, output.action, output.extras)
+    rows = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]).swapaxes(0, 1), rows, last)
+    tally = Tally(
+        *(getattr(tallies, name).sum() for name in ("env_steps", "episodes", "return_sum", "length_sum")),
+        failed=tallies.failed.max(),
+    )
+    state = ActorState(
+        state.env_state, state.timestep, state.carry, key, state.episode_return, state.episode_length
+    )
+    return state, rows, tally

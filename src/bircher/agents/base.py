@@ -1,0 +1,61 @@
+"""What an agent is: a NamedTuple of pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, PyTree
+
+from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep
+
+Mode = Literal["explore", "greedy"]
+
+
+class Act(Protocol):
+    """How an agent chooses actions for B environments."""
+
+    def __call__(
+        self, policy: Policy, carry: PyTree, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, PyTree]:
+        """Actions and the memory after them; `progress` is the share of training done, 0 to 1."""
+        ...
+
+
+class Agent(NamedTuple):
+    """Everything a loop needs to know of an agent; nothing here holds state."""
+
+    name: str
+    init: Callable[[Key, EnvSpec], Policy]
+    """(key, spec) -> parameters and state"""
+    start: Callable[[int], PyTree]
+    """(batch size) -> memory at the start of an episode"""
+    act: Act
+    targets: Callable[[Policy, Batch, Key], tuple[Targets, Any]]
+    """(policy of the target network, batch, key) -> targets without gradient, new state"""
+    loss: Callable[[PyTree, Any, Batch, Targets, Key], tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]]
+    """(parameters, state, batch, targets, key) -> terms by name, metrics"""
+    weights: Mapping[str, float]
+    """The weight of each enabled term; must name exactly the terms that `loss` returns"""
+    acts_with_target: bool
+    """Whether the target network acts"""
+
+
+class UnsupportedEnvironment(ValueError):
+    """An environment that the agent cannot learn, with the reason in one sentence."""
+
+
+def require_discrete(name: str, spec: EnvSpec) -> None:
+    """Refuse what is not one observation array and discrete actions.
+
+    Raises:
+      UnsupportedEnvironment: says which space is not supported.
+    """
+    if not isinstance(spec.action, Discrete):
+        raise UnsupportedEnvironment(
+            f"agent {name} supports discrete actions only, and {spec.id} has actions: {spec.action}"
+        )
+    if not hasattr(spec.observation, "shape"):
+        raise UnsupportedEnvironment(
+            f"agent {name} supports one array as observation, and {spec.id} gives: {spec.observation}"
+        )

@@ -1,0 +1,313 @@
+"""Muesli: policy optimisation with a learned model and one-step look-ahead.
+
+"Muesli: Combining Improvements in Policy Optimization" by Hessel et al. 2021 (https://arxiv.org/abs/2104.06159).
+Equation numbers are that paper's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import BaseModel, ConfigDict, Field
+
+from bircher.agents import terms
+from bircher.agents.base import Agent, Mode, require_discrete
+from bircher.models.model import Model, ModelConfig
+from bircher.models.statistics import ObservationStatistics
+from bircher.ops import distributions, improvement, losses, returns
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+
+
+class CMPOConfig(BaseModel):
+    """The clipped MPO target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip_bound: float = Field(1.0, gt=0)
+    """c of equation 7."""
+    samples: int = Field(0, ge=0)
+    """0 takes the exact policy over all actions; N samples N actions from the prior (the paper: 16)."""
+    baseline: Literal["value", "expected_q"] = "value"
+    """What q^ is compared with: v^_prior (the paper) or the prior's expectation of q^."""
+
+
+class PriorConfig(BaseModel):
+    """The mixture that makes the prior policy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    behaviour_share: float = Field(0.03, ge=0, le=1)
+    uniform_share: float = Field(0.003, ge=0, le=1)
+
+
+class RetraceConfig(BaseModel):
+    """The multi-step return."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lambda_: float = Field(0.95, ge=0, le=1, alias="lambda")
+
+
+class AdvantageConfig(BaseModel):
+    """The scale that advantages are divided by (section 4.5)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """beta_var of the moving second moment."""
+    epsilon: float = Field(1e-12, gt=0)
+
+
+class MuesliConfig(BaseModel):
+    """Muesli's own settings; the defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["muesli"] = "muesli"
+    discount: float = Field(0.995, ge=0, le=1)
+    """gamma for each environment step."""
+    cmpo: CMPOConfig = CMPOConfig()
+    prior: PriorConfig = PriorConfig()
+    retrace: RetraceConfig = RetraceConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    target_update_rate: float = Field(0.1, gt=0, le=1)
+    """How far the target network moves towards the online one at each update."""
+    acts_with: Literal["target", "online"] = "target"
+    """Which network acts, in training and evaluation."""
+    normalise_observations: bool = False
+    """Whether observations are scaled by their running mean and deviation."""
+
+
+class Term(BaseModel):
+    """Weight and switch of one loss term."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(1.0, ge=0)
+    enabled: bool = True
+
+
+class MuesliLosses(BaseModel):
+    """Muesli's loss terms in their order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy_gradient: Term = Term()
+    cmpo: Term = Term()
+    model_policy: Term = Term()
+    value: Term = Term(weight=0.25)
+    model_value: Term = Term(weight=0.25)
+    model_reward: Term = Term()
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each enabled term."""
+        return {name: term.weight for name, term in self if term.enabled}
+
+
+class MuesliState(eqx.Module):
+    """What Muesli keeps beside its parameters."""
+
+    normaliser: improvement.AdvantageNormaliser
+    statistics: ObservationStatistics | None
+
+
+def make(config: MuesliConfig, model_config: ModelConfig, loss_config: MuesliLosses) -> Agent:
+    """Muesli as a tuple of pure functions.  A second call with equal configurations gives an equal agent."""
+    weights = loss_config.weights()
+
+    def init(key: Key, spec: EnvSpec) -> Policy:
+        require_discrete("muesli", spec)
+        statistics = ObservationStatistics.zero(spec) if config.normalise_observations else None
+        return Policy(Model(spec, model_config, key), MuesliState(improvement.AdvantageNormaliser.zero(), statistics))
+
+    def start(batch_size: int) -> tuple:
+        del batch_size  # no memory
+        return ()
+
+    def act(
+        policy: Policy, carry: tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, tuple]:
+        del progress
+        model: Model = policy.params
+        latent = model.represent(_normalised(policy.state, timestep.observation))
+        logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
+        action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
+        return ActOutput(action.astype(jnp.int32), {"behaviour_logits": logits}), carry
+
+    def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
+        return muesli_targets(config, policy, batch, key)
+
+    def loss(
+        params: Model, state: MuesliState, batch: Batch, target: Targets, key: Key
+    ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+        del key
+        return muesli_loss(config, model_config, frozenset(weights), params, state, batch, target)
+
+    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target")
+
+
+def _normalised(state: MuesliState, observation: Array) -> Array:
+    observation = observation.astype(jnp.float32)
+    return observation if state.statistics is None else state.statistics.normalise(observation)
+
+
+def episode_ends(trajectory: Trajectory) -> Array:
+    """[B, T + 1]: rows whose action leads nowhere: last rows, and rows before a row that is first.
+
+    The second kind is a seam: after a resume a ring looks whole and is not.
+    """
+    following_first = jnp.pad(trajectory.first[:, 1:], ((0, 0), (0, 1)))
+    return trajectory.last | following_first
+
+
+def muesli_targets(config: MuesliConfig, policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
+    """One-step look-ahead, Retrace, normalised advantages and the CMPO policy, from the target network.
+
+    `Targets.policy` covers all T + 1 rows, for the model's unroll may end on the last; the others T.
+    """
+    model: Model = policy.params
+    rows = batch.trajectory
+    ends = episode_ends(rows)
+    mask = ~ends[:, :-1]
+    state = _observe(policy.state, rows, mask)
+
+    latent = model.represent(_normalised(state, rows.observation))
+    prediction = model.predict(latent)
+    v_prior = model.support.mean(prediction.value_logits)
+    q = model.look_ahead(latent, config.discount)
+    behaviour_logits = rows.extras["behaviour_logits"]
+    prior = distributions.mixture_prior(
+        prediction.policy_logits, behaviour_logits, rows.legal_actions,
+        config.prior.behaviour_share, config.prior.uniform_share,
+    )  # fmt: skip
+    expected_q = (prior * q).sum(-1)
+
+    # A sequence's last row belongs to what follows: `retrace` drops its trace itself.
+    behaviour = jax.nn.softmax(behaviour_logits)
+    ratio = distributions.select(prior, rows.action) / distributions.select(behaviour, rows.action)
+    c = jnp.where(ends, 0.0, config.retrace.lambda_ * jnp.minimum(ratio, 1.0))
+    value = jax.vmap(returns.retrace)(
+        rows.reward[:, 1:],
+        config.discount * rows.discount[:, 1:],
+        distributions.select(q, rows.action)[:, 1:],
+        expected_q[:, 1:],
+        c[:, 1:],
+    )
+    raw_advantage = value - v_prior[:, :-1]
+    normaliser = state.normaliser.update(raw_advantage, mask, config.advantage.decay)
+    scale = normaliser.scale(config.advantage.epsilon)
+
+    baseline = expected_q if config.cmpo.baseline == "expected_q" else v_prior
+    q_advantage = (q - baseline[..., None]) / scale
+    if config.cmpo.samples:
+        target = improvement.sampled_cmpo_target(key, prior, q_advantage, config.cmpo.clip_bound, config.cmpo.samples)
+    else:
+        target = improvement.exact_target(improvement.cmpo_policy(prior, q_advantage, config.cmpo.clip_bound))
+    result = Targets(
+        value=value,
+        reward=rows.reward[:, 1:],
+        advantage=raw_advantage / scale,
+        policy=target,
+        mask=mask,
+        priority=jnp.abs(jnp.where(mask, raw_advantage, 0.0)).max(-1),
+        extras={"prior": prior, "q_advantage": q_advantage, "advantage_scale": scale},
+    )
+    return jax.lax.stop_gradient(result), MuesliState(normaliser, state.statistics)
+
+
+def _observe(state: MuesliState, rows: Trajectory, mask: Array) -> MuesliState:
+    if state.statistics is None:
+        return state
+    return MuesliState(state.normaliser, state.statistics.update(rows.observation[:, :-1], mask))
+
+
+def unroll(model: Model, latent: Array, rows: Trajectory, target: Targets, unroll_steps: int) -> terms.Unrolled:
+    """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
+
+    Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
+    on a terminal row, towards 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
+    return.  Policy: rows where an action counts.
+    """
+    length = target.value.shape[1]
+    depths = unroll_steps + 1
+    ends = episode_ends(rows)
+    open_rows = terms.windows(~ends, depths, length)
+    # reached[k]: rows t … t + k - 1 all lead somewhere.
+    reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
+    in_range = (jnp.arange(depths)[:, None] + jnp.arange(length))[:, None, :]
+    terminal = terms.windows(rows.terminal, depths, length)
+    has_return = terms.windows(target.mask, depths, length)
+
+    latents = model.unroll(latent, terms.windows(rows.action, unroll_steps, length))
+    following = latents
+    latents = jnp.concatenate([latent[None], latents])
+    policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
+    return terms.Unrolled(
+        prediction=model.predict(latents),
+        reward_logits=model.reward_logits(following),
+        policy=terms.windows(policy, depths, length),
+        policy_mask=reached & open_rows & (in_range <= length),
+        value=terms.windows(target.value, depths, length) * has_return,
+        value_mask=reached & (has_return | terminal),
+        reward=terms.windows(target.reward, unroll_steps, length),
+        reward_mask=reached[1:] & (in_range[1:] <= length),
+    )
+
+
+def muesli_loss(
+    config: MuesliConfig,
+    model_config: ModelConfig,
+    enabled: frozenset[str],
+    model: Model,
+    state: MuesliState,
+    batch: Batch,
+    target: Targets,
+) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+    """The enabled terms of equations 9 and 13, and what to log of them."""
+    rows = batch.trajectory
+    latent = model.represent(_normalised(state, rows.observation[:, :-1]))
+    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps)
+    logits = unrolled.prediction.policy_logits[0]
+    builders = {
+        "policy_gradient": lambda: terms.policy_gradient(
+            logits, rows.action[:, :-1], rows.extras["behaviour_logits"][:, :-1], target.advantage
+        ),
+        "cmpo": lambda: terms.cmpo(unrolled),
+        "model_policy": lambda: terms.model_policy(unrolled),
+        "value": lambda: terms.value(unrolled, model.support),
+        "model_value": lambda: terms.model_value(unrolled, model.support),
+        "model_reward": lambda: terms.model_reward(unrolled, model.support),
+    }
+    metrics = diagnostics(config, model, rows, unrolled, target)
+    return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
+
+
+def diagnostics(
+    config: MuesliConfig, model: Model, rows: Trajectory, unrolled: terms.Unrolled, target: Targets
+) -> dict[str, Array]:
+    """What tells whether the targets are sound; each a mean over valid rows."""
+
+    def mean(values: Array) -> Array:
+        return losses.masked_mean(values, target.mask)
+
+    prior = target.extras["prior"][:, :-1]
+    q_advantage = target.extras["q_advantage"][:, :-1]
+    value = model.support.mean(unrolled.prediction.value_logits[0])
+    error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
+    spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
+    overflow = model.support.overflow(target.value) | model.support.overflow(target.reward)
+    return {
+        "act/entropy": mean(distributions.entropy(unrolled.prediction.policy_logits[0])),
+        "target/value_mean": mean(target.value),
+        "target/advantage_scale": target.extras["advantage_scale"],
+        "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
+        "target/clipped_advantages": mean((jnp.abs(q_advantage) > config.cmpo.clip_bound).mean(-1)),
+        "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
+        "target/support_overflow": mean(overflow.astype(jnp.float32)),
+        "target/explained_variance": 1.0 - error / jnp.maximum(spread, 1e-8),
+        "target/valid_share": target.mask.mean(),
+    }

@@ -1,0 +1,94 @@
+"""Rollout, then learn: two programs, or one scan over both where the environment is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bircher import actor, learner
+from bircher.actor import ActorState, Tally
+from bircher.agents.base import Agent
+from bircher.envs.base import Env
+from bircher.learner import Learner, TrainState
+
+
+class Progress(eqx.Module):
+    """Sums over the iterations since they were last read; on the device, so that nothing waits for Python."""
+
+    iterations: Int[Array, ""]
+    tally: Tally
+    metrics: dict[str, Float[Array, ""]]
+    failed_at: Int[Array, ""]
+    """Environment steps of the run when an environment first failed; -1 while none did."""
+
+
+class Programs(NamedTuple):
+    """`advance` runs a number of iterations and returns without waiting for them."""
+
+    advance: Callable[[TrainState, ActorState, Progress, int], tuple[TrainState, ActorState, Progress]]
+    """(train, actor, progress, iterations); its arguments' buffers are donated"""
+    fresh_progress: Callable[[TrainState, ActorState], Progress]
+    """zeros of the right shapes; traces, does not compile"""
+
+
+def _add(progress: Progress, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
+    total = jax.tree.map(jnp.add, progress.tally, tally)
+    newly = (progress.tally.failed < 0) & (tally.failed >= 0)
+    total = eqx.tree_at(
+        lambda t: t.failed, total, jnp.where(progress.tally.failed >= 0, progress.tally.failed, tally.failed)
+    )
+    return Progress(
+        progress.iterations + 1,
+        total,
+        jax.tree.map(jnp.add, progress.metrics, metrics),
+        jnp.where(newly, env_steps, progress.failed_at),
+    )
+
+
+def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_steps: int) -> Programs:
+    """Programs for one agent, environment and learner."""
+
+    def collect(policy, actor_state: ActorState, counters):
+        progress = counters.env_steps / total_steps
+        return actor.rollout(agent, env, policy, actor_state, rollout_length, progress)
+
+    def learn_from(train: TrainState, progress: Progress, rollout, tally: Tally):
+        train, metrics = learn.learn(train, rollout, tally)
+        return train, _add(progress, tally, metrics, train.counters.env_steps)
+
+    def iterate(train: TrainState, actor_state: ActorState, progress: Progress):
+        policy = learner.acting_policy(agent, train)
+        actor_state, rollout, tally = collect(policy, actor_state, train.counters)
+        train, progress = learn_from(train, progress, rollout, tally)
+        return train, actor_state, progress
+
+    def fresh_progress(train: TrainState, actor_state: ActorState) -> Progress:
+        _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
+        _, metrics = jax.eval_shape(learn.learn, train, rollout, tally)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (tally, metrics))
+        tally = eqx.tree_at(lambda t: t.failed, zeros[0], jnp.full((), -1, jnp.int32))
+        return Progress(jnp.zeros((), jnp.int32), tally, zeros[1], jnp.full((), -1, jnp.int32))
+
+    if env.pure:
+
+        def chunk(train, actor_state, progress, iterations):
+            return jax.lax.fori_loop(0, iterations, lambda _, carry: iterate(*carry), (train, actor_state, progress))
+
+        advance = jax.jit(chunk, donate_argnums=(0, 1, 2))
+    else:
+        collect_program = jax.jit(collect, donate_argnums=1)
+        learn_program = jax.jit(learn_from, donate_argnums=(0, 1))
+
+        def advance(train, actor_state, progress, iterations):
+            for _ in range(iterations):
+                policy = learner.acting_policy(agent, train)
+                actor_state, rollout, tally = collect_program(policy, actor_state, train.counters)
+                train, progress = learn_program(train, progress, rollout, tally)
+            return train, actor_state, progress
+
+    return Programs(advance, fresh_progress)

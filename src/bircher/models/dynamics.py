@@ -1,0 +1,45 @@
+"""Transitions of the latent under an action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+import equinox as eqx
+
+from bircher.models.layers import MLP, Linear, scale_latent
+from bircher.types import Key
+
+
+class DynamicsMLP(eqx.Module):
+    """Next latent = scaled(latent + MLP(latent, action)).
+
+    The first layer is split in a part of the latent and a row for each action: the same numbers as a layer
+    over [latent, one-hot action], but a look-ahead over all actions multiplies the latent once.
+    """
+
+    from_latent: Linear
+    from_action: Float[Array, "A width"]
+    rest: MLP
+
+    def __init__(self, latent_width: int, num_actions: int, widths: Sequence[int], key: Key):
+        latent_key, action_key, rest_key = jax.random.split(key, 3)
+        self.from_latent = Linear(latent_width, widths[0], latent_key, scale=2.0)
+        self.from_action = jax.random.normal(action_key, (num_actions, widths[0])) * 0.5
+        # Small last layer: a transition begins near the identity.
+        self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
+
+    def _finish(self, latent: Float[Array, "*B latent"], hidden: Float[Array, "*B width"]) -> Float[Array, "*B latent"]:
+        return scale_latent(latent + self.rest(jax.nn.relu(hidden)))
+
+    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+        one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=latent.dtype)
+        return self._finish(latent, self.from_latent(latent) + one_hot @ self.from_action)
+
+    def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
+        """The next latent for every action."""
+        hidden = self.from_latent(latent)[..., None, :] + self.from_action
+        return self._finish(latent[..., None, :], hidden)

@@ -1,0 +1,113 @@
+"""The learned model: represent, step and predict, the papers' h, g and f."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bircher.models.dynamics import DynamicsMLP
+from bircher.models.heads import Heads
+from bircher.models.torsos import make_torso
+from bircher.ops.transforms import Support, scale_gradient
+from bircher.types import EnvSpec, Key, Prediction
+
+
+class ModelConfig(BaseModel):
+    """The network and how far its model is unrolled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    torso: Literal["auto", "mlp", "small_cnn"] = "auto"
+    """`auto` takes the convolution for observations of three axes and the MLP for the rest."""
+    torso_widths: tuple[int, ...] = (128,)
+    """Hidden layers between the observation and the latent."""
+    latent_width: int = Field(128, gt=0)
+    dynamics_widths: tuple[int, ...] = (128,)
+    """Hidden layers of the transition from a latent and an action to the next latent."""
+    head_widths: tuple[int, ...] = ()
+    """Hidden layers of each head."""
+    channels: int = Field(16, gt=0)
+    """Channels of the small convolution."""
+    unroll_steps: int = Field(5, ge=1)
+    """K, the steps that the model is unrolled in the loss (Muesli: 5)."""
+    num_atoms: int = Field(601, ge=2)
+    """Atoms of value and reward (papers: 601)."""
+    support: float = Field(300.0, gt=0)
+    """The atoms lie on [-support, support] of h(x) (papers: 300)."""
+    transform: bool = True
+    """Whether values and rewards pass the signed hyperbolic h before they become categories."""
+    latent_gradient_scale: float = Field(0.5, ge=0.0, le=1.0)
+    """Scale of the gradient into the latent that enters each dynamics step (MuZero: 1/2)."""
+
+    @model_validator(mode="after")
+    def _widths_positive(self) -> ModelConfig:
+        for name in ("torso_widths", "dynamics_widths", "head_widths"):
+            if any(width <= 0 for width in getattr(self, name)):
+                raise ValueError(f"{name} must hold positive widths, not {list(getattr(self, name))}")
+        if not self.dynamics_widths:
+            raise ValueError("dynamics_widths must hold at least one width")
+        return self
+
+    def make_support(self) -> Support:
+        """The atoms as an object."""
+        return Support(-self.support, self.support, self.num_atoms, self.transform)
+
+
+class Model(eqx.Module):
+    """Parameters of representation, dynamics and prediction; every leaf is an array."""
+
+    representation: eqx.Module
+    dynamics: DynamicsMLP
+    heads: Heads
+    support: Support
+    latent_gradient_scale: float = eqx.field(static=True)
+
+    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key):
+        torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
+        self.representation = make_torso(
+            spec, config.torso, config.torso_widths, config.latent_width, config.channels, torso_key
+        )
+        self.dynamics = DynamicsMLP(config.latent_width, spec.num_actions, config.dynamics_widths, dynamics_key)
+        self.heads = Heads(config.latent_width, spec.num_actions, config.num_atoms, config.head_widths, heads_key)
+        self.support = config.make_support()
+        self.latent_gradient_scale = config.latent_gradient_scale
+
+    def represent(self, observation: Float[Array, "*B observation"]) -> Float[Array, "*B latent"]:
+        """h: the latent of an observation, in [-1, 1]."""
+        return self.representation(observation)  # type: ignore[operator]
+
+    def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+        """g: the latent after an action; its reward is `reward_logits` of the result."""
+        return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
+
+    def reward_logits(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B atoms"]:
+        """Categorical reward got on arriving in a latent that `step` returned."""
+        return self.heads.reward(latent)
+
+    def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
+        """f: logits of policy and value in a latent."""
+        return Prediction(self.heads.policy(latent), self.heads.value(latent))
+
+    def unroll(
+        self, latent: Float[Array, "*B latent"], actions: Int[Array, "K *B"]
+    ) -> Float[Array, "K *B latent"]:
+        """The latents after each of K actions, from a latent onwards."""
+
+        def step(latent, action):
+            latent = self.step(latent, action)
+            return latent, latent
+
+        # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
+        return jax.lax.scan(step, latent, actions, unroll=len(actions))[1]
+
+    def look_ahead(self, latent: Float[Array, "*B latent"], discount: float) -> Float[Array, "*B A"]:
+        """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14)."""
+        following = self.dynamics.all_actions(latent)
+        reward = self.support.mean(self.heads.reward(following))
+        value = self.support.mean(self.heads.value(following))
+        return reward + discount * value

@@ -1,0 +1,41 @@
+"""Running mean and deviation of observations."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from bircher.types import EnvSpec
+
+
+class ObservationStatistics(eqx.Module):
+    """Mean and second central moment of every observation seen, merged batch by batch (Chan et al. 1979)."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, "*observation"]
+    variance: Float[Array, "*observation"]
+
+    @classmethod
+    def zero(cls, spec: EnvSpec) -> ObservationStatistics:
+        """Statistics before anything was seen: observations pass unchanged."""
+        shape = spec.observation.shape
+        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+    def update(self, observation: Float[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
+        """Merge the rows in `mask`."""
+        weight = mask.reshape(*mask.shape, *(1,) * (observation.ndim - 2)).astype(jnp.float32)
+        count = mask.sum()
+        safe = jnp.maximum(count, 1.0)
+        x = observation.astype(jnp.float32)
+        mean = (x * weight).sum((0, 1)) / safe
+        variance = (jnp.square(x - mean) * weight).sum((0, 1)) / safe
+        total = self.count + count
+        share = count / jnp.maximum(total, 1.0)
+        difference = mean - self.mean
+        merged = self.variance * (1 - share) + variance * share + jnp.square(difference) * share * (1 - share)
+        return ObservationStatistics(total, self.mean + difference * share, merged)
+
+    def normalise(self, observation: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """(x - mean) / deviation, cut at 10 deviations."""
+        return jnp.clip((observation - self.mean) / jnp.sqrt(self.variance + 1e-8), -10.0, 10.0)

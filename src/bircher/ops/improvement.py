@@ -1,0 +1,105 @@
+"""Policy improvement: a prior reshaped by advantages, and the scale that advantages are measured in.
+
+"Muesli: Combining Improvements in Policy Optimization" by Hessel et al. 2021 (https://arxiv.org/abs/2104.06159).
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from bircher.types import Key, PolicyTarget
+
+
+def cmpo_policy(
+    prior: Float[Array, "*B A"], advantage: Float[Array, "*B A"], clip_bound: float
+) -> Float[Array, "*B A"]:
+    """Clipped MPO policy, pi_CMPO(a) = pi_prior(a) exp(clip(adv(a), -c, c)) / z (equation 7).
+
+    Its total variation from the prior is at most tanh(c / 2), whatever the number of actions (theorem 4.1).
+
+    Args:
+      prior: probabilities.
+      advantage: q^(s, a) - v^(s) *for each action*; one advantage per state would cancel in z.
+      clip_bound: c.
+    """
+    if prior.shape != advantage.shape:
+        raise ValueError(
+            f"CMPO needs one advantage per action: the prior has shape {prior.shape}, the advantages {advantage.shape}"
+        )
+    weights = prior * jnp.exp(jnp.clip(advantage, -clip_bound, clip_bound))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def exact_target(probabilities: Float[Array, "*B A"]) -> PolicyTarget:
+    """A full policy as weights on every action."""
+    actions = jnp.broadcast_to(jnp.arange(probabilities.shape[-1]), probabilities.shape)
+    return PolicyTarget(actions, probabilities)
+
+
+def sampled_cmpo_weights(
+    advantage: Float[Array, "*B N"], clip_bound: float, z_init: float = 1.0
+) -> Float[Array, "*B N"]:
+    """Weights of N actions drawn from the prior, exp(clip(adv_i)) / (N z_i) (equations 11 and 12).
+
+    z_i = (z_init + sum over k != i of exp(clip(adv_k))) / N leaves the action's own sample out.  Consistent,
+    not unbiased: the weights' sum tends to 1 as N grows.
+    """
+    exponentials = jnp.exp(jnp.clip(advantage, -clip_bound, clip_bound))
+    num_samples = advantage.shape[-1]
+    z = (z_init + exponentials.sum(-1, keepdims=True) - exponentials) / num_samples
+    return exponentials / (num_samples * z)
+
+
+def sampled_cmpo_target(
+    key: Key,
+    prior: Float[Array, "*B A"],
+    advantage: Float[Array, "*B A"],
+    clip_bound: float,
+    num_samples: int,
+) -> PolicyTarget:
+    """CMPO by `num_samples` actions from the prior, for sampled distillation (equation 11)."""
+    shape = (num_samples, *prior.shape[:-1])
+    actions = jnp.moveaxis(jax.random.categorical(key, jnp.log(prior), shape=shape), 0, -1)
+    sampled = jnp.take_along_axis(advantage, actions, axis=-1)
+    return PolicyTarget(actions, sampled_cmpo_weights(sampled, clip_bound))
+
+
+def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
+    """The target's weight on each action; repeated samples add up."""
+    return (jax.nn.one_hot(target.actions, num_actions) * target.weights[..., None]).sum(-2)
+
+
+class AdvantageNormaliser(eqx.Module):
+    """Moving second moment of G^v - v^_prior, by whose root both terms' advantages are divided (section 4.5).
+
+    No mean is subtracted; bias correction as in Adam; one number for all.
+    """
+
+    second_moment: Float[Array, ""]
+    decay_product: Float[Array, ""]
+    """beta^n, for the bias correction."""
+
+    @classmethod
+    def zero(cls) -> AdvantageNormaliser:
+        """The state before any advantage was seen."""
+        return cls(jnp.zeros(()), jnp.ones(()))
+
+    def update(
+        self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float
+    ) -> AdvantageNormaliser:
+        """One step of the moving average over the rows in `mask`; unchanged where none is valid."""
+        count = mask.sum()
+        moment = jnp.where(mask, jnp.square(advantage), 0.0).sum() / jnp.maximum(count, 1)
+        rate = jnp.where(count > 0, 1.0 - decay, 0.0)
+        return AdvantageNormaliser(
+            self.second_moment + rate * (moment - self.second_moment), self.decay_product * (1.0 - rate)
+        )
+
+    def scale(self, epsilon: float) -> Float[Array, ""]:
+        """What an advantage is divided by; 1 before the first update."""
+        correction = 1.0 - self.decay_product
+        corrected = self.second_moment / jnp.where(correction > 0, correction, 1.0)
+        return jnp.where(correction > 0, jnp.sqrt(corrected + epsilon), 1.0)

@@ -1,0 +1,87 @@
+"""Scalars as categorical distributions: the signed hyperbolic transform and exact two-hot targets.
+
+"Observe and Look Further: Achieving Consistent Performance on Atari" by Pohlen et al. 2018
+(https://arxiv.org/abs/1805.11593) for h; the two-hot form as in MuZero, appendix F.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+EPSILON = 1e-3
+"""Slope that h keeps at infinity, which makes it invertible."""
+
+
+def signed_hyperbolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Float[Array, "*shape"]:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + epsilon x."""
+    # x / (sqrt(|x| + 1) + 1) is the same number without the cancellation near 0.
+    return x / (jnp.sqrt(jnp.abs(x) + 1) + 1) + epsilon * x
+
+
+def signed_parabolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Float[Array, "*shape"]:
+    """The inverse of `signed_hyperbolic`."""
+    if epsilon == 0.0:
+        return jnp.sign(x) * (jnp.square(jnp.abs(x) + 1) - 1)
+    magnitude = jnp.abs(x)
+    # The root r = sqrt(|y| + 1) solves epsilon r^2 + r = |x| + 1 + epsilon; the form below does not cancel.
+    c = magnitude + 1 + epsilon
+    root = 2 * c / (1 + jnp.sqrt(1 + 4 * epsilon * c))
+    return jnp.sign(x) * jnp.maximum(root * root - 1, 0.0)
+
+
+class Support(eqx.Module):
+    """Atoms evenly spaced on [low, high] of h(x), and the two directions between them and scalars."""
+
+    low: float = eqx.field(static=True)
+    high: float = eqx.field(static=True)
+    num_atoms: int = eqx.field(static=True)
+    transform: bool = eqx.field(static=True, default=True)
+    """False leaves out h, so that the atoms are values themselves."""
+
+    @property
+    def atoms(self) -> Float[Array, " atoms"]:
+        """The atoms, in units of h(x)."""
+        return jnp.linspace(self.low, self.high, self.num_atoms, dtype=jnp.float32)
+
+    @property
+    def width(self) -> float:
+        """Distance between neighbouring atoms."""
+        return (self.high - self.low) / (self.num_atoms - 1)
+
+    def scale(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """A scalar in the atoms' units."""
+        return signed_hyperbolic(x) if self.transform else x
+
+    def two_hot(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape atoms"]:
+        """Weights on the two atoms around h(x) whose expectation is h(x); beyond the ends, on the end."""
+        scaled = jnp.clip(self.scale(x), self.low, self.high)
+        # A triangular kernel on an even grid is the two-hot vector: dense, so that it fuses with its consumer.
+        distance = (scaled[..., None] - self.low) / self.width - jnp.arange(self.num_atoms, dtype=jnp.float32)
+        return jnp.maximum(1.0 - jnp.abs(distance), 0.0)
+
+    def mean(self, logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
+        """The scalar of a categorical prediction: h^-1 of the expected atom, in this order."""
+        probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+        # Mirrored atoms are added first, so that equal logits give exactly 0 on a symmetric support.
+        weighted = probabilities * self.atoms
+        half = self.num_atoms // 2
+        mirrored = weighted[..., :half] + weighted[..., ::-1][..., :half]
+        expected = mirrored.sum(-1)
+        if self.num_atoms % 2:
+            expected = expected + weighted[..., half]
+        return signed_parabolic(expected) if self.transform else expected
+
+    def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """True where a target lies beyond the support and is clipped to its end."""
+        scaled = self.scale(x)
+        return (scaled < self.low) | (scaled > self.high)
+
+
+def scale_gradient(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:
+    """x, with the gradient that flows back through it multiplied by `scale` (MuZero, appendix G)."""
+    if scale == 1.0:
+        return x
+    return x * scale + jax.lax.stop_gradient(x) * (1.0 - scale)
