@@ -1,0 +1,261 @@
+"""The environment protocol: pure functions of a state, B environments at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from bircher.types import Continuous, Discrete, EnvSpec, TimeStep, Unsupported
+
+EnvState = Any
+"""Arrays that a program threads through ``step``: the state of a pure environment, a handle of others."""
+
+
+Actions = Int[Array, " B"] | Float[Array, "B *shape"]
+"""Actions of B environments: numbers of discrete ones, or vectors of continuous ones."""
+
+
+class UnknownEnvironment(ValueError):
+    """No environment of this name; the message gives the nearest names."""
+
+
+class UnsupportedEnvironment(ValueError):
+    """The environment exists, but its spaces, options or backend cannot be used as asked."""
+
+
+@runtime_checkable
+class Env(Protocol):
+    """B environments stepped together.
+
+    After a ``last`` row the next ``step`` ignores the action given and returns the ``first`` row of a
+    new episode, with reward 0 and discount 1; so an episode of n actions is n + 1 rows everywhere.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+    pure: bool
+    """True where the state holds plain arrays only: it may then be saved, copied and scanned over."""
+
+    def reset(self) -> tuple[EnvState, TimeStep]:
+        """Start every environment anew, with the seeds the environment was made with; first rows.
+
+        Not to be traced. A pure environment gives the same rows at every call; others must not be stepped by a running
+        program meanwhile, and EnvPool's go on with their random numbers instead of starting over.
+        """
+        ...
+
+    def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
+        """One row further; may be traced."""
+        ...
+
+    def close(self) -> None:
+        """Free what the environment holds outside the program."""
+        ...
+
+
+def array_dtype(dtype: Any) -> np.dtype:
+    """The type an observation has on the device: bool and uint8 stay, floats float32, other integers int32."""
+    dtype = np.dtype(dtype)
+    if dtype in (np.dtype(np.bool_), np.dtype(np.uint8)):
+        return dtype
+    return np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else np.int32)
+
+
+def num_legal(spec: EnvSpec) -> int:
+    """Width of ``legal_actions``: the number of discrete actions, 0 for every other action space."""
+    return spec.action.num_actions if isinstance(spec.action, Discrete) else 0
+
+
+def row(
+    spec: EnvSpec,
+    observation: PyTree[Array],
+    reward: Float[Array, " B"],
+    *,
+    first: Bool[Array, " B"],
+    terminal: Bool[Array, " B"],
+    truncated: Bool[Array, " B"],
+    legal_actions: Bool[Array, "B A"] | None = None,
+    failed: Bool[Array, " B"] | None = None,
+) -> TimeStep:
+    """The row that an adapter returns, with types and the conventions for reset rows enforced in one place.
+
+    ``terminal`` wins where an episode died on its last allowed step; a first row has no past, so its
+    reward is 0, its discount 1 and it is not last, whatever the environment said. ``legal_actions`` defaults to all.
+    """
+    terminal = terminal & ~first
+    last = (terminal | truncated) & ~first
+    if legal_actions is None:
+        legal_actions = jnp.ones((*first.shape, num_legal(spec)), bool)
+    return TimeStep(
+        observation=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), observation, spec.observation),
+        reward=jnp.where(first, 0.0, reward).astype(jnp.float32),
+        discount=1.0 - terminal.astype(jnp.float32),
+        first=first,
+        last=last,
+        terminal=terminal,
+        legal_actions=legal_actions,
+        failed=jnp.zeros_like(first) if failed is None else failed,
+    )
+
+
+class StackState(NamedTuple):
+    """The wrapped environment's state beside the last n observations, joined."""
+
+    inner: EnvState
+    observation: PyTree[Array]
+
+
+class StackedEnv:
+    """An environment whose rows hold its last n observations; see ``stack_observations``."""
+
+    def __init__(self, env: Env, n: int):
+        if isinstance(env.spec.observation, Unsupported):
+            raise UnsupportedEnvironment(f"{env.spec.id} cannot be stacked: {env.spec.observation} is not supported")
+        scalar = [leaf for leaf in jax.tree.leaves(env.spec.observation) if not leaf.shape]
+        if n < 1 or scalar:
+            raise UnsupportedEnvironment(f"{env.spec.id} cannot be stacked {n} times along the last axis")
+        self.env, self.n = env, n
+        self.num_envs, self.pure = env.num_envs, env.pure
+        self.spec = env.spec._replace(
+            observation=jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], n * leaf.shape[-1]), leaf.dtype),
+                env.spec.observation,
+            )
+        )
+
+    def reset(self) -> tuple[StackState, TimeStep]:
+        """Start anew: n copies of each first observation."""
+        state, timestep = self.env.reset()
+        observation = jax.tree.map(self._copies, timestep.observation)
+        # Memory of its own: a program that is given state and row cannot take one array twice.
+        return StackState(state, jax.tree.map(jnp.copy, observation)), timestep._replace(observation=observation)
+
+    def step(self, state: StackState, action: Actions) -> tuple[StackState, TimeStep]:
+        """One row further: the oldest observation goes, the new one is joined on; on a first row n copies of it."""
+        inner, timestep = self.env.step(state.inner, action)
+
+        def join(old: Array, new: Array) -> Array:
+            first = timestep.first.reshape(-1, *[1] * (new.ndim - 1))
+            moved = jnp.concatenate([old[..., new.shape[-1] :], new], axis=-1)
+            return jnp.where(first, self._copies(new), moved)
+
+        observation = jax.tree.map(join, state.observation, timestep.observation)
+        return StackState(inner, observation), timestep._replace(observation=observation)
+
+    def failure(self) -> str | None:
+        """What went wrong in the wrapped environment; None while all is well, or where nothing can."""
+        return failure(self.env)
+
+    def close(self) -> None:
+        """Close the wrapped environment."""
+        self.env.close()
+
+    def _copies(self, observation: Array) -> Array:
+        return jnp.concatenate([observation] * self.n, axis=-1)
+
+
+def stack_observations(env: Env, n: int) -> Env:
+    """The environment with its last n observations joined along the last axis, oldest first.
+
+    Vectors are concatenated, images gain channels. A first row, which has no past, holds n copies of itself, so that
+    nothing of the episode before is seen. Raises UnsupportedEnvironment for observations without an axis.
+    """
+    return StackedEnv(env, n)
+
+
+def failure(env: Env) -> str | None:
+    """What an environment that ran into an exception says of it, or None."""
+    tell = getattr(env, "failure", None)
+    return tell() if tell is not None else None
+
+
+class EnvContractError(AssertionError):
+    """An environment that does not keep the protocol; the message says which environment, row and field."""
+
+
+def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
+    """Step an environment with random legal actions and hold every row against its specification and the protocol.
+
+    Raises EnvContractError at the first breach. Spaces that cannot be stepped (``Unsupported``) are checked as far as
+    they go: an observation not at all, an action space only at the reset.
+    """
+    if env.num_envs < 1:
+        raise EnvContractError(f"{env.spec.id}: num_envs is {env.num_envs}, expected at least 1")
+    for part in (env.spec.observation, env.spec.action):
+        if isinstance(part, Unsupported) and not part.description:
+            raise EnvContractError(f"{env.spec.id}: an unsupported space needs a description")
+    if isinstance(env.spec.observation, Unsupported):
+        return
+    state, timestep = env.reset()
+    before = _check_row(env, timestep, None, 0)
+    if not before.first.all():
+        raise EnvContractError(f"{env.spec.id}: reset gives rows that are not first")
+    if isinstance(env.spec.action, Unsupported):
+        return
+    step = jax.jit(lambda key, state, timestep: env.step(state, random_actions(env.spec, key, timestep)))
+    shapes = jax.tree.map(jnp.shape, state)
+    for index, key in enumerate(jax.random.split(jax.random.key(seed), steps), start=1):
+        state, timestep = step(key, state, timestep)
+        if jax.tree.map(jnp.shape, state) != shapes:
+            raise EnvContractError(f"{env.spec.id}: the state changes its shape at row {index}, so no scan can hold it")
+        before = _check_row(env, timestep, before, index)
+
+
+def random_actions(spec: EnvSpec, key: jax.Array, timestep: TimeStep) -> jax.Array:
+    """Uniform actions for each of B rows: among the legal ones, or between the bounds and -1 and 1.
+
+    Shape [B] for discrete actions, [B, *shape] for continuous ones.
+    """
+    if isinstance(spec.action, Discrete):
+        # A last row asks for none, and may have no legal action left.
+        some = timestep.legal_actions | ~timestep.legal_actions.any(-1, keepdims=True)
+        return jax.random.categorical(key, jnp.where(some, 0.0, -jnp.inf))
+    if not isinstance(spec.action, Continuous):
+        raise TypeError(f"{spec.id} has no actions that can be drawn: {spec.action}")
+    low, high = (np.asarray(bound).reshape(spec.action.shape) for bound in (spec.action.low, spec.action.high))
+    low, high = np.maximum(low, -1.0), np.minimum(high, 1.0)
+    return jax.random.uniform(key, (*timestep.first.shape, *spec.action.shape), minval=low, maxval=high)
+
+
+def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int) -> TimeStep:
+    """One row of B environments against the specification, the protocol and the row before it; as NumPy."""
+    rows = jax.tree.map(np.asarray, timestep)
+
+    def demand(holds: Any, sentence: str) -> None:
+        if not np.all(holds):
+            wrong = np.flatnonzero(~np.atleast_1d(holds)).tolist()
+            where = f" in environments {wrong}" if np.ndim(holds) else ""
+            raise EnvContractError(f"{env.spec.id}, row {index}: {sentence}{where}")
+
+    _check_shapes(env, rows, demand)
+    demand(~rows.failed, f"failed is set ({failure(env) or 'no reason given'})")
+    demand(~(rows.first & rows.last), "first and last are both set")
+    demand(~rows.terminal | rows.last, "terminal is set on a row that is not last")
+    demand(~rows.first | (rows.reward == 0), "a first row has a reward")
+    demand(np.where(rows.terminal, rows.discount == 0, np.abs(rows.discount) == 1), "discount does not fit terminal")
+    demand(~rows.first | (rows.discount == 1), "a first row has a discount other than 1")
+    demand(rows.last | (not num_legal(env.spec)) | rows.legal_actions.any(-1), "no action is legal")
+    if before is not None:
+        demand(before.last == rows.first, "a row is first if and only if the one before it was last; it is not so")
+    return rows
+
+
+def _check_shapes(env: Env, rows: TimeStep, demand: Any) -> None:
+    count = env.num_envs
+    expected = jax.tree.structure(env.spec.observation)
+    given = jax.tree.structure(rows.observation)
+    demand(expected == given, f"the observation has the structure {given}, the specification {expected}")
+    for leaf, like in zip(jax.tree.leaves(rows.observation), jax.tree.leaves(env.spec.observation), strict=True):
+        same = leaf.shape == (count, *like.shape) and leaf.dtype == like.dtype
+        demand(same, f"an observation is {leaf.dtype} {leaf.shape}, expected {like.dtype} {(count, *like.shape)}")
+    for name in ("reward", "discount", "first", "last", "terminal", "failed"):
+        field, dtype = getattr(rows, name), np.float32 if name in ("reward", "discount") else np.bool_
+        same = field.shape == (count,) and field.dtype == dtype
+        demand(same, f"{name} is {field.dtype} {field.shape}, expected {np.dtype(dtype)} {(count,)}")
+    legal = rows.legal_actions
+    same = legal.shape == (count, num_legal(env.spec)) and legal.dtype == np.bool_
+    demand(same, f"legal_actions is {legal.dtype} {legal.shape}, expected bool {(count, num_legal(env.spec))}")

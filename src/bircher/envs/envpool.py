@@ -1,0 +1,129 @@
+"""EnvPool: C++ environments, called from inside a compiled program through EnvPool's XLA handle.
+
+What the installed EnvPool does, on which this adapter rests (its tests hold each line):
+
+- A step after an end returns the reset row: elapsed step 0, reward 0, the action ignored.
+- With the batch as large as the pool, rows come in the order of the environments.
+- A death on the very last allowed step is reported as truncation only: the flag that is set is the time limit's, and
+  nothing else in the row tells. Such a row bootstraps. It concerns one row in ``max_steps`` at most.
+- Environment i of a pool with seed s has seed s + i, so a list of hashed seeds is passed instead.
+- Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import envpool
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, row
+from bircher.envs.spaces import action_spec, observation_spec, quiet_bounds
+from bircher.types import Discrete, EnvSpec, TimeStep
+
+
+def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+    """The specification of an EnvPool environment, without starting one.
+
+    Raises UnsupportedEnvironment where it cannot go through the XLA handle.
+    """
+    native = envpool.make_spec(env_id, **_config(max_steps, options))
+    _refuse_wide(env_id, native)
+    with quiet_bounds():
+        observation, action = native.observation_space, native.action_space
+    limit = native.config.max_episode_steps
+    return EnvSpec(env_id, observation_spec(observation), action_spec(action), int(limit))
+
+
+def _config(max_steps: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    limit = {} if max_steps is None else {"max_episode_steps": max_steps}
+    return {**limit, **(options or {})}
+
+
+def _refuse_wide(env_id: str, native: Any) -> None:
+    """Refuse what the handle cannot carry: 64-bit values, and several players."""
+    arrays = {**native.state_array_spec, **native.action_array_spec}
+    wide = [name for name, array in arrays.items() if np.dtype(array.dtype).itemsize == 8]
+    if wide:
+        raise UnsupportedEnvironment(
+            f"{env_id} cannot run in EnvPool inside a compiled program, because {', '.join(wide)} has 64-bit values; "
+            "use backend=gymnasium"
+        )
+    if native.config.max_num_players != 1:
+        raise UnsupportedEnvironment(f"{env_id} has several players, which the EnvPool adapter does not carry")
+
+
+# A compiled program holds a pool by its address alone, and outlives whatever Python object made it.
+_open_pools: dict[int, Any] = {}
+
+
+class EnvPoolEnv:
+    """A pool of B environments; its state is the handle of the pool, which says nothing of the episodes.
+
+    The pool lives until ``close``, even where nothing refers to this object any more; after that no program that steps
+    it may run.
+    """
+
+    pure = False
+
+    def __init__(
+        self,
+        env_id: str,
+        seeds: Sequence[int],
+        max_steps: int | None = None,
+        num_threads: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.spec = env_spec(env_id, max_steps, options)
+        self.num_envs = len(seeds)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool = envpool.make_gymnasium(
+            env_id,
+            num_envs=self.num_envs,
+            batch_size=self.num_envs,
+            num_threads=min(cores, self.num_envs) if num_threads is None else num_threads,
+            seed=[int(seed) for seed in seeds],
+            **_config(max_steps, options),
+        )
+        with quiet_bounds():  # the pool reads its observation space whenever a row comes
+            self._handle, self._recv, _, self._step = self._pool.xla()
+            _ = self._pool.observation_space
+        _open_pools[id(self._pool)] = self._pool
+
+    def reset(self) -> tuple[EnvState, TimeStep]:
+        """Start every environment anew; a second reset goes on with the random numbers of the first.
+
+        No program that steps the pool may still be running: wait for its results first.
+        """
+        pool, recv, _ = self._open()
+        pool.async_reset()
+        handle, received = recv(jnp.array(self._handle))
+        return handle, self._row(received)
+
+    def step(self, state: UInt8[Array, " H"], action: Actions) -> tuple[EnvState, TimeStep]:
+        """One row further; may be traced, and must then be called in the order of the episodes."""
+        _, _, step = self._open()
+        dtype = jnp.int32 if isinstance(self.spec.action, Discrete) else jnp.float32
+        handle, received = step(state, jnp.asarray(action, dtype))
+        return handle, self._row(received)
+
+    def close(self) -> None:
+        """Let the pool and its threads go; no program made from this environment may run afterwards."""
+        _open_pools.pop(id(self._pool), None)
+        self._pool = self._recv = self._step = None
+
+    def _open(self) -> tuple[Any, Any, Any]:
+        if self._pool is None or self._recv is None or self._step is None:
+            raise RuntimeError(f"the {self.spec.id} pool is closed")
+        return self._pool, self._recv, self._step
+
+    def _row(self, received: tuple[Any, ...]) -> TimeStep:
+        observation, reward, terminal, truncated, info = received
+        first = info["elapsed_step"] == 0
+        observation = jax.tree.map(jnp.asarray, observation)
+        return row(self.spec, observation, reward, first=first, terminal=terminal, truncated=truncated)

@@ -1,0 +1,104 @@
+"""Environments that are JAX functions of one episode, made into B of them inside a compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree, UInt32
+
+from bircher.envs.base import Actions, row
+from bircher.types import Continuous, EnvSpec, Key, TimeStep
+
+Start = Callable[[Key, Array], tuple[Any, Any]]
+"""(key, index of the environment) -> (inner state, observation) of a new episode; Python numbers will do."""
+Move = Callable[[Key, Any, Array], tuple[Any, Any, Any, Any, Any]]
+"""(key, inner state, action) -> (inner state, observation, reward, terminal, truncated)."""
+
+
+class PureState(NamedTuple):
+    """All that B episodes are: it may be saved, copied and scanned over."""
+
+    inner: PyTree[Array]
+    """The episodes themselves, [B, ...]."""
+    key: Key
+    """[B]; never changes: the key of a row is folded from it and ``count``."""
+    count: Int[Array, " B"]
+    """Rows seen by each environment since the reset of all."""
+    last: Bool[Array, " B"]
+
+
+class PureEnv:
+    """B environments from two functions of one: how an episode starts and how it moves."""
+
+    pure = True
+
+    def __init__(self, spec: EnvSpec, start: Start, move: Move, seeds: Sequence[int]):
+        self.spec = spec
+        self.num_envs = len(seeds)
+        self._start, self._move = start, move
+        self._seeds = jnp.asarray(seeds, jnp.uint32)
+        # A start may give Python numbers where a move gives arrays: a scan needs one type for both.
+        key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+        inner, _ = jax.eval_shape(start, key, index)
+        self._like = jax.eval_shape(move, key, inner, self._any_action())[0]
+        self._start_all = jax.jit(self._start_state)
+
+    def reset(self) -> tuple[PureState, TimeStep]:
+        """Start every environment anew from its seed; the same rows at every call."""
+        state, observation = self._start_all(self._seeds)
+        never = jnp.zeros(self.num_envs, bool)
+        reward = jnp.zeros(self.num_envs)
+        return state, row(self.spec, observation, reward, first=~never, terminal=never, truncated=never)
+
+    def step(self, state: PureState, action: Actions) -> tuple[PureState, TimeStep]:
+        """One row further, a pure function of the state; where the state is ``last``, the first row of an episode."""
+        keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
+        inner, observation, reward, terminal, truncated = jax.vmap(self._one_move)(keys, state.inner, action)
+        # Often no episode begins, and drawing a start may cost more than the step.
+        inner, observation = jax.lax.cond(
+            jnp.any(state.last), self._replace, lambda _, moved: moved, (keys, state.last), (inner, observation)
+        )
+        timestep = row(self.spec, observation, reward, first=state.last, terminal=terminal, truncated=truncated)
+        return PureState(inner, state.key, state.count + 1, timestep.last), timestep
+
+    def close(self) -> None:
+        """Nothing is held outside the program."""
+
+    def _any_action(self) -> jax.ShapeDtypeStruct:
+        if isinstance(self.spec.action, Continuous):
+            return jax.ShapeDtypeStruct(self.spec.action.shape, jnp.float32)
+        return jax.ShapeDtypeStruct((), jnp.int32)
+
+    def _one_start(self, key: Key, index: Array) -> tuple[PyTree[Array], PyTree[Array]]:
+        inner, observation = self._start(key, index)
+        return _cast(inner, self._like), _cast(observation, self.spec.observation)
+
+    def _one_move(self, key: Key, inner: PyTree[Array], action: Array) -> tuple[Any, ...]:
+        inner, observation, reward, terminal, truncated = self._move(key, inner, action)
+        flags = (jnp.asarray(terminal, bool), jnp.asarray(truncated, bool))
+        observation = _cast(observation, self.spec.observation)
+        return _cast(inner, self._like), observation, jnp.asarray(reward, jnp.float32), *flags
+
+    def _replace(self, asked: tuple[Key, Array], moved: PyTree[Array]) -> PyTree[Array]:
+        """States and observations, with those of new episodes where ``asked`` says so."""
+        keys, where = asked
+        started = jax.vmap(self._one_start)(keys, jnp.arange(self.num_envs))
+
+        def pick(new: Array, old: Array) -> Array:
+            return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        return jax.tree.map(pick, started, moved)
+
+    def _start_state(self, seeds: UInt32[Array, " B"]) -> tuple[PureState, PyTree[Array]]:
+        keys = jax.vmap(jax.random.key)(seeds)
+        count = jnp.zeros(self.num_envs, jnp.int32)
+        first_keys = jax.vmap(jax.random.fold_in)(keys, count)
+        inner, observation = jax.vmap(self._one_start)(first_keys, jnp.arange(self.num_envs))
+        return PureState(inner, keys, count + 1, jnp.zeros(self.num_envs, bool)), observation
+
+
+def _cast(tree: PyTree, like: PyTree) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf, kind: jnp.asarray(leaf, kind.dtype), tree, like)

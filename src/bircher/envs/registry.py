@@ -1,0 +1,241 @@
+"""From an environment's id to its adapter, and to the name of its preset."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
+from bircher.types import EnvSpec, Unsupported
+
+BACKENDS = ("toys", "gymnax", "envpool", "gymnasium")
+
+TOYS = ("toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch")
+
+# Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
+# and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
+# downloads data.
+GYMNAX = (
+    "CartPole-v1", "Acrobot-v1", "MountainCar-v0",
+    "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar",
+    "Catch-bsuite", "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite",
+    "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",
+    "BernoulliBandit-misc", "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
+)  # fmt: skip
+
+ENVPOOL = (
+    "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
+    "BipedalWalkerHardcore-v3", "CarRacing-v3", "CarRacing-v2", "CartPole-v0", "CartPole-v1", "Acrobot-v1",
+    "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0", "Pendulum-v1",
+)  # fmt: skip
+
+PRESETS = {
+    "CartPole-v1": "cartpole",
+    "Acrobot-v1": "acrobot",
+    "LunarLander-v3": "lunarlander",
+    "Breakout-MinAtar": "minatar_breakout",
+    "Freeway-MinAtar": "minatar_freeway",
+    "SpaceInvaders-MinAtar": "minatar_space_invaders",
+    "Asterix-MinAtar": "minatar_asterix",
+    "Seaquest-MinAtar": "minatar_seaquest",
+}
+
+EnvSource = str | Callable[[], Any]
+"""An id, or a class or zero-argument function that gives a ``gymnasium.Env``."""
+
+
+class Known(NamedTuple):
+    """A line of the list of environments."""
+
+    id: str
+    backend: str
+    observation: str
+    action: str
+    preset: str
+
+
+def preset_name(env_id: EnvSource) -> str:
+    """The name of an environment's preset, a file in ``presets/`` without its ending; ``default`` for most."""
+    return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"
+
+
+def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
+    """Seeds of ``count`` environments, each a 31-bit number that is not negative.
+
+    They come from a hash of (seed, role, index, generation), since neighbouring seeds share environments: i of seed s
+    would be i - 1 of seed s + 1. The lowest bit is 0 for the role ``train`` and 1 for every other, so that no
+    evaluation ever has a seed of any training.
+    """
+
+    def one(index: int) -> int:
+        digest = hashlib.blake2b(f"{seed}/{role}/{index}/{generation}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") & 0x7FFFFFFE) | (role != "train")
+
+    return [one(index) for index in range(count)]
+
+
+def resolve(source: object, backend: str | None = None) -> str:
+    """The backend that runs an environment: one of ``BACKENDS``.
+
+    Raises UnknownEnvironment, with the nearest ids, before an adapter is imported or anything is compiled.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise UnsupportedEnvironment(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if not isinstance(source, str):
+        if not callable(source):
+            raise UnknownEnvironment(f"an environment is an id or a callable, not {type(source).__name__}")
+        return "gymnasium"
+    for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("envpool", ENVPOOL)):
+        if source in ids and backend in (None, name):
+            return name
+    if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
+        return "envpool"
+    if backend in (None, "gymnasium") and _in_gymnasium(source):
+        return "gymnasium"
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "envpool": ENVPOOL, "gymnasium": _gymnasium_ids()}
+    names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
+    where = f" in {backend}" if backend else ""
+    raise UnknownEnvironment(f"unknown environment {source!r}{where}{_near(source, names)}")
+
+
+def make(
+    env: EnvSource,
+    num_envs: int,
+    seed: int,
+    role: str = "train",
+    max_steps: int | None = None,
+    stack: int = 1,
+    num_threads: int | None = None,
+    backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    generation: int = 0,
+) -> Env:
+    """Make ``num_envs`` environments stepped together.
+
+    ``env`` is an id, or a class or zero-argument function giving a ``gymnasium.Env``. ``role`` keeps the starts of
+    training, evaluation and so on apart. ``max_steps`` truncates episodes after so many actions; ``stack`` observations
+    are joined along the last axis; ``num_threads`` is EnvPool's (default: a thread a core); ``options`` go to the
+    environment's constructor, and ``workers=True`` puts each Gymnasium environment into a process of its own. Another
+    ``generation`` has other seeds.
+
+    Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
+    """
+    for name, number in (("num_envs", num_envs), ("stack", stack), ("max_steps", max_steps)):
+        if number is not None and number < 1:
+            raise UnsupportedEnvironment(f"{name} must be at least 1, not {number}")
+    adapter = resolve(env, backend)
+    with _one_sentence(env, options):
+        made = _adapter(adapter, env, seeds(seed, role, num_envs, generation), max_steps, num_threads, options)
+    return stack_observations(made, stack) if stack > 1 else made
+
+
+def _adapter(
+    backend: str,
+    env: Any,
+    env_seeds: Sequence[int],
+    max_steps: int | None,
+    num_threads: int | None,
+    options: Mapping[str, Any] | None,
+) -> Env:
+    if backend == "toys":
+        from bircher.envs.toys import make_toy
+
+        return make_toy(env, env_seeds, max_steps, options)
+    if backend == "gymnax":
+        from bircher.envs.gymnax import GymnaxEnv
+
+        return GymnaxEnv(env, env_seeds, max_steps, options)
+    if backend == "envpool":
+        from bircher.envs.envpool import EnvPoolEnv
+
+        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options)
+    from bircher.envs.gymnasium import GymnasiumEnv
+
+    return GymnasiumEnv(env, env_seeds, max_steps, options)
+
+
+def spec(
+    env: EnvSource,
+    max_steps: int | None = None,
+    backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> EnvSpec:
+    """The specification of one environment, without its compilation, of single observations (not stacked)."""
+    adapter = resolve(env, backend)
+    with _one_sentence(env, options):
+        return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options)
+
+
+@contextmanager
+def _one_sentence(env: EnvSource, options: Mapping[str, Any] | None) -> Iterator[None]:
+    """Whatever an environment's own package raises when it is made becomes an UnsupportedEnvironment."""
+    try:
+        yield
+    except UnsupportedEnvironment:
+        raise
+    except Exception as error:
+        asked = f" with options {dict(options)}" if options else ""
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+        raise UnsupportedEnvironment(f"{name} cannot be made{asked}: {reason}") from error
+
+
+def describe(observation: Any) -> str:
+    """An observation specification in words, such as ``float32 (8,)``."""
+    if isinstance(observation, Unsupported):
+        return str(observation)
+    if isinstance(observation, jax.ShapeDtypeStruct):
+        return f"{observation.dtype} {observation.shape}"
+    if isinstance(observation, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(part)}" for key, part in observation.items()) + "}"
+    return "(" + ", ".join(describe(part) for part in observation) + ")"
+
+
+def known(name_filter: str | None = None) -> list[Known]:
+    """All environments with an id, those whose id contains ``name_filter`` (in any case) if one is given.
+
+    Each is looked at for its spaces; one whose own packages are not installed says so in their place.
+    """
+    lines = []
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *ENVPOOL, *_gymnasium_ids())):
+        if name_filter is not None and name_filter.lower() not in env_id.lower():
+            continue
+        backend = resolve(env_id)
+        try:
+            found = spec(env_id)
+            observation, action = describe(found.observation), str(found.action)
+        except UnsupportedEnvironment as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            observation, action = f"not available: {reason}", ""
+        lines.append(Known(env_id, backend, observation, action, preset_name(env_id)))
+    return lines
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(by_lower[match] for match in near)}?" if near else ""
+
+
+def _gymnasium_ids() -> list[str]:
+    import gymnasium
+
+    return list(gymnasium.registry)
+
+
+def _in_gymnasium(env_id: str) -> bool:
+    import gymnasium
+
+    from bircher.envs.spaces import registered
+
+    try:
+        registered(env_id)
+    except (gymnasium.error.Error, ImportError):
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""Small hand-made environments whose every reward is known: what the tests hold adapters, targets and agents against.
+
+    id                     observation              actions            what happens
+    toy/counter            (b, t, action before)    2, all alike       n steps, then death
+    toy/counter-truncated  (b, t, action before)    2, all alike       n steps, then truncation
+    toy/bandit             a constant 1             4                  one step; reward 0, 0.25, 0.5 or 1 by the action
+    toy/chain              one-hot of n places      3                  place i wants action i mod 3, else back to 0
+    toy/cliff              (t / n, 1)               walk, jump         walk: reward 1; jump: reward 2 and death
+    toy/catch              image rows x columns x 1 left, stay, right  the ball falls; 1 if caught, -1 if not, death
+
+b is the index of the environment and t the number of actions taken in its episode. The counter's reward on arriving at
+t is 1000 b + 10 t + action, so that a shift along either axis shows. The chain gives 1 and ends in death at its end,
+and is truncated after 10 n steps; the cliff is truncated after n. ``n`` is the option ``length``, ``rows`` and
+``columns`` are those of catch; ``max_steps`` truncates each of them earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bircher.envs.base import UnsupportedEnvironment
+from bircher.envs.pure import Move, PureEnv, Start
+from bircher.types import Discrete, EnvSpec
+
+Toy = tuple[EnvSpec, Start, Move]
+"""A specification, how an episode starts and how it moves: what PureEnv takes."""
+
+
+def make_toy(
+    env_id: str, seeds: Sequence[int], max_steps: int | None = None, options: Mapping[str, Any] | None = None
+) -> PureEnv:
+    """B toys of one kind; raises UnsupportedEnvironment for an option that the toy does not have."""
+    return PureEnv(*_single(env_id, max_steps, options), seeds)
+
+
+def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+    """The specification of a toy."""
+    return _single(env_id, max_steps, options)[0]
+
+
+def counter_reward(index: Any, time: Any, action: Any) -> Any:
+    """The counter's reward on arriving at ``time`` by ``action`` in environment ``index``."""
+    return 1000.0 * index + 10.0 * time + action
+
+
+def _single(env_id: str, max_steps: int | None, options: Mapping[str, Any] | None) -> Toy:
+    try:
+        return TOYS[env_id](env_id, max_steps, **(options or {}))
+    except TypeError as error:
+        raise UnsupportedEnvironment(f"{env_id} was given options {dict(options or {})}: {error}") from error
+
+
+def _limited(limit: int | None, max_steps: int | None) -> int | None:
+    return min((steps for steps in (limit, max_steps) if steps is not None), default=None)
+
+
+def _reached(time: Any, limit: int | None) -> Any:
+    return jnp.bool_(False) if limit is None else time >= limit
+
+
+def _vector(size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size,), np.float32)
+
+
+def _counter(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
+    dies = env_id == "toy/counter"
+    limit = _limited(None if dies else length, max_steps)
+
+    def start(key, index):
+        index = index.astype(jnp.float32)
+        return (index, 0), jnp.array([index, 0.0, 0.0])
+
+    def move(key, inner, action):
+        index, time = inner[0], inner[1] + 1
+        observation = jnp.stack([index, time.astype(jnp.float32), action.astype(jnp.float32)])
+        terminal = dies & (time >= length)
+        return (index, time), observation, counter_reward(index, time, action), terminal, _reached(time, limit)
+
+    return EnvSpec(env_id, _vector(3), Discrete(2), limit), start, move
+
+
+def _bandit(env_id: str, max_steps: int | None) -> Toy:
+    rewards = (0.0, 0.25, 0.5, 1.0)
+
+    def start(key, index):
+        return 0, jnp.ones(1)
+
+    def move(key, inner, action):
+        return inner, jnp.ones(1), jnp.array(rewards)[action], True, False
+
+    return EnvSpec(env_id, _vector(1), Discrete(len(rewards)), max_steps), start, move
+
+
+def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
+    limit = _limited(10 * length, max_steps)
+
+    def start(key, index):
+        return (0, 0), jax.nn.one_hot(0, length)
+
+    def move(key, inner, action):
+        place, time = inner
+        place, time = jnp.where(action == place % 3, place + 1, 0), time + 1
+        end = place == length
+        observation = jax.nn.one_hot(place, length)  # all zeros at the end, which is no place
+        return (place, time), observation, jnp.where(end, 1.0, 0.0), end, _reached(time, limit)
+
+    return EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move
+
+
+def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
+    limit = _limited(length, max_steps)
+
+    def seen(time):
+        return jnp.array([time / length, 1.0])
+
+    def start(key, index):
+        return 0, seen(0)
+
+    def move(key, time, action):
+        time, jumped = time + 1, action == 1
+        return time, seen(time), jnp.where(jumped, 2.0, 1.0), jumped, _reached(time, limit)
+
+    return EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move
+
+
+def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5) -> Toy:
+    def seen(inner):
+        ball_row, ball_column, paddle, _ = inner
+        grid = jnp.zeros((rows, columns, 1))
+        return grid.at[ball_row, ball_column, 0].set(1.0).at[rows - 1, paddle, 0].set(1.0)
+
+    def start(key, index):
+        inner = (jnp.int32(0), jax.random.randint(key, (), 0, columns), jnp.int32(columns // 2), jnp.int32(0))
+        return inner, seen(inner)
+
+    def move(key, inner, action):
+        ball_row, ball_column, paddle, time = inner
+        inner = (ball_row + 1, ball_column, jnp.clip(paddle + action - 1, 0, columns - 1), time + 1)
+        down = inner[0] == rows - 1
+        reward = jnp.where(down, jnp.where(inner[2] == ball_column, 1.0, -1.0), 0.0)
+        return inner, seen(inner), reward, down, _reached(inner[3], max_steps)
+
+    shape = jax.ShapeDtypeStruct((rows, columns, 1), np.float32)
+    return EnvSpec(env_id, shape, Discrete(3), max_steps), start, move
+
+
+TOYS: dict[str, Callable[..., Toy]] = {
+    "toy/counter": _counter,
+    "toy/counter-truncated": _counter,
+    "toy/bandit": _bandit,
+    "toy/chain": _chain,
+    "toy/cliff": _cliff,
+    "toy/catch": _catch,
+}
+"""Every toy by its id."""

@@ -1,0 +1,103 @@
+"""Gymnasium environments whose every row is known, for the adapter's tests."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from bircher.envs.toys import counter_reward
+
+
+class Counter(gymnasium.Env):
+    """``toy/counter`` as a Gymnasium environment; the k-th one made by a ``counters`` function has index k."""
+
+    def __init__(self, index: int = 0, length: int = 5, truncates: bool = False):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = spaces.Discrete(2)
+        self.index, self.length, self.truncates = index, length, truncates
+        self.time = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.array([self.index, 0.0, 0.0]), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time >= self.length
+        observation = np.array([self.index, self.time, action], np.float64)
+        reward = counter_reward(self.index, self.time, float(action))
+        return observation, reward, over and not self.truncates, over and self.truncates, {}
+
+
+def counters(**options):
+    """A zero-argument function giving Counters with indices 0, 1, 2 …, the first one (the probe) unnumbered."""
+    made = -2
+
+    def make():
+        nonlocal made
+        made += 1
+        return Counter(max(made, 0), **options)
+
+    return make
+
+
+class Raises(Counter):
+    """Raises when its step number ``at`` (over all episodes) is taken, only in environment 1."""
+
+    def __init__(self, index: int = 1, at: int = 8):
+        super().__init__(index)
+        self.at, self.taken = at, 0
+
+    def step(self, action):
+        self.taken += 1
+        if self.index == 1 and self.taken == self.at:
+            raise ZeroDivisionError("the mill is broken")
+        return super().step(action)
+
+
+class NotANumber(Counter):
+    """Gives a NaN reward on step 3 of each episode."""
+
+    def step(self, action):
+        observation, reward, terminal, truncated, info = super().step(action)
+        return observation, float("nan") if self.time == 3 else reward, terminal, truncated, info
+
+
+class Masked(Counter):
+    """Only action ``time % 3`` is legal; actions are -1, 0 and 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = spaces.Discrete(3, start=-1)
+
+    def _mask(self):
+        return {"action_mask": np.arange(3, dtype=np.int8) == self.time % 3}
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=seed)
+        return observation, self._mask()
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action} is not in {self.action_space}"
+        observation, reward, terminal, truncated, _ = super().step(action)
+        return observation, reward, terminal, truncated, self._mask()
+
+
+class Spaces(Counter):
+    """A counter with any observation and action space; observations are drawn from the space."""
+
+    def __init__(self, observation_space=None, action_space=None):
+        super().__init__()
+        self.observation_space = observation_space or self.observation_space
+        self.action_space = action_space or self.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observation_space.sample(), 1.0, self.time >= self.length, False, {}

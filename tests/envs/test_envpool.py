@@ -1,0 +1,122 @@
+"""EnvPool through its XLA handle: what the adapter rests on, held against the installed version."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rollouts import assert_same_rows, rollout
+
+from bircher.envs import registry
+from bircher.envs.base import UnsupportedEnvironment, check_env
+from bircher.envs.envpool import EnvPoolEnv, env_spec
+from bircher.types import Discrete
+
+
+def fall(max_steps=None, steps=130):
+    """The lander falling without its engines."""
+    env = registry.make("LunarLander-v3", 3, seed=3, max_steps=max_steps)
+    return rollout(env, steps, np.zeros((steps, 3)))
+
+
+def test_spec_is_read_without_a_pool_and_equals_the_pools():
+    spec = registry.spec("LunarLander-v3")
+    assert registry.describe(spec.observation) == "float32 (8,)"
+    assert spec.action == Discrete(4) and spec.max_steps == 1000
+    assert spec == registry.make("LunarLander-v3", 1, seed=0).spec
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v0", "Pendulum-v1"])
+def test_contract(env_id):
+    check_env(registry.make(env_id, 3, seed=0, max_steps=20), 60)
+
+
+def test_max_steps_truncates_and_the_next_row_is_a_reset():
+    rows = fall(max_steps=7, steps=16)
+    time = np.array([*range(8), *range(8), 0])
+    for b in range(3):
+        np.testing.assert_array_equal(rows.first[:, b], time == 0)
+        np.testing.assert_array_equal(rows.last[:, b], time == 7)
+    assert not rows.terminal.any() and (rows.discount == 1).all()
+    assert (rows.reward[rows.first] == 0).all() and (rows.reward[rows.last] != 0).all()
+    # The final observation goes on from the one before; the reset row is a new lander in the middle.
+    x = rows.observation[..., 0]
+    assert (np.abs(x[0]) < 0.01).all() and (np.abs(x[8]) < 0.01).all()
+    assert (np.abs(x[7]) > np.abs(x[6])).all() and (np.abs(x[7]) < 2 * np.abs(x[6])).all()
+
+
+def test_a_crash_is_terminal_with_its_final_observation():
+    rows = fall()
+    assert rows.terminal.any(0).all() and (rows.discount == np.where(rows.terminal, 0, 1)).all()
+    assert (rows.reward[rows.terminal] == -100).all()
+    final = rows.observation[rows.terminal]
+    on_the_ground, far_out = np.abs(final[:, 1]) < 0.4, np.abs(final[:, 0]) >= 1
+    assert (on_the_ground | far_out).all(), "the last observation of a crash is not where landers crash"
+    np.testing.assert_array_equal(rows.terminal, rows.last)
+
+
+def test_a_crash_on_the_last_allowed_step_is_told_as_truncation_only():
+    """EnvPool's own behaviour, documented in the adapter; if it changes for the better, so may the documentation."""
+    death = int(np.argmax(fall().terminal[:, 0]))
+    assert fall(max_steps=death + 1).terminal[death, 0]
+    rows = fall(max_steps=death)
+    assert rows.last[death, 0] and rows.reward[death, 0] == -100
+    assert not rows.terminal[death, 0] and rows.discount[death, 0] == 1
+
+
+def test_rows_come_in_the_order_of_the_environments_whatever_the_threads():
+    alone = rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=1), 150)
+    assert_same_rows(alone, rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=4), 150))
+    one = rollout(EnvPoolEnv("LunarLander-v3", registry.seeds(9, "train", 6)[4:5]), 60, np.zeros((60, 1)))
+    six = rollout(registry.make("LunarLander-v3", 6, seed=9), 60, np.zeros((60, 6)))
+    np.testing.assert_array_equal(one.observation[:, 0], six.observation[:, 4])
+
+
+def test_no_start_of_an_evaluation_occurs_in_training():
+    starts = {}
+    for role in ("train", "evaluation"):
+        rows = rollout(registry.make("LunarLander-v3", 32, seed=0, role=role, max_steps=3), 200)
+        starts[role] = {row.tobytes() for row in rows.observation[rows.first]}
+        assert len(starts[role]) == rows.first.sum(), f"two episodes of {role} begin alike"
+    assert not starts["train"] & starts["evaluation"]
+
+
+def test_wide_values_are_refused():
+    with pytest.raises(UnsupportedEnvironment, match="64-bit.*use backend=gymnasium"):
+        env_spec("Ant-v4")
+
+
+def test_closed_pool_is_refused():
+    env = registry.make("LunarLander-v3", 2, seed=0)
+    state, _ = env.reset()
+    env.close()
+    with pytest.raises(RuntimeError, match="the LunarLander-v3 pool is closed"):
+        env.step(state, jnp.zeros(2, jnp.int32))
+
+
+def test_a_program_outlives_its_python_object():
+    script = (
+        "import gc, jax, jax.numpy as jnp\n"
+        "from bircher.envs import registry\n"
+        "env = registry.make('LunarLander-v3', 4, 1)\n"
+        "state, row = env.reset()\n"
+        "action = jnp.zeros(4, jnp.int32)\n"
+        "program = jax.jit(env.step).lower(state, action).compile()\n"
+        "del env\n"
+        "gc.collect()\n"
+        "for _ in range(50):\n"
+        "    state, row = program(state, action)\n"
+        "print(float(row.observation[0, 1]) < 1.2)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.strip() == "True", result.stderr
+
+
+def test_image_observations_stay_bytes():
+    _, timestep = registry.make("CarRacing-v3", 1, seed=0).reset()
+    assert timestep.observation.shape == (1, 96, 96, 3) and timestep.observation.dtype == jnp.uint8
+    assert jax.tree.leaves(registry.spec("CarRacing-v3").observation)[0].dtype == jnp.uint8

@@ -1,0 +1,167 @@
+"""The Gymnasium adapter against the pure twins, and what it makes of failures, masks and spaces."""
+
+from __future__ import annotations
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium_twins import Counter, Masked, NotANumber, Raises, Spaces, counters
+from rollouts import assert_same_rows, rollout
+
+from bircher.envs import registry
+from bircher.envs.base import EnvContractError, UnsupportedEnvironment, check_env
+from bircher.types import Continuous, Discrete, Unsupported
+
+ACTIONS = np.random.default_rng(0).integers(0, 2, (14, 3))
+
+
+@pytest.mark.parametrize("truncates", [False, True])
+def test_rows_equal_the_pure_twin(truncates):
+    twin = registry.make("toy/counter-truncated" if truncates else "toy/counter", 3, seed=0)
+    env = registry.make(counters(truncates=truncates), 3, seed=0)
+    assert_same_rows(rollout(env, 14, ACTIONS), rollout(twin, 14, ACTIONS))
+
+
+def test_max_steps_is_a_truncation_and_a_death_then_is_a_death():
+    twin = registry.make("toy/counter", 3, seed=0, max_steps=2)
+    assert_same_rows(
+        rollout(registry.make(counters(), 3, 0, max_steps=2), 8, ACTIONS[:8]), rollout(twin, 8, ACTIONS[:8])
+    )
+    both = rollout(registry.make(counters(), 2, 0, max_steps=5), 5, ACTIONS[:5, :2])
+    assert both.last[5].all() and both.terminal[5].all() and (both.discount[5] == 0).all()
+
+
+def test_registered_id_and_its_limit():
+    gymnasium.register("bircher/Counter-v0", entry_point=Counter, max_episode_steps=4)
+    try:
+        assert registry.resolve("bircher/Counter-v0") == "gymnasium"
+        env = registry.make("bircher/Counter-v0", 2, seed=0)
+        assert env.spec.max_steps == 4 and registry.spec("bircher/Counter-v0", max_steps=9).max_steps == 9
+        rows = rollout(env, 4, ACTIONS[:4, :2])
+        assert rows.last[4].all() and not rows.terminal.any()
+    finally:
+        gymnasium.registry.pop("bircher/Counter-v0")
+
+
+def test_each_environment_gets_its_own_seed_and_reset_repeats_them():
+    env = registry.make("CartPole-v1", 3, seed=5, backend="gymnasium")
+    _, one = env.reset()
+    _, two = env.reset()
+    _, other = registry.make("CartPole-v1", 3, seed=5, role="evaluation", backend="gymnasium").reset()
+    np.testing.assert_array_equal(one.observation, two.observation)
+    assert len({row.tobytes() for row in np.concatenate([one.observation, other.observation])}) == 6
+    rows = rollout(env, 120)
+    starts = rows.observation[rows.first]
+    assert len(starts) > 6 and len({row.tobytes() for row in starts}) == len(starts), "later episodes repeat a start"
+
+
+def test_an_exception_sets_failed_and_is_told():
+    made = iter([0, 0, 1, 2])  # the probe, then three environments
+    env = registry.make(lambda: Raises(next(made)), 3, seed=0)
+    assert env.failure() is None
+    rows = rollout(env, 12, np.zeros((12, 3)))
+    np.testing.assert_array_equal(rows.failed.any(-1), rows.failed.all(-1))
+    # Step 8 of the environment is row 9: one row between is a reset.
+    np.testing.assert_array_equal(rows.failed[:, 0], np.arange(13) >= 9)
+    for part in ("environment 1", "ZeroDivisionError", "after 8 steps", "the mill is broken"):
+        assert part in env.failure()
+    with pytest.raises(EnvContractError, match="the mill is broken"):
+        made = iter([0, 0, 1, 2])
+        check_env(registry.make(lambda: Raises(next(made)), 3, seed=0), 12)
+
+
+def test_a_number_that_is_none_is_passed_on():
+    rows = rollout(registry.make(NotANumber, 2, seed=0), 4, np.zeros((4, 2)))
+    np.testing.assert_array_equal(np.isnan(rows.reward[:, 0]), [False, False, False, True, False])
+    assert not rows.failed.any()
+
+
+def test_action_mask_and_actions_that_start_below_zero():
+    env = registry.make(Masked, 2, seed=0)
+    assert env.spec.action == Discrete(3)
+    rows = rollout(env, 8)  # random legal actions: action t % 3 at time t, shifted by -1
+    time = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2])
+    np.testing.assert_array_equal(rows.legal_actions[:, 0], np.eye(3, dtype=bool)[time % 3])
+    np.testing.assert_array_equal(rows.observation[:6, 0, 2], [0, -1, 0, 1, -1, 0])
+    check_env(env, 20)
+
+
+def test_workers_give_the_same_rows():
+    env = registry.make("CartPole-v1", 2, seed=1, backend="gymnasium", options={"workers": True})
+    try:
+        actions = np.ones((12, 2))
+        assert_same_rows(
+            rollout(env, 12, actions), rollout(registry.make("CartPole-v1", 2, 1, backend="gymnasium"), 12, actions)
+        )
+    finally:
+        env.close()
+
+
+OBSERVATIONS = {
+    "float64": (spaces.Box(-1, 1, (2, 3), np.float64), "float32 (2, 3)"),
+    "int64": (spaces.Box(0, 9, (2,), np.int64), "int32 (2,)"),
+    "bytes": (spaces.Box(0, 255, (4, 4, 3), np.uint8), "uint8 (4, 4, 3)"),
+    "one-hot": (spaces.Discrete(4, start=2), "float32 (4,)"),
+    "many": (spaces.MultiDiscrete([3, 4]), "int32 (2,)"),
+    "bits": (spaces.MultiBinary(3), "int32 (3,)"),
+    "dict": (
+        spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3)}),
+        "{eye: uint8 (2, 2), place: float32 (3,)}",
+    ),
+    "tuple": (spaces.Tuple([spaces.Box(0, 1, (1,)), spaces.Discrete(2)]), "(float32 (1,), float32 (2,))"),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_observation_spaces(name):
+    space, text = OBSERVATIONS[name]
+    env = registry.make(lambda: Spaces(space), 2, seed=0)
+    assert registry.describe(env.spec.observation) == text
+    check_env(env, 7)
+
+
+def test_one_hot_names_the_state():
+    space = spaces.Discrete(4, start=2)
+    env = registry.make(lambda: Spaces(space), 1, seed=0)
+    _, timestep = env.reset()
+    space.seed(registry.seeds(0, "train", 1)[0])
+    np.testing.assert_array_equal(timestep.observation[0], np.eye(4)[space.sample() - 2])
+
+
+def test_continuous_actions_step():
+    env = registry.make(lambda: Spaces(action_space=spaces.Box(-2, 2, (3,))), 2, seed=0)
+    assert env.spec.action == Continuous((3,), (-2.0,) * 3, (2.0,) * 3)
+    check_env(env, 7)
+
+
+def test_unsupported_spaces_say_so():
+    env = registry.make(lambda: Spaces(action_space=spaces.MultiDiscrete([2, 3])), 2, seed=0)
+    assert env.spec.action == Unsupported("action space MultiDiscrete([2 3])")
+    check_env(env)
+    with pytest.raises(UnsupportedEnvironment, match=r"action space MultiDiscrete\(\[2 3\]\) is not supported"):
+        env.step(env.reset()[0], jnp.zeros(2, jnp.int32))
+    env = registry.make(lambda: Spaces(spaces.Dict({"word": spaces.Text(3)})), 2, seed=0)
+    assert "Text" in str(env.spec.observation)
+    check_env(env)
+    with pytest.raises(UnsupportedEnvironment, match="Text"):
+        env.reset()
+
+
+def test_a_callable_that_gives_no_environment_is_refused():
+    def soup():
+        return object()
+
+    with pytest.raises(UnsupportedEnvironment, match="soup gave object, not a gymnasium.Env"):
+        registry.make(soup, 1, seed=0)
+
+
+def test_step_runs_in_order_inside_two_programs():
+    env = registry.make(counters(length=50), 2, seed=0)
+    state, timestep = env.reset()
+    scan = jax.jit(lambda state: jax.lax.scan(lambda s, a: env.step(s, a), state, jnp.zeros((5, 2), jnp.int32)))
+    for chunk in range(3):
+        state, rows = scan(state)
+        np.testing.assert_array_equal(rows.observation[:, 0, 1], np.arange(5) + 5 * chunk + 1)

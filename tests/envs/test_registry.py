@@ -1,0 +1,130 @@
+"""Ids to adapters, presets and seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import envpool
+import gymnax
+import pytest
+from gymnasium_twins import Counter
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bircher.envs import registry
+from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, check_env
+
+
+def test_the_lists_are_those_of_the_installed_packages():
+    assert set(registry.GYMNAX) < set(gymnax.registered_envs)
+    listed = {
+        env_id
+        for env_id, (path, *_) in envpool.registration.registry.specs.items()
+        if path in ("envpool.box2d", "envpool.classic_control") and not env_id.startswith("phys2d/")
+    }
+    assert set(registry.ENVPOOL) == listed
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend", "preset"),
+    [
+        ("toy/chain", "toys", "default"),
+        ("CartPole-v1", "gymnax", "cartpole"),
+        ("Acrobot-v1", "gymnax", "acrobot"),
+        ("MountainCar-v0", "gymnax", "default"),
+        ("LunarLander-v3", "envpool", "lunarlander"),
+        ("Breakout-MinAtar", "gymnax", "minatar_breakout"),
+        ("SpaceInvaders-MinAtar", "gymnax", "minatar_space_invaders"),
+        ("FrozenLake-v1", "gymnasium", "default"),
+        ("gymnasium.envs.toy_text:FrozenLake-v1", "gymnasium", "default"),
+        (Counter, "gymnasium", "default"),
+    ],
+)
+def test_resolution(env_id, backend, preset):
+    assert registry.resolve(env_id) == backend
+    assert registry.preset_name(env_id) == preset
+
+
+def test_a_backend_can_be_forced():
+    for backend in ("gymnax", "envpool", "gymnasium"):
+        env = registry.make("CartPole-v1", 2, seed=0, backend=backend)
+        assert isinstance(env, Env) and env.pure == (backend == "gymnax")
+        check_env(env, 5)
+        env.close()
+    with pytest.raises(UnknownEnvironment, match="unknown environment 'LunarLander-v3' in gymnax"):
+        registry.make("LunarLander-v3", 1, seed=0, backend="gymnax")
+    with pytest.raises(
+        UnsupportedEnvironment, match="unknown backend 'gymnas'; expected one of toys, gymnax, envpool, gymnasium"
+    ):
+        registry.make("CartPole-v1", 1, seed=0, backend="gymnas")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("CartPol-v1", "CartPole-v1"),
+        ("lunarlander-v3", "LunarLander-v3"),
+        ("breakout-minatar", "Breakout-MinAtar"),
+        ("toy/cach", "toy/catch"),
+        ("FrozenLak-v1", "FrozenLake-v1"),
+    ],
+)
+def test_unknown_ids_name_the_nearest(wrong, right):
+    with pytest.raises(UnknownEnvironment) as caught:
+        registry.make(wrong, 1, seed=0)
+    assert wrong in str(caught.value) and right in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["NoSuchEnv-v0", "no_such_module:Env-v0", "CartPole-v77", "", 3])
+def test_other_unknown_sources(wrong):
+    with pytest.raises(UnknownEnvironment):
+        registry.resolve(wrong)
+
+
+def test_an_unknown_id_imports_neither_envpool_nor_gymnax():
+    script = (
+        "import sys\n"
+        "from bircher.envs import registry\n"
+        "try:\n"
+        "    registry.make('NoSuchEnv-v0', 1, 0)\n"
+        "except registry.UnknownEnvironment:\n"
+        "    print([name for name in ('envpool', 'gymnax', 'bircher.envs.gymnasium') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.mark.parametrize(("name", "number"), [("num_envs", 0), ("max_steps", 0), ("stack", 0)])
+def test_numbers_below_one_are_refused(name, number):
+    arguments = {"num_envs": 1, "seed": 0, name: number}
+    with pytest.raises(UnsupportedEnvironment, match=f"{name} must be at least 1, not 0"):
+        registry.make("toy/chain", **arguments)
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "FrozenLake-v1"])
+def test_unknown_options_are_one_sentence(env_id):
+    with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made with options.*colour") as caught:
+        registry.make(env_id, 1, seed=0, options={"colour": "red"})
+    assert "\n" not in str(caught.value)
+
+
+def test_known_lists_what_the_filter_names():
+    lines = registry.known("cartpole")
+    assert lines[0] == ("CartPole-v1", "gymnax", "float32 (4,)", "discrete, 2 actions", "cartpole")
+    assert all("cartpole" in line.id.lower() for line in lines)
+    assert registry.known("LunarLander-v3")[0].backend == "envpool"
+    assert registry.known("nothing like it") == []
+    (missing,) = registry.known("GymV26Environment-v0")
+    assert missing.observation.startswith("not available: ")
+
+
+@given(st.integers(0, 2**31), st.integers(0, 50), st.sampled_from(["evaluation", "video", "test"]))
+def test_seeds_are_31_bits_and_no_role_shares_them_with_training(seed, generation, role):
+    train = registry.seeds(seed, "train", 64, generation)
+    other = registry.seeds(seed, role, 64, generation)
+    assert all(0 <= number < 2**31 for number in train + other)
+    assert len(set(train)) == len(set(other)) == 64 and not set(train) & set(other)
+    assert not set(train) & set(registry.seeds(seed + 1, "train", 64, generation))
+    assert not set(train) & set(registry.seeds(seed, "train", 64, generation + 1))
+    assert train[:8] == registry.seeds(seed, "train", 8, generation)

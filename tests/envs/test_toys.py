@@ -1,0 +1,116 @@
+"""The toys against rows written by hand."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from rollouts import assert_same_rows, play, rollout
+
+from bircher.envs import registry
+from bircher.envs.base import UnsupportedEnvironment, check_env
+
+ACTIONS = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
+
+
+@pytest.mark.parametrize(("env_id", "dies"), [("toy/counter", True), ("toy/counter-truncated", False)])
+def test_counter_rows_by_hand(env_id, dies):
+    rows = rollout(registry.make(env_id, 2, seed=0, options={"length": 3}), 7, ACTIONS)
+    # Three actions, a reset row that ignores its action, three more.
+    time = [0, 1, 2, 3, 0, 1, 2, 3]
+    before = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]]
+    expected = np.array([[[b, time[t], before[t][b]] for b in range(2)] for t in range(8)])
+    np.testing.assert_array_equal(rows.observation, expected)
+    reward = [[0, 0], [10, 1011], [21, 1020], [31, 1031], [0, 0], [11, 1010], [20, 1021], [31, 1031]]
+    np.testing.assert_array_equal(rows.reward, np.array(reward, np.float32))
+    first, last = np.array(time) == 0, np.array(time) == 3
+    for b in range(2):
+        np.testing.assert_array_equal(rows.first[:, b], first)
+        np.testing.assert_array_equal(rows.last[:, b], last)
+        np.testing.assert_array_equal(rows.terminal[:, b], last & dies)
+        np.testing.assert_array_equal(rows.discount[:, b], 1.0 - (last & dies))
+    assert rows.legal_actions.shape == (8, 2, 2) and rows.legal_actions.all() and not rows.failed.any()
+
+
+def test_max_steps_truncates_before_the_death():
+    rows = rollout(registry.make("toy/counter", 2, seed=0, max_steps=2), 5, ACTIONS[:5])
+    np.testing.assert_array_equal(rows.last[:, 0], [False, False, True, False, False, True])
+    assert not rows.terminal.any() and (rows.discount == 1).all()
+
+
+def test_a_death_on_the_last_allowed_step_is_a_death():
+    rows = rollout(registry.make("toy/counter", 1, seed=0, max_steps=5), 5, np.zeros((5, 1)))
+    assert rows.terminal[5, 0] and rows.discount[5, 0] == 0
+
+
+def test_chain_pays_the_known_best_actions_only():
+    env = registry.make("toy/chain", 1, seed=0, options={"length": 4})
+    rows = rollout(env, 4, np.array([[0], [1], [2], [0]]))
+    np.testing.assert_array_equal(rows.reward[:, 0], [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rows.terminal[:, 0], [False, False, False, False, True])
+    np.testing.assert_array_equal(rows.observation[:4, 0], np.eye(4))
+    np.testing.assert_array_equal(rows.observation[4, 0], np.zeros(4))
+    wrong = rollout(env, 3, np.array([[0], [2], [0]]))
+    np.testing.assert_array_equal(wrong.observation[:, 0].argmax(-1), [0, 1, 0, 1])
+    assert not wrong.last.any()
+
+
+def test_cliff_walks_to_its_limit_or_dies():
+    env = registry.make("toy/cliff", 2, seed=0, options={"length": 3})
+    rows = rollout(env, 3, np.array([[0, 0], [0, 1], [0, 0]]))
+    np.testing.assert_array_equal(rows.reward, [[0, 0], [1, 1], [1, 2], [1, 0]])
+    np.testing.assert_array_equal(rows.last, [[False, False], [False, False], [False, True], [True, False]])
+    np.testing.assert_array_equal(rows.terminal, [[False, False], [False, False], [False, True], [False, False]])
+    assert rows.first[3, 1] and rows.discount[3, 0] == 1 and rows.discount[2, 1] == 0
+
+
+def test_bandit_pays_by_the_arm():
+    rows = rollout(registry.make("toy/bandit", 4, seed=0), 1, np.arange(4)[None])
+    np.testing.assert_array_equal(rows.reward[1], [0.0, 0.25, 0.5, 1.0])
+    assert rows.terminal[1].all()
+
+
+def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
+    def column(image, row):
+        return image[:, row, :, 0].argmax(-1)
+
+    def catch(image):
+        falling = image[:, :-1, :, 0].sum(1).argmax(-1)  # before the end the ball is above the paddle's row
+        return np.sign(falling - column(image, -1)) + 1
+
+    env = registry.make("toy/catch", 16, seed=0)
+    rows = play(env, catch, 9)
+    assert len(set(rows.observation[0, :, 0, :, 0].argmax(-1))) > 1, "every ball starts in the same column"
+    assert rows.terminal[9].all() and (rows.reward[9] == 1).all() and (rows.reward[:9] == 0).all()
+    lost = play(env, lambda image: 2 - catch(image), 9)
+    off_centre = lost.observation[0, :, 0, :, 0].argmax(-1) != 2
+    assert off_centre.any() and (lost.reward[9, off_centre] == -1).all()
+
+
+@pytest.mark.parametrize("env_id", registry.TOYS)
+def test_toys_keep_the_contract(env_id):
+    check_env(registry.make(env_id, 3, seed=1), 60)
+
+
+def test_rows_repeat_and_differ_by_seed():
+    one, again, other = (rollout(registry.make("toy/catch", 8, seed=seed), 30) for seed in (1, 1, 2))
+    assert_same_rows(one, again)
+    assert not np.array_equal(one.observation[0], other.observation[0])
+
+
+def test_state_is_plain_arrays_that_can_be_continued():
+    env = registry.make("toy/catch", 4, seed=3)
+    state, timestep = env.reset()
+    step = jax.jit(env.step)
+    for _ in range(12):
+        state, timestep = step(state, np.zeros(4, np.int32))
+    copy = jax.tree.map(lambda leaf: leaf.copy(), state)
+    for _ in range(12):
+        state, timestep = step(state, np.ones(4, np.int32))
+        copy, again = step(copy, np.ones(4, np.int32))
+        assert_same_rows(jax.tree.map(np.asarray, timestep), jax.tree.map(np.asarray, again))
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(UnsupportedEnvironment, match="toy/chain was given options.*'colour'"):
+        registry.make("toy/chain", 1, seed=0, options={"colour": "red"})
