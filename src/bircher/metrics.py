@@ -1,0 +1,130 @@
+"""The glossary: every metric a run may log, with its unit, and how the lines of ``metrics.jsonl`` are read.
+
+A metric's group is the word before the slash.  A new metric is a line in the table below; a new loss term
+is a line in ``TERMS``, and appears under ``loss/`` and ``weighted/``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COUNTERS = {
+    "env_steps": "decisions taken in the environments; reset rows do not count",
+    "env_frames": "decisions times the action repeat",
+    "learner_steps": "updates of the parameters",
+    "episodes": "training episodes that ended",
+    "wall_seconds": "seconds of this run, all its resumptions together",
+}
+"""The counters that stand beside the metrics on every line."""
+
+GROUPS = {
+    "act": "acting in the training environments",
+    "loss": "the loss terms without their weights",
+    "weighted": "the loss terms times their weights: what is summed and minimised",
+    "target": "what the loss trains towards",
+    "model": "parameters and gradients",
+    "speed": "how fast, and how large",
+    "eval": "fresh episodes that training never sees",
+}
+
+TERMS = {
+    "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalised",
+    "cmpo": "KL from the clipped-MPO policy to the root's policy",
+    "value": "categorical cross-entropy of the root's value, as its excess over the target's entropy",
+    "model_policy": "KL from the improved policies to those predicted after 1 to K steps of the model",
+    "model_value": "excess cross-entropy of the values predicted after 1 to K steps of the model",
+    "model_reward": "excess cross-entropy of the rewards predicted by 1 to K steps of the model",
+}
+"""Every loss term by its name in ``losses.TERM``."""
+
+
+class Metric(NamedTuple):
+    """One line of the glossary."""
+
+    name: str
+    unit: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.unit}]: {self.text}"
+
+
+_TABLE = (
+    ("act/episode_return", "reward", "mean undiscounted return of the training episodes ended since the last line"),
+    ("act/episode_length", "env steps", "mean length of the same episodes"),
+    ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
+    ("target/value_mean", "return", "mean of the value targets"),
+    ("target/advantage_scale", "return", "root of the moving second moment by which advantages are divided"),
+    ("target/advantage_deviation", "1", "root mean square of the normalised advantages; 1 when the scale is right"),
+    ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
+    ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: how much the improvement asks for"),
+    ("target/clipped_advantages", "share", "actions whose normalised advantage the CMPO bound clips"),
+    ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant's"),
+    ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
+    ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
+    ("model/parameter_norm", "1", "global norm of the parameters"),
+    ("model/update_norm", "1", "global norm of the step that the optimiser takes"),
+    ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
+    ("speed/updates_per_second", "1/s", "updates a second since the last line"),
+    ("speed/memory_bytes", "bytes", "memory that the process holds (on a GPU: on the device)"),
+    ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
+    ("eval/return_median", "reward", "median of the same returns"),
+    ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
+    ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
+)
+
+GLOSSARY: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *(Metric(*line) for line in _TABLE),
+        *(Metric(f"loss/{term}", "nats", text) for term, text in TERMS.items()),
+        *(Metric(f"weighted/{term}", "nats", f"{text}; times its weight") for term, text in TERMS.items()),
+    )
+}
+"""Every metric by its full name."""
+
+PICTURES = {"eval/episode": "a frame of the last evaluation's last episode"}
+"""What writers get as pictures, by tag."""
+
+
+def describe(name: str) -> Metric:
+    """The glossary's line for ``name``.
+
+    Raises:
+      KeyError: there is none; the message gives the nearest name.
+    """
+    if name not in GLOSSARY:
+        near = difflib.get_close_matches(name, GLOSSARY, 1)
+        raise KeyError(f"no metric {name!r} in the glossary" + (f"; the nearest is {near[0]!r}" if near else ""))
+    return GLOSSARY[name]
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise ``KeyError`` at the first name that is not in the glossary."""
+    for name in names:
+        describe(name)
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, oldest first; null comes back as NaN.
+
+    A last line without its end is one that a killed process was writing: it is left out.
+
+    Raises:
+      ValueError: another line is no JSON object with counters; the message says which.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            content = json.loads(line)
+            content["env_steps"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"line {number} of {path} is no line of metrics: {line[:60]!r}") from error
+        found.append({name: math.nan if value is None else value for name, value in content.items()})
+    return found

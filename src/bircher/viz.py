@@ -1,0 +1,234 @@
+"""Pictures of a run: the learning curve, an episode's frames, a video."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from bircher import metrics as glossary
+from bircher.envs.base import Env
+
+Frame = UInt8[np.ndarray, "height width 3"]
+"""One picture, red, green and blue."""
+
+Act = Callable[[Any], Any]
+"""An observation with a batch axis of 1 to an action with a batch axis of 1."""
+
+_SIDE = 320
+"""Pixels that the longer side of a drawn grid has at least."""
+
+
+def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: str = "") -> Path:
+    """Draw the returns of a ``metrics.jsonl`` over environment steps: training as a line, evaluations as points.
+
+    The picture's kind is by its suffix, such as ``.png``; returns its path.
+
+    Raises:
+      ValueError: the file holds no return yet.
+    """
+    lines = glossary.read(metrics_path)
+    training = _series(lines, "act/episode_return")
+    evaluation = _series(lines, "eval/return_mean")
+    if not training and not evaluation:
+        raise ValueError(f"{metrics_path} holds no return yet: no episode has ended")
+    # Without pyplot: no window system is touched and no figure outlives the call.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="episode return")
+    if training:
+        axes.plot(*zip(*training, strict=True), color="tab:blue", linewidth=1.2, label="training")
+    if evaluation:
+        axes.plot(*zip(*evaluation, strict=True), "o", color="tab:orange", markersize=5, label="evaluation, mean")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(picture_path, dpi=120)
+    return Path(picture_path)
+
+
+def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> Path:
+    """Write frames, all of one size, as an H.264 video of ``fps`` frames a second; returns its path.
+
+    A size that is not even, which H.264 refuses, gets its last row or column twice.
+
+    Raises:
+      ValueError: there is no frame, or they differ in size.
+      OSError: the file cannot be written; the message holds the encoder's own words.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remaining = iter(frames)
+    first = next(remaining, None)
+    if first is None:
+        raise ValueError("a video needs at least one frame")
+    height, width, _ = first.shape
+    padding = ((0, height % 2), (0, width % 2), (0, 0))
+    with tempfile.TemporaryFile() as words:
+        encoder = _encoder(path, width + width % 2, height + height % 2, fps, words)
+        # A broken pipe is an encoder that has ended, and says why; leaving the block waits for its end.
+        with suppress(BrokenPipeError), encoder as process:
+            assert process.stdin is not None
+            for frame in chain([first], remaining):
+                if frame.shape != first.shape:
+                    raise ValueError(f"a video's frames have one shape, not {first.shape} and {frame.shape}")
+                process.stdin.write(np.pad(frame, padding, mode="edge").tobytes())
+        if encoder.returncode:
+            words.seek(0)
+            raise OSError(f"cannot write the video {path}: {words.read().decode(errors='replace').strip()}")
+    return path
+
+
+def _encoder(path: Path, width: int, height: int, fps: float, words: IO[bytes]) -> subprocess.Popen[bytes]:
+    """ffmpeg, waiting for frames; what it has to say goes to ``words``.
+
+    The program comes with imageio-ffmpeg; started here because that package's own writer forks, which a
+    process that runs JAX must not.
+    """
+    import imageio_ffmpeg
+
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+
+
+def render_episode(
+    env_id: str,
+    act: Act,
+    seed: int,
+    max_steps: int,
+    make: Callable[[], Env] | None = None,
+    options: Mapping[str, Any] | None = None,
+    stack: int = 1,
+) -> list[Frame]:
+    """The frames of one episode, of at most ``max_steps`` actions.
+
+    Gymnasium draws those environments that it has under ``env_id`` (with ``options``, its keyword arguments)
+    and can draw.  Of others the observations themselves are drawn: ``make`` makes one such environment,
+    already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in training;
+    an environment that ``make`` gives joins them itself.
+
+    Raises:
+      ValueError: neither can be done.
+    """
+    if _gymnasium_draws(env_id):
+        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack)
+    if make is None:
+        raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
+    env = make()
+    try:
+        return _render_observations(env, act, max_steps, stack)
+    finally:
+        env.close()
+
+
+def draw_observation(observation: Any) -> Frame:
+    """One observation ``[height, width]`` or ``[height, width, channels]`` as a picture, enlarged.
+
+    Bytes of 1 or 3 channels are taken as pixels; else each channel has its colour, and where several are set
+    the last one shows.
+
+    Raises:
+      ValueError: the observation is no grid.
+    """
+    grid = np.asarray(observation)
+    if grid.ndim == 2:
+        grid = grid[..., None]
+    if grid.ndim != 3:
+        raise ValueError(f"only grids [height, width, channels] can be drawn, no observation of shape {grid.shape}")
+    if grid.dtype == np.uint8 and grid.shape[-1] in (1, 3):
+        picture = np.broadcast_to(grid, (*grid.shape[:2], 3))
+    else:
+        picture = np.full((*grid.shape[:2], 3), 16, np.uint8)
+        for channel, colour in enumerate(_colours(grid.shape[-1])):
+            picture[grid[..., channel] > 0] = colour
+    scale = math.ceil(_SIDE / max(picture.shape[:2]))
+    return np.ascontiguousarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def _series(lines: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(line["env_steps"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+
+
+def _colours(count: int) -> np.ndarray:
+    """Well-separated hues, [count, 3] bytes."""
+    from matplotlib.colors import hsv_to_rgb
+
+    hues = np.stack([np.arange(count) / count, np.full(count, 0.65), np.full(count, 0.95)], axis=-1)
+    return (255 * hsv_to_rgb(hues)).astype(np.uint8)
+
+
+def _gymnasium_draws(env_id: str) -> bool:
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    try:
+        entry = gymnasium.spec(env_id).entry_point
+    except (gymnasium.error.Error, ImportError):
+        return False
+    creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    return "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
+
+
+def _quieten() -> None:
+    """Keep pygame, which draws most frames, from greeting and from complaining where there is no sound or screen."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def _render_gymnasium(
+    env_id: str, act: Act, seed: int, max_steps: int, options: dict[str, Any], stack: int
+) -> list[Frame]:
+    import gymnasium
+
+    _quieten()
+    env = gymnasium.make(env_id, render_mode="rgb_array", **options)
+    try:
+        observation, _ = env.reset(seed=seed)
+        # A first observation stands for those that it has not had, as in training.
+        recent = deque([np.asarray(observation)] * stack, maxlen=stack)
+        frames = [env.render()]
+        for _ in range(max_steps):
+            action = np.asarray(act(np.concatenate(recent, axis=-1)[None]))[0]
+            observation, _, terminated, truncated, _ = env.step(action)
+            recent.append(np.asarray(observation))
+            frames.append(env.render())
+            if terminated or truncated:
+                break
+        return [np.asarray(frame, np.uint8) for frame in frames]
+    finally:
+        env.close()
+
+
+def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list[Frame]:
+    if env.num_envs != 1:
+        raise ValueError(f"one environment is drawn at a time, not {env.num_envs}")
+
+    def draw(observation: Any) -> Frame:
+        newest = np.asarray(observation)[0]
+        return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
+
+    state, row = env.reset()
+    frames = [draw(row.observation)]
+    for _ in range(max_steps):
+        state, row = env.step(state, act(row.observation))
+        frames.append(draw(row.observation))
+        if bool(row.last[0]):
+            break
+    return frames

@@ -1,0 +1,233 @@
+"""Where metrics go: JSON lines, TensorBoard events, and a display in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from bircher import metrics as glossary
+
+Numbers = Mapping[str, Any]
+"""Names to numbers, or to anything that ``float`` takes, such as arrays of one element."""
+
+
+class Writer(Protocol):
+    """Receives what a run measures.  Neither the loop nor a writer knows of the other's other side."""
+
+    def write(self, counters: Numbers, metrics: Numbers) -> None:
+        """One moment: the counters then (``bircher.metrics.COUNTERS``), and whatever was measured."""
+        ...
+
+    def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
+        """A picture ``[height, width, 3]`` of bytes, such as an evaluation's last frame."""
+        ...
+
+    def close(self) -> None:
+        """Write what is held back and free what is held; nothing is written afterwards."""
+        ...
+
+
+class JsonLines:
+    """One JSON object a line: the counters, then the metrics; NaN and infinities as null.
+
+    ``restored_env_steps`` is None for a new run, whose file must not exist; a resumed run gives the steps of
+    the checkpoint it goes on from, and lines beyond them, of work that will be done again, are dropped.
+    """
+
+    def __init__(self, path: str | Path, restored_env_steps: int | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if restored_env_steps is not None and path.exists():
+            _cut(path, restored_env_steps)
+        self._file = path.open("x" if restored_env_steps is None else "a", encoding="utf-8")
+
+    def write(self, counters: Numbers, metrics: Numbers) -> None:
+        """Append one line; it is in the file when this returns."""
+        line = {name: _json_number(value) for name, value in {**counters, **metrics}.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
+        """Pictures have no place in a file of lines."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard events over environment steps; ``restored_env_steps`` hides what a resumed run does again."""
+
+    def __init__(self, folder: str | Path, restored_env_steps: int | None = None) -> None:
+        from tensorboardX import SummaryWriter  # takes a moment to import: only when it is used
+
+        purge = None if restored_env_steps is None else restored_env_steps + 1
+        self._events = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+
+    def write(self, counters: Numbers, metrics: Numbers) -> None:
+        """One scalar for each metric."""
+        for name, value in metrics.items():
+            self._events.add_scalar(name, float(value), int(counters["env_steps"]))
+
+    def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
+        """One picture ``[height, width, 3]`` of bytes."""
+        self._events.add_image(tag, array, int(counters["env_steps"]), dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close the events."""
+        self._events.close()
+
+
+class Console:
+    """A live display where the output is a terminal; else a plain line every few seconds.
+
+    Drawn only from within ``write`` and at most every ``every_seconds`` (by default 1 live, 5 plain), so
+    that it costs a training run next to nothing.  ``total_env_steps`` gives progress and time left.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total_env_steps: int | None = None,
+        stream: TextIO | None = None,
+        every_seconds: float | None = None,
+    ) -> None:
+        from rich.console import Console as Terminal
+        from rich.live import Live
+
+        self._title = title
+        self._total = total_env_steps
+        self._terminal = Terminal(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        live = self._terminal.is_terminal and not self._terminal.is_dumb_terminal
+        self._live = Live(console=self._terminal, auto_refresh=False) if live else None
+        self._every = every_seconds if every_seconds is not None else (1.0 if live else 5.0)
+        self._drawn = -math.inf
+        self._start: tuple[float, float] | None = None
+        self._counters: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
+        if self._live:
+            self._live.start()
+
+    def write(self, counters: Numbers, metrics: Numbers) -> None:
+        """Remember the newest value of each metric, and draw if it is time."""
+        self._counters = {name: float(value) for name, value in counters.items()}
+        self._metrics |= {name: float(value) for name, value in metrics.items()}
+        now = time.monotonic()
+        self._start = self._start or (now, self._counters["env_steps"])
+        if now - self._drawn >= self._every:
+            self._draw(now)
+
+    def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
+        """A terminal shows no pictures."""
+
+    def message(self, text: str) -> None:
+        """A line that stays, above the display."""
+        self._terminal.print(text, markup=False)
+
+    def close(self) -> None:
+        """Draw the last values and give the terminal back."""
+        if self._counters:
+            self._draw(time.monotonic())
+        if self._live:
+            self._live.stop()
+        self._counters = {}
+
+    def _draw(self, now: float) -> None:
+        self._drawn = now
+        if self._live:
+            self._live.update(self._panel(now), refresh=True)
+        else:
+            self.message(self._line(now))
+
+    def _seconds_left(self, now: float) -> float | None:
+        """From the mean speed of this process: None where nothing is known yet, or no end is set."""
+        if self._total is None or self._start is None:
+            return None
+        began, first_steps = self._start
+        done = self._counters["env_steps"] - first_steps
+        left = max(self._total - self._counters["env_steps"], 0)
+        return left * (now - began) / done if done > 0 else None
+
+    def _line(self, now: float) -> str:
+        steps = int(self._counters["env_steps"])
+        shown = [f"{steps:,} steps" + (f" ({steps / self._total:.0%})" if self._total else "")]
+        if (left := self._seconds_left(now)) is not None:
+            shown.append(f"{_clock(left)} left")
+        for name, label in _LINE.items():
+            if name in self._metrics:
+                shown.append(f"{label} {_number(name, self._metrics[name])}")
+        return " | ".join(shown)
+
+    def _panel(self, now: float) -> Any:
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        steps, left = int(self._counters["env_steps"]), self._seconds_left(now)
+        head = Table.grid(padding=(0, 2))
+        cells: list[Any] = [f"{steps:,}" + (f" / {self._total:,}" if self._total else "") + " environment steps"]
+        if self._total:
+            cells.insert(0, ProgressBar(self._total, min(steps, self._total), width=30))
+            cells.append(f"{_clock(left)} left" if left is not None else "")
+        cells.append(f"{_clock(self._counters.get('wall_seconds', 0.0))} gone")
+        head.add_row(*cells)
+        body = Table.grid(padding=(0, 2))
+        body.add_column()
+        body.add_column(justify="right", min_width=10)
+        body.add_column(style="dim")
+        for group in glossary.GROUPS:
+            for name in sorted(name for name in self._metrics if name.startswith(f"{group}/") and name not in _QUIET):
+                unit = glossary.GLOSSARY[name].unit if name in glossary.GLOSSARY else ""
+                body.add_row(name, _number(name, self._metrics[name]), "" if unit in ("1", "bytes") else unit)
+        return Panel(Group(head, "", body), title=self._title, title_align="left", expand=False)
+
+
+_LINE = {
+    "act/episode_return": "return",
+    "eval/return_mean": "evaluation",
+    "speed/env_steps_per_second": "steps/s",
+    "speed/updates_per_second": "updates/s",
+    "speed/memory_bytes": "memory",
+} | {f"loss/{term}": term for term in glossary.TERMS}
+"""What a plain line shows, and as what."""
+
+_QUIET = {f"weighted/{term}" for term in glossary.TERMS}
+"""What the live display leaves to the files: the same losses times constants."""
+
+
+def _cut(path: Path, env_steps: int) -> None:
+    """Drop the lines beyond ``env_steps`` (and a half-written one) at once or not at all."""
+    kept = [line for line in glossary.read(path) if line["env_steps"] <= env_steps]
+    temporary = path.with_name(path.name + ".unfinished")
+    with temporary.open("w", encoding="utf-8") as file:
+        for line in kept:
+            file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
+    os.replace(temporary, path)
+
+
+def _json_number(value: Any) -> float | int | None:
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, int) or math.isfinite(number) else None
+
+
+def _number(name: str, value: float) -> str:
+    if name == "speed/memory_bytes":
+        return f"{value / 2**20:,.0f} MiB"
+    if name.startswith("speed/"):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
