@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.agents.base import Agent, Mode
 from bircher.envs.base import Env
-from bircher.types import Key, Policy, TimeStep, Trajectory
+from bircher.types import Key, Policy, Tally, TimeStep, Trajectory
 
 
 class ActorState(eqx.Module):
@@ -25,18 +25,6 @@ class ActorState(eqx.Module):
     episode_length: Int[Array, " E"]
 
 
-class Tally(eqx.Module):
-    """Sums over one rollout."""
-
-    env_steps: Int[Array, ""]
-    """Decisions; the step after an end is a reset and does not count."""
-    episodes: Int[Array, ""]
-    return_sum: Float[Array, ""]
-    length_sum: Int[Array, ""]
-    failed: Int[Array, ""]
-    """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
-
-
 def start(agent: Agent, env: Env, key: Key) -> ActorState:
     """Reset every environment; runs outside a program, for a reset may start threads."""
     env_state, timestep = env.reset()
@@ -46,7 +34,7 @@ def start(agent: Agent, env: Env, key: Key) -> ActorState:
     )
 
 
-def _not_finite(timestep: TimeStep) -> Array:
+def not_finite(timestep: TimeStep) -> Array:
     """[E]: the adapter raised its flag, or a number is not finite."""
     bad = timestep.failed | ~jnp.isfinite(timestep.reward)
     for leaf in jax.tree.leaves(timestep.observation):
@@ -56,7 +44,13 @@ def _not_finite(timestep: TimeStep) -> Array:
 
 
 def rollout(
-    agent: Agent, env: Env, policy: Policy, state: ActorState, length: int, progress: Array, mode: Mode = "explore"
+    agent: Agent,
+    env: Env,
+    policy: Policy,
+    state: ActorState,
+    length: int,
+    progress: Array | float,
+    mode: Mode = "explore",
 ) -> tuple[ActorState, Trajectory, Tally]:
     """T + 1 rows of each of E environments, [E, T + 1]; the last row is where the next rollout begins."""
 
@@ -69,7 +63,8 @@ def rollout(
         fresh = following.first
         episode_return = jnp.where(fresh, 0.0, state.episode_return + following.reward)
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
-        bad = _not_finite(following)
+        # Both ends: a rollout may begin where the one before it failed.
+        bad = not_finite(timestep) | not_finite(following)
         tally = Tally(
             env_steps=(~fresh).sum(),
             episodes=following.last.sum(),
@@ -80,16 +75,14 @@ def rollout(
         return ActorState(env_state, following, carry, key, episode_return, episode_length), (row, tally)
 
     state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
-    # The last row's behaviour is needed for the prior there; its action is drawn again by the next rollout.
-    key, act_key = jax.random.split(state.key)
+    # The last row's behaviour is needed for the prior there.  Its key is not used up: the next rollout draws the
+    # action there again, so that the stream does not depend on where rollouts are cut.
+    _, act_key = jax.random.split(state.key)
     output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
     last = Trajectory.of(state.timestep, output.action, output.extras)
     rows = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]).swapaxes(0, 1), rows, last)
     tally = Tally(
         *(getattr(tallies, name).sum() for name in ("env_steps", "episodes", "return_sum", "length_sum")),
-        failed=tallies.failed.max(),
-    )
-    state = ActorState(
-        state.env_state, state.timestep, state.carry, key, state.episode_return, state.episode_length
+        failed=tallies.failed[jnp.argmax(tallies.failed >= 0)],
     )
     return state, rows, tally

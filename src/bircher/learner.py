@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace as _replaced
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -13,11 +15,10 @@ from jaxtyping import Array, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
 from bircher import replay as replay_room
-from bircher.actor import Tally
 from bircher.agents.base import Agent
 from bircher.ops import losses
 from bircher.replay import Replay, ReplayConfig
-from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
 
 
 class OptimiserConfig(BaseModel):
@@ -80,26 +81,36 @@ def updates_per_iteration(config: OptimiserConfig, steps: int) -> int:
     groups = round(config.updates_per_step * steps / group)
     if groups < 1:
         raise ValueError(
-            f"optimiser.updates_per_step={config.updates_per_step:g} gives {config.updates_per_step * steps:.3g} updates "
-            f"for a rollout of {steps} steps; it must give at least epochs × minibatches = {group}"
+            f"optimiser.updates_per_step={config.updates_per_step:g} gives {config.updates_per_step * steps:.3g} "
+            f"updates for a rollout of {steps} steps; it must give at least epochs × minibatches = {group}"
         )
     return groups * group
 
 
-def make_optimiser(config: OptimiserConfig, total_updates: int) -> optax.GradientTransformation:
-    """AdamW with its update clipped element by element and a rate that falls linearly (Muesli, appendix)."""
+def all_finite(tree: PyTree) -> Array:
+    """Whether every floating-point number of a tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all() if floats else jnp.asarray(True)
+
+
+def learning_rate(config: OptimiserConfig, env_steps: Array, total_steps: int) -> Array:
+    """The rate at so many of a run's environment steps: a straight line to `final_learning_rate`."""
+    share = jnp.minimum(env_steps / total_steps, 1.0)
+    return config.learning_rate + (config.final_learning_rate - config.learning_rate) * share
+
+
+def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
+    """AdamW with its update clipped element by element, before the learning rate (Muesli, appendix)."""
     clip = {
         "none": optax.identity(),
         "value": optax.clip(config.gradient_clip_bound),
         "norm": optax.clip_by_global_norm(config.gradient_clip_bound),
     }[config.gradient_clip]
-    schedule = optax.linear_schedule(config.learning_rate, config.final_learning_rate, max(total_updates, 1))
     return optax.chain(
         clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.clip(config.update_clip),
         optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
     )
 
 
@@ -117,9 +128,35 @@ def _take(tree: PyTree, index: Array) -> PyTree:
 
 
 def _sanitised(rows: Trajectory, failed: Array) -> Trajectory:
-    """Rows of a rollout that failed, made harmless: zeros, and every row the first of an episode."""
+    """Rows of a rollout that failed, made harmless: zeros, and no row leads anywhere."""
     rows = jax.tree.map(lambda x: jnp.where(failed, jnp.zeros_like(x), x), rows)
-    return rows._replace(first=rows.first | failed)
+    return rows._replace(first=rows.first | failed, last=rows.last | failed)
+
+
+class _Plan(NamedTuple):
+    """What the functions of one learner share."""
+
+    agent: Agent
+    optimiser: optax.GradientTransformation
+    ring: Replay
+    config: OptimiserConfig
+    num_envs: int
+    total_steps: int
+    groups: int
+    """Computations of targets after each rollout; each serves epochs × minibatches updates."""
+    num_replayed: int
+    """Sequences of each batch that come from replay."""
+    target_update_rate: float
+
+    @property
+    def num_fresh(self) -> int:
+        """Sequences of each batch that come from the rollout."""
+        return self.config.batch_size - self.num_replayed
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that share one computation of targets."""
+        return self.config.minibatches * self.config.batch_size
 
 
 def make(
@@ -140,123 +177,157 @@ def make(
     config = optimiser_config
     steps = num_envs * rollout_length
     updates = updates_per_iteration(config, steps)
-    groups = updates // (config.epochs * config.minibatches)
-    optimiser = make_optimiser(config, updates * -(-total_steps // steps))
-    ring = replay_room.make(num_envs, rollout_length, max(replay_config.capacity, 0))
-    num_replayed = round(replay_config.fraction * config.batch_size)
-    num_fresh = config.batch_size - num_replayed
-    sequences = config.minibatches * config.batch_size
+    plan = _Plan(
+        agent=agent,
+        optimiser=make_optimiser(config),
+        ring=replay_room.make(num_envs, rollout_length, replay_config.capacity),
+        config=config,
+        num_envs=num_envs,
+        total_steps=total_steps,
+        groups=updates // (config.epochs * config.minibatches),
+        num_replayed=round(replay_config.fraction * config.batch_size),
+        target_update_rate=target_update_rate,
+    )
 
     def init(key: Key, timestep: TimeStep) -> TrainState:
         init_key, key = jax.random.split(key)
         policy = agent.init(init_key, spec)
-        carry = agent.start(num_envs)
-        output, _ = agent.act(policy, carry, timestep, init_key, "explore", 0.0)
+        output, _ = agent.act(policy, agent.start(num_envs), timestep, init_key, "explore", 0.0)
         row = Trajectory.of(timestep, output.action, output.extras)
         return TrainState(
             params=policy.params,
             target_params=jax.tree.map(jnp.copy, policy.params),
             agent_state=policy.state,
-            optimiser_state=optimiser.init(policy.params),
-            replay=ring.init(_take(row, jnp.asarray(0))),
+            optimiser_state=plan.optimiser.init(policy.params),
+            replay=plan.ring.init(_take(row, jnp.asarray(0))),
             key=key,
             counters=Counters.zero(),
             non_finite=jnp.zeros((), jnp.int32),
         )
 
-    def draw(state: TrainState, rollout: Trajectory, order: Array, key: Key) -> Batch:
-        """minibatches × batch_size sequences, each minibatch with its own fresh share."""
-        fresh = _take(rollout, order[: config.minibatches * max(num_fresh, 1)])
-        parts = []
-        if num_fresh:
-            parts.append(jax.tree.map(lambda x: x.reshape(config.minibatches, num_fresh, *x.shape[1:]), fresh))
-        if num_replayed:
-            count = config.minibatches * num_replayed
-            # Until the ring holds a whole sequence, fresh ones stand in.
-            stand_in = _take(rollout, jnp.arange(count) % num_envs)
-            sampled = ring.sample(state.replay, key, count)
-            ready = ring.ready(state.replay)
-            sampled = jax.tree.map(lambda x, y: jnp.where(ready, x, y), sampled, stand_in)
-            parts.append(jax.tree.map(lambda x: x.reshape(config.minibatches, num_replayed, *x.shape[1:]), sampled))
-        rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(sequences, *xs[0].shape[2:]), *parts)
-        return Batch(rows, agent.start(sequences), jnp.full(sequences, -1), jnp.ones(sequences))
+    return Learner(init, partial(_learn, plan), updates, plan.ring)
 
-    def update(state: TrainState, batch: Batch, targets: Targets, key: Key) -> tuple[TrainState, dict[str, Array]]:
-        def objective(params):
-            terms, metrics = agent.loss(params, state.agent_state, batch, targets, key)
-            total, term_metrics = losses.combine(terms, agent.weights, targets.mask, batch.importance)
-            return total, {**metrics, **term_metrics}
 
-        (total, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        step, optimiser_state = optimiser.update(gradients, state.optimiser_state, state.params)
-        params = optax.apply_updates(state.params, step)
-        target_params = optax.incremental_update(params, state.target_params, target_update_rate)
-        norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        new = (params, target_params, optimiser_state)
-        old = (state.params, state.target_params, state.optimiser_state)
-        params, target_params, optimiser_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
-        metrics |= {
-            "model/gradient_norm": norm,
-            "model/update_norm": optax.global_norm(step),
-            "model/parameter_norm": optax.global_norm(params),
-        }
-        counters = state.counters._replace(learner_steps=state.counters.learner_steps + 1)
-        non_finite = state.non_finite + ~finite
-        state = TrainState(
-            params, target_params, state.agent_state, optimiser_state, state.replay, state.key, counters, non_finite
-        )
-        return state, metrics
+def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) -> tuple[TrainState, dict[str, Array]]:
+    """Store a rollout, then update; the metrics are means over the updates."""
+    failed = tally.failed >= 0
+    rollout = _sanitised(rollout, failed)
+    key, order_key, group_key = jax.random.split(state.key, 3)
+    counters = state.counters._replace(
+        env_steps=state.counters.env_steps + tally.env_steps,
+        env_frames=state.counters.env_frames + tally.env_steps,
+        episodes=state.counters.episodes + tally.episodes,
+    )
+    # The last row is the next rollout's first, and is stored with it.
+    replay = plan.ring.add(state.replay, jax.tree.map(lambda x: x[:, :-1], rollout))
+    before = _learnt(state)
+    state = _replaced(state, replay=replay, key=key, counters=counters)
 
-    def group(carry, inputs):
-        state, rollout = carry
-        order, key = inputs
-        draw_key, target_key, update_key = jax.random.split(key, 3)
-        batch = draw(state, rollout, order, draw_key)
-        targets, agent_state = agent.targets(Policy(state.target_params, state.agent_state), batch, target_key)
-        state = eqx.tree_at(lambda s: s.agent_state, state, agent_state, is_leaf=lambda x: x is None)
+    def step(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
+        return _group(plan, state, rollout, *inputs)
 
-        def one(state, inputs):
-            index, key = inputs
-            return update(state, _take(batch, index), _select_targets(targets, index), key)
+    state, metrics = jax.lax.scan(
+        step, state, (_fresh_order(plan, order_key), jax.random.split(group_key, plan.groups))
+    )
+    # A failed rollout teaches nothing: what was learnt before stays as it was.
+    kept = jax.tree.map(lambda x, y: jnp.where(failed, x, y), before, _learnt(state))
+    state = eqx.tree_at(_learnt, state, kept, is_leaf=lambda x: x is None)
+    return state, jax.tree.map(lambda x: x.mean(0), metrics)
 
-        count = config.epochs * config.minibatches
-        keys = jax.random.split(update_key, count)
-        if count == 1:
-            state, metrics = update(state, batch, targets, keys[0])
-        else:
-            index = jnp.tile(jnp.arange(sequences).reshape(config.minibatches, -1), (config.epochs, 1))
-            state, metrics = jax.lax.scan(one, state, (index, keys))
-            metrics = jax.tree.map(lambda x: x.mean(0), metrics)
-        return (state, rollout), metrics
 
-    def learn(state: TrainState, rollout: Trajectory, tally: Tally) -> tuple[TrainState, dict[str, Array]]:
-        failed = tally.failed >= 0
-        rollout = _sanitised(rollout, failed)
-        stored = jax.tree.map(lambda x: x[:, :-1], rollout)
-        key, order_key, group_key = jax.random.split(state.key, 3)
-        counters = state.counters._replace(
-            env_steps=state.counters.env_steps + tally.env_steps,
-            env_frames=state.counters.env_frames + tally.env_steps,
-            episodes=state.counters.episodes + tally.episodes,
-        )
-        state = TrainState(
-            state.params, state.target_params, state.agent_state, state.optimiser_state,
-            ring.add(state.replay, stored), key, counters, state.non_finite,
-        )  # fmt: skip
-        # Every environment's sequence comes up equally often, in random order.
-        needed = groups * config.minibatches * max(num_fresh, 1)
-        repeats = -(-needed // num_envs)
-        order = jnp.concatenate([jax.random.permutation(k, num_envs) for k in jax.random.split(order_key, repeats)])
-        order = order[:needed].reshape(groups, -1)
-        before = _learnt(state)
-        (state, _), metrics = jax.lax.scan(group, (state, rollout), (order, jax.random.split(group_key, groups)))
-        # A failed rollout teaches nothing: what was learnt before stays as it was.
-        kept = jax.tree.map(lambda x, y: jnp.where(failed, x, y), before, _learnt(state))
-        state = eqx.tree_at(_learnt, state, kept, is_leaf=lambda x: x is None)
-        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+def _fresh_order(plan: _Plan, key: Key) -> Array:
+    """[groups, fresh sequences of each]: every environment comes up equally often, in random order."""
+    needed = plan.groups * plan.config.minibatches * plan.num_fresh
+    repeats = max(-(-needed // plan.num_envs), 1)
+    order = jnp.concatenate([jax.random.permutation(k, plan.num_envs) for k in jax.random.split(key, repeats)])
+    return order[:needed].reshape(plan.groups, -1)
 
-    return Learner(init, learn, updates, ring)
+
+def _draw(plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key) -> Batch:
+    """minibatches × batch_size sequences, each minibatch with its own fresh share."""
+
+    def by_minibatch(rows: Trajectory, count: int) -> Trajectory:
+        return jax.tree.map(lambda x: x.reshape(plan.config.minibatches, count, *x.shape[1:]), rows)
+
+    parts = []
+    if plan.num_fresh:
+        parts.append(by_minibatch(_take(rollout, order), plan.num_fresh))
+    if plan.num_replayed:
+        count = plan.config.minibatches * plan.num_replayed
+        # Until the ring holds a whole sequence, fresh ones stand in.
+        stand_in = _take(rollout, jnp.arange(count) % plan.num_envs)
+        sampled = plan.ring.sample(state.replay, key, count)
+        ready = plan.ring.ready(state.replay)
+        sampled = jax.tree.map(lambda x, y: jnp.where(ready, x, y), sampled, stand_in)
+        parts.append(by_minibatch(sampled, plan.num_replayed))
+    size = plan.sequences
+    rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
+    return Batch(rows, plan.agent.start(size), jnp.full(size, -1), jnp.ones(size))
+
+
+def _group(
+    plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key
+) -> tuple[TrainState, dict[str, Array]]:
+    """One computation of targets, and the updates that share it."""
+    draw_key, target_key, update_key = jax.random.split(key, 3)
+    batch = _draw(plan, state, rollout, order, draw_key)
+    target_policy = Policy(state.target_params, state.agent_state)
+    targets, agent_state = plan.agent.targets(target_policy, batch, target_key)
+    # A reward beyond a float's square would leave a normaliser infinite for ever.
+    sound = all_finite(agent_state)
+    agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)
+    state = _replaced(state, agent_state=agent_state, non_finite=state.non_finite + ~sound)
+    config = plan.config
+    count = config.epochs * config.minibatches
+    keys = jax.random.split(update_key, count)
+    if count == 1:
+        return _update(plan, state, batch, targets, keys[0])
+
+    def one(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
+        index, key = inputs
+        return _update(plan, state, _take(batch, index), _select_targets(targets, index), key)
+
+    index = jnp.tile(jnp.arange(plan.sequences).reshape(config.minibatches, -1), (config.epochs, 1))
+    state, metrics = jax.lax.scan(one, state, (index, keys))
+    return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+
+def _update(
+    plan: _Plan, state: TrainState, batch: Batch, targets: Targets, key: Key
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of the optimiser and of the target network; left out where it is not finite."""
+
+    def objective(params: PyTree) -> tuple[Array, dict[str, Array]]:
+        terms, metrics = plan.agent.loss(params, state.agent_state, batch, targets, key)
+        total, term_metrics = losses.combine(terms, plan.agent.weights, targets.mask, batch.importance)
+        return total, {**metrics, **term_metrics}
+
+    (total, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    step, optimiser_state = plan.optimiser.update(gradients, state.optimiser_state, state.params)
+    rate = learning_rate(plan.config, state.counters.env_steps, plan.total_steps)
+    step = jax.tree.map(lambda x: -rate * x, step)
+    params = optax.apply_updates(state.params, step)
+    target_params = optax.incremental_update(params, state.target_params, plan.target_update_rate)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    new = (params, target_params, optimiser_state)
+    old = (state.params, state.target_params, state.optimiser_state)
+    params, target_params, optimiser_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+    metrics |= {
+        "model/learning_rate": rate,
+        "model/gradient_norm": norm,
+        "model/update_norm": optax.global_norm(step),
+        "model/parameter_norm": optax.global_norm(params),
+    }
+    state = _replaced(
+        state,
+        params=params,
+        target_params=target_params,
+        optimiser_state=optimiser_state,
+        counters=state.counters._replace(learner_steps=state.counters.learner_steps + 1),
+        non_finite=state.non_finite + ~finite,
+    )
+    return state, metrics
 
 
 def _select_targets(targets: Targets, index: Array) -> Targets:

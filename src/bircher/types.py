@@ -20,7 +20,7 @@ border between modules; a mask is 1 (or True) where a value is to be used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ class Batch(NamedTuple):
     carry: PyTree[Array]
     """The agent's memory at the first row, [B, ...]; () for agents without."""
     indices: Int[Array, " B"]
-    """Where in the replay each sequence begins; -1 for a fresh one."""
+    """Where in the replay each sequence begins; -1 where that is not kept."""
     importance: Float[Array, " B"]
     """Importance weight of each sequence, at most 1."""
 
@@ -176,6 +176,18 @@ class ActOutput(NamedTuple):
 
     action: Int[Array, " B"]
     extras: Mapping[str, Array]
+
+
+class Tally(NamedTuple):
+    """Sums over one rollout."""
+
+    env_steps: Int[Array, ""]
+    """Decisions; the step after an end is a reset and does not count."""
+    episodes: Int[Array, ""]
+    return_sum: Float[Array, ""]
+    length_sum: Int[Array, ""]
+    failed: Int[Array, ""]
+    """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
 
 
 class Counters(NamedTuple):

@@ -12,10 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher.agents import terms
 from bircher.agents.base import Agent, Mode, require_discrete
+from bircher.agents.unrolling import episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement, losses, returns
@@ -42,6 +43,14 @@ class PriorConfig(BaseModel):
 
     behaviour_share: float = Field(0.03, ge=0, le=1)
     uniform_share: float = Field(0.003, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _leaves_the_target_a_share(self) -> PriorConfig:
+        if self.behaviour_share + self.uniform_share > 1:
+            raise ValueError(
+                f"behaviour_share + uniform_share must be at most 1, not {self.behaviour_share + self.uniform_share:g}"
+            )
+        return self
 
 
 class RetraceConfig(BaseModel):
@@ -116,7 +125,7 @@ class MuesliState(eqx.Module):
 
 
 def make(config: MuesliConfig, model_config: ModelConfig, loss_config: MuesliLosses) -> Agent:
-    """Muesli as a tuple of pure functions.  A second call with equal configurations gives an equal agent."""
+    """Muesli as a tuple of pure functions."""
     weights = loss_config.weights()
 
     def init(key: Key, spec: EnvSpec) -> Policy:
@@ -153,15 +162,6 @@ def make(config: MuesliConfig, model_config: ModelConfig, loss_config: MuesliLos
 def _normalised(state: MuesliState, observation: Array) -> Array:
     observation = observation.astype(jnp.float32)
     return observation if state.statistics is None else state.statistics.normalise(observation)
-
-
-def episode_ends(trajectory: Trajectory) -> Array:
-    """[B, T + 1]: rows whose action leads nowhere: last rows, and rows before a row that is first.
-
-    The second kind is a seam: after a resume a ring looks whole and is not.
-    """
-    following_first = jnp.pad(trajectory.first[:, 1:], ((0, 0), (0, 1)))
-    return trajectory.last | following_first
 
 
 def muesli_targets(config: MuesliConfig, policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
@@ -225,39 +225,6 @@ def _observe(state: MuesliState, rows: Trajectory, mask: Array) -> MuesliState:
     return MuesliState(state.normaliser, state.statistics.update(rows.observation[:, :-1], mask))
 
 
-def unroll(model: Model, latent: Array, rows: Trajectory, target: Targets, unroll_steps: int) -> terms.Unrolled:
-    """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
-
-    Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
-    on a terminal row, towards 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
-    return.  Policy: rows where an action counts.
-    """
-    length = target.value.shape[1]
-    depths = unroll_steps + 1
-    ends = episode_ends(rows)
-    open_rows = terms.windows(~ends, depths, length)
-    # reached[k]: rows t … t + k - 1 all lead somewhere.
-    reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
-    in_range = (jnp.arange(depths)[:, None] + jnp.arange(length))[:, None, :]
-    terminal = terms.windows(rows.terminal, depths, length)
-    has_return = terms.windows(target.mask, depths, length)
-
-    latents = model.unroll(latent, terms.windows(rows.action, unroll_steps, length))
-    following = latents
-    latents = jnp.concatenate([latent[None], latents])
-    policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
-    return terms.Unrolled(
-        prediction=model.predict(latents),
-        reward_logits=model.reward_logits(following),
-        policy=terms.windows(policy, depths, length),
-        policy_mask=reached & open_rows & (in_range <= length),
-        value=terms.windows(target.value, depths, length) * has_return,
-        value_mask=reached & (has_return | terminal),
-        reward=terms.windows(target.reward, unroll_steps, length),
-        reward_mask=reached[1:] & (in_range[1:] <= length),
-    )
-
-
 def muesli_loss(
     config: MuesliConfig,
     model_config: ModelConfig,
@@ -308,6 +275,6 @@ def diagnostics(
         "target/clipped_advantages": mean((jnp.abs(q_advantage) > config.cmpo.clip_bound).mean(-1)),
         "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
         "target/support_overflow": mean(overflow.astype(jnp.float32)),
-        "target/explained_variance": 1.0 - error / jnp.maximum(spread, 1e-8),
+        "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
     }

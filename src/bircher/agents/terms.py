@@ -5,41 +5,13 @@ A term returns ``[B, T]``, one number for each root row; `learner` averages over
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from bircher.agents.unrolling import Unrolled
 from bircher.ops import distributions, losses
 from bircher.ops.transforms import Support
-from bircher.types import Prediction
-
-
-class Unrolled(NamedTuple):
-    """The model's predictions and their targets at depth k = 0 … K below each root row.
-
-    Depth 0 is the root itself.  A mask is True where the target at that depth exists: no episode's end lies
-    between root and depth, and the sequence is long enough.
-    """
-
-    prediction: Prediction
-    """logits [K + 1, B, T, …]"""
-    reward_logits: Float[Array, "K B T atoms"]
-    """depth 1 … K"""
-    policy: Float[Array, "D B T A"]
-    policy_mask: Bool[Array, "D B T"]
-    value: Float[Array, "D B T"]
-    value_mask: Bool[Array, "D B T"]
-    reward: Float[Array, "K B T"]
-    reward_mask: Bool[Array, "K B T"]
-
-
-def windows(x: Array, depths: int, length: int) -> Array:
-    """[B, R, ...] -> [depths, B, length, ...] with entry (k, b, t) = x[b, t + k], and 0 (False) past the end."""
-    missing = max(depths - 1 + length - x.shape[1], 0)
-    padded = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.stack([padded[:, k : k + length] for k in range(depths)])
 
 
 def policy_gradient(

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gymnax
-import gymnax.environments.spaces as gymnax_spaces
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from bircher.envs.lightly import without_drawing
 from bircher.envs.pure import PureEnv
 from bircher.envs.spaces import action_spec, observation_spec
 from bircher.types import EnvSpec, Key
+
+with without_drawing():
+    import gymnax
+    import gymnax.environments.spaces as gymnax_spaces
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import equinox as eqx
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bircher import actor, learner
-from bircher.actor import ActorState, Tally
+from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState
+from bircher.types import Tally
 
 
 class Progress(eqx.Module):
@@ -34,14 +36,15 @@ class Programs(NamedTuple):
     """(train, actor, progress, iterations); its arguments' buffers are donated"""
     fresh_progress: Callable[[TrainState, ActorState], Progress]
     """zeros of the right shapes; traces, does not compile"""
+    compile: Callable[[TrainState, ActorState, Progress], None]
+    """compiles what `advance` will run for arguments of these shapes, several programs at once where there are any;
+    optional: without it the first `advance` compiles"""
 
 
 def _add(progress: Progress, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
     total = jax.tree.map(jnp.add, progress.tally, tally)
     newly = (progress.tally.failed < 0) & (tally.failed >= 0)
-    total = eqx.tree_at(
-        lambda t: t.failed, total, jnp.where(progress.tally.failed >= 0, progress.tally.failed, tally.failed)
-    )
+    total = total._replace(failed=jnp.where(progress.tally.failed >= 0, progress.tally.failed, tally.failed))
     return Progress(
         progress.iterations + 1,
         total,
@@ -57,8 +60,11 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         progress = counters.env_steps / total_steps
         return actor.rollout(agent, env, policy, actor_state, rollout_length, progress)
 
+    # A program of its own within the others, so that it is traced only once.
+    learn_once = jax.jit(learn.learn)
+
     def learn_from(train: TrainState, progress: Progress, rollout, tally: Tally):
-        train, metrics = learn.learn(train, rollout, tally)
+        train, metrics = learn_once(train, rollout, tally)
         return train, _add(progress, tally, metrics, train.counters.env_steps)
 
     def iterate(train: TrainState, actor_state: ActorState, progress: Progress):
@@ -69,26 +75,45 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
 
     def fresh_progress(train: TrainState, actor_state: ActorState) -> Progress:
         _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
-        _, metrics = jax.eval_shape(learn.learn, train, rollout, tally)
+        _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (tally, metrics))
-        tally = eqx.tree_at(lambda t: t.failed, zeros[0], jnp.full((), -1, jnp.int32))
-        return Progress(jnp.zeros((), jnp.int32), tally, zeros[1], jnp.full((), -1, jnp.int32))
+        nowhere = jnp.full((), -1, jnp.int32)
+        return Progress(jnp.zeros((), jnp.int32), zeros[0]._replace(failed=nowhere), zeros[1], nowhere)
 
     if env.pure:
 
         def chunk(train, actor_state, progress, iterations):
             return jax.lax.fori_loop(0, iterations, lambda _, carry: iterate(*carry), (train, actor_state, progress))
 
-        advance = jax.jit(chunk, donate_argnums=(0, 1, 2))
+        programs = {"chunk": jax.jit(chunk, donate_argnums=(0, 1, 2))}
+
+        def advance(train, actor_state, progress, iterations):
+            return programs["chunk"](train, actor_state, progress, jnp.asarray(iterations, jnp.int32))
+
+        def compile(train, actor_state, progress):
+            example = jax.ShapeDtypeStruct((), jnp.int32)
+            programs["chunk"] = programs["chunk"].lower(train, actor_state, progress, example).compile()
     else:
-        collect_program = jax.jit(collect, donate_argnums=1)
-        learn_program = jax.jit(learn_from, donate_argnums=(0, 1))
+        programs = {
+            "collect": jax.jit(collect, donate_argnums=1),
+            "learn": jax.jit(learn_from, donate_argnums=(0, 1)),
+        }
 
         def advance(train, actor_state, progress, iterations):
             for _ in range(iterations):
                 policy = learner.acting_policy(agent, train)
-                actor_state, rollout, tally = collect_program(policy, actor_state, train.counters)
-                train, progress = learn_program(train, progress, rollout, tally)
+                actor_state, rollout, tally = programs["collect"](policy, actor_state, train.counters)
+                train, progress = programs["learn"](train, progress, rollout, tally)
             return train, actor_state, progress
 
-    return Programs(advance, fresh_progress)
+        def compile(train, actor_state, progress):
+            policy = learner.acting_policy(agent, train)
+            collecting = programs["collect"].lower(policy, actor_state, train.counters)
+            _, rollout, tally = collecting.out_info
+            # The one is compiled while the other is traced.
+            with ThreadPoolExecutor(1) as pool:
+                compiled = pool.submit(collecting.compile)
+                programs["learn"] = programs["learn"].lower(train, progress, rollout, tally).compile()
+                programs["collect"] = compiled.result()
+
+    return Programs(advance, fresh_progress, compile)

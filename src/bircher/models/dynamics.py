@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
 import equinox as eqx
+import jax
+from jaxtyping import Array, Float, Int
 
 from bircher.models.layers import MLP, Linear, scale_latent
 from bircher.types import Key
@@ -32,7 +30,9 @@ class DynamicsMLP(eqx.Module):
         # Small last layer: a transition begins near the identity.
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
 
-    def _finish(self, latent: Float[Array, "*B latent"], hidden: Float[Array, "*B width"]) -> Float[Array, "*B latent"]:
+    def _finish(
+        self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B width"]
+    ) -> Float[Array, "*#B latent"]:
         return scale_latent(latent + self.rest(jax.nn.relu(hidden)))
 
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:

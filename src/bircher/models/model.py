@@ -6,7 +6,6 @@ from typing import Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -94,7 +93,7 @@ class Model(eqx.Module):
         return Prediction(self.heads.policy(latent), self.heads.value(latent))
 
     def unroll(
-        self, latent: Float[Array, "*B latent"], actions: Int[Array, "K *B"]
+        self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]
     ) -> Float[Array, "K *B latent"]:
         """The latents after each of K actions, from a latent onwards."""
 

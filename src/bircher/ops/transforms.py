@@ -65,13 +65,12 @@ class Support(eqx.Module):
     def mean(self, logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
         """The scalar of a categorical prediction: h^-1 of the expected atom, in this order."""
         probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        # Mirrored atoms are added first, so that equal logits give exactly 0 on a symmetric support.
-        weighted = probabilities * self.atoms
+        # As distances from the middle, each times the surplus of the upper over its mirrored lower atom: equal
+        # logits give exactly 0 on a symmetric support, however the compiler orders the sum.
         half = self.num_atoms // 2
-        mirrored = weighted[..., :half] + weighted[..., ::-1][..., :half]
-        expected = mirrored.sum(-1)
-        if self.num_atoms % 2:
-            expected = expected + weighted[..., half]
+        distance = self.width * ((self.num_atoms - 1) / 2 - jnp.arange(half, dtype=jnp.float32))
+        surplus = probabilities[..., ::-1][..., :half] - probabilities[..., :half]
+        expected = (self.low + self.high) / 2 + (surplus * distance).sum(-1)
         return signed_parabolic(expected) if self.transform else expected
 
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:

@@ -1,0 +1,80 @@
+"""Muesli and the MuZero family of agents in JAX.
+
+    run    = bircher.train("LunarLander-v3", steps=1_000_000, seed=0)
+    agent  = bircher.load(run.path)
+    action = agent.act(observation)
+    report = bircher.evaluate(agent, episodes=100)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bircher.evaluation import Report
+    from bircher.run.loaded import LoadedAgent
+    from bircher.run.training import Run
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "load", "train"]
+
+# The functions import what they need: `import bircher` alone is quick, and loads neither JAX nor an environment.
+
+
+def train(
+    env: str | Callable[[], Any],
+    agent: str = "muesli",
+    steps: float | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    **overrides: Any,
+) -> Run:
+    """Train an agent and return the run: `run.agent`, `run.path`.
+
+    Args:
+      env: an id, also one that was registered with Gymnasium, or a callable that makes a `gymnasium.Env`.
+      agent: the agent's name.
+      steps: environment steps; None takes the preset's.
+      seed: seeds everything.
+      out: the run's folder; None makes one under `runs/`.
+      overrides: any other setting, nested (`optimiser={"learning_rate": 1e-3}`) or dotted
+        (`**{"agent.cmpo.clip_bound": 0.5}`).
+
+    Raises:
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment, DeviceError, NotEnoughMemory, RunFolderError: refused
+        before anything was compiled; all are ValueErrors.
+      RunFailed: an environment or a number failed; what was learnt before is saved.
+    """
+    from bircher import config
+    from bircher.run import begin
+
+    given = {**overrides, "agent.name": agent, "seed": seed}
+    if steps is not None:
+        given["steps"] = steps
+    composed = config.compose(env, given)
+    return begin.start(composed, None if isinstance(env, str) else env, out).run()
+
+
+def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> LoadedAgent:
+    """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+
+    Raises:
+      RunFolderError: the folder holds no run, or no checkpoint yet.
+      CheckpointError: the checkpoint is damaged, or of another architecture.
+    """
+    from bircher.run import loaded
+
+    return loaded.load(path, env)
+
+
+def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False) -> Report:
+    """Play fresh episodes in environments that training never saw; actions are drawn from the policy unless `greedy`.
+
+    Raises:
+      EvaluationFailed: an environment raised, or gave a number that is not finite.
+    """
+    from bircher.run import loaded
+
+    return loaded.evaluate(agent, episodes, seed, greedy)

@@ -1,0 +1,260 @@
+"""The command `bircher`: thin, and quick to refuse.
+
+Exit status: 0 done, 1 failed while running, 2 refused before it began, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bircher import __version__
+
+FAILED, REFUSED, STOPPED = 1, 2, 130
+
+app = typer.Typer(
+    name="bircher",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"bircher {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def bircher(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Muesli and the MuZero family of agents in JAX.
+
+    \b
+    bircher train LunarLander-v3
+    bircher eval runs/lunarlander-v3-muesli-0-20260101-120000
+    """
+
+
+def _complete(incomplete: str) -> list[str]:
+    """Environments' ids and names of settings, for the shell."""
+    from bircher import settings
+    from bircher.config import Config
+    from bircher.envs import registry
+
+    ids = [*registry.TOYS, *registry.GYMNAX, *registry.ENVPOOL]
+    keys = [f"{name}=" for name in ("agent", "loop", *settings.names(Config))]
+    return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ENV [KEY=VALUE]...", help="An environment's id, then settings.", autocompletion=_complete,
+        show_default=False,
+    ),
+]  # fmt: skip
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML, as `bircher config` prints them.")
+]
+SavedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seeds the environments and the actions.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Take the most probable action instead of drawing one.")]
+
+
+@app.command()
+def train(
+    words: Words = None,
+    config: ConfigFile = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The new run's folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run to its end.")] = None,
+) -> None:
+    """Train an agent. Ctrl-C saves a checkpoint and ends.
+
+    \b
+    bircher train LunarLander-v3
+    bircher train CartPole-v1 agent.cmpo.clip_bound=0.5 replay.fraction=0.9 steps=2e5 seed=3
+    bircher train Breakout-MinAtar --config mine.yaml --out runs/mine
+    bircher train --resume runs/mine
+    """
+    env, pairs = _env_and_settings(words)
+    if "debug=true" in pairs:
+        _check_shapes()
+    with _told():
+        from bircher.run import begin
+
+        if resume is not None:
+            _require_alone(env, config, out)
+            training = begin.resume(resume, pairs)
+        else:
+            from bircher import config as configuration
+
+            training = begin.start(configuration.compose(env, pairs, config), None, out)
+    with _told(FAILED):
+        run = training.run()
+    print(f"{run.counters['env_steps']:,} environment steps, {run.counters['wall_seconds']:,.0f} s: {run.path}")
+    if run.stopped:
+        print(f"stopped; go on with: bircher train --resume {run.path}", file=sys.stderr)
+        raise typer.Exit(STOPPED)
+
+
+@app.command("eval")
+def evaluate(
+    run: SavedRun,
+    episodes: Annotated[int, typer.Option(min=1, help="Fresh episodes.")] = 100,
+    seed: Seed = 0,
+    greedy: Greedy = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Score a run's last checkpoint on fresh episodes that training never saw.
+
+    \b
+    bircher eval runs/mine --episodes 100 --seed 0
+    bircher eval runs/mine --greedy --json
+    """
+    with _told():
+        from bircher.run import begin, loaded
+
+        agent = begin.load_for_playing(run)
+        report = loaded.evaluate(agent, episodes, seed, greedy)
+    if as_json:
+        print(json.dumps(report._asdict()))
+        return
+    print(f"{report.env}, {report.agent}, {report.episodes} episodes, mode {report.mode}, seed {report.seed}")
+    least, most = min(report.returns), max(report.returns)
+    print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
+    print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
+    print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
+
+
+@app.command()
+def watch(
+    run: SavedRun,
+    video: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an MP4; else a window opens.")] = None,
+    seed: Seed = 0,
+    greedy: Greedy = False,
+) -> None:
+    """Show one fresh episode, in a window or as a video.
+
+    \b
+    bircher watch runs/mine --video lander.mp4
+    """
+    with _told():
+        from bircher import viz
+        from bircher.run import begin, loaded, window
+
+        agent = begin.load_for_playing(run)
+        if video is None:
+            window.require_display()
+        else:
+            window.require_writable(video)
+        with begin.drawing_refused():
+            frames = loaded.episode_frames(agent, seed, greedy)
+        if video is None:
+            window.show(frames, f"{agent.spec.id}, {agent.name}")
+        else:
+            print(viz.write_video(frames, video, window.FPS))
+
+
+@app.command()
+def plot(
+    run: SavedRun,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else learning_curve.png in the run.")] = None,
+) -> None:
+    """Draw a run's learning curve.
+
+    \b
+    bircher plot runs/mine --out curve.png
+    """
+    with _told():
+        from bircher.run import begin
+
+        print(begin.plot(run, out))
+
+
+@app.command()
+def config(words: Words = None, config: ConfigFile = None) -> None:
+    """Print every setting and its value as YAML: save it, edit it, pass it back with --config.
+
+    \b
+    bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
+    """
+    with _told():
+        from bircher import config as configuration
+
+        print(configuration.compose(*_env_and_settings(words), config).to_yaml(), end="")
+
+
+@app.command()
+def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", show_default=False)] = None) -> None:
+    """List known environments whose id contains FILTER, with observation, actions and preset.
+
+    \b
+    bircher envs minatar
+    """
+    from bircher.envs import registry
+
+    rows = [("environment", "adapter", "observation", "actions", "preset"), *registry.known(name_filter)]
+    if len(rows) == 1:
+        print(f"no environment's id contains {name_filter!r}", file=sys.stderr)
+        raise typer.Exit(REFUSED)
+    widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@contextlib.contextmanager
+def _told(status: int = REFUSED) -> Iterator[None]:
+    """Tell what is refused, or what failed, in one sentence on stderr; anything else is a bug: a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
+    except Exception as error:
+        from bircher.run import begin
+
+        if not isinstance(error, begin.FAILURES + begin.REFUSALS):
+            raise
+        print("bircher: " + " ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(FAILED if isinstance(error, begin.FAILURES) else status) from None
+
+
+def _env_and_settings(words: list[str] | None) -> tuple[str | None, list[str]]:
+    words = words or []
+    has_env = bool(words) and "=" not in words[0]
+    return (words[0], words[1:]) if has_env else (None, words)
+
+
+def _require_alone(env: str | None, config: Path | None, out: Path | None) -> None:
+    """Refuse what cannot stand beside --resume, which takes the run's own settings."""
+    from bircher.settings import ConfigError
+
+    for name, value in ((f"the environment {env}", env), ("--config", config), ("--out", out)):
+        if value is not None:
+            raise ConfigError(f"--resume goes on with the run's own settings: {name} cannot be given with it")
+
+
+def _check_shapes() -> None:
+    """Hold every function's arrays against the shapes it declares, where beartype is installed."""
+    with contextlib.suppress(ImportError):
+        import beartype  # noqa: F401
+        from jaxtyping import install_import_hook
+
+        install_import_hook("bircher", "beartype.beartype")

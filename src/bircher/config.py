@@ -1,0 +1,236 @@
+"""One configuration for a run, composed of the models that stand beside the code they configure.
+
+Later layers win: defaults, the preset (found by the environment's id), a file, single settings.  Everything is refused
+before anything is compiled: an unknown key with the nearest valid name, a wrong type or range with what is expected,
+a combination that cannot work with its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bircher import learner, replay, settings
+from bircher.agents.muesli import MuesliConfig, MuesliLosses
+from bircher.envs import registry
+from bircher.evaluation import EvaluationConfig
+from bircher.learner import OptimiserConfig
+from bircher.models.model import ModelConfig
+from bircher.replay import ReplayConfig
+from bircher.settings import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+AGENTS = ("muesli",)
+LOOPS = ("synchronous",)
+CALLABLE = "callable:"
+"""Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
+
+DEBUG = {
+    "steps": 256,
+    "env": {"num_envs": 2},
+    "loop": {"rollout_length": 8},
+    "optimiser": {"batch_size": 2, "updates_per_step": 1 / 16, "minibatches": 1, "epochs": 1},
+    "replay": {"capacity": 1024},
+    "evaluation": {"count": 1, "episodes": 2},
+    "checkpoint": {"every_seconds": 3600.0},
+}
+"""What `debug=true` sets, unless it is set by hand: without compilation a full-sized run would never end."""
+
+
+class EnvConfig(BaseModel):
+    """Which environment, and how many of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    num_envs: int = Field(64, ge=1)
+    """Environments stepped together."""
+    max_steps: int | None = Field(None, ge=1)
+    """Actions after which an episode is truncated; null leaves the environment's own limit."""
+    stack: int = Field(1, ge=1)
+    """Observations joined along the last axis, the newest last."""
+    num_threads: int | None = Field(None, ge=1)
+    """EnvPool's threads; null takes one a core."""
+    backend: Literal["toys", "gymnax", "envpool", "gymnasium"] | None = None
+    """Which adapter; null takes the quickest that has the environment."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the environment's constructor."""
+
+
+class LoopConfig(BaseModel):
+    """How collecting and learning take turns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["synchronous"] = "synchronous"
+    rollout_length: int = Field(16, ge=1)
+    """T, the steps of each environment in a rollout; also the length of the sequences learnt from."""
+
+
+class CheckpointConfig(BaseModel):
+    """When a run is saved, besides at its end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every_seconds: float = Field(30.0, gt=0)
+    keep: int = Field(2, ge=1)
+    """Checkpoints that stay."""
+    replay_every: int = Field(1, ge=1)
+    """Every how many checkpoints hold the replay; a run's last one always does."""
+
+
+class Config(BaseModel):
+    """The whole of a run's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str = "default"
+    """Where the values that nobody set came from."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    steps: int = Field(1_000_000, ge=1, lt=2**31)
+    """Environment steps after which the run is done."""
+    episodes: int | None = Field(None, ge=1)
+    """Training episodes after which the run is done, where that comes first."""
+    device: Literal["cpu", "gpu"] | None = None
+    """Null takes a GPU where there is one."""
+    debug: bool = False
+    """No compilation, NaN and shape checks, tiny sizes."""
+    env: EnvConfig
+    agent: MuesliConfig = MuesliConfig.model_validate({})
+    losses: MuesliLosses = MuesliLosses.model_validate({})
+    model: ModelConfig = ModelConfig.model_validate({})
+    replay: ReplayConfig = ReplayConfig.model_validate({})
+    optimiser: OptimiserConfig = OptimiserConfig.model_validate({})
+    loop: LoopConfig = LoopConfig.model_validate({})
+    checkpoint: CheckpointConfig = CheckpointConfig.model_validate({})
+    evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Config:
+        """Refuse combinations that cannot work; the learner and the replay say so themselves."""
+        rollout = self.env.num_envs * self.loop.rollout_length
+        learner.updates_per_iteration(self.optimiser, rollout)
+        replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
+        prior = self.agent.prior
+        if prior.behaviour_share + prior.uniform_share > 1:
+            raise ValueError(
+                f"agent.prior.behaviour_share={prior.behaviour_share:g} and uniform_share={prior.uniform_share:g} "
+                "must sum to at most 1"
+            )
+        if not self.losses.weights():
+            raise ValueError("losses has no term enabled: nothing would be learnt")
+        return self
+
+    def to_yaml(self) -> str:
+        """Every setting with its value; `from_yaml` gives an equal configuration."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """The configuration in a file, such as a run's `config.yaml`.
+
+        Raises:
+          ConfigError: the file cannot be read, or a setting in it is wrong.
+        """
+        return validated(read_layer(path), f" ({path})")
+
+
+def compose(
+    env: str | Callable[[], Any] | None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    file: str | Path | None = None,
+    preset: str | None = None,
+) -> Config:
+    """The configuration for an environment: defaults < preset < `file` < `overrides` (`a.b=c`, dotted or nested).
+
+    `env` is an id, or a callable that makes one; None takes the file's `env.id`.
+
+    Raises:
+      ConfigError: a key, a value or a combination is wrong.
+      UnknownEnvironment: no such environment.
+    """
+    if isinstance(overrides, Mapping):
+        given = settings.nested(overrides)
+    else:
+        given = settings.parse(overrides)
+    given = settings.checked(_without_shortcuts(given), Config)
+    from_file = settings.checked(_without_shortcuts(read_layer(file)), Config, f" ({file})") if file else {}
+    env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
+    layers = [from_file, given]
+    env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
+    if env_id is None:
+        raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
+    backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
+    registry.resolve(env_id if env is None else env, backend)
+    chosen = preset or next((layer["preset"] for layer in layers[::-1] if "preset" in layer), None)
+    name = find_preset(registry.preset_name(env_id if env is None else env) if chosen is None else chosen)
+    if any(layer.get("debug") for layer in layers):
+        layers.insert(1, DEBUG)
+    merged = read_preset(name)
+    for layer in (*layers, {"preset": name, "env": {"id": env_id}}):
+        merged = settings.merge(merged, layer)
+    return validated(merged)
+
+
+def find_preset(name: Any) -> str:
+    """The preset of this name, in any case; raises ConfigError with the nearest names."""
+    names = {path.stem.lower(): path.stem for path in sorted(PRESETS.glob("*.yaml"))}
+    if not isinstance(name, str) or name.lower() not in names:
+        raise ConfigError(f"unknown preset {name!r}{settings.near(str(name), names.values())}")
+    return names[name.lower()]
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset over those of the preset that it `extends`."""
+    path = PRESETS / f"{find_preset(name)}.yaml"
+    layer = read_layer(path)
+    base = layer.pop("extends", None)
+    layer = settings.checked(_without_shortcuts(layer), Config, f" (preset {name})")
+    return settings.merge(read_preset(base), layer) if base is not None else layer
+
+
+def read_layer(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings as nested dictionaries, not yet checked."""
+    try:
+        content = settings.load_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: expected KEY: VALUE lines, not {type(content).__name__}")
+    return settings.nested(content)
+
+
+def _without_shortcuts(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`agent=NAME` and `loop=NAME` as what they stand for; names that do not exist are refused."""
+    layer = dict(layer)
+    for group, known in (("agent", AGENTS), ("loop", LOOPS)):
+        if group in layer and not isinstance(layer[group], dict):
+            layer[group] = {"name": layer[group]}
+        name = layer.get(group, {}).get("name", known[0])
+        if name not in known:
+            close = settings.near(str(name), known)
+            raise ConfigError(f"unknown {group} {name!r}{close}; known: {', '.join(known)}")
+    if "search" in layer:
+        raise ConfigError("search.* cannot be set: the agent muesli does not search, it looks ahead by one step")
+    return layer
+
+
+def validated(layer: Mapping[str, Any], where: str = "") -> Config:
+    """The configuration of these settings and the defaults; `where` ends the sentence of an error.
+
+    Raises:
+      ConfigError: a setting is wrong.
+    """
+    layer = settings.checked(_without_shortcuts(layer), Config, where)
+    layer = settings.merge(settings.defaults(Config), layer)
+    try:
+        return Config.model_validate(layer, strict=True)
+    except ValidationError as error:
+        raise ConfigError(settings.sentence(error, layer, Config) + where) from None

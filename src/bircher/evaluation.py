@@ -1,0 +1,229 @@
+"""How good an agent is: whole episodes in environments that training never saw, and their statistics.
+
+Statistics as in rliable: "Deep Reinforcement Learning at the Edge of the Statistical Precipice" by Agarwal et al. 2021
+(https://arxiv.org/abs/2108.13264).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from pydantic import BaseModel, ConfigDict, Field
+
+from bircher.actor import not_finite
+from bircher.agents.base import Agent
+from bircher.envs.base import Env, failure
+from bircher.types import Key, Policy, TimeStep
+
+Mode = Literal["sample", "greedy"]
+MakeEnv = Callable[[int, int], Env]
+"""(number of environments, which batch of them) -> fresh environments, seeded apart from every other batch."""
+
+MAX_ENVS = 128
+"""Episodes played side by side; more are played in batches."""
+MAX_EPISODE_STEPS = 108_000
+"""Where an environment has no limit of its own, an episode is counted as it stands after this many actions."""
+CHUNK = 256
+"""Steps that one call of the program plays at most; between calls Python can stop it."""
+RESAMPLES = 2000
+"""Bootstrap resamples of the 95 % interval."""
+
+
+class EvaluationConfig(BaseModel):
+    """Evaluations during training, apart from the training returns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(10, ge=0)
+    """Evaluations, spread evenly over the steps, the last at the end; 0 makes none."""
+    episodes: int = Field(16, ge=1)
+    """Episodes of each."""
+    mode: Mode = "sample"
+    """Whether actions are drawn from the policy or are its most probable ones."""
+
+
+class EvaluationFailed(RuntimeError):
+    """An environment raised, or gave a number that is not finite, while an agent was evaluated."""
+
+
+class EvaluationStopped(Exception):
+    """The caller asked an evaluation to stop before its last episode ended."""
+
+
+class Report(NamedTuple):
+    """What an evaluation found; returns are undiscounted sums of rewards, lengths count actions."""
+
+    env: str
+    agent: str
+    episodes: int
+    seed: int
+    mode: Mode
+    mean: float
+    median: float
+    iqm: float
+    """Mean of the middle half of the returns."""
+    iqm_low: float
+    """Lower end of the IQM's 95 % bootstrap interval."""
+    iqm_high: float
+    returns: list[float]
+    lengths: list[int]
+    env_steps: int
+    """Actions taken, over all episodes."""
+    wall_seconds: float
+
+
+class _Episodes(NamedTuple):
+    """B episodes under way; what comes after an environment's first episode is not counted."""
+
+    env_state: Any
+    timestep: TimeStep
+    carry: PyTree
+    key: Key
+    episode_return: Float[Array, " B"]
+    length: Int[Array, " B"]
+    done: Bool[Array, " B"]
+    failed: Int[Array, ""]
+    """Index of the first environment that failed; -1 where none did."""
+
+
+class Evaluator:
+    """Plays episodes of an agent; its program is compiled once, for every later call of as many episodes."""
+
+    def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample"):
+        self._agent, self._make_env = agent, make_env
+        self._explore: Literal["explore", "greedy"] = "explore" if mode == "sample" else "greedy"
+        self.mode: Mode = mode
+        self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes]]] = {}
+
+    def __call__(self, policy: Policy, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> Report:
+        """Play `episodes` episodes; `seed` seeds the actions and the interval.
+
+        One environment plays exactly one episode, so that short episodes are not counted more often than long ones.
+
+        Raises:
+          EvaluationFailed: an environment failed; the message says which.
+          EvaluationStopped: `stop` said so.
+        """
+        if episodes < 1:
+            raise ValueError(f"an evaluation needs at least 1 episode, not {episodes}")
+        began = time.perf_counter()
+        batches = -(-episodes // MAX_ENVS)
+        size = -(-episodes // batches)
+        returns, lengths = [], []
+        for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
+            played, env_id = self._play(policy, size, batch, key, stop)
+            returns.append(np.asarray(played.episode_return, np.float64))
+            lengths.append(np.asarray(played.length))
+        all_returns = np.concatenate(returns)[:episodes]
+        all_lengths = np.concatenate(lengths)[:episodes]
+        wall = time.perf_counter() - began
+        return summarise(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, wall)
+
+    def close(self) -> None:
+        """Close the environments that are kept for the next call."""
+        for env, _ in self._programs.values():
+            env.close()
+        self._programs = {}
+
+    def _play(self, policy, size, batch, key, stop) -> tuple[_Episodes, str]:
+        env, program = self._program(size)
+        fresh = self._make_env(size, batch) if batch else env
+        if fresh is not env and not env.pure:
+            env, program = fresh, _program(self._agent, fresh, self._explore)
+        state, timestep = fresh.reset()
+        zeros = jnp.zeros(size)
+        episodes = _Episodes(
+            state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), zeros.astype(bool),
+            jnp.full((), -1, jnp.int32),
+        )  # fmt: skip
+        for _ in range(-(-(env.spec.max_steps or MAX_EPISODE_STEPS) // CHUNK)):
+            episodes = program(policy, episodes)
+            if int(episodes.failed) >= 0:
+                told = failure(env) or f"environment {int(episodes.failed)} gave a number that is not finite"
+                raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {told}")
+            if bool(episodes.done.all()):
+                break
+            if stop():
+                raise EvaluationStopped
+        if fresh is not self._programs[size][0]:
+            fresh.close()
+        return episodes, env.spec.id
+
+    def _program(self, size: int) -> tuple[Env, Callable[[Policy, _Episodes], _Episodes]]:
+        if size not in self._programs:
+            env = self._make_env(size, 0)
+            self._programs[size] = env, _program(self._agent, env, self._explore)
+        return self._programs[size]
+
+
+def _program(agent: Agent, env: Env, mode: Literal["explore", "greedy"]) -> Callable[[Policy, _Episodes], _Episodes]:
+    """A compiled program that plays on until every episode is over, for at most `CHUNK` steps."""
+
+    def step(policy: Policy, now: _Episodes) -> _Episodes:
+        key, act_key = jax.random.split(now.key)
+        output, carry = agent.act(policy, now.carry, now.timestep, act_key, mode, 1.0)
+        state, row = env.step(now.env_state, output.action)
+        counts = ~now.done
+        # What an environment does after its episode, also going wrong, is no part of the evaluation.
+        bad = not_finite(row) & counts
+        return _Episodes(
+            state, row, carry, key,
+            now.episode_return + jnp.where(counts, row.reward, 0.0),
+            now.length + counts,
+            now.done | row.last,
+            jnp.where((now.failed < 0) & bad.any(), jnp.argmax(bad), now.failed),
+        )  # fmt: skip
+
+    def play(policy: Policy, now: _Episodes) -> _Episodes:
+        def going(carry):
+            count, now = carry
+            return (count < CHUNK) & ~now.done.all() & (now.failed < 0)
+
+        return jax.lax.while_loop(going, lambda carry: (carry[0] + 1, step(policy, carry[1])), (0, now))[1]
+
+    return jax.jit(play)
+
+
+def summarise(
+    env: str, agent: str, seed: int, mode: Mode, returns: np.ndarray, lengths: np.ndarray, wall_seconds: float
+) -> Report:
+    """The report of episodes with these returns and lengths, [episodes] each."""
+    low, high = bootstrap_interval(returns, np.random.default_rng(seed))
+    return Report(
+        env=env,
+        agent=agent,
+        episodes=len(returns),
+        seed=seed,
+        mode=mode,
+        mean=float(np.mean(returns)),
+        median=float(np.median(returns)),
+        iqm=float(interquartile_mean(returns)),
+        iqm_low=low,
+        iqm_high=high,
+        returns=[float(value) for value in returns],
+        lengths=[int(length) for length in lengths],
+        env_steps=int(np.sum(lengths)),
+        wall_seconds=round(wall_seconds, 3),
+    )
+
+
+def interquartile_mean(returns: Float[np.ndarray, "*batch episodes"]) -> Float[np.ndarray, "*batch"]:
+    """Mean without the lowest and the highest quarter, each rounded down (`scipy.stats.trim_mean(x, 0.25)`)."""
+    cut = returns.shape[-1] // 4
+    return np.sort(returns, axis=-1)[..., cut : returns.shape[-1] - cut].mean(-1)
+
+
+def bootstrap_interval(
+    returns: Float[np.ndarray, " episodes"], generator: np.random.Generator, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of the IQM; one environment is the only stratum."""
+    drawn = generator.integers(len(returns), size=(RESAMPLES, len(returns)))
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(interquartile_mean(returns[drawn]), [outside, 1 - outside])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""What a run is: its folder, its start and resumption, and what stands around the loop."""

@@ -1,0 +1,136 @@
+"""From a configuration to the parts of a run; here everything that cannot work is refused before it is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bircher import learner, machine
+from bircher.agents import muesli
+from bircher.agents.base import Agent, require_discrete
+from bircher.config import CALLABLE, Config, EnvConfig
+from bircher.envs import registry
+from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
+from bircher.envs.registry import EnvSource
+from bircher.learner import Learner, TrainState
+from bircher.types import EnvSpec, TimeStep
+
+
+class NotEnoughMemory(ValueError):
+    """A replay that would not fit; the message names the numbers."""
+
+
+class Parts(NamedTuple):
+    """Agent and learner for one specification, and the shapes of the state that they will make."""
+
+    agent: Agent
+    learner: Learner
+    init: Callable[..., TrainState]
+    """(key, first rows) -> state; compiled on its first call"""
+    template: TrainState
+    """The state's shapes: nothing is allocated yet."""
+
+
+def make_env(
+    config: EnvConfig, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
+) -> Env:
+    """Environments as configured; `source` is a callable that the configuration only names, or None.
+
+    Raises:
+      UnknownEnvironment: no such id.
+      UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
+    """
+    try:
+        return registry.make(
+            config.id if source is None else source,
+            num_envs, seed, role, config.max_steps, config.stack, config.num_threads, config.backend, config.options,
+            generation,
+        )  # fmt: skip
+    except (UnknownEnvironment, UnsupportedEnvironment):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "it says no more"
+        raise UnsupportedEnvironment(f"{config.id} cannot be made: {type(error).__name__}: {reason}") from error
+
+
+def require_source(config: Config, source: EnvSource | None) -> None:
+    """Refuse to go on without the callable that a run was given as its environment.
+
+    Raises:
+      UnknownEnvironment: it is missing.
+    """
+    if source is None and config.env.id.startswith(CALLABLE):
+        name = config.env.id.removeprefix(CALLABLE)
+        raise UnknownEnvironment(
+            f"the run's environment was the callable {name}, which no file holds: give it again from Python, env={name}"
+        )
+
+
+def make_agent(config: Config) -> Agent:
+    """The agent's functions."""
+    return muesli.make(config.agent, config.model, config.losses)
+
+
+def make_parts(config: Config, spec: EnvSpec) -> Parts:
+    """Agent and learner; traces the initial state, allocates and compiles nothing.
+
+    Raises:
+      UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
+    """
+    require_discrete(config.agent.name, spec)
+    agent = make_agent(config)
+    learn = learner.make(
+        agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
+        config.agent.target_update_rate,
+    )  # fmt: skip
+    init = jax.jit(learn.init)
+    template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
+    return Parts(agent, learn, init, template)
+
+
+def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
+    """The shapes of the environments' rows."""
+
+    def make() -> TimeStep:
+        number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+        legal = jnp.zeros((num_envs, num_legal(spec)), bool)
+        observation = jnp.zeros((num_envs, *spec.observation.shape), spec.observation.dtype)
+        return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
+
+    return jax.eval_shape(make)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of a tree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not _is_key(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str:
+    """How large the replay will be.
+
+    Raises:
+      NotEnoughMemory: more than the device has left.
+    """
+    replay = num_bytes(parts.template.replay)
+    # A checkpoint holds the replay a second time while it is written.
+    needed = 2 * replay
+    free = machine.available_bytes(device)
+    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {_size(replay)} on the {device.platform}"
+    if free is not None and needed > free:
+        raise NotEnoughMemory(
+            f"{text}, and as much again while a checkpoint is written, and {_size(free)} are left: "
+            f"lower replay.capacity={config.replay.capacity:,}"
+        )
+    return text
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"

@@ -1,0 +1,166 @@
+"""How a run begins: anew, or from its last checkpoint.  Whatever cannot work is refused here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bircher import actor, checkpoint, machine, settings, viz
+from bircher.actor import ActorState
+from bircher.agents import base as agents_base
+from bircher.checkpoint import CheckpointError
+from bircher.config import Config, validated
+from bircher.envs import base
+from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment
+from bircher.envs.registry import EnvSource
+from bircher.evaluation import EvaluationFailed
+from bircher.machine import DeviceError
+from bircher.run import assembly, folder, loaded
+from bircher.run.assembly import NotEnoughMemory, Parts
+from bircher.run.folder import RunFolderError
+from bircher.run.loaded import LoadedAgent
+from bircher.run.training import Origin, RunFailed, Training
+from bircher.run.window import NoDisplay
+from bircher.settings import ConfigError
+
+CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads")
+"""What may be set anew when a run is resumed: nothing that its state depends on."""
+
+
+REFUSALS = (
+    ConfigError, CheckpointError, DeviceError, NotEnoughMemory, NoDisplay, RunFolderError, UnknownEnvironment,
+    UnsupportedEnvironment, agents_base.UnsupportedEnvironment,
+)  # fmt: skip
+"""What a user can put right; each error is one sentence."""
+FAILURES = (RunFailed, EvaluationFailed)
+"""What goes wrong while environments are played."""
+
+
+def start(config: Config, source: EnvSource | None = None, out: str | Path | None = None) -> Training:
+    """A new run in a new folder, `runs/ENV-AGENT-SEED-TIME` by default; `source` is a callable environment.
+
+    Raises:
+      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: it cannot run here.
+      RunFolderError: the folder holds a run already, or cannot be written.
+    """
+    device, env, parts, sentence = _prepare(config, source, 0)
+    try:
+        path = folder.create(config, out)
+    except RunFolderError:
+        env.close()
+        raise
+    return Training(config, source, env, parts, path, device, Origin(), (sentence,))
+
+
+def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | None = None) -> Training:
+    """A run from its last checkpoint on: counters, optimiser, normaliser, keys and replay as they were.
+
+    On pure environments also the episodes go on as they were; others begin fresh ones.
+
+    Raises:
+      RunFolderError, ConfigError, CheckpointError: there is nothing sound to go on from.
+      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: it cannot run here.
+    """
+    path = Path(path)
+    before = folder.read_config(path)
+    config = _changed(before, settings.parse(overrides))
+    folder.check_writable(path)
+    assembly.require_source(config, source)
+    saved = checkpoint.latest(path / folder.CHECKPOINTS, "train")
+    if saved is None:
+        device, env, parts, sentence = _prepare(config, source, 0)
+        sentences = (sentence, f"{path} has no checkpoint yet: it starts from the beginning")
+        return Training(config, source, env, parts, path, device, Origin(env_steps=-1), sentences)
+    meta = checkpoint.read_meta(saved)
+    generation = int(meta["generation"]) + 1
+    device, env, parts, sentence = _prepare(config, source, generation)
+    try:
+        train = checkpoint.restore(saved, "train", loaded.without_replay(parts.template))
+        held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
+        replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
+        restored = _restored_actor(saved, env, parts) if held == saved else None
+    except CheckpointError:
+        env.close()
+        raise
+    steps = int(meta["counters"]["env_steps"])
+    sentences = [sentence, f"going on from {saved.name}, {steps:,} environment steps"]
+    if restored is None:
+        sentences.append(
+            f"{env.spec.id} begins fresh episodes with new seeds: where its episodes stood could not be saved"
+        )
+    if config != before:
+        folder.rewrite_config(path, config)
+    origin = Origin(dataclasses.replace(train, replay=replay), restored, steps, float(meta["wall_seconds"]), generation)
+    return Training(config, source, env, parts, path, device, origin, tuple(sentences))
+
+
+def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple[machine.Device, Env, Parts, str]:
+    """Device, environments, agent and learner, and a sentence on the replay; nothing is compiled."""
+    device = machine.use_device(config.device)
+    machine.keep_programs()
+    env = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "train", generation)
+    try:
+        parts = assembly.make_parts(config, env.spec)
+        sentence = assembly.replay_sentence(config, parts, device)
+        if config.debug:
+            probe = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "check")
+            base.check_env(probe)
+            probe.close()
+    except Exception:
+        env.close()
+        raise
+    return device, env, parts, sentence
+
+
+def _restored_actor(saved: Path, env: Env, parts: Parts) -> ActorState | None:
+    if not env.pure or "actor" not in checkpoint.parts(saved):
+        return None
+    return checkpoint.restore(saved, "actor", actor.start(parts.agent, env, jax.random.key(0)))
+
+
+def _changed(config: Config, given: Mapping[str, Any]) -> Config:
+    """The saved configuration with what may be set anew."""
+    if not given:
+        return config
+    kept = config.model_dump(by_alias=True)
+    for name in settings.leaves(settings.checked(given, Config)):
+        if not name.startswith(CHANGEABLE):
+            raise ConfigError(f"{name} cannot be changed when a run is resumed; only {', '.join(CHANGEABLE)} can")
+    return validated(settings.merge(kept, given))
+
+
+def load_for_playing(path: str | Path) -> LoadedAgent:
+    """A run's agent, with the device and the cache set up; raises what `loaded.load` does."""
+    machine.use_device(folder.read_config(path).device)
+    machine.keep_programs()
+    return loaded.load(path)
+
+
+@contextlib.contextmanager
+def drawing_refused() -> Iterator[None]:
+    """An environment that nothing can draw is refused, not a bug."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnsupportedEnvironment(str(error)) from error
+
+
+def plot(path: Path, picture: Path | None = None) -> Path:
+    """Draw a run's learning curve, by default as `learning_curve.png` in its folder; returns the picture's path.
+
+    Raises:
+      RunFolderError: there is no run, or no return yet, or the picture cannot be written.
+    """
+    config = folder.read_config(path)
+    picture = picture or path / "learning_curve.png"
+    try:
+        return viz.learning_curve(path / folder.METRICS, picture, f"{config.env.id}, {config.agent.name}")
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} has no {folder.METRICS} yet, or {picture} cannot be written") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(str(error)) from error

@@ -1,0 +1,90 @@
+"""A run's folder: `config.yaml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from bircher import checkpoint
+from bircher.config import CALLABLE, Config
+
+RUNS = Path("runs")
+"""Where runs go that are given no folder."""
+CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+
+
+class RunFolderError(ValueError):
+    """A folder that holds no run, or that cannot take one."""
+
+
+def create(config: Config, out: str | Path | None = None) -> Path:
+    """Make a new run's folder with its `config.yaml`; nothing that is there is overwritten.
+
+    Raises:
+      RunFolderError: it holds a run already, or cannot be written.
+    """
+    path = Path(out) if out is not None else _new_name(config)
+    found = next((name for name in (CONFIG, METRICS, CHECKPOINTS) if (path / name).exists()), None)
+    if found:
+        raise RunFolderError(
+            f"{path} already holds a run ({found}): choose another folder, or go on with it by --resume {path}"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / CONFIG).open("x", encoding="utf-8") as file:
+            file.write(config.to_yaml())
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration of the run in a folder.
+
+    Raises:
+      RunFolderError: there is no run.
+      ConfigError: its configuration is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunFolderError(f"{path} is no run: there is no such folder")
+    if not (path / CONFIG).is_file():
+        raise RunFolderError(f"{path} is no run: it has no {CONFIG}")
+    return Config.from_yaml(path / CONFIG)
+
+
+def rewrite_config(path: Path, config: Config) -> None:
+    """Replace a run's `config.yaml`, at once or not at all."""
+    temporary = path / f".{CONFIG}.unfinished"
+    temporary.write_text(config.to_yaml(), encoding="utf-8")
+    temporary.replace(path / CONFIG)
+
+
+def last_checkpoint(path: str | Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+      RunFolderError: it has none yet.
+    """
+    found = checkpoint.latest(Path(path) / CHECKPOINTS, "train")
+    if found is None:
+        raise RunFolderError(f"{path} has no checkpoint yet: nothing has been saved that could be loaded")
+    return found
+
+
+def check_writable(path: Path) -> None:
+    """Raise RunFolderError where an existing run cannot be gone on with."""
+    if not os.access(path, os.W_OK):
+        raise RunFolderError(f"{path} cannot be written: Permission denied")
+
+
+def _new_name(config: Config) -> Path:
+    env = re.sub(r"[^a-z0-9]+", "-", config.env.id.removeprefix(CALLABLE).lower()).strip("-")
+    name = f"{env}-{config.agent.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, count = RUNS / name, 1
+    while path.exists():
+        count += 1
+        path = RUNS / f"{name}-{count}"
+    return path

@@ -1,0 +1,164 @@
+"""An agent that has learnt something: acts on NumPy observations, and is evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bircher import checkpoint, learner, viz
+from bircher.agents.base import Agent
+from bircher.config import Config
+from bircher.envs import registry
+from bircher.envs.base import num_legal
+from bircher.envs.registry import EnvSource
+from bircher.evaluation import Evaluator, Mode, Report
+from bircher.run import assembly, folder
+from bircher.types import Discrete, EnvSpec, Policy, TimeStep
+
+MAX_FRAMES = 10_000
+"""Where an environment has no limit of its own, an episode is drawn up to here."""
+
+
+class LoadedAgent:
+    """A policy with all that is needed to act: what `bircher.load` returns, and `run.agent`."""
+
+    def __init__(
+        self, config: Config, spec: EnvSpec, agent: Agent, policy: Policy, source: EnvSource | None, env_steps: int
+    ):
+        self.config, self.spec, self.policy, self.source = config, spec, policy, source
+        self.env_steps = env_steps
+        """Environment steps that it has learnt from."""
+        self._agent = agent
+        self._acted = 0
+        self._programs = {greedy: jax.jit(self._program(greedy)) for greedy in (False, True)}
+
+    @property
+    def name(self) -> str:
+        """The agent's name, such as `muesli`."""
+        return self._agent.name
+
+    def act(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Any:
+        """The action for one observation, or an array [B] of them for a batch [B, ...].
+
+        Drawn from the policy, or its most probable one. Observations are as the environment gives them, joined where
+        `env.stack` is above 1; `legal_actions` (True where allowed) defaults to all.
+
+        Raises:
+          ValueError: the observation has another shape than the environment's.
+        """
+        shape = self.spec.observation.shape
+        given = np.asarray(observation)
+        if given.shape != shape and given.shape[1:] != shape:
+            raise ValueError(f"{self.spec.id} has observations {shape}, or [B, …] of them, not {given.shape}")
+        single = given.shape == shape
+        batch = given[None] if single else given
+        legal = np.ones((len(batch), num_legal(self.spec)), bool)
+        if legal_actions is not None:
+            legal = np.broadcast_to(np.asarray(legal_actions, bool), legal.shape)
+        self._acted += 1
+        action = self._programs[greedy](self.policy, batch.astype(self.spec.observation.dtype), legal, self._acted)
+        return np.asarray(action)[0] if single else np.asarray(action)
+
+    def _program(self, greedy: bool):
+        def program(policy, observation, legal_actions, count):
+            size = len(observation)
+            flag, number = jnp.zeros(size, bool), jnp.zeros(size)
+            row = TimeStep(observation, number, number + 1, flag, flag, flag, legal_actions, flag)
+            key = jax.random.fold_in(jax.random.key(self.config.seed), count)
+            mode = "greedy" if greedy else "explore"
+            return self._agent.act(policy, self._agent.start(size), row, key, mode, 1.0)[0].action
+
+        return program
+
+    def evaluator(self, seed: int, mode: Mode, role: str = "eval") -> Evaluator:
+        """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
+        return make_evaluator(self._agent, self.config, self.source, seed, mode, role)
+
+
+def make_evaluator(
+    agent: Agent, config: Config, source: EnvSource | None, seed: int, mode: Mode, role: str
+) -> Evaluator:
+    """An evaluator on fresh environments of a configuration."""
+
+    def make(num_envs: int, batch: int):
+        return assembly.make_env(config.env, source, num_envs, seed, role, generation=batch)
+
+    return Evaluator(agent, make, mode)
+
+
+def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False) -> Report:
+    """Play fresh episodes in environments never seen in training; seeds are apart from those of every training run.
+
+    Raises:
+      EvaluationFailed: an environment raised, or gave a number that is not finite.
+    """
+    assembly.require_source(agent.config, agent.source)
+    evaluator = agent.evaluator(seed, "greedy" if greedy else "sample")
+    try:
+        return evaluator(agent.policy, episodes, seed)
+    finally:
+        evaluator.close()
+
+
+def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False) -> list[np.ndarray]:
+    """The frames of one episode in an environment never seen in training, [height, width, 3] bytes each.
+
+    Raises:
+      ValueError: nothing can draw this environment.
+    """
+    assembly.require_source(agent.config, agent.source)
+    env = agent.config.env
+    return viz.render_episode(
+        env.id,
+        lambda observation: agent.act(observation, greedy),
+        registry.seeds(seed, "watch", 1)[0],
+        agent.spec.max_steps or MAX_FRAMES,
+        lambda: assembly.make_env(env, agent.source, 1, seed, "watch"),
+        env.options,
+        env.stack,
+    )
+
+
+def load(path: str | Path, env: EnvSource | None = None) -> LoadedAgent:
+    """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+
+    Raises:
+      RunFolderError: the folder holds no run, or no checkpoint yet.
+      CheckpointError: the checkpoint is damaged, or of another architecture.
+    """
+    config = folder.read_config(path)
+    saved = folder.last_checkpoint(path)
+    meta = checkpoint.read_meta(saved)
+    spec = spec_from(meta["spec"])
+    parts = assembly.make_parts(config, spec)
+    template = without_replay(parts.template)
+    train = checkpoint.restore(saved, "train", template)
+    return LoadedAgent(
+        config, spec, parts.agent, learner.acting_policy(parts.agent, train),
+        env, int(meta["counters"]["env_steps"]),
+    )  # fmt: skip
+
+
+def without_replay(train: learner.TrainState) -> learner.TrainState:
+    """The state with nothing in the replay's place: a checkpoint keeps the replay apart."""
+    return dataclasses.replace(train, replay=())
+
+
+def spec_to(spec: EnvSpec) -> dict[str, Any]:
+    """A specification of one observation array and discrete actions, as JSON holds it."""
+    observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
+    return {
+        "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
+    }  # fmt: skip
+
+
+def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
+    """The inverse of `spec_to`."""
+    observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
+    return EnvSpec(saved["id"], observation, Discrete(saved["num_actions"]), saved["max_steps"])

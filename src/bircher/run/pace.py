@@ -1,0 +1,36 @@
+"""How many iterations the device is given at a time, and when Python must look."""
+
+from __future__ import annotations
+
+SECONDS = 1.0
+"""How long the device should be busy with one chunk: Python wakes about so often."""
+
+
+class Pace:
+    """Chunks of iterations that take about a second each, and never pass a goal by more than one iteration.
+
+    An iteration takes at most `steps` environment steps and ends at most `episodes` episodes; less where
+    environments are reset.  So a goal is reached at the same iteration whatever the chunks are.
+    """
+
+    def __init__(self, num_envs: int, rollout_length: int):
+        self.steps = num_envs * rollout_length
+        # The shortest episode is one action and one reset.
+        self.episodes = num_envs * -(-rollout_length // 2)
+        self._chunk = 1
+
+    def chunk(self, steps_left: int, episodes_left: int | None, known: bool) -> int:
+        """Iterations for the next chunk, given what may be left when all that was begun is done.
+
+        0 where that may reach a goal already: then wait until it is `known`, when at least one is given.
+        """
+        safe = steps_left // self.steps
+        if episodes_left is not None:
+            safe = min(safe, episodes_left // self.episodes)
+        return min(self._chunk, max(safe, 1 if known else 0))
+
+    def measured(self, iterations: int, seconds: float) -> None:
+        """Learn from a chunk how long an iteration takes."""
+        wanted = round(iterations * SECONDS / max(seconds, 1e-6))
+        # A first measurement may be of a machine that is still warming up.
+        self._chunk = max(1, min(wanted, 8 * iterations))

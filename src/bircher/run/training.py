@@ -1,0 +1,305 @@
+"""A run from its start, or from its last checkpoint, to its end: the loop with all that stands around it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bircher import actor, learner, machine
+from bircher.actor import ActorState
+from bircher.config import Config
+from bircher.envs.base import Env, failure
+from bircher.envs.registry import EnvSource
+from bircher.evaluation import EvaluationFailed, EvaluationStopped
+from bircher.learner import TrainState
+from bircher.loops import synchronous
+from bircher.loops.synchronous import Progress
+from bircher.run import loaded
+from bircher.run.assembly import Parts
+from bircher.run.folder import CHECKPOINTS
+from bircher.run.journal import Journal
+from bircher.run.loaded import LoadedAgent
+from bircher.run.pace import Pace
+from bircher.run.saver import Saver, copied
+from bircher.run.signals import StopRequest
+
+
+class RunFailed(RuntimeError):
+    """A run that could not go on; what it had learnt is in its last checkpoint."""
+
+
+class Run(NamedTuple):
+    """A run that has ended."""
+
+    path: Path
+    agent: LoadedAgent
+    counters: dict[str, int | float]
+    stopped: bool
+    """Whether the user ended it before its steps were done."""
+
+
+class Origin(NamedTuple):
+    """Where a run goes on from: the start, or a checkpoint."""
+
+    train: TrainState | None = None
+    actor: ActorState | None = None
+    env_steps: int | None = None
+    wall_seconds: float = 0.0
+    generation: int = 0
+    """How often the run was resumed: environments that begin anew have other seeds each time."""
+
+
+class _Begun(NamedTuple):
+    """A chunk that the device was given, and what will be read of it."""
+
+    progress: Progress
+    state: tuple[Any, jax.Array]
+    """(counters, updates that were not finite) after it"""
+    iterations: int
+    at: float
+
+
+class Training:
+    """A run that was found possible: its folder is there; nothing is compiled yet."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: EnvSource | None,
+        env: Env,
+        parts: Parts,
+        path: Path,
+        device: machine.Device,
+        origin: Origin,
+        sentences: tuple[str, ...] = (),
+    ):
+        self.path = path
+        self._config, self._source, self._env, self._parts, self._device = config, source, env, parts, device
+        self._origin, self._sentences = origin, sentences
+        self._agent = parts.agent
+        self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
+        self._begun: list[_Begun] = []
+        self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
+        evaluation = config.evaluation
+        self._evaluator = loaded.make_evaluator(
+            parts.agent, config, source, config.seed, evaluation.mode, "monitor"
+        )
+
+    def run(self) -> Run:
+        """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
+
+        Raises:
+          RunFailed: an environment or a number failed; what was learnt before is saved.
+          CheckpointError: the disk did not take a checkpoint.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._config.debug:
+                stack.enter_context(jax.disable_jit())
+                stack.enter_context(jax.debug_nans(True))
+            self._stop = stack.enter_context(StopRequest())
+            self._began_at = time.monotonic()
+            stack.callback(self._release)
+            self._journal = Journal(self.path, self._config, self._origin.env_steps)
+            stack.callback(self._journal.close)
+            keep = self._config.checkpoint
+            self._saver = Saver(self.path / CHECKPOINTS, keep.keep, keep.replay_every)
+            stack.callback(self._saver.close)
+            for sentence in self._sentences:
+                self._journal.say(sentence)
+            try:
+                self._begin()
+                self._loop()
+            except (RunFailed, EvaluationFailed) as error:
+                raise RunFailed(f"{error}; {self._save_after_failure()}") from error
+            self._save(last=True)
+            self._saver.wait()
+            agent = self._loaded_agent()
+            self._picture(agent)
+            return Run(self.path, agent, self._counters_now(), self._stop.requested and not self._done())
+
+    def _begin(self) -> None:
+        """Make or take over the state, and the programs."""
+        actor_key, train_key = jax.random.split(jax.random.key(self._config.seed))
+        if self._origin.actor is None:
+            try:
+                fresh = actor.start(self._agent, self._env, jax.random.fold_in(actor_key, self._origin.generation))
+            except Exception as error:  # whatever an environment's own package raises
+                raise RunFailed(f"{self._env.spec.id} failed at its first reset: {error}") from error
+            # In buffers of their own, for they will be donated.
+            self._actor = copied(fresh)
+        else:
+            self._actor = self._origin.actor
+        if self._origin.train is None:
+            self._train = self._parts.init(train_key, self._actor.timestep)
+        else:
+            self._train = self._origin.train
+        config = self._config
+        self._programs = synchronous.make(
+            self._agent, self._env, self._parts.learner, config.loop.rollout_length, config.steps
+        )
+        self._zero = self._programs.fresh_progress(self._train, self._actor)
+        if not config.debug:
+            self._programs.compile(self._train, self._actor, self._zero)
+        counters, _ = jax.device_get(_look(self._train))
+        self._counters = {name: int(value) for name, value in counters._asdict().items()}
+        count = config.evaluation.count
+        goals = [config.steps * number // count for number in range(1, count + 1)]
+        self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
+        self._compiled = False
+        self._read_at = self._saved_at = time.monotonic()
+
+    def _loop(self) -> None:
+        """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
+        while True:
+            iterations = 0 if self._stop.requested else self._next_iterations()
+            if iterations:
+                self._dispatch(iterations)
+            while len(self._begun) > (1 if iterations else 0):
+                self._read(self._begun.pop(0))
+            if not self._begun:
+                self._evaluate_if_due()
+                if self._stop.requested or self._done():
+                    return
+            if time.monotonic() - self._saved_at > self._config.checkpoint.every_seconds and not self._saver.busy():
+                self._save()
+
+    def _done(self) -> bool:
+        episodes = self._config.episodes
+        enough = episodes is not None and self._counters["episodes"] >= episodes
+        return enough or self._counters["env_steps"] >= self._config.steps
+
+    def _next_iterations(self) -> int:
+        """Iterations for the next chunk; 0 where what is under way may already reach a goal."""
+        under_way = sum(begun.iterations for begun in self._begun)
+        goal = min([self._config.steps, *self._milestones[:1]])
+        steps = goal - self._counters["env_steps"] - under_way * self._pace.steps
+        episodes = None
+        if self._config.episodes is not None:
+            episodes = self._config.episodes - self._counters["episodes"] - under_way * self._pace.episodes
+        known = not self._begun
+        if known and (steps <= 0 or (episodes is not None and episodes <= 0)):
+            return 0
+        return self._pace.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
+
+    def _dispatch(self, iterations: int) -> None:
+        at = time.monotonic()
+        self._train, self._actor, progress = self._programs.advance(
+            self._train, self._actor, copied(self._zero), iterations
+        )
+        self._begun.append(_Begun(progress, _look(self._train), iterations, at))
+
+    def _read(self, begun: _Begun) -> None:
+        """Wait for a chunk, and write what it measured."""
+        progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
+        now = time.monotonic()
+        seconds = now - max(begun.at, self._read_at)
+        before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
+        self._read_at = now
+        tally, metrics = progress.tally, {}
+        if int(tally.episodes):
+            metrics["act/episode_return"] = float(tally.return_sum) / int(tally.episodes)
+            metrics["act/episode_length"] = float(tally.length_sum) / int(tally.episodes)
+        metrics |= {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
+        metrics["speed/env_steps_per_second"] = (self._counters["env_steps"] - before["env_steps"]) / seconds
+        metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
+        used = machine.used_bytes(self._device)
+        if used is not None:
+            metrics["speed/memory_bytes"] = used
+        self._journal.write(self._counters_now(), metrics)
+        if self._compiled:
+            self._pace.measured(begun.iterations, seconds)
+        self._compiled = True
+        self._require_sound(int(tally.failed), int(progress.failed_at), int(non_finite))
+
+    def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
+        env_id = self._env.spec.id
+        if failed >= 0:
+            told = failure(self._env) or f"environment {failed} gave a reward or observation that is not finite"
+            raise RunFailed(f"{env_id} failed by environment step {failed_at:,}: {told}")
+        if non_finite:
+            raise RunFailed(
+                f"the loss of {non_finite} updates in {env_id} was not finite by environment step "
+                f"{self._counters['env_steps']:,}, learner step {self._counters['learner_steps']:,}"
+            )
+
+    def _evaluate_if_due(self) -> None:
+        steps = self._counters["env_steps"]
+        due = bool(self._milestones) and (steps >= self._milestones[0] or self._done())
+        if not due or self._stop.requested:
+            return
+        self._milestones = [milestone for milestone in self._milestones if milestone > steps]
+        policy = learner.acting_policy(self._agent, self._train)
+        with contextlib.suppress(EvaluationStopped):
+            report = self._evaluator(
+                policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
+            )
+            measured = {
+                "eval/return_mean": report.mean,
+                "eval/return_median": report.median,
+                "eval/return_iqm": report.iqm,
+                "eval/length_mean": sum(report.lengths) / report.episodes,
+            }
+            self._journal.write(self._counters_now(), measured)
+        self._read_at = time.monotonic()
+
+    def _save(self, last: bool = False, with_actor: bool = True) -> None:
+        """Begin to write the state as it will be when what is under way is done."""
+        self._saved_at = time.monotonic()
+        parts = {"train": loaded.without_replay(self._train), "replay": self._train.replay}
+        if self._env.pure and with_actor:
+            parts["actor"] = self._actor
+        counters, _ = _look(self._train)
+        meta = {
+            "generation": self._origin.generation,
+            "wall_seconds": self._wall_seconds(),
+            "spec": loaded.spec_to(self._env.spec),
+        }
+        self._saver.save(parts, meta, counters, last)
+
+    def _save_after_failure(self) -> str:
+        """Keep what was learnt, unless that is not finite itself; says what is kept."""
+        kept = loaded.without_replay(self._train)
+        if not bool(jax.jit(learner.all_finite)(kept)):
+            return "its last good checkpoint is kept"
+        # Not the environments: they may hold what failed.
+        self._save(last=True, with_actor=False)
+        self._saver.wait()
+        return f"what was learnt in {self._counters['env_steps']:,} steps is saved in {self.path}"
+
+    def _loaded_agent(self) -> LoadedAgent:
+        policy = learner.acting_policy(self._agent, self._train)
+        steps = self._counters["env_steps"]
+        return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, steps)
+
+    def _picture(self, agent: LoadedAgent) -> None:
+        """The last moment of one more evaluation episode, for TensorBoard."""
+        if not self._config.evaluation.count or self._stop.requested:
+            return
+        try:
+            frames = loaded.episode_frames(agent, self._config.seed, greedy=self._config.evaluation.mode == "greedy")
+            self._journal.image("eval/episode", frames[-1], self._counters_now())
+        except Exception as error:  # whatever a window system or an environment's own drawing raises
+            self._journal.say(f"no picture of an episode: {error}")
+
+    def _counters_now(self) -> dict[str, int | float]:
+        return {**self._counters, "wall_seconds": round(self._wall_seconds(), 3)}
+
+    def _wall_seconds(self) -> float:
+        return self._origin.wall_seconds + time.monotonic() - self._began_at
+
+    def _release(self) -> None:
+        """Nothing may still run when the environments go: EnvPool's handle would dangle."""
+        jax.block_until_ready([begun.progress for begun in self._begun])
+        self._evaluator.close()
+        self._env.close()
+
+
+@jax.jit
+def _look(train: TrainState) -> tuple[Any, jax.Array]:
+    """Counters, and updates left out because they were not finite, in buffers of their own."""
+    return jax.tree.map(jnp.copy, (train.counters, train.non_finite))
