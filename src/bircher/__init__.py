@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bircher.version import __version__
+
 if TYPE_CHECKING:
     from bircher.evaluation import Report
     from bircher.run.loaded import LoadedAgent
     from bircher.run.training import Run
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "load", "train"]
+__all__ = ["__version__", "evaluate", "load", "train"]
 
 # The functions import what they need: `import bircher` alone is quick, and loads neither JAX nor an environment.
 

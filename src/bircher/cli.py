@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bircher import __version__
+from bircher.version import __version__
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
 

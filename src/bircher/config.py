@@ -115,12 +115,6 @@ class Config(BaseModel):
         rollout = self.env.num_envs * self.loop.rollout_length
         learner.updates_per_iteration(self.optimiser, rollout)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
-        prior = self.agent.prior
-        if prior.behaviour_share + prior.uniform_share > 1:
-            raise ValueError(
-                f"agent.prior.behaviour_share={prior.behaviour_share:g} and uniform_share={prior.uniform_share:g} "
-                "must sum to at most 1"
-            )
         if not self.losses.weights():
             raise ValueError("losses has no term enabled: nothing would be learnt")
         return self

@@ -48,7 +48,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return nested(flat)
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[Any, Any]) -> dict[str, Any]:
     """Dotted keys, at any level, as nested dictionaries."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():

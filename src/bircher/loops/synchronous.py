@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -67,12 +67,6 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         train, metrics = learn_once(train, rollout, tally)
         return train, _add(progress, tally, metrics, train.counters.env_steps)
 
-    def iterate(train: TrainState, actor_state: ActorState, progress: Progress):
-        policy = learner.acting_policy(agent, train)
-        actor_state, rollout, tally = collect(policy, actor_state, train.counters)
-        train, progress = learn_from(train, progress, rollout, tally)
-        return train, actor_state, progress
-
     def fresh_progress(train: TrainState, actor_state: ActorState) -> Progress:
         _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
         _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
@@ -80,40 +74,54 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         nowhere = jnp.full((), -1, jnp.int32)
         return Progress(jnp.zeros((), jnp.int32), zeros[0]._replace(failed=nowhere), zeros[1], nowhere)
 
-    if env.pure:
-
-        def chunk(train, actor_state, progress, iterations):
-            return jax.lax.fori_loop(0, iterations, lambda _, carry: iterate(*carry), (train, actor_state, progress))
-
-        programs = {"chunk": jax.jit(chunk, donate_argnums=(0, 1, 2))}
-
-        def advance(train, actor_state, progress, iterations):
-            return programs["chunk"](train, actor_state, progress, jnp.asarray(iterations, jnp.int32))
-
-        def compile(train, actor_state, progress):
-            example = jax.ShapeDtypeStruct((), jnp.int32)
-            programs["chunk"] = programs["chunk"].lower(train, actor_state, progress, example).compile()
-    else:
-        programs = {
-            "collect": jax.jit(collect, donate_argnums=1),
-            "learn": jax.jit(learn_from, donate_argnums=(0, 1)),
-        }
-
-        def advance(train, actor_state, progress, iterations):
-            for _ in range(iterations):
-                policy = learner.acting_policy(agent, train)
-                actor_state, rollout, tally = programs["collect"](policy, actor_state, train.counters)
-                train, progress = programs["learn"](train, progress, rollout, tally)
-            return train, actor_state, progress
-
-        def compile(train, actor_state, progress):
-            policy = learner.acting_policy(agent, train)
-            collecting = programs["collect"].lower(policy, actor_state, train.counters)
-            _, rollout, tally = collecting.out_info
-            # The one is compiled while the other is traced.
-            with ThreadPoolExecutor(1) as pool:
-                compiled = pool.submit(collecting.compile)
-                programs["learn"] = programs["learn"].lower(train, progress, rollout, tally).compile()
-                programs["collect"] = compiled.result()
-
+    advance, compile = (_joined if env.pure else _split)(agent, collect, learn_from)
     return Programs(advance, fresh_progress, compile)
+
+
+def _joined(agent: Agent, collect: Callable, learn_from: Callable) -> tuple[Callable, Callable]:
+    """Both as one program with a loop over many iterations: `advance` and `compile`."""
+
+    def iterate(train: TrainState, actor_state: ActorState, progress: Progress):
+        policy = learner.acting_policy(agent, train)
+        actor_state, rollout, tally = collect(policy, actor_state, train.counters)
+        train, progress = learn_from(train, progress, rollout, tally)
+        return train, actor_state, progress
+
+    def chunk(train, actor_state, progress, iterations):
+        return jax.lax.fori_loop(0, iterations, lambda _, carry: iterate(*carry), (train, actor_state, progress))
+
+    program: Any = jax.jit(chunk, donate_argnums=(0, 1, 2))
+
+    def advance(train, actor_state, progress, iterations):
+        return program(train, actor_state, progress, jnp.asarray(iterations, jnp.int32))
+
+    def compile(train, actor_state, progress):
+        nonlocal program
+        program = program.lower(train, actor_state, progress, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+
+    return advance, compile
+
+
+def _split(agent: Agent, collect: Callable, learn_from: Callable) -> tuple[Callable, Callable]:
+    """A program each, for environments that are no arrays: `advance` and `compile`."""
+    collect_program: Any = jax.jit(collect, donate_argnums=1)
+    learn_program: Any = jax.jit(learn_from, donate_argnums=(0, 1))
+
+    def advance(train, actor_state, progress, iterations):
+        for _ in range(iterations):
+            policy = learner.acting_policy(agent, train)
+            actor_state, rollout, tally = collect_program(policy, actor_state, train.counters)
+            train, progress = learn_program(train, progress, rollout, tally)
+        return train, actor_state, progress
+
+    def compile(train, actor_state, progress):
+        nonlocal collect_program, learn_program
+        collecting = collect_program.lower(learner.acting_policy(agent, train), actor_state, train.counters)
+        _, rollout, tally = collecting.out_info
+        # The one is compiled while the other is traced.
+        with ThreadPoolExecutor(1) as pool:
+            compiled = pool.submit(collecting.compile)
+            learn_program = learn_program.lower(train, progress, rollout, tally).compile()
+            collect_program = compiled.result()
+
+    return advance, compile

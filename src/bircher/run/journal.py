@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 
 from bircher.config import CALLABLE, Config
+from bircher.loops.synchronous import Progress
 from bircher.run import folder
 from bircher.writers import Console, JsonLines, TensorBoard, Writer
 
 OVERFLOW = 0.001
 """Share of targets beyond the support from which on a warning is due."""
+
+
+def averages(progress: Progress) -> dict[str, float]:
+    """What a chunk of iterations measured: means over its iterations, and over its episodes where any ended."""
+    tally, metrics = progress.tally, {}
+    if episodes := int(tally.episodes):
+        metrics["act/episode_return"] = float(tally.return_sum) / episodes
+        metrics["act/episode_length"] = float(tally.length_sum) / episodes
+    return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
 
 
 class Journal:

@@ -22,7 +22,7 @@ from bircher.loops.synchronous import Progress
 from bircher.run import loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
-from bircher.run.journal import Journal
+from bircher.run.journal import Journal, averages
 from bircher.run.loaded import LoadedAgent
 from bircher.run.pace import Pace
 from bircher.run.saver import Saver, copied
@@ -85,10 +85,8 @@ class Training:
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
         self._begun: list[_Begun] = []
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
-        evaluation = config.evaluation
-        self._evaluator = loaded.make_evaluator(
-            parts.agent, config, source, config.seed, evaluation.mode, "monitor"
-        )
+        mode = config.evaluation.mode
+        self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
 
     def run(self) -> Run:
         """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
@@ -200,11 +198,7 @@ class Training:
         seconds = now - max(begun.at, self._read_at)
         before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
         self._read_at = now
-        tally, metrics = progress.tally, {}
-        if int(tally.episodes):
-            metrics["act/episode_return"] = float(tally.return_sum) / int(tally.episodes)
-            metrics["act/episode_length"] = float(tally.length_sum) / int(tally.episodes)
-        metrics |= {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
+        metrics = averages(progress)
         metrics["speed/env_steps_per_second"] = (self._counters["env_steps"] - before["env_steps"]) / seconds
         metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
         used = machine.used_bytes(self._device)
@@ -214,7 +208,7 @@ class Training:
         if self._compiled:
             self._pace.measured(begun.iterations, seconds)
         self._compiled = True
-        self._require_sound(int(tally.failed), int(progress.failed_at), int(non_finite))
+        self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
 
     def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
         env_id = self._env.spec.id

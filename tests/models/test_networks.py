@@ -1,0 +1,154 @@
+"""Layers, torsos, dynamics and the model, against plain NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import ACTIONS, SMALL, SPEC, random_model
+
+from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, scale_latent
+from bircher.models.model import Model, ModelConfig
+from bircher.models.statistics import ObservationStatistics
+from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso
+from bircher.types import Discrete, EnvSpec
+
+KEY = jax.random.key(0)
+GRID = EnvSpec("test/grid", jax.ShapeDtypeStruct((6, 5, 2), np.float32), Discrete(ACTIONS))
+
+
+def test_linear_is_its_product_with_the_variance_asked_for():
+    layer = Linear(400, 300, KEY, scale=2.0)
+    assert float(layer.weight.std()) == pytest.approx(math.sqrt(2 / 400), rel=0.02)
+    assert float(jnp.abs(layer.weight).max()) <= 2.3 * math.sqrt(2 / 400)
+    x = np.ones((2, 3, 400), np.float32)
+    np.testing.assert_allclose(layer(x), x @ np.asarray(layer.weight) + np.asarray(layer.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_mlp_has_a_relu_between_layers_and_none_after_the_last():
+    """Trap 7: a ReLU on logits would leave half of them dead."""
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    for activate_last in (False, True):
+        mlp = MLP(3, (5, 4), KEY, activate_last=activate_last)
+        hidden = np.maximum(x @ np.asarray(mlp.layers[0].weight) + np.asarray(mlp.layers[0].bias), 0)
+        out = hidden @ np.asarray(mlp.layers[1].weight) + np.asarray(mlp.layers[1].bias)
+        np.testing.assert_allclose(mlp(x), np.maximum(out, 0) if activate_last else out, rtol=1e-4, atol=1e-5)
+        assert (out < 0).any()
+
+
+def test_layer_norm():
+    x = np.random.default_rng(0).normal(3.0, 5.0, size=(4, 64)).astype(np.float32)
+    y = np.asarray(LayerNorm(64)(x))
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
+
+
+def test_convolution_is_a_convolution():
+    """Against JAX's own, NHWC, with the patch order of the weights made explicit."""
+    convolution = Convolution(2, 4, 3, KEY)
+    x = jax.random.normal(jax.random.key(1), (3, 6, 5, 2))
+    kernel = convolution.weight.reshape(3, 3, 2, 4)
+    oracle = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(convolution(x), oracle + convolution.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_latent_spans_minus_one_to_one():
+    x = np.random.default_rng(0).normal(3.0, 5.0, size=(4, 8)).astype(np.float32)
+    y = np.asarray(scale_latent(x))
+    np.testing.assert_allclose([y.min(-1), y.max(-1)], [[-1] * 4, [1] * 4], atol=1e-5)
+    np.testing.assert_array_equal(y.argsort(-1), x.argsort(-1))
+    assert np.isfinite(scale_latent(jnp.zeros((1, 8)))).all()
+
+
+@pytest.mark.parametrize(("spec", "kind"), [(SPEC, MLPTorso), (GRID, SmallCNNTorso)])
+def test_the_torso_fits_the_observation(spec, kind):
+    torso = make_torso(spec, "auto", (7,), 12, 3, KEY)
+    assert isinstance(torso, kind)
+    observation = jax.random.normal(KEY, (2, 5, *spec.observation.shape))
+    latent = torso(observation)
+    assert latent.shape == (2, 5, 12)
+    np.testing.assert_allclose(latent[1, 3], torso(observation[1, 3]), rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(latent).max()) <= 1 + 1e-5
+
+
+def test_a_convolution_of_vectors_is_refused():
+    with pytest.raises(ValueError, match="small_cnn needs an observation of height"):
+        make_torso(SPEC, "small_cnn", (7,), 12, 3, KEY)
+
+
+@pytest.mark.parametrize("wrong", [{"torso_widths": (0,)}, {"dynamics_widths": ()}, {"num_atoms": 1}, {"depth": 3}])
+def test_settings_that_make_no_network_are_refused(wrong):
+    with pytest.raises(ValueError):
+        ModelConfig(**wrong)
+
+
+def test_a_new_model_says_nothing():
+    """A uniform policy and values and rewards of exactly 0, so that the first targets are rewards alone."""
+    model = Model(SPEC, SMALL, KEY)
+    latent = model.represent(jax.random.normal(KEY, (5, 4)))
+    prediction = model.predict(latent)
+    np.testing.assert_array_equal(prediction.policy_logits, 0)
+    np.testing.assert_array_equal(model.support.mean(prediction.value_logits), 0)
+    np.testing.assert_array_equal(model.look_ahead(latent, 0.9), 0)
+
+
+def test_every_leaf_of_the_model_is_an_array():
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(Model(SPEC, SMALL, KEY)))
+
+
+def test_look_ahead_is_one_step_for_each_action():
+    """Equation 14: r(s, a) + gamma v(s, a) from the latent that step gives for a, and each action its own."""
+    model = random_model(3)
+    latent = model.represent(jax.random.normal(KEY, (2, 5, 4)))
+    q = np.asarray(model.look_ahead(latent, 0.9))
+    assert q.shape == (2, 5, ACTIONS)
+    for action in range(ACTIONS):
+        following = model.step(latent, jnp.full((2, 5), action))
+        reward = model.support.mean(model.reward_logits(following))
+        value = model.support.mean(model.predict(following).value_logits)
+        np.testing.assert_allclose(q[..., action], reward + 0.9 * value, rtol=1e-3, atol=1e-4)
+    assert np.ptp(q, axis=-1).min() > 1e-3
+
+
+def test_unroll_is_step_after_step():
+    model = random_model(4)
+    latent = model.represent(jax.random.normal(KEY, (2, 5, 4)))
+    actions = jax.random.randint(KEY, (3, 2, 5), 0, ACTIONS)
+    unrolled = model.unroll(latent, actions)
+    for k in range(3):
+        latent = model.step(latent, actions[k])
+        np.testing.assert_allclose(unrolled[k], latent, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_into_each_dynamics_step_is_halved():
+    """MuZero: 1/2 on the latent that enters; after three steps an eighth reaches the root."""
+    whole = random_model(5, SMALL.model_copy(update={"latent_gradient_scale": 1.0}))
+    halved = random_model(5)
+    latent, actions = jax.random.normal(KEY, (12,)), jnp.array([0, 2, 1])
+
+    def gradient(model):
+        return jax.grad(lambda latent: (model.unroll(latent, actions)[-1] ** 3).sum())(latent)
+
+    np.testing.assert_allclose(gradient(halved), gradient(whole) / 8, rtol=1e-3, atol=1e-7)
+    assert float(jnp.abs(gradient(whole)).max()) > 1e-4
+
+
+def test_observation_statistics_are_those_of_all_valid_rows():
+    rng = np.random.default_rng(0)
+    statistics, seen = ObservationStatistics.zero(SPEC), []
+    np.testing.assert_allclose(statistics.normalise(jnp.full((2, 4), 3.0)), 3.0, rtol=1e-5)
+    for _ in range(4):
+        x = rng.normal([1, -50, 0, 3], [1, 2, 100, 0.1], size=(3, 5, 4)).astype(np.float32)
+        mask = rng.uniform(size=(3, 5)) > 0.3
+        statistics = statistics.update(jnp.asarray(x), jnp.asarray(mask))
+        seen.append(x[mask])
+    rows = np.concatenate(seen).astype(float)
+    assert float(statistics.count) == len(rows)
+    np.testing.assert_allclose(statistics.mean, rows.mean(0), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(statistics.variance, rows.var(0), rtol=1e-3)
+    normalised = np.asarray(statistics.normalise(jnp.asarray(rows, jnp.float32)))
+    np.testing.assert_allclose([normalised.mean(0), normalised.std(0)], [[0] * 4, [1] * 4], atol=1e-2)
+    assert float(statistics.normalise(jnp.full((1, 4), 1e9)).max()) == 10.0

@@ -1,0 +1,190 @@
+"""The configuration: layers, presets, YAML and back, and what is refused with which sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bircher import settings
+from bircher.agents.muesli import MuesliConfig
+from bircher.config import DEBUG, PRESETS, Config, compose, find_preset, read_preset
+from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
+from bircher.envs.registry import PRESETS as PRESET_OF
+from bircher.settings import ConfigError
+
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("agent: {discount: 0.5}\nreplay.capacity: 4096\nsteps: 3e4\n")
+    config = compose("toy/cliff", ["agent.discount=0.25", "seed=7"], file)
+    assert (config.agent.discount, config.replay.capacity, config.steps, config.seed) == (0.25, 4096, 30_000, 7)
+    preset = read_preset("default")
+    assert preset["model"]["num_atoms"] == config.model.num_atoms != Config.model_fields["model"].default.num_atoms
+    assert config.agent.retrace == MuesliConfig.model_validate({}).retrace
+
+
+def test_the_preset_is_found_by_the_environment_and_can_be_chosen(tmp_path: Path) -> None:
+    assert compose("CartPole-v1").preset == "cartpole"
+    assert compose("toy/cliff").preset == "default"
+    assert compose("toy/cliff", ["preset=CartPole"]).preset == "cartpole"
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: acrobot\n")
+    assert compose("CartPole-v1", (), file).preset == "acrobot"
+    assert compose("CartPole-v1", ["preset=default"], file).preset == "default"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_is_valid_and_comes_back_from_yaml(name: str, tmp_path: Path) -> None:
+    config = compose("toy/cliff", {"preset": name})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.from_yaml(path) == config
+    assert compose(None, (), path) == config
+
+
+def test_every_environment_has_its_preset() -> None:
+    assert set(PRESET_OF.values()) | {"default", "paper_atari"} <= set(NAMES)
+    for env_id in PRESET_OF:
+        assert compose(env_id).env.id == env_id
+
+
+def test_the_paper_preset_holds_the_papers_constants() -> None:
+    config = compose("toy/cliff", ["preset=paper_atari"])
+    paper = MuesliConfig.model_validate({"cmpo": {"samples": 16}})
+    assert config.agent == paper
+    assert (config.optimiser.batch_size, config.loop.rollout_length, config.replay.fraction) == (96, 30, 0.75)
+    assert (config.model.num_atoms, config.model.support, config.model.unroll_steps) == (601, 300.0, 5)
+
+
+@given(st.floats(1e-12, 1e3), st.integers(0, 2**31 - 1), st.lists(st.integers(1, 999), min_size=1), st.booleans())
+def test_any_values_come_back_exactly(tmp_path_factory, rate, seed, widths, enabled) -> None:
+    given = {"optimiser.learning_rate": rate, "seed": seed, "model": {"dynamics_widths": widths}}
+    config = compose("toy/cliff", {**given, "losses.value.enabled": enabled})
+    assert (config.optimiser.learning_rate, config.seed, config.model.dynamics_widths) == (rate, seed, tuple(widths))
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.from_yaml(path) == config
+
+
+def test_numbers_may_be_written_as_people_write_them() -> None:
+    config = compose("toy/cliff", ["steps=2e6", "optimiser.learning_rate=1e-3", "replay.capacity=9_000"])
+    assert config.steps == 2_000_000 and isinstance(config.steps, int)
+    assert config.optimiser.learning_rate == 1e-3 and config.replay.capacity == 9000
+    assert compose("toy/cliff", ["env.max_steps=null"]).env.max_steps is None
+    assert compose("toy/cliff", ["agent.retrace.lambda=1"]).agent.retrace.lambda_ == 1.0
+
+
+def test_a_group_set_in_part_keeps_its_other_defaults() -> None:
+    losses = compose("toy/cliff", ["losses.value.enabled=false"]).losses
+    assert losses.value.weight == 0.25 and not losses.value.enabled
+    assert "value" not in losses.weights()
+
+
+def test_shortcuts_stand_for_names() -> None:
+    config = compose("toy/cliff", ["agent=muesli", "loop=synchronous"])
+    assert (config.agent.name, config.loop.name) == ("muesli", "synchronous")
+
+
+def test_debug_makes_everything_tiny_but_what_is_set_by_hand() -> None:
+    config = compose("CartPole-v1", ["debug=true", "env.num_envs=3"])
+    assert (config.steps, config.env.num_envs) == (DEBUG["steps"], 3)
+
+
+def test_a_callable_is_named_but_not_kept() -> None:
+    def my_env():
+        raise AssertionError("composing makes no environment")
+
+    assert compose(my_env).env.id == "callable:my_env"
+
+
+REFUSED = {
+    "agent.cmpo.clip_bond=1": r"unknown setting agent\.cmpo\.clip_bond; did you mean agent\.cmpo\.clip_bound\?",
+    "learning_rate=1": r"unknown setting learning_rate; did you mean optimiser\.learning_rate\?",
+    "model.unrol_steps=1": r"did you mean model\.unroll_steps\?",
+    "zzz=1": "unknown setting zzz; `bircher config ENV` shows every setting",
+    "agent=ppp": "unknown agent 'ppp'; known: muesli",
+    "agent=musli": "unknown agent 'musli'; did you mean muesli",
+    "loop=pipelin": "unknown loop 'pipelin'; known: synchronous",
+    "preset=cartpol": "unknown preset 'cartpol'; did you mean cartpole",
+    "search.num_simulations=8": "search.* cannot be set: the agent muesli does not search",
+    "agent.cmpo=3": r"agent.cmpo is a group of settings \(clip_bound, samples, baseline\), not a value",
+    "seed": "'seed' is no setting: expected KEY=VALUE",
+    "seed=-1": "seed=-1 is not possible: expected a whole number, at least 0",
+    "seed=true": "seed=true is not possible: expected a whole number",
+    "seed=1.5": "seed=1.5 is not possible: expected a whole number",
+    "steps=many": "steps=many is not possible: expected a whole number, at least 1",
+    "steps=3e9": "steps=3000000000 is not possible: expected a whole number, at least 1, below 2,147,483,648",
+    "episodes=0": "episodes=0 is not possible: expected a whole number or null, at least 1",
+    "device=tpu": "device=tpu is not possible: expected one of cpu, gpu or null",
+    "debug=3": "debug=3 is not possible: expected true or false",
+    "replay.fraction=1.5": "replay.fraction=1.5 is not possible: expected a number, at least 0.0, at most 1.0",
+    "agent.discount=.inf": "agent.discount=inf is not possible: expected a number",
+    "optimiser.learning_rate=fast": "optimiser.learning_rate=fast is not possible: expected a number, above 0",
+    "model.torso_widths=[a]": r"model.torso_widths=\[a\] is not possible: expected a list of whole numbers",
+    "model.torso_widths=[0]": "torso_widths must hold positive widths",
+    "env.options=3": "env.options=3 is not possible: expected a group of settings",
+    "seed={": "seed={ cannot be read",
+    "replay.capacity=100": "replay.capacity=100 is too small: 64 environments times sequences of 17 rows need",
+    "optimiser.updates_per_step=1e-9": "optimiser.updates_per_step=1e-09 gives .* it must give at least",
+    "optimiser.minibatches=1000": "it must give at least epochs × minibatches = 1000",
+    "agent.prior.behaviour_share=1": r"agent\.prior\.behaviour_share \+ uniform_share must be at most 1",
+}
+
+
+@pytest.mark.parametrize("pair", REFUSED)
+def test_one_sentence_says_what_is_wrong(pair: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[pair]) as refusal:
+        compose("toy/cliff", [pair])
+    assert "\n" not in str(refusal.value)
+
+
+def test_something_must_be_learnt() -> None:
+    terms = [f"losses.{name}.enabled=false" for name in Config.model_fields["losses"].default.weights()]
+    with pytest.raises(ConfigError, match="no term enabled"):
+        compose("toy/cliff", terms)
+
+
+def test_environments_are_checked_with_the_rest() -> None:
+    with pytest.raises(UnknownEnvironment, match="CartPole-v9.*did you mean.*CartPole-v1"):
+        compose("CartPole-v9")
+    with pytest.raises(UnsupportedEnvironment, match="unknown backend 'gymnaz'.*gymnax"):
+        compose("CartPole-v1", ["env.backend=gymnaz"])
+    with pytest.raises(ConfigError, match="no environment was given"):
+        compose(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("steps: [1", "is no YAML"),
+        ("just words", "holds no settings"),
+        ("steps: soon", r"steps=soon is not possible: expected a whole number.*mine\.yaml"),
+        ("agent: {discont: 1}", r"unknown setting agent\.discont; did you mean agent\.discount\?.*mine\.yaml"),
+        ("1: 2", "1 is no setting: a key must be text"),
+        ("model: !!python/object/apply:os.getcwd []", "is no YAML"),
+    ],
+)
+def test_a_file_is_held_to_the_same(text: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        Config.from_yaml(file) if "soon" in text else compose("toy/cliff", (), file)
+    with pytest.raises(ConfigError, match="cannot read the configuration .*nowhere"):
+        compose("toy/cliff", (), tmp_path / "nowhere")
+
+
+def test_presets_are_found_in_any_case() -> None:
+    assert find_preset("LUNARLANDER") == "lunarlander"
+
+
+def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
+    names = settings.names(Config)
+    assert {"seed", "env.num_envs", "agent.retrace.lambda", "losses.cmpo.weight", "loop.name"} <= set(names)
+    assert len(names) == len(set(names)) > 50
+    dumped = settings.leaves(compose("toy/cliff", ["env.options.length=3"]).model_dump(by_alias=True))
+    assert set(names) - set(dumped) == {"env.options"}

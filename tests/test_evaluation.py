@@ -1,0 +1,133 @@
+"""Evaluation: whole episodes, one of each environment, and their statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from tiny import BadReward, Countdown, Raises
+
+from bircher import evaluation
+from bircher.agents.base import Agent
+from bircher.envs import registry
+from bircher.evaluation import EvaluationFailed, EvaluationStopped, Evaluator, bootstrap_interval, interquartile_mean
+from bircher.types import ActOutput, Policy
+
+POLICY = Policy((), ())
+
+
+def dice(num_actions: int) -> Agent:
+    """Draws actions evenly; greedy, it takes action 1."""
+
+    def act(policy, carry, timestep, key, mode, progress):
+        size = timestep.first.shape
+        drawn = jax.random.randint(key, size, 0, num_actions)
+        return ActOutput(jnp.ones(size, jnp.int32) if mode == "greedy" else drawn, {}), carry
+
+    nothing = lambda *_: None  # noqa: E731, what evaluation never calls
+    return Agent("dice", nothing, lambda batch_size: (), act, nothing, nothing, {}, False)
+
+
+def maker(source, seed: int = 0, **options):
+    def make(num_envs: int, batch: int):
+        return registry.make(source, num_envs, seed, "eval", generation=batch, **options)
+
+    return make
+
+
+def lengths_of(seeds: list[int]) -> list[int]:
+    env = Countdown()
+    return [int(env.reset(seed=seed)[0][0]) for seed in seeds]
+
+
+def test_every_environment_plays_one_episode_however_short() -> None:
+    """Countdown's lengths are those of the seeds: counting what ends first would give shorter ones."""
+    report = Evaluator(dice(2), maker(Countdown, 3))(POLICY, 40, 3)
+    expected = lengths_of(registry.seeds(3, "eval", 40))
+    assert report.lengths == expected and len(set(expected)) > 10
+    assert report.returns == [float(length) for length in expected]
+    assert report.env_steps == sum(expected) and report.episodes == 40
+    assert report.mean == pytest.approx(np.mean(expected)) and report.median == np.median(expected)
+    assert (report.env, report.agent, report.seed, report.mode) == ("Countdown", "dice", 3, "sample")
+
+
+@pytest.mark.parametrize("source", [Countdown, "toy/cliff"])
+def test_many_episodes_are_played_in_batches_with_other_starts(source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "MAX_ENVS", 8)
+    report = Evaluator(dice(2), maker(source))(POLICY, 20, 0)
+    assert report.episodes == 20 == len(report.returns) == len(report.lengths)
+    if source is Countdown:
+        seeds = [seed for batch in range(3) for seed in registry.seeds(0, "eval", 7, batch)]
+        assert report.lengths == lengths_of(seeds[:20]) and len(set(seeds)) == 21
+
+
+def test_long_episodes_go_on_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    report = Evaluator(dice(2), maker("toy/counter", options={"length": 11}))(POLICY, 3, 0)
+    assert report.lengths == [11, 11, 11]
+
+
+def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "MAX_EPISODE_STEPS", 8)
+    monkeypatch.setattr(evaluation, "CHUNK", 4)
+
+    class Endless(Countdown):
+        def step(self, action):
+            observation, reward, _, *rest = super().step(action)
+            return observation, reward, False, *rest
+
+    report = Evaluator(dice(2), maker(Endless))(POLICY, 2, 0)
+    assert report.lengths == [8, 8] and report.returns == [8.0, 8.0]
+
+
+def test_greedy_takes_the_best_action_and_samples_differ_by_seed() -> None:
+    """On the cliff, action 1 jumps: reward 2 and death at once."""
+    assert Evaluator(dice(2), maker("toy/cliff"), "greedy")(POLICY, 4, 0).returns == [2.0] * 4
+    play = Evaluator(dice(2), maker("toy/cliff"))
+    first, again, other = (play(POLICY, 32, seed) for seed in (0, 0, 1))
+    assert first.returns == again.returns != other.returns
+    assert (first.iqm_low, first.iqm_high) == (again.iqm_low, again.iqm_high)
+
+
+@pytest.mark.parametrize(("source", "sentence"), [(BadReward, "not finite"), (Raises, "the wheel came off")])
+def test_a_failure_within_an_episode_is_told(source, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Early(source):
+        steps = 39
+
+    with pytest.raises(EvaluationFailed, match=f"Early failed in an evaluation: environment 0 .*{sentence}"):
+        Evaluator(dice(2), maker(Early))(POLICY, 2, 0)
+
+
+def test_a_failure_after_the_episode_is_no_part_of_it() -> None:
+    """The 40th step comes after the first episode, which has at most 30."""
+    lengths = lengths_of(registry.seeds(0, "eval", 8))
+    assert Evaluator(dice(2), maker(BadReward))(POLICY, 8, 0).lengths == lengths
+
+
+def test_it_stops_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CHUNK", 2)
+    with pytest.raises(EvaluationStopped):
+        Evaluator(dice(2), maker("toy/counter"))(POLICY, 2, 0, lambda: True)
+    with pytest.raises(ValueError, match="at least 1 episode"):
+        Evaluator(dice(2), maker("toy/counter"))(POLICY, 0, 0)
+
+
+@given(arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6)))
+def test_the_interquartile_mean_is_scipys_trimmed_mean(returns: np.ndarray) -> None:
+    assert interquartile_mean(returns) == pytest.approx(scipy.stats.trim_mean(returns, 0.25), rel=1e-9, abs=1e-6)
+    low, high = bootstrap_interval(returns, np.random.default_rng(0))
+    assert returns.min() - 1e-6 <= low <= high <= returns.max() + 1e-6
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    """Of 200 samples of 50 normal returns, 95 % of the intervals hold the true IQM, 0, up to the bootstrap's bias."""
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(200, 50))
+    intervals = [bootstrap_interval(sample, generator) for sample in samples]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.985

@@ -1,0 +1,295 @@
+"""One update, whole: what is drawn, what is counted, the optimiser, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from builders import SPEC, assert_trees_equal, muesli_agent, random_rows
+
+from bircher import learner
+from bircher.agents.base import Agent
+from bircher.agents.unrolling import episode_ends
+from bircher.learner import OptimiserConfig
+from bircher.replay import ReplayConfig
+from bircher.types import ActOutput, Counters, Discrete, EnvSpec, Policy, PolicyTarget, Tally, Targets, TimeStep
+from bircher.types import Trajectory
+
+ENVS, LENGTH = 4, 3
+MARKED = EnvSpec("test/marked", jax.ShapeDtypeStruct((3,), np.float32), Discrete(2))
+SLOPE = np.array([3.0, -0.01, 1e-4])
+
+
+def probe() -> Agent:
+    """An agent whose gradient is known and whose metrics say which sequences each update was given.
+
+    Observations are (environment, time, 1 on a rollout's last row, which is never stored).
+    """
+
+    def init(key, spec):
+        return Policy({"w": jnp.zeros(3)}, {"calls": jnp.zeros(())})
+
+    def act(policy, carry, timestep, key, mode, progress):
+        return ActOutput(jnp.zeros(len(timestep.reward), jnp.int32), {}), carry
+
+    def targets(policy, batch, key):
+        shape = batch.trajectory.reward[:, 1:].shape
+        zeros, none = jnp.zeros(shape), jnp.zeros((*shape, 1))
+        policy_target = PolicyTarget(none.astype(jnp.int32), none)
+        result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, zeros[:, 0], {})
+        return result, {"calls": policy.state["calls"] + 1}
+
+    def loss(params, state, batch, target, key):
+        seen = batch.trajectory.observation
+        env, time, last = seen[..., 0], seen[..., 1], seen[:, -1, 2]
+        each = jax.nn.one_hot(env[:, 0], ENVS)
+        whole = (jnp.diff(time, axis=1) == 1).all(1) & (env == env[:, :1]).all(1) & (time[:, 0] > 0)
+        metrics = {
+            "fresh": (each * last[:, None]).sum(0),
+            "replayed": (each * (1 - last)[:, None]).sum(0),
+            "whole": whole.mean(),
+            "oldest": time.min(),
+        }
+        value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
+        return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics
+
+    return Agent("probe", init, lambda size: (), act, targets, loss, {"slope": 1.0}, True)
+
+
+def marked_rollout(iteration: int) -> Trajectory:
+    """The rollout of one iteration, [E, T + 1]; times begin at 1."""
+    shape = (ENVS, LENGTH + 1)
+    env = jnp.broadcast_to(jnp.arange(ENVS)[:, None], shape)
+    time = jnp.broadcast_to(iteration * LENGTH + 1 + jnp.arange(LENGTH + 1), shape)
+    last = jnp.broadcast_to(jnp.arange(LENGTH + 1) == LENGTH, shape)
+    no = jnp.zeros(shape, bool)
+    observation = jnp.stack([env, time, last], -1).astype(jnp.float32)
+    ones = jnp.ones((*shape, 2), bool)
+    return Trajectory(observation, jnp.zeros(shape), jnp.ones(shape), no, no, no, ones, env * 0, {})
+
+
+def tally(env_steps=ENVS * LENGTH, episodes=0, failed=-1) -> Tally:
+    integers = [jnp.int32(x) for x in (env_steps, episodes, 0, failed)]
+    return Tally(integers[0], integers[1], jnp.zeros(()), integers[2], integers[3])
+
+
+def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
+    """What a reset gives."""
+    no = jnp.zeros(num_envs, bool)
+    legal = jnp.ones((num_envs, spec.num_actions), bool)
+    observation = jnp.zeros((num_envs, *spec.observation.shape))
+    return TimeStep(observation, jnp.zeros(num_envs), jnp.ones(num_envs), ~no, no, no, legal, no)
+
+
+@functools.cache
+def probe_learner(fraction=0.5, capacity=48, **optimiser):
+    """A learner of the probe and its compiled functions."""
+    config = OptimiserConfig(**optimiser)
+    made = learner.make(probe(), MARKED, config, ReplayConfig(capacity=capacity, fraction=fraction), ENVS, LENGTH, 120, 0.25)
+    return made, jax.jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), jax.jit(made.learn)
+
+
+PLAIN = {"batch_size": 4, "updates_per_step": 3 / 12, "learning_rate": 0.5}
+
+
+@pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 4), (0.25, 3), (0.5, 2), (0.75, 1), (1.0, 0)])
+def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
+    """Also that no environment's rollout is used more than once more than another's."""
+    made, state, learn = probe_learner(fraction, **PLAIN)
+    assert made.updates_per_iteration == 3
+    for iteration in range(8):
+        state, metrics = learn(state, marked_rollout(iteration), tally())
+        used = np.asarray(metrics["fresh"]) * 3
+        replayed = np.asarray(metrics["replayed"]).sum() * 3
+        if iteration:
+            assert used.sum() == pytest.approx(3 * fresh) and replayed == pytest.approx(3 * (4 - fresh))
+            assert used.max() - used.min() <= 1 + 1e-4
+        else:
+            # Nothing whole is stored yet: fresh sequences stand in, never rows of zeros.
+            assert used.sum() == pytest.approx(12)
+        assert float(metrics["whole"]) == 1.0
+        assert float(metrics["oldest"]) > (iteration + 1) * LENGTH - 48 // ENVS
+
+
+def test_targets_once_for_minibatches_and_epochs():
+    """One computation of targets serves 2 minibatches in 3 epochs; every sequence comes up in each epoch."""
+    made, state, learn = probe_learner(0.5, **{**PLAIN, "updates_per_step": 1.0}, minibatches=2, epochs=3)
+    assert made.updates_per_iteration == 12
+    for iteration in range(3):
+        state, metrics = learn(state, marked_rollout(iteration), tally())
+    assert int(state.counters.learner_steps) == 36
+    assert float(state.agent_state["calls"]) == 3 * 2
+    # 2 fresh sequences in each of 12 updates: 4 of a group, one of each environment, three times over.
+    np.testing.assert_allclose(np.asarray(metrics["fresh"]) * 12, 6, rtol=1e-5)
+    assert float(metrics["whole"]) == 1.0
+
+
+@pytest.mark.parametrize(("per_step", "minibatches", "epochs", "updates"), [
+    (1 / 12, 1, 1, 1), (0.5, 1, 1, 6), (0.5, 2, 1, 6), (0.5, 2, 2, 8), (1.0, 1, 3, 12),
+])  # fmt: skip
+def test_updates_follow_the_environments_steps(per_step, minibatches, epochs, updates):
+    config = OptimiserConfig(updates_per_step=per_step, minibatches=minibatches, epochs=epochs)
+    assert learner.updates_per_iteration(config, 12) == updates
+
+
+def test_less_than_one_update_is_refused():
+    with pytest.raises(ValueError, match="optimiser.updates_per_step=0.01 gives 0.12 updates for a rollout of 12"):
+        learner.updates_per_iteration(OptimiserConfig(updates_per_step=0.01), 12)
+
+
+def test_counters_add_up_the_tallies():
+    """Reset rows are no decisions: what counts is the tally, not the size of the rollout."""
+    _, state, learn = probe_learner(**PLAIN)
+    for env_steps, episodes in ((12, 0), (9, 3), (10, 2)):
+        state, _ = learn(state, marked_rollout(0), tally(env_steps, episodes))
+    counters = {name: int(value) for name, value in state.counters._asdict().items()}
+    assert counters == {"env_steps": 31, "env_frames": 31, "learner_steps": 9, "episodes": 5}
+    assert all(leaf is not other for leaf in Counters.zero() for other in Counters.zero())
+
+
+def test_updates_and_target_network_against_a_plain_loop():
+    """Adam, its update clipped, a rate that falls to 0 at the last update, and the moving average behind it."""
+    settings = {**PLAIN, "update_clip": 0.6, "epsilon": 1e-3}
+    made, state, learn = probe_learner(**settings)
+    total = 3 * 10  # 120 steps are 10 rollouts
+    w, target, m, v = np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3)
+    for n in range(total):
+        m, v = 0.9 * m + 0.1 * SLOPE, 0.999 * v + 0.001 * SLOPE**2
+        step = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-3)
+        w -= 0.5 * (1 - n / total) * np.clip(step, -0.6, 0.6)
+        target += 0.25 * (w - target)
+        if n % 3 == 2:
+            state, metrics = learn(state, marked_rollout(n // 3), tally())
+            np.testing.assert_allclose(state.params["w"], w, rtol=1e-3)
+            np.testing.assert_allclose(state.target_params["w"], target, rtol=1e-3)
+            assert float(metrics["model/gradient_norm"]) == pytest.approx(np.linalg.norm(SLOPE), rel=1e-4)
+    last = np.asarray(state.params["w"])
+    state, _ = learn(state, marked_rollout(10), tally())
+    np.testing.assert_array_equal(state.params["w"], last)  # the rate is 0 now
+
+
+def hand_adamw(gradients, clip, decay, bound=None, kind="none"):
+    """Parameters after AdamW on these gradients, from 1."""
+    w, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    for n, gradient in enumerate(gradients):
+        if kind == "value":
+            gradient = np.clip(gradient, -bound, bound)
+        if kind == "norm":
+            gradient = gradient * min(1, bound / np.linalg.norm(gradient))
+        m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
+        step = np.clip((m / (1 - 0.5 ** (n + 1))) / (np.sqrt(v / (1 - 0.9 ** (n + 1))) + 1e-8), -clip, clip)
+        w = w - (0.1 + (0.02 - 0.1) * min(n / 8, 1)) * (step + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"update_clip": 0.3}, {"weight_decay": 0.1}, {"update_clip": 0.3, "weight_decay": 0.5},
+    {"gradient_clip": "value", "gradient_clip_bound": 0.7}, {"gradient_clip": "norm", "gradient_clip_bound": 0.7},
+])  # fmt: skip
+def test_the_optimiser_against_a_plain_loop(settings):
+    config = OptimiserConfig(learning_rate=0.1, final_learning_rate=0.02, beta1=0.5, beta2=0.9, **settings)
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=2) * 10.0 ** rng.integers(-2, 2) for _ in range(10)]
+    optimiser = learner.make_optimiser(config, 8)
+    w = jnp.ones(2)
+    state = optimiser.init(w)
+    for gradient in gradients:
+        step, state = optimiser.update(jnp.asarray(gradient, jnp.float32), state, w)
+        w = optax.apply_updates(w, step)
+    expected = hand_adamw(
+        gradients, config.update_clip, config.weight_decay, config.gradient_clip_bound, config.gradient_clip
+    )
+    np.testing.assert_allclose(w, expected, rtol=1e-4)
+
+
+def test_default_optimiser_settings_are_the_papers():
+    config = OptimiserConfig()
+    assert (config.learning_rate, config.final_learning_rate, config.update_clip) == (3e-4, 0.0, 1.0)
+    assert (config.weight_decay, config.gradient_clip, config.minibatches, config.epochs) == (0.0, "none", 1, 1)
+
+
+@functools.cache
+def muesli_learner():
+    """A small Muesli on random rows, three iterations in."""
+    config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32, learning_rate=1e-2)
+    made = learner.make(muesli_agent(), SPEC, config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 10_000, 0.1)
+    state = jax.jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
+    learn = jax.jit(made.learn)
+    for seed in range(3):
+        state, _ = learn(state, random_rows(seed, 4, 8), tally(32))
+    return made, state, learn
+
+
+def learnt(state):
+    return state.params, state.target_params, state.agent_state, state.optimiser_state
+
+
+def test_every_part_learns():
+    """Trap 2, through the whole update: after a few, each parameter and each target parameter has moved."""
+    made, state, _ = muesli_learner()
+    new = jax.jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
+    for one, other in ((state.params, new.params), (state.target_params, new.target_params)):
+        paths = jax.tree_util.tree_leaves_with_path(one)
+        for (path, a), b in zip(paths, jax.tree.leaves(other), strict=True):
+            assert float(jnp.abs(a - b).max()) > 1e-5, jax.tree_util.keystr(path)
+    assert int(state.non_finite) == 0
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted():
+    """Parameters, optimiser and the advantages' scale stay as they were, and the next rollout is learnt from."""
+    made, state, learn = muesli_learner()
+    rows = random_rows(5, 4, 8)
+    poisoned = rows._replace(reward=jnp.full_like(rows.reward, jnp.nan))
+    after, _ = learn(state, poisoned, tally(32))
+    assert int(after.non_finite) == made.updates_per_iteration
+    assert_trees_equal(learnt(after), learnt(state))
+    # The ring now holds the poison, so the next rollout goes to a state that never saw it.
+    healthy, metrics = learn(state, rows, tally(32))
+    assert int(healthy.non_finite) == 0 and math.isfinite(float(metrics["model/gradient_norm"]))
+    assert float(optax.global_norm(jax.tree.map(jnp.subtract, healthy.params, state.params))) > 1e-4
+
+
+def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
+    made, state, learn = muesli_learner()
+    rows = random_rows(6, 4, 8)
+    broken = rows._replace(
+        reward=rows.reward.at[2, 3].set(jnp.nan), observation=rows.observation.at[1, 5:].set(jnp.inf)
+    )
+    after, _ = learn(state, broken, tally(32, failed=2))
+    assert_trees_equal(learnt(after), learnt(state))
+    assert int(after.counters.env_steps) == int(state.counters.env_steps) + 32
+    # Another rollout follows, that begins in the middle of an episode.
+    following = random_rows(7, 4, 8)
+    following = following._replace(
+        first=following.first.at[:, 0].set(False), last=following.last.at[:, 0].set(False)
+    )
+    later, _ = learn(after, following, tally(32))
+    assert int(later.non_finite) == 0
+    drawn = made.replay.sample(later.replay, jax.random.key(0), 2000)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(drawn))
+    blank = ~drawn.legal_actions.any(-1)
+    assert blank.any()
+    taught = ~episode_ends(drawn)[:, :-1]
+    assert not (taught & blank[:, :-1]).any()
+    assert not (taught & blank[:, 1:]).any()
+
+
+def test_terms_and_weights_must_have_the_same_names():
+    agent = probe()._replace(weights={"slop": 1.0})
+    made = learner.make(agent, MARKED, OptimiserConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1)
+    state = jax.jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS))
+    with pytest.raises(ValueError, match="'slope'.*'slop'"):
+        jax.eval_shape(made.learn, state, marked_rollout(0), tally())
+
+
+@pytest.mark.parametrize("with_target", [True, False])
+def test_which_network_acts(with_target):
+    agent = muesli_agent(acts_with="target" if with_target else "online")
+    _, state, _ = muesli_learner()
+    policy = learner.acting_policy(agent, state)
+    assert_trees_equal(policy.params, state.target_params if with_target else state.params)

@@ -1,0 +1,119 @@
+"""The synchronous loop: iterations in one call or many, pure or not, and what a failure leaves."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import SMALL, assert_trees_equal, muesli_agent
+
+from bircher import actor, learner
+from bircher.envs.toys import make_toy
+from bircher.learner import OptimiserConfig
+from bircher.loops import synchronous
+from bircher.replay import ReplayConfig
+
+ENVS, LENGTH = 4, 5
+AGENT = muesli_agent(SMALL)
+
+
+class Handed:
+    """The cliff as an environment that is not pure, so that two programs run it; one of them may fail at a row."""
+
+    pure = False
+
+    def __init__(self, fails_at: int = -1, pure: bool = False):
+        self.env = make_toy("toy/cliff", list(range(ENVS)))
+        self.spec, self.num_envs, self.fails_at, self.pure = self.env.spec, ENVS, fails_at, pure
+
+    def reset(self):
+        """Rows of the cliff."""
+        return self.env.reset()
+
+    def step(self, state, action):
+        """At the row of the failure and after it, environment 2 says that it failed, and gives no numbers."""
+        state, timestep = self.env.step(state, action)
+        broken = (jnp.arange(ENVS) == 2) & (self.fails_at >= 0) & (state.count - 1 >= self.fails_at)
+        reward = jnp.where(broken, jnp.nan, timestep.reward)
+        return state, timestep._replace(failed=broken, reward=reward)
+
+    def close(self):
+        """Nothing is held."""
+
+
+@functools.cache
+def loop(fails_at: int = -1, pure: bool = True):
+    """A loop's programs, and how to begin it."""
+    env = Handed(fails_at, pure)
+    config = OptimiserConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
+    made = learner.make(AGENT, env.spec, config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
+    programs = synchronous.make(AGENT, env, made, LENGTH, 400)
+    init = jax.jit(made.init)
+
+    def begin():
+        start = actor.start(AGENT, env, jax.random.key(1))
+        train = init(jax.random.key(0), start.timestep)
+        return train, start, programs.fresh_progress(train, start)
+
+    return programs, begin
+
+
+def advanced(programs, state, *calls: int):
+    for iterations in calls:
+        state = programs.advance(*state, iterations)
+    return state
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_iterations_in_one_call_or_in_many_are_the_same(pure):
+    """Bit for bit: parameters, optimiser, replay, keys, counters, environments and the sums."""
+    programs, begin = loop(pure=pure)
+    once = advanced(programs, begin(), 6)
+    often = advanced(programs, begin(), 1, 1, 1, 1, 1, 1)
+    unevenly = advanced(programs, begin(), 2, 4)
+    assert_trees_equal(once, often)
+    assert_trees_equal(once, unevenly)
+    train, _, progress = once
+    assert int(progress.iterations) == 6 and int(train.counters.learner_steps) == 12
+    assert int(progress.tally.env_steps) == int(train.counters.env_steps)
+    assert int(progress.tally.episodes) == int(train.counters.episodes) > 0
+    assert (int(progress.failed_at), int(progress.tally.failed)) == (-1, -1)
+
+
+def test_one_program_or_two_learn_the_same():
+    """The joined program and the pair take the same decisions; only rounding may tell them apart."""
+    one, two = (advanced(loop(pure=pure)[0], loop(pure=pure)[1](), 3) for pure in (True, False))
+    assert_trees_equal(one[0].counters, two[0].counters)
+    np.testing.assert_array_equal(one[0].replay.experience.action, two[0].replay.experience.action)
+    for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(two[0].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_metrics_are_sums_over_the_iterations():
+    programs, begin = loop()
+    state, total = begin(), {}
+    for _ in range(3):
+        train, start, _ = state
+        state = programs.advance(train, start, programs.fresh_progress(train, start), 1)
+        for name, value in state[2].metrics.items():
+            total[name] = total.get(name, 0.0) + float(value)
+    together = advanced(programs, begin(), 3)[2].metrics
+    assert {name: float(value) for name, value in together.items()} == pytest.approx(total, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_a_failure_is_named_with_its_step_and_nothing_learnt_is_lost(pure):
+    """It comes in the third rollout of a call of five; what was learnt in the first two stays."""
+    programs, begin = loop(fails_at=13, pure=pure)
+    healthy = advanced(programs, begin(), 2)[0]
+    kept = jax.tree.map(np.asarray, (healthy.params, healthy.target_params, healthy.optimiser_state, healthy.agent_state))
+    steps = int(healthy.counters.env_steps)
+    train, _, progress = advanced(programs, begin(), 5)
+    assert int(progress.tally.failed) == 2
+    assert steps < int(progress.failed_at) <= steps + ENVS * LENGTH
+    after = jax.tree.map(np.asarray, (train.params, train.target_params, train.optimiser_state, train.agent_state))
+    assert_trees_equal(kept, after)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.experience))

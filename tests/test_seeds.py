@@ -1,0 +1,71 @@
+"""No start of an evaluation occurs in training: environments never seen, each start different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import SETTINGS, Countdown
+
+import bircher
+from bircher import checkpoint
+from bircher.config import Config
+from bircher.envs import registry
+from bircher.envs.base import random_actions
+from bircher.run import assembly, folder
+
+EVALUATED = 100
+
+
+def starts(env, steps: int) -> set[bytes]:
+    """The first observations that so many steps with random actions come to."""
+    state, row = env.reset()
+    step = jax.jit(env.step)
+    found = []
+    for key in jax.random.split(jax.random.key(0), steps + 1):
+        rows = jax.tree.map(np.asarray, row)
+        found += [observation.tobytes() for observation in rows.observation[rows.first]]
+        state, row = step(state, random_actions(env.spec, key, row))
+    jax.block_until_ready(row)
+    env.close()
+    return set(found)
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
+def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -> None:
+    seen = starts(registry.make(env_id, 64, 0, "train"), 300)
+    fresh = starts(registry.make(env_id, EVALUATED, 0, "eval"), 0)
+    assert len(seen) >= 64 and len(fresh) == EVALUATED
+    assert not seen & fresh
+
+
+def test_nor_in_what_a_run_has_in_its_replay(tmp_path: Path) -> None:
+    run = bircher.train("CartPole-v1", steps=200, out=tmp_path / "run", **SETTINGS)
+    config = Config.from_yaml(run.path / folder.CONFIG)
+    env = assembly.make_env(config.env, None, EVALUATED, 0, "eval")
+    saved = folder.last_checkpoint(run.path)
+    held = checkpoint.restore(saved, "replay", assembly.make_parts(config, env.spec).template.replay).experience
+    first = np.asarray(held.first) & (np.arange(held.first.shape[1]) < 50)
+    seen = {row.tobytes() for row in np.asarray(held.observation)[first]}
+    fresh = {row.tobytes() for row in np.asarray(env.reset()[1].observation)}
+    assert len(seen) >= 4 and len(fresh) == EVALUATED and not seen & fresh
+
+
+def test_roles_seeds_and_generations_share_no_environment() -> None:
+    groups = [
+        registry.seeds(seed, role, 128, generation)
+        for seed in range(6)
+        for role in ("train", "monitor", "eval", "watch")
+        for generation in range(2)
+    ]
+    everything = [seed for group in groups for seed in group]
+    assert len(set(everything)) == len(everything)
+    assert all(0 <= seed < 2**31 for seed in everything)
+
+
+def test_an_evaluation_with_the_seed_of_the_training_is_apart_from_it() -> None:
+    trained = registry.seeds(0, "train", 4096)
+    assert not {seed for s in range(50) for seed in registry.seeds(s, "eval", 128)} & set(trained)
+    assert len({int(Countdown().reset(seed=seed)[0][0]) for seed in trained[:100]}) > 15

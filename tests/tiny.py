@@ -1,0 +1,66 @@
+"""Runs so small that they end in seconds: settings, and a Gymnasium environment whose episodes are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+SETTINGS: dict[str, Any] = {
+    "env.num_envs": 4,
+    "loop.rollout_length": 4,
+    "optimiser.batch_size": 4,
+    "optimiser.updates_per_step": 1 / 16,
+    "replay.capacity": 256,
+    "model.torso_widths": [8],
+    "model.latent_width": 8,
+    "model.dynamics_widths": [8],
+    "model.num_atoms": 11,
+    "model.unroll_steps": 2,
+    "evaluation.count": 0,
+}
+"""16 environment steps and one update an iteration."""
+
+WORDS = [f"{key}={value}" for key, value in SETTINGS.items()]
+"""The same for the command line."""
+
+
+class Countdown(gymnasium.Env):
+    """Each episode lasts 1 to 30 steps, drawn at its reset; every step rewards 1."""
+
+    observation_space = gymnasium.spaces.Box(0, 30, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(1, 31))
+        self.start = self.left
+        return np.array([self.left, self.start], np.float32), {}
+
+    def step(self, action: int):
+        self.left -= 1
+        return np.array([self.left, self.start], np.float32), 1.0, self.left == 0, False, {}
+
+
+class BadReward(Countdown):
+    """Gives a reward that is not a number at the 40th step of all its episodes."""
+
+    steps = 0
+
+    def step(self, action: int):
+        self.steps += 1
+        observation, reward, *rest = super().step(action)
+        return observation, float("nan") if self.steps == 40 else reward, *rest
+
+
+class Raises(Countdown):
+    """Raises at the 40th step of all its episodes."""
+
+    steps = 0
+
+    def step(self, action: int):
+        self.steps += 1
+        if self.steps == 40:
+            raise RuntimeError("the wheel came off")
+        return super().step(action)
