@@ -224,10 +224,14 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
         newest = np.asarray(observation)[0]
         return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
 
+    import jax
+
+    # Traced once: a gymnax environment would otherwise be traced anew at every step.
+    step = jax.jit(env.step)
     state, row = env.reset()
     frames = [draw(row.observation)]
     for _ in range(max_steps):
-        state, row = env.step(state, act(row.observation))
+        state, row = step(state, act(row.observation))
         frames.append(draw(row.observation))
         if bool(row.last[0]):
             break
