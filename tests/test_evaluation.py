@@ -10,13 +10,13 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tiny import BadReward, Countdown, Raises
 
 from bircher import evaluation
 from bircher.agents.base import Agent
 from bircher.envs import registry
 from bircher.evaluation import EvaluationFailed, EvaluationStopped, Evaluator, bootstrap_interval, interquartile_mean
 from bircher.types import ActOutput, Policy
+from tiny import BadReward, Countdown, Raises
 
 POLICY = Policy((), ())
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import SETTINGS, Countdown
 
 import bircher
 from bircher import checkpoint
@@ -15,6 +14,7 @@ from bircher.config import Config
 from bircher.envs import registry
 from bircher.envs.base import random_actions
 from bircher.run import assembly, folder
+from tiny import SETTINGS, Countdown
 
 EVALUATED = 100
 

@@ -32,7 +32,7 @@ def main() -> None:
     app()
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool | None) -> None:
     if asked:
         print(f"bircher {__version__}")
         raise typer.Exit
@@ -41,8 +41,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def bircher(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
-    ] = False,
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+    ] = None,
 ) -> None:
     """Muesli and the MuZero family of agents in JAX.
 

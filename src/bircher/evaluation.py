@@ -216,7 +216,7 @@ def summarise(
 def interquartile_mean(returns: Float[np.ndarray, "*batch episodes"]) -> Float[np.ndarray, "*batch"]:
     """Mean without the lowest and the highest quarter, each rounded down (`scipy.stats.trim_mean(x, 0.25)`)."""
     cut = returns.shape[-1] // 4
-    return np.sort(returns, axis=-1)[..., cut : returns.shape[-1] - cut].mean(-1)
+    return np.asarray(np.sort(returns, axis=-1)[..., cut : returns.shape[-1] - cut].mean(-1))
 
 
 def bootstrap_interval(

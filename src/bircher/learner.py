@@ -308,7 +308,7 @@ def _update(
     step = jax.tree.map(lambda x: -rate * x, step)
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, plan.target_update_rate)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     new = (params, target_params, optimiser_state)
     old = (state.params, state.target_params, state.optimiser_state)
@@ -316,8 +316,8 @@ def _update(
     metrics |= {
         "model/learning_rate": rate,
         "model/gradient_norm": norm,
-        "model/update_norm": optax.global_norm(step),
-        "model/parameter_norm": optax.global_norm(params),
+        "model/update_norm": optax.tree.norm(step),
+        "model/parameter_norm": optax.tree.norm(params),
     }
     state = _replaced(
         state,

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bircher.models.model import Model
 from bircher.types import Trajectory
+
+
+# Compiled once for a single row: the loops below call them hundreds of times.
+_step = jax.jit(lambda model, latent, action: model.step(latent, action))
+_predict = jax.jit(lambda model, latent: model.predict(latent))
+_reward_logits = jax.jit(lambda model, latent: model.reward_logits(latent))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -126,12 +133,13 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
     batch, length = target["value"].shape
     names = ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward")
     terms = {name: np.zeros((batch, length)) for name in names}
-    roots = model.represent(rows.observation)
+    roots = np.asarray(model.represent(rows.observation))
+    rows = jax.tree.map(np.asarray, rows)
     for b in range(batch):
         for t in range(length):
             if not target["mask"][b, t]:
                 continue
-            prediction = model.predict(roots[b, t])
+            prediction = _predict(model, roots[b, t])
             logits, a = np.asarray(prediction.policy_logits, float), int(rows.action[b, t])
             pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras["behaviour_logits"][b, t], float))
             terms["policy_gradient"][b, t] = -min(1, pi[a] / pi_b[a]) * target["advantage"][b, t] * np.log(pi[a])
@@ -142,10 +150,10 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
             for k in range(1, unroll_steps + 1):
                 if t + k > length or leads_nowhere(rows, b, t + k - 1):
                     break
-                latent = model.step(latent, rows.action[b, t + k - 1])
-                reward_logits = np.asarray(model.reward_logits(latent), float)
+                latent = _step(model, latent, rows.action[b, t + k - 1])
+                reward_logits = np.asarray(_reward_logits(model, latent), float)
                 terms["model_reward"][b, t] += excess(two_hot(model, float(rows.reward[b, t + k])), reward_logits)
-                prediction = model.predict(latent)
+                prediction = _predict(model, latent)
                 value_logits = np.asarray(prediction.value_logits, float)
                 if bool(rows.terminal[b, t + k]):
                     terms["model_value"][b, t] += excess(two_hot(model, 0.0), value_logits)

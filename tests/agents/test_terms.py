@@ -37,11 +37,12 @@ def test_unroll_targets_and_masks_by_a_triple_loop(unroll_steps):
     rows = random_rows(3, batch, length, all_legal=True)
     target, _ = agent.targets(policy_of(agent, model), batch_of(rows), jax.random.key(0))
     latent = model.represent(rows.observation[:, :-1])
-    unrolled = jax.tree.map(np.asarray, unroll(model, latent, rows, target, unroll_steps))
+    rows_on_device, rows = rows, jax.tree.map(np.asarray, rows)
+    unrolled = jax.tree.map(np.asarray, unroll(model, latent, rows_on_device, target, unroll_steps))
     policy = np.asarray(target.policy.weights)
     seen = {"policy": 0, "value": 0, "terminal": 0, "reward": 0, "latent": 0}
     for b, t in np.ndindex(batch, length):
-        here, reachable = model.represent(rows.observation[b, t]), True
+        here, reachable = latent[b, t], True
         for k in range(unroll_steps + 1):
             row = t + k
             if k:
@@ -60,7 +61,7 @@ def test_unroll_targets_and_masks_by_a_triple_loop(unroll_steps):
                     assert unrolled.value[k, b, t] == 0.0
                 if (b + t) % 3 == 0 and k <= 2:
                     seen["latent"] += 1
-                    here = model.step(here, rows.action[b, row - 1])
+                    here = model.step(here, rows_on_device.action[b, row - 1])
                     expected = model.predict(here)
                     np.testing.assert_allclose(
                         unrolled.prediction.policy_logits[k, b, t], expected.policy_logits, rtol=1e-3, atol=1e-3

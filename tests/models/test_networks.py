@@ -24,8 +24,8 @@ def test_linear_is_its_product_with_the_variance_asked_for():
     layer = Linear(400, 300, KEY, scale=2.0)
     assert float(layer.weight.std()) == pytest.approx(math.sqrt(2 / 400), rel=0.02)
     assert float(jnp.abs(layer.weight).max()) <= 2.3 * math.sqrt(2 / 400)
-    x = np.ones((2, 3, 400), np.float32)
-    np.testing.assert_allclose(layer(x), x @ np.asarray(layer.weight) + np.asarray(layer.bias), rtol=1e-4, atol=1e-4)
+    x = jnp.ones((2, 3, 400))
+    np.testing.assert_allclose(layer(x), np.asarray(x) @ np.asarray(layer.weight) + np.asarray(layer.bias), rtol=1e-4, atol=1e-4)
 
 
 def test_mlp_has_a_relu_between_layers_and_none_after_the_last():
@@ -35,13 +35,13 @@ def test_mlp_has_a_relu_between_layers_and_none_after_the_last():
         mlp = MLP(3, (5, 4), KEY, activate_last=activate_last)
         hidden = np.maximum(x @ np.asarray(mlp.layers[0].weight) + np.asarray(mlp.layers[0].bias), 0)
         out = hidden @ np.asarray(mlp.layers[1].weight) + np.asarray(mlp.layers[1].bias)
-        np.testing.assert_allclose(mlp(x), np.maximum(out, 0) if activate_last else out, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(out, 0) if activate_last else out, rtol=1e-4, atol=1e-5)
         assert (out < 0).any()
 
 
 def test_layer_norm():
     x = np.random.default_rng(0).normal(3.0, 5.0, size=(4, 64)).astype(np.float32)
-    y = np.asarray(LayerNorm(64)(x))
+    y = np.asarray(LayerNorm(64)(jnp.asarray(x)))
     np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
 
@@ -57,7 +57,7 @@ def test_convolution_is_a_convolution():
 
 def test_scale_latent_spans_minus_one_to_one():
     x = np.random.default_rng(0).normal(3.0, 5.0, size=(4, 8)).astype(np.float32)
-    y = np.asarray(scale_latent(x))
+    y = np.asarray(scale_latent(jnp.asarray(x)))
     np.testing.assert_allclose([y.min(-1), y.max(-1)], [[-1] * 4, [1] * 4], atol=1e-5)
     np.testing.assert_array_equal(y.argsort(-1), x.argsort(-1))
     assert np.isfinite(scale_latent(jnp.zeros((1, 8)))).all()

@@ -220,7 +220,9 @@ def known(name_filter: str | None = None) -> list[Known]:
 def _near(name: str, names: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in names}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(by_lower[match] for match in near)}?" if near else ""
+    if not near:
+        return "; `bircher envs` lists those that are known"
+    return f"; did you mean {', '.join(by_lower[match] for match in near)}?"
 
 
 def _gymnasium_ids() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Parts(NamedTuple):
     """(key, first rows) -> state; compiled on its first call"""
     template: TrainState
     """The state's shapes: nothing is allocated yet."""
+    saved: TrainState
+    """The same without the replay, as a checkpoint holds it."""
 
 
 def make_env(
@@ -89,7 +92,12 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
     )  # fmt: skip
     init = jax.jit(learn.init)
     template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
-    return Parts(agent, learn, init, template)
+    return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
+
+
+def without_replay(train: TrainState) -> TrainState:
+    """The state with nothing in the replay's place: a checkpoint keeps the replay apart."""
+    return dataclasses.replace(train, replay=())
 
 
 def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:

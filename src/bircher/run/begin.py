@@ -80,7 +80,7 @@ def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | 
     generation = int(meta["generation"]) + 1
     device, env, parts, sentence = _prepare(config, source, generation)
     try:
-        train = checkpoint.restore(saved, "train", loaded.without_replay(parts.template))
+        train = checkpoint.restore(saved, "train", parts.saved)
         held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
         replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
         restored = _restored_actor(saved, env, parts) if held == saved else None

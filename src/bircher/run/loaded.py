@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,17 +136,11 @@ def load(path: str | Path, env: EnvSource | None = None) -> LoadedAgent:
     meta = checkpoint.read_meta(saved)
     spec = spec_from(meta["spec"])
     parts = assembly.make_parts(config, spec)
-    template = without_replay(parts.template)
-    train = checkpoint.restore(saved, "train", template)
+    train = checkpoint.restore(saved, "train", parts.saved)
     return LoadedAgent(
         config, spec, parts.agent, learner.acting_policy(parts.agent, train),
         env, int(meta["counters"]["env_steps"]),
     )  # fmt: skip
-
-
-def without_replay(train: learner.TrainState) -> learner.TrainState:
-    """The state with nothing in the replay's place: a checkpoint keeps the replay apart."""
-    return dataclasses.replace(train, replay=())
 
 
 def spec_to(spec: EnvSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
 from bircher.loops import synchronous
 from bircher.loops.synchronous import Progress
-from bircher.run import loaded
+from bircher.run import assembly, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Journal, averages
@@ -84,6 +84,7 @@ class Training:
         self._agent = parts.agent
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
         self._begun: list[_Begun] = []
+        self._train: Any = None
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode = config.evaluation.mode
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
@@ -191,8 +192,8 @@ class Training:
         )
         self._begun.append(_Begun(progress, _look(self._train), iterations, at))
 
-    def _read(self, begun: _Begun) -> None:
-        """Wait for a chunk, and write what it measured."""
+    def _read(self, begun: _Begun, failed: bool = False) -> None:
+        """Wait for a chunk, and write what it measured; raises RunFailed, unless that is known already."""
         progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
         now = time.monotonic()
         seconds = now - max(begun.at, self._read_at)
@@ -208,7 +209,8 @@ class Training:
         if self._compiled:
             self._pace.measured(begun.iterations, seconds)
         self._compiled = True
-        self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
+        if not failed:
+            self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
 
     def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
         env_id = self._env.spec.id
@@ -244,7 +246,7 @@ class Training:
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
         """Begin to write the state as it will be when what is under way is done."""
         self._saved_at = time.monotonic()
-        parts = {"train": loaded.without_replay(self._train), "replay": self._train.replay}
+        parts = {"train": assembly.without_replay(self._train), "replay": self._train.replay}
         if self._env.pure and with_actor:
             parts["actor"] = self._actor
         counters, _ = _look(self._train)
@@ -257,8 +259,11 @@ class Training:
 
     def _save_after_failure(self) -> str:
         """Keep what was learnt, unless that is not finite itself; says what is kept."""
-        kept = loaded.without_replay(self._train)
-        if not bool(jax.jit(learner.all_finite)(kept)):
+        if self._train is None:
+            return "nothing was learnt yet"
+        while self._begun:
+            self._read(self._begun.pop(0), failed=True)
+        if not bool(jax.jit(learner.all_finite)(assembly.without_replay(self._train))):
             return "its last good checkpoint is kept"
         # Not the environments: they may hold what failed.
         self._save(last=True, with_actor=False)

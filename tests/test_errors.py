@@ -1,0 +1,180 @@
+"""Bad input gets one sentence and status 2; what fails while running gets one sentence, status 1 and a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import bircher
+from bircher import learner
+from bircher.cli import app
+from bircher.run import folder, loaded
+from bircher.run.training import RunFailed
+from tiny import SETTINGS, WORDS, BadReward, Raises
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    return bircher.train("toy/cliff", steps=32, out=tmp_path_factory.mktemp("runs") / "run", **SETTINGS)
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+
+def assert_refused(result: Any, sentence: str) -> None:
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("bircher: ") and result.stderr.count("\n") == 1
+    assert sentence in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["NoSuchEnv-v0"], "unknown environment 'NoSuchEnv-v0'"),
+        (["CartPole-v2"], "did you mean CartPole-v1"),
+        (["CartPole-v1", "agent.cmpo.clip_bond=1"], "did you mean agent.cmpo.clip_bound?"),
+        (["CartPole-v1", "agent=musli"], "unknown agent 'musli'; did you mean muesli?"),
+        (["CartPole-v1", "preset=cartpol"], "unknown preset 'cartpol'; did you mean cartpole?"),
+        (["CartPole-v1", "device=gpu"], "device=gpu is not available: JAX finds only cpu"),
+        (["CartPole-v1", "device=tpu"], "device=tpu is not possible: expected one of cpu, gpu or null"),
+        (["CartPole-v1", "steps=soon"], "steps=soon is not possible: expected a whole number"),
+        (["CartPole-v1", "replay.fraction=2"], "replay.fraction=2 is not possible: expected a number, at least 0.0"),
+        (["CartPole-v1", "replay.capacity=1e15"], "lower replay.capacity="),
+        (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["CartPole-v1", "--out", "/dev/null/run"], "/dev/null/run cannot be written"),
+        (["Pendulum-v1"], "supports discrete actions only"),
+        (["Blackjack-v1"], "supports one array as observation"),
+        (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
+        (["CartPole-v1", "backend"], "'backend' is no setting"),
+        (["--resume", "nowhere"], "nowhere is no run: there is no such folder"),
+        (["--resume", "nowhere", "--out", "run"], "--out cannot be given with it"),
+        ([], "no environment was given"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_made(words: list[str], sentence: str, tmp_path: Path) -> None:
+    assert_refused(invoke("train", *words), sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["eval", "watch", "plot"])
+def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_refused(invoke(command, "nowhere"), "nowhere is no run: there is no such folder")
+    assert_refused(invoke(command, "empty"), "empty is no run: it has no config.yaml")
+
+
+def test_what_is_there_is_not_overwritten(run) -> None:
+    result = invoke("train", "toy/cliff", *WORDS, "--out", str(run.path))
+    assert_refused(result, "already holds a run (config.yaml): choose another folder, or go on with it by --resume")
+
+
+def copied(run, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("words", [["eval", "copy"], ["train", "--resume", "copy"]])
+def test_a_damaged_checkpoint_is_refused(run, words: list[str], tmp_path: Path) -> None:
+    path = copied(run, tmp_path)
+    saved = folder.last_checkpoint(path)
+    files = [file for file in (saved / "train").rglob("*") if file.is_file()]
+    victim = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    assert_refused(invoke(*words), f"{victim.name} is damaged: it is not what the manifest says was written")
+
+
+@pytest.mark.parametrize("words", ["eval copy", "train --resume copy", "watch copy --video a.mp4"])
+def test_a_checkpoint_of_another_architecture_is_refused(run, words: str, tmp_path: Path) -> None:
+    path = copied(run, tmp_path)
+    settings = yaml.safe_load((path / "config.yaml").read_text())
+    settings["model"]["latent_width"] = 9
+    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert_refused(invoke(*words.split()), "is of another architecture: its leaf")
+
+
+def test_a_damaged_configuration_is_refused(run, tmp_path: Path) -> None:
+    path = copied(run, tmp_path)
+    (path / "config.yaml").write_text("steps: soon\n")
+    assert_refused(invoke("eval", "copy"), "steps=soon is not possible")
+
+
+def test_what_cannot_be_drawn_is_refused(run) -> None:
+    assert_refused(invoke("watch", str(run.path), "--video", "a.mp4"), "only grids")
+    assert_refused(invoke("watch", str(run.path), "--video", "/dev/null/a.mp4"), "cannot be written")
+
+
+def test_a_window_needs_a_display(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert_refused(invoke("watch", str(run.path)), "there is no display to open a window on: write a video instead")
+
+
+@pytest.fixture
+def registered():
+    ids = {"bircher/BadReward-v0": BadReward, "bircher/Raises-v0": Raises}
+    for env_id, source in ids.items():
+        gymnasium.register(env_id, source)
+    yield
+    for env_id in ids:
+        del gymnasium.registry[env_id]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("BadReward", "environment 0 gave a reward or observation that is not finite"), ("Raises", "the wheel came off")],
+)
+def test_an_environment_that_fails_ends_the_run_and_loses_nothing(registered, name: str, sentence: str) -> None:
+    env_id = f"bircher/{name}-v0"
+    result = invoke("train", env_id, *WORDS, "steps=4000", "--out", "run")
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    # The 40th row of an environment lies in the tenth iteration; the resets are no steps.
+    assert f"{env_id} failed by environment step 1" in result.stderr and sentence in result.stderr
+    assert "what was learnt" in result.stderr
+    agent = bircher.load("run")
+    assert 100 < agent.env_steps < 400
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent.policy))
+    assert agent.act(np.zeros(2)) in (0, 1)
+    lines = [json.loads(line) for line in (Path("run") / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["env_steps"] == agent.env_steps
+    with pytest.raises(RunFailed, match="failed by environment step"):
+        bircher.train(env_id, steps=4000, out="again", **SETTINGS)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that a float holds, and whose square it does not."""
+
+    class Huge(BadReward):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, 1e30, *rest
+
+    with pytest.raises(RunFailed, match="updates in Huge was not finite by environment step"):
+        bircher.train(Huge, steps=300, out="run", **SETTINGS)
+    assert bool(learner.all_finite(loaded.load("run").policy))
+
+
+def test_an_environment_that_cannot_be_reset_fails_at_once() -> None:
+    class Locked(BadReward):
+        def reset(self, **kwargs):
+            raise OSError("the door is locked")
+
+    with pytest.raises(RunFailed, match="Locked failed at its first reset: .*the door is locked"):
+        bircher.train(Locked, steps=300, out="run", **SETTINGS)

@@ -1,0 +1,168 @@
+"""Interrupted and gone on with: as if nothing had happened, where the environments allow it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+from bircher import actor, checkpoint, config
+from bircher.run import assembly, begin, folder, loaded
+from bircher.run.folder import RunFolderError
+from bircher.run.journal import Journal
+from bircher.run.training import Run
+from bircher.settings import ConfigError
+from tiny import SETTINGS, WORDS, Countdown
+
+
+def state_of(path: Path) -> dict[str, np.ndarray]:
+    """Everything that a run's last checkpoint holds, by where it stands."""
+    saved, composed = folder.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
+    env = assembly.make_env(composed.env, None, composed.env.num_envs, composed.seed, "train")
+    parts = assembly.make_parts(composed, env.spec)
+    tree = {
+        "train": checkpoint.restore(saved, "train", parts.saved),
+        "replay": checkpoint.restore(saved, "replay", parts.template.replay),
+    }
+    if env.pure:
+        tree["actor"] = checkpoint.restore(saved, "actor", actor.start(parts.agent, env, jax.random.key(0)))
+
+    def plain(leaf):
+        is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {jax.tree_util.keystr(where): plain(leaf) for where, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def run_to(training, env_steps: int) -> Run:
+    """Run until the first line of metrics at or beyond so many steps, then as if the user pressed Ctrl-C."""
+    write, pressed = Journal.write, []
+
+    def stopping(self, counters, measured):
+        write(self, counters, measured)
+        if counters["env_steps"] >= env_steps and not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "write", stopping)
+        return training.run()
+
+
+@pytest.mark.parametrize("env_id", ["toy/chain", "CartPole-v1"])
+def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(env_id: str, tmp_path: Path) -> None:
+    composed = config.compose(env_id, {**SETTINGS, "steps": 800, "seed": 1})
+    whole = begin.start(composed, out=tmp_path / "whole").run()
+    half = run_to(begin.start(composed, out=tmp_path / "half"), 300)
+    assert half.stopped and 300 <= half.counters["env_steps"] < 800
+    resumed = begin.resume(half.path).run()
+    assert not resumed.stopped
+    expected, found = state_of(whole.path), state_of(resumed.path)
+    assert expected.keys() == found.keys() and len(found) > 40
+    for where, value in expected.items():
+        np.testing.assert_array_equal(value, found[where], err_msg=where)
+    assert {k: v for k, v in resumed.counters.items() if k != "wall_seconds"} == {
+        k: v for k, v in whole.counters.items() if k != "wall_seconds"
+    }
+    assert resumed.counters["wall_seconds"] > half.counters["wall_seconds"]
+    lines = [json.loads(line) for line in (half.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["env_steps"] for line in lines]
+    assert steps == sorted(set(steps)) and steps[-1] == whole.counters["env_steps"]
+
+
+def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gymnasium.register("bircher/Countdown-v0", Countdown)
+    try:
+        composed = config.compose("bircher/Countdown-v0", {**SETTINGS, "steps": 600})
+        half = run_to(begin.start(composed, out=tmp_path / "run"), 100)
+        before = state_of(half.path)
+        training = begin.resume(half.path)
+        assert training._env._seeds != begin.start(composed, out=tmp_path / "other")._env._seeds
+        resumed = training.run()
+    finally:
+        del gymnasium.registry["bircher/Countdown-v0"]
+    assert "bircher/Countdown-v0 begins fresh episodes with new seeds" in capsys.readouterr().out
+    assert resumed.counters["env_steps"] >= 600 and "['train'].optimiser_state[1].count" in before
+    lines = [json.loads(line) for line in (half.path / "metrics.jsonl").read_text().splitlines()]
+    updates = [line["learner_steps"] for line in lines]
+    assert updates == sorted(updates) and updates[-1] == resumed.counters["learner_steps"]
+
+
+def test_without_a_checkpoint_it_starts_from_the_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
+    path = folder.create(composed, tmp_path / "run")
+    line = '{"env_steps": 16, "learner_steps": 1, "episodes": 0, "wall_seconds": 1}'
+    (path / "metrics.jsonl").write_text(line + '\n{"env')
+    with pytest.raises(RunFolderError, match="no checkpoint yet"):
+        loaded.load(path)
+    run = begin.resume(path).run()
+    assert "has no checkpoint yet: it starts from the beginning" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["env_steps"] == run.counters["env_steps"] >= 64
+    assert not any(line["wall_seconds"] == 1 for line in lines)
+
+
+def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) -> None:
+    composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
+    run = begin.start(composed, out=tmp_path / "run").run()
+    again = begin.resume(run.path).run()
+    assert again.counters["env_steps"] == run.counters["env_steps"]
+    longer = begin.resume(run.path, ["steps=128"]).run()
+    assert longer.counters["env_steps"] >= 128
+    assert config.Config.from_yaml(run.path / "config.yaml").steps == 128
+    with pytest.raises(ConfigError, match="seed cannot be changed when a run is resumed; only steps, episodes"):
+        begin.resume(run.path, ["seed=5"])
+    with pytest.raises(ConfigError, match="unknown setting stepz; did you mean steps"):
+        begin.resume(run.path, ["stepz=5"])
+
+
+def start_endless(tmp_path: Path) -> subprocess.Popen[str]:
+    """A run on the command line that does not end by itself, past its first checkpoint."""
+    words = ["toy/chain", *WORDS, "steps=2e9", "checkpoint.every_seconds=0.2", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bircher", "train", *words],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while checkpoint.latest(tmp_path / "run" / "checkpoints") is None:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    return process
+
+
+def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
+    process = start_endless(tmp_path)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    saved = checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
+    assert saved > 0
+    command = [sys.executable, "-m", "bircher", "train", "--resume", "run", f"steps={saved + 1000}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"going on from checkpoint-\d+, {saved:,} environment steps", done.stdout)
+    assert loaded.load(tmp_path / "run").env_steps >= saved + 1000
+    assert not list((tmp_path / "run" / "checkpoints").glob(".unfinished*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_ends_with_130(number: signal.Signals, tmp_path: Path) -> None:
+    process = start_endless(tmp_path)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "go on with: bircher train --resume run" in output and "Traceback" not in output
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert loaded.load(tmp_path / "run").env_steps == json.loads(lines[-1])["env_steps"]

@@ -1,0 +1,260 @@
+"""A run: its folder, what it writes, when it ends, and the agent that comes out of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+import bircher
+from bircher import checkpoint, config, machine, metrics
+from bircher.envs import registry
+from bircher.run import assembly, begin, folder
+from bircher.run.journal import Journal
+from bircher.run.pace import Pace
+from bircher.run.saver import Saver
+from bircher.types import Counters
+from tiny import SETTINGS, Countdown
+
+
+def tiny(env="toy/cliff", **settings) -> config.Config:
+    return config.compose(env, {**SETTINGS, **settings})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    """320 steps on CartPole with an evaluation after each half."""
+    out = tmp_path_factory.mktemp("runs") / "cartpole"
+    settings = {**SETTINGS, "evaluation.count": 2, "evaluation.episodes": 3}
+    return bircher.train("CartPole-v1", steps=320, seed=4, out=out, **settings)
+
+
+def test_the_folder_holds_everything(run) -> None:
+    names = {path.name.split(".")[0] for path in run.path.iterdir()}
+    assert names == {"config", "metrics", "checkpoints", "events"}
+    saved = config.Config.from_yaml(run.path / "config.yaml")
+    assert (saved.env.id, saved.seed, saved.steps, saved.preset) == ("CartPole-v1", 4, 320, "cartpole")
+    assert checkpoint.parts(folder.last_checkpoint(run.path)) == ("actor", "replay", "train")
+
+
+def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert {"env_steps", "learner_steps", "episodes", "wall_seconds"} <= set(line)
+        metrics.check(set(line) - set(metrics.COUNTERS))
+    for name in ("env_steps", "learner_steps", "episodes", "wall_seconds"):
+        values = [line[name] for line in lines]
+        assert values == sorted(values)
+    assert lines[-1]["env_steps"] == run.counters["env_steps"] and 320 <= run.counters["env_steps"] < 320 + 16
+    assert any("act/episode_return" in line for line in lines)
+    # CartPole's rewards are all 1.
+    assert all(line.get("act/episode_return") == line.get("act/episode_length") for line in lines)
+    trained = [line for line in lines if "loss/cmpo" in line]
+    for name in ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward"):
+        assert f"weighted/{name}" in trained[-1] and f"loss/{name}" in trained[-1]
+    value = trained[-1]
+    assert value["weighted/value"] == pytest.approx(0.25 * value["loss/value"])
+
+
+def test_evaluations_come_at_the_same_steps_and_apart_from_training(run) -> None:
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["env_steps"] for line in lines if "eval/return_mean" in line]
+    assert len(steps) == 2 and 160 <= steps[0] < 176 and 320 <= steps[1] < 336
+    assert not any("loss/cmpo" in line for line in lines if "eval/return_mean" in line)
+
+
+def test_tensorboard_has_the_scalars_and_a_picture(run) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, tags = next(run.path.glob("events.*")).read_bytes(), set()
+    while content:
+        # A record: its length in 8 bytes, 4 of checksum, the event, 4 of checksum.
+        length = int.from_bytes(content[:8], "little")
+        tags |= {value.tag for value in Event.FromString(content[12 : 12 + length]).summary.value}
+        content = content[16 + length :]
+    assert {"act/entropy", "eval/return_mean", "eval/episode"} <= tags
+
+
+def test_the_agent_acts_on_one_observation_and_on_many(run) -> None:
+    env = gymnasium.make("CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    action = run.agent.act(observation)
+    assert env.action_space.contains(action)
+    many = run.agent.act(np.stack([observation] * 64))
+    assert isinstance(many, np.ndarray) and many.shape == (64,) and set(many.tolist()) == {0, 1}
+    greedy = run.agent.act(np.stack([observation] * 64), greedy=True)
+    assert len(set(greedy.tolist())) == 1
+    only = run.agent.act(np.stack([observation] * 64), legal_actions=[False, True])
+    assert set(only.tolist()) == {1}
+    with pytest.raises(ValueError, match=r"CartPole-v1 has observations \(4,\), or \[B, …\] of them, not \(3,\)"):
+        run.agent.act(observation[:3])
+
+
+def test_a_loaded_agent_is_the_one_that_was_trained(run) -> None:
+    agent = bircher.load(run.path)
+    assert agent.env_steps == run.counters["env_steps"] and agent.name == "muesli"
+    for ours, theirs in zip(jax.tree.leaves(agent.policy), jax.tree.leaves(run.agent.policy), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    report, again = (bircher.evaluate(agent, episodes=5, seed=9) for _ in range(2))
+    assert report.returns == again.returns and report.episodes == 5 and report.env == "CartPole-v1"
+    assert bircher.evaluate(agent, episodes=5, seed=9, greedy=True).mode == "greedy"
+
+
+def test_an_environment_may_be_a_callable(tmp_path: Path) -> None:
+    run = bircher.train(Countdown, steps=64, out=tmp_path / "run", **SETTINGS)
+    assert bircher.evaluate(run.agent, episodes=3).env == "Countdown"
+    alone = bircher.load(run.path)
+    assert alone.act(np.zeros(2)) in (0, 1)
+    with pytest.raises(ValueError, match="the callable Countdown, which no file holds.*env=Countdown"):
+        bircher.evaluate(alone, episodes=3)
+    assert bircher.evaluate(bircher.load(run.path, env=Countdown), episodes=3).episodes == 3
+
+
+def test_an_environment_may_be_registered_with_gymnasium(tmp_path: Path) -> None:
+    gymnasium.register("bircher/Countdown-v0", Countdown)
+    try:
+        run = bircher.train("bircher/Countdown-v0", steps=64, out=tmp_path / "run", **SETTINGS)
+    finally:
+        del gymnasium.registry["bircher/Countdown-v0"]
+    assert run.counters["env_steps"] >= 64
+
+
+def test_a_run_ends_after_its_episodes(tmp_path: Path) -> None:
+    run = bircher.train("toy/bandit", steps=10_000, out=tmp_path / "run", **{**SETTINGS, "episodes": 20})
+    # An iteration has 16 rows: of each pair one is an action that ends an episode, one the reset.
+    assert 20 <= run.counters["episodes"] <= 28 and not run.stopped
+
+
+def final_state(path: Path) -> list[np.ndarray]:
+    saved = folder.last_checkpoint(path)
+    composed = config.Config.from_yaml(path / "config.yaml")
+    env = assembly.make_env(composed.env, None, composed.env.num_envs, composed.seed, "train")
+    parts = assembly.make_parts(composed, env.spec)
+    train = checkpoint.restore(saved, "train", parts.saved)
+    replay = checkpoint.restore(saved, "replay", parts.template.replay)
+    leaves = jax.tree.leaves((train, replay))
+    return [np.asarray(jax.random.key_data(leaf) if hasattr(leaf, "_impl") else leaf) for leaf in leaves]
+
+
+def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+    for size in (1, 7):
+        monkeypatch.setattr(Pace, "measured", lambda self, *_, size=size: setattr(self, "_chunk", size))
+        training = begin.start(tiny(steps=400, seed=2), out=tmp_path / str(size))
+        states.append(final_state(training.run().path))
+    assert len(states[0]) > 20
+    for one, other in zip(*states, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_chunk_takes_a_second_and_never_passes_a_goal() -> None:
+    pace = Pace(num_envs=4, rollout_length=4)
+    assert pace.chunk(10_000, None, known=True) == 1
+    pace.measured(1, 0.001)
+    assert pace.chunk(10_000, None, known=True) == 8  # no more than eight times as many at once
+    pace.measured(8, 0.008)
+    pace.measured(64, 0.064)
+    assert pace.chunk(10**6, None, known=True) == 512
+    pace.measured(512, 4.0)
+    assert pace.chunk(10**6, None, known=True) == 128
+    assert pace.chunk(160, None, known=False) == 10 and pace.chunk(15, None, known=False) == 0
+    assert pace.chunk(15, None, known=True) == 1
+    assert pace.chunk(10**6, 31, known=False) == 3 and pace.chunk(10**6, 7, known=False) == 0
+
+
+def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**20)
+    with pytest.raises(assembly.NotEnoughMemory, match=r"takes .* MiB on the cpu.* and 1\.0 MiB are left"):
+        begin.start(tiny(**{"replay.capacity": 100_000}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_machine_knows_its_memory() -> None:
+    device = jax.devices()[0]
+    assert 2**20 < machine.available_bytes(device) < 2**45 and 2**20 < machine.used_bytes(device) < 2**40
+
+
+def test_a_folder_is_never_overwritten(run, tmp_path: Path) -> None:
+    before = (run.path / "metrics.jsonl").read_text()
+    with pytest.raises(folder.RunFolderError, match="already holds a run"):
+        begin.start(tiny(), out=run.path)
+    assert (run.path / "metrics.jsonl").read_text() == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert folder.create(tiny(), tmp_path) == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
+    first, second = (folder.create(tiny("toy/cliff", seed=3)) for _ in range(2))
+    assert first == Path("runs/toy-cliff-muesli-3-20260101-120000") and second.name == first.name + "-2"
+
+
+def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Path) -> None:
+    saver = Saver(tmp_path / "checkpoints", keep=9, replay_every=2)
+    for number in range(3):
+        parts = {"train": jax.numpy.full(3, number), "replay": jax.numpy.zeros(2)}
+        saver.save(parts, {"generation": number}, Counters.zero(), last=False)
+        for part in parts.values():
+            part.delete()  # as donation does
+    saver.wait()
+    found = sorted((tmp_path / "checkpoints").iterdir())
+    assert [checkpoint.parts(path) for path in found] == [("replay", "train"), ("train",), ("replay", "train")]
+    assert checkpoint.restore(found[2], "train", np.zeros(3, np.int32)).tolist() == [2, 2, 2]
+    assert checkpoint.read_meta(found[1]) == {"generation": 1, "counters": Counters.zero()._asdict()}
+    saver.close()
+    (tmp_path / "file").write_text("no folder")
+    saver = Saver(tmp_path / "file", keep=1, replay_every=1)
+    saver.save({"train": jax.numpy.zeros(1)}, {}, Counters.zero(), last=True)
+    with pytest.raises(checkpoint.CheckpointError, match="cannot write a checkpoint"):
+        saver.wait()
+    saver.close()
+
+
+def test_targets_beyond_the_support_are_warned_about_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None)
+    counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
+    for share in (0.0, 0.25, 0.5):
+        journal.write(counters, {"target/support_overflow": share})
+    journal.close()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(said) == 1 and "25.0% of the value and reward targets" in said[0] and "model.support=3" in said[0]
+
+
+def test_compiled_programs_are_kept_where_the_user_wants() -> None:
+    """In a process of its own: JAX opens its cache once."""
+    import os
+    import subprocess
+    import sys
+    import tempfile
+
+    script = "from bircher import machine; machine.keep_programs(); import jax; jax.jit(lambda x: x + 1)(1.0)"
+    with tempfile.TemporaryDirectory() as place:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+        subprocess.run([sys.executable, "-c", script], env={**environment, "BIRCHER_CACHE": place}, check=True)
+        assert any(path.name.startswith("jit_") for path in Path(place).rglob("*"))
+
+
+def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(machine, "CACHE_BYTES", 250)
+    for age, name in enumerate(("new", "old", "oldest")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    machine._prune(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+
+
+def test_toys_have_the_presets_that_tests_rely_on() -> None:
+    assert registry.preset_name("toy/cliff") == "default" and registry.preset_name(Countdown) == "default"
