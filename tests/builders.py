@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,11 @@ from bircher.agents import muesli
 from bircher.models.model import Model, ModelConfig
 from bircher.ops.distributions import ILLEGAL
 from bircher.types import Batch, Discrete, EnvSpec, Policy, Trajectory
+
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+"""jit for programs that run a few times: compiled in half the time."""
 
 ACTIONS = 3
 SPEC = EnvSpec("test/rows", jax.ShapeDtypeStruct((4,), np.float32), Discrete(ACTIONS))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import assert_trees_equal, muesli_agent, random_model
+from builders import assert_trees_equal, muesli_agent, quick_jit, random_model
 
 from bircher import actor
 from bircher.envs.toys import counter_reward, make_toy
@@ -22,13 +22,13 @@ def setting(name: str, num_envs: int = 3, **options):
     env = make_toy(name, list(range(num_envs)), options=options)
     state = AGENT.init(jax.random.key(0), env.spec).state
     policy = Policy(random_model(1, spec=env.spec), state)
-    program = jax.jit(lambda state, length: actor.rollout(AGENT, env, policy, state, length, NOW), static_argnums=1)
+    program = quick_jit(lambda state, length: actor.rollout(AGENT, env, policy, state, length, NOW), static_argnums=1)
     return env, policy, program, actor.start(AGENT, env, jax.random.key(7))
 
 
 @pytest.fixture(scope="module")
 def cliff():
-    return setting("toy/cliff", length=4)
+    return setting("toy/cliff", length=2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_rows_are_where_their_actions_led(cliff):
     state, rows, _ = program(start, 16)
     assert rows.reward.shape == (3, 17)
     env_state, timestep = env.reset()
-    step = jax.jit(env.step)
+    step = quick_jit(env.step)
     for t in range(17):
         for name in ("observation", "reward", "discount", "first", "last", "terminal", "legal_actions"):
             np.testing.assert_array_equal(getattr(rows, name)[:, t], getattr(timestep, name), err_msg=f"{name} {t}")
@@ -150,5 +150,5 @@ def test_the_first_environment_to_fail_is_named(cliff, rows, failed):
     _, policy, _, _ = cliff
     env = Failing(rows)
     start = actor.start(AGENT, env, jax.random.key(0))
-    _, _, tally = jax.jit(lambda state: actor.rollout(AGENT, env, policy, state, 8, NOW))(start)
+    _, _, tally = quick_jit(lambda state: actor.rollout(AGENT, env, policy, state, 8, NOW))(start)
     assert int(tally.failed) == failed

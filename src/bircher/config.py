@@ -30,13 +30,12 @@ CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 
 DEBUG = {
-    "steps": 256,
+    "steps": 64,
     "env": {"num_envs": 2},
     "loop": {"rollout_length": 8},
     "optimiser": {"batch_size": 2, "updates_per_step": 1 / 16, "minibatches": 1, "epochs": 1},
     "replay": {"capacity": 1024},
-    "evaluation": {"count": 1, "episodes": 2},
-    "checkpoint": {"every_seconds": 3600.0},
+    "evaluation": {"count": 0},
 }
 """What `debug=true` sets, unless it is set by hand: without compilation a full-sized run would never end."""
 

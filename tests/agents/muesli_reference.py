@@ -13,9 +13,9 @@ from bircher.types import Trajectory
 
 
 # Compiled once for a single row: the loops below call them hundreds of times.
-_step = jax.jit(lambda model, latent, action: model.step(latent, action))
-_predict = jax.jit(lambda model, latent: model.predict(latent))
-_reward_logits = jax.jit(lambda model, latent: model.reward_logits(latent))
+step = jax.jit(lambda model, latent, action: model.step(latent, action))
+predict = jax.jit(lambda model, latent: model.predict(latent))
+reward_logits = jax.jit(lambda model, latent: model.reward_logits(latent))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
         for t in range(length):
             if not target["mask"][b, t]:
                 continue
-            prediction = _predict(model, roots[b, t])
+            prediction = predict(model, roots[b, t])
             logits, a = np.asarray(prediction.policy_logits, float), int(rows.action[b, t])
             pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras["behaviour_logits"][b, t], float))
             terms["policy_gradient"][b, t] = -min(1, pi[a] / pi_b[a]) * target["advantage"][b, t] * np.log(pi[a])
@@ -150,10 +150,10 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
             for k in range(1, unroll_steps + 1):
                 if t + k > length or leads_nowhere(rows, b, t + k - 1):
                     break
-                latent = _step(model, latent, rows.action[b, t + k - 1])
-                reward_logits = np.asarray(_reward_logits(model, latent), float)
+                latent = step(model, latent, rows.action[b, t + k - 1])
+                reward_logits = np.asarray(reward_logits(model, latent), float)
                 terms["model_reward"][b, t] += excess(two_hot(model, float(rows.reward[b, t + k])), reward_logits)
-                prediction = _predict(model, latent)
+                prediction = predict(model, latent)
                 value_logits = np.asarray(prediction.value_logits, float)
                 if bool(rows.terminal[b, t + k]):
                     terms["model_value"][b, t] += excess(two_hot(model, 0.0), value_logits)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import muesli_reference as reference
 import numpy as np
 import pytest
-from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, random_model, random_rows
+from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher.agents import muesli
 from bircher.agents.base import UnsupportedEnvironment
@@ -22,7 +22,7 @@ TERMS = ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "mod
 
 def compiled_targets(**settings):
     agent = muesli_agent(discount=DISCOUNT, **settings)
-    return jax.jit(lambda model, rows, key: agent.targets(policy_of(agent, model), batch_of(rows), key))
+    return quick_jit(lambda model, rows, key: agent.targets(policy_of(agent, model), batch_of(rows), key))
 
 
 exact_targets = compiled_targets()
@@ -116,7 +116,7 @@ def _reference_target(target):
 AGENT = muesli_agent(discount=DISCOUNT)
 
 
-@jax.jit
+@quick_jit
 def all_terms(model, rows, target):
     return AGENT.loss(model, policy_of(AGENT, model).state, batch_of(rows), target, jax.random.key(0))[0]
 
@@ -162,7 +162,7 @@ def test_each_term_reaches_its_parameters_and_no_others():
         terms = all_terms(model, rows, target)
         return {name: losses.masked_mean(values, target.mask) for name, values in terms.items()}
 
-    gradients = jax.jit(jax.jacrev(means))(random_model(7))
+    gradients = quick_jit(jax.jacrev(means))(random_model(7))
     model = {"representation", "dynamics"}
     assert {name: reached(gradient) for name, gradient in gradients.items()} == {
         "policy_gradient": {"representation", "heads.policy"},
@@ -251,7 +251,7 @@ def test_normalised_observations_act_and_learn_alike():
     agent = muesli_agent(discount=DISCOUNT, normalise_observations=True)
     rows = random_rows(8, BATCH, LENGTH)
     moved = rows._replace(observation=rows.observation * 50.0 + 7.0)
-    targets = jax.jit(lambda policy, rows: agent.targets(policy, batch_of(rows), jax.random.key(0)))
+    targets = quick_jit(lambda policy, rows: agent.targets(policy, batch_of(rows), jax.random.key(0)))
     first = policy_of(agent, MODEL)
     states = [targets(first, x)[1] for x in (rows, moved)]
     values = [targets(first._replace(state=state), x)[0].value for state, x in zip(states, (rows, moved), strict=True)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import muesli_reference as reference
 import numpy as np
 import pytest
-from builders import ACTIONS, batch_of, muesli_agent, policy_of, random_model, random_rows
+from builders import ACTIONS, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher.agents import terms
 from bircher.agents.unrolling import episode_ends, unroll, windows
@@ -35,10 +35,14 @@ def test_unroll_targets_and_masks_by_a_triple_loop(unroll_steps):
     batch, length = 8, 6
     model, agent = random_model(1), muesli_agent()
     rows = random_rows(3, batch, length, all_legal=True)
-    target, _ = agent.targets(policy_of(agent, model), batch_of(rows), jax.random.key(0))
-    latent = model.represent(rows.observation[:, :-1])
-    rows_on_device, rows = rows, jax.tree.map(np.asarray, rows)
-    unrolled = jax.tree.map(np.asarray, unroll(model, latent, rows_on_device, target, unroll_steps))
+
+    def program(rows):
+        target, _ = agent.targets(policy_of(agent, model), batch_of(rows), jax.random.key(0))
+        latent = model.represent(rows.observation[:, :-1])
+        return target, latent, unroll(model, latent, rows, target, unroll_steps)
+
+    target, latent, unrolled = jax.tree.map(np.asarray, quick_jit(program)(rows))
+    rows = jax.tree.map(np.asarray, rows)
     policy = np.asarray(target.policy.weights)
     seen = {"policy": 0, "value": 0, "terminal": 0, "reward": 0, "latent": 0}
     for b, t in np.ndindex(batch, length):
@@ -61,13 +65,13 @@ def test_unroll_targets_and_masks_by_a_triple_loop(unroll_steps):
                     assert unrolled.value[k, b, t] == 0.0
                 if (b + t) % 3 == 0 and k <= 2:
                     seen["latent"] += 1
-                    here = model.step(here, rows_on_device.action[b, row - 1])
-                    expected = model.predict(here)
+                    here = reference.step(model, here, rows.action[b, row - 1])
+                    expected = reference.predict(model, here)
                     np.testing.assert_allclose(
                         unrolled.prediction.policy_logits[k, b, t], expected.policy_logits, rtol=1e-3, atol=1e-3
                     )
                     np.testing.assert_allclose(
-                        unrolled.reward_logits[k - 1, b, t], model.reward_logits(here), rtol=1e-3, atol=1e-3
+                        unrolled.reward_logits[k - 1, b, t], reference.reward_logits(model, here), rtol=1e-3, atol=1e-3
                     )
             if acts:
                 seen["policy"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,13 @@ def start(config: Config, source: EnvSource | None = None, out: str | Path | Non
     device, env, parts, sentence = _prepare(config, source, 0)
     try:
         path = folder.create(config, out)
+        descriptor = folder.claim(path)
     except RunFolderError:
         env.close()
         raise
-    return Training(config, source, env, parts, path, device, Origin(), (sentence,))
+    training = Training(config, source, env, parts, path, device, Origin(), (sentence,))
+    training.hold(descriptor)
+    return training
 
 
 def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | None = None) -> Training:
@@ -69,8 +73,18 @@ def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | 
     path = Path(path)
     before = folder.read_config(path)
     config = _changed(before, settings.parse(overrides))
-    folder.check_writable(path)
     assembly.require_source(config, source)
+    descriptor = folder.claim(path)
+    try:
+        training = _resumed(path, before, config, source)
+    except Exception:
+        os.close(descriptor)
+        raise
+    training.hold(descriptor)
+    return training
+
+
+def _resumed(path: Path, before: Config, config: Config, source: EnvSource | None) -> Training:
     saved = checkpoint.latest(path / folder.CHECKPOINTS, "train")
     if saved is None:
         device, env, parts, sentence = _prepare(config, source, 0)
@@ -136,7 +150,10 @@ def _changed(config: Config, given: Mapping[str, Any]) -> Config:
 
 def load_for_playing(path: str | Path) -> LoadedAgent:
     """A run's agent, with the device and the cache set up; raises what `loaded.load` does."""
-    machine.use_device(folder.read_config(path).device)
+    try:
+        machine.use_device(folder.read_config(path).device)
+    except DeviceError:
+        machine.use_device(None)  # What learnt on one device plays on any.
     machine.keep_programs()
     return loaded.load(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
@@ -55,6 +56,25 @@ def read_config(path: str | Path) -> Config:
     return Config.from_yaml(path / CONFIG)
 
 
+def claim(path: Path) -> int:
+    """Take a run for this process until the descriptor that is returned is closed, or the process ends.
+
+    Raises:
+      RunFolderError: another process is writing to it, or it cannot be written.
+    """
+    if not os.access(path, os.W_OK):
+        raise RunFolderError(f"{path} cannot be written: Permission denied")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunFolderError(f"{path} is being trained by another process") from error
+    except OSError:
+        pass  # A file system without locks.
+    return descriptor
+
+
 def rewrite_config(path: Path, config: Config) -> None:
     """Replace a run's `config.yaml`, at once or not at all."""
     temporary = path / f".{CONFIG}.unfinished"
@@ -72,12 +92,6 @@ def last_checkpoint(path: str | Path) -> Path:
     if found is None:
         raise RunFolderError(f"{path} has no checkpoint yet: nothing has been saved that could be loaded")
     return found
-
-
-def check_writable(path: Path) -> None:
-    """Raise RunFolderError where an existing run cannot be gone on with."""
-    if not os.access(path, os.W_OK):
-        raise RunFolderError(f"{path} cannot be written: Permission denied")
 
 
 def _new_name(config: Config) -> Path:

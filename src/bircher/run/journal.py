@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bircher.config import CALLABLE, Config
+from bircher.evaluation import Report
 from bircher.loops.synchronous import Progress
 from bircher.run import folder
 from bircher.writers import Console, JsonLines, TensorBoard, Writer
@@ -24,6 +25,16 @@ def averages(progress: Progress) -> dict[str, float]:
         metrics["act/episode_return"] = float(tally.return_sum) / episodes
         metrics["act/episode_length"] = float(tally.length_sum) / episodes
     return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
+
+
+def scores(report: Report) -> dict[str, float]:
+    """An evaluation's numbers by their glossary names."""
+    return {
+        "eval/return_mean": report.mean,
+        "eval/return_median": report.median,
+        "eval/return_iqm": report.iqm,
+        "eval/length_mean": report.env_steps / report.episodes,
+    }
 
 
 class Journal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from bircher.loops.synchronous import Progress
 from bircher.run import assembly, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
-from bircher.run.journal import Journal, averages
+from bircher.run.journal import Journal, averages, scores
 from bircher.run.loaded import LoadedAgent
 from bircher.run.pace import Pace
 from bircher.run.saver import Saver, copied
@@ -89,6 +90,10 @@ class Training:
         mode = config.evaluation.mode
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
 
+    def hold(self, descriptor: int) -> None:
+        """Keep a claim on the folder until the run has ended."""
+        self._claim = descriptor
+
     def run(self) -> Run:
         """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
 
@@ -102,6 +107,7 @@ class Training:
                 stack.enter_context(jax.debug_nans(True))
             self._stop = stack.enter_context(StopRequest())
             self._began_at = time.monotonic()
+            stack.callback(os.close, self._claim)
             stack.callback(self._release)
             self._journal = Journal(self.path, self._config, self._origin.env_steps)
             stack.callback(self._journal.close)
@@ -234,13 +240,7 @@ class Training:
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
-            measured = {
-                "eval/return_mean": report.mean,
-                "eval/return_median": report.median,
-                "eval/return_iqm": report.iqm,
-                "eval/length_mean": sum(report.lengths) / report.episodes,
-            }
-            self._journal.write(self._counters_now(), measured)
+            self._journal.write(self._counters_now(), scores(report))
         self._read_at = time.monotonic()
 
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
