@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import assert_trees_equal, muesli_agent, quick_jit, random_model
 
 from bircher import actor
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.types import Policy
+from builders import assert_trees_equal, muesli_agent, quick_jit, random_model
 
 AGENT = muesli_agent()
 NOW = jnp.zeros(())

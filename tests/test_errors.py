@@ -17,7 +17,7 @@ import bircher
 from bircher import learner
 from bircher.cli import app
 from bircher.run import folder, loaded
-from bircher.run.training import RunFailed
+from bircher.run.outcome import RunFailed
 from tiny import SETTINGS, WORDS, BadReward, Raises
 
 

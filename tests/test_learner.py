@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from builders import SPEC, assert_trees_equal, muesli_agent, quick_jit, random_rows
 
 from bircher import learner
 from bircher.agents.base import Agent
@@ -29,6 +28,7 @@ from bircher.types import (
     TimeStep,
     Trajectory,
 )
+from builders import SPEC, assert_trees_equal, muesli_agent, quick_jit, random_rows
 
 ENVS, LENGTH = 4, 3
 MARKED = EnvSpec("test/marked", jax.ShapeDtypeStruct((3,), np.float32), Discrete(2))
@@ -164,7 +164,7 @@ def test_counters_add_up_the_tallies():
 
 
 def test_updates_and_target_network_against_a_plain_loop():
-    """Adam, its update clipped, a rate that falls to 0 at the last step, and the moving average behind it."""
+    """Adam, its update clipped, a rate that falls to 0 at the end, and the moving average behind it."""
     settings = {**PLAIN, "update_clip": 0.6, "epsilon": 1e-3}
     made, state, learn = probe_learner(**settings)
     total = 3 * 10  # 120 steps are 10 rollouts
@@ -172,8 +172,8 @@ def test_updates_and_target_network_against_a_plain_loop():
     for n in range(total):
         m, v = 0.9 * m + 0.1 * SLOPE, 0.999 * v + 0.001 * SLOPE**2
         step = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-3)
-        # The rollout's own 12 steps are done when its three updates come.
-        w -= 0.5 * (1 - (n // 3 + 1) * 12 / 120) * np.clip(step, -0.6, 0.6)
+        # The rate of a rollout's three updates is that of where its 12 steps began.
+        w -= 0.5 * (1 - n // 3 * 12 / 120) * np.clip(step, -0.6, 0.6)
         target += 0.25 * (w - target)
         if n % 3 == 2:
             state, metrics = learn(state, marked_rollout(n // 3), tally())

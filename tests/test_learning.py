@@ -9,7 +9,7 @@ import pytest
 import bircher
 
 SMALL = {
-    "env": {"num_envs": 16},
+    "env.num_envs": 16,
     "loop.rollout_length": 8,
     "model": {"torso_widths": [32], "latent_width": 32, "dynamics_widths": [32], "num_atoms": 41, "support": 5.0,
               "unroll_steps": 3},

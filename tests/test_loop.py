@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import SMALL, assert_trees_equal, muesli_agent
 
 from bircher import actor, learner
 from bircher.envs.toys import make_toy
 from bircher.learner import OptimiserConfig
 from bircher.loops import synchronous
 from bircher.replay import ReplayConfig
+from builders import SMALL, assert_trees_equal, muesli_agent
 
 ENVS, LENGTH = 4, 5
 AGENT = muesli_agent(SMALL.model_copy(update={"unroll_steps": 1}))

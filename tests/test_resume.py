@@ -20,7 +20,7 @@ from bircher import actor, checkpoint, config
 from bircher.run import assembly, begin, folder, loaded
 from bircher.run.folder import RunFolderError
 from bircher.run.journal import Journal
-from bircher.run.training import Run
+from bircher.run.outcome import Run
 from bircher.settings import ConfigError
 from tiny import SETTINGS, WORDS, Countdown
 
@@ -117,8 +117,9 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(
 def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
     run = begin.start(composed, out=tmp_path / "run").run()
+    saved = folder.last_checkpoint(run.path)
     again = begin.resume(run.path).run()
-    assert again.counters["env_steps"] == run.counters["env_steps"]
+    assert again.counters["env_steps"] == run.counters["env_steps"] and folder.last_checkpoint(run.path) == saved
     longer = begin.resume(run.path, ["steps=128"]).run()
     assert longer.counters["env_steps"] >= 128
     assert config.Config.from_yaml(run.path / "config.yaml").steps == 128

@@ -114,13 +114,16 @@ def test_an_environment_may_be_a_callable(tmp_path: Path) -> None:
     assert bircher.evaluate(bircher.load(run.path, env=Countdown), episodes=3).episodes == 3
 
 
-def test_an_environment_may_be_registered_with_gymnasium(tmp_path: Path) -> None:
+def test_an_environment_may_be_registered_and_settings_nested_or_dotted(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "agent.cmpo.clip_bound": 0.5, "losses": {"value": {"weight": 0.5}}, "steps": 64}
     gymnasium.register("bircher/Countdown-v0", Countdown)
     try:
-        run = bircher.train("bircher/Countdown-v0", steps=64, out=tmp_path / "run", **SETTINGS)
+        run = bircher.train("bircher/Countdown-v0", agent={"discount": 0.9}, out=tmp_path / "run", **settings)
     finally:
         del gymnasium.registry["bircher/Countdown-v0"]
     assert run.counters["env_steps"] >= 64
+    used = run.agent.config
+    assert (used.agent.cmpo.clip_bound, used.agent.discount, used.losses.value.weight) == (0.5, 0.9, 0.5)
 
 
 def test_a_run_ends_after_its_episodes(tmp_path: Path) -> None:
@@ -189,6 +192,14 @@ def test_a_folder_is_never_overwritten(run, tmp_path: Path) -> None:
     assert (run.path / "metrics.jsonl").read_text() == before
     (tmp_path / "notes.txt").write_text("mine")
     assert folder.create(tiny(), tmp_path) == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_one_run(run) -> None:
+    training = begin.resume(run.path)
+    with pytest.raises(folder.RunFolderError, match="is being trained by another process"):
+        begin.resume(run.path)
+    training.run()
+    begin.resume(run.path).run()
 
 
 def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The traps that public implementations of these agents fell into, each seen from outside; numbers as in the papers page.
+"""The traps that public implementations of these agents fell into, each seen from outside.
 
-Traps 8 and 12 are about search, which Muesli has none of.
+Traps 8 and 12 are about search, which Muesli has none of; the others are numbered as the project counts them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher import actor, learner
 from bircher.agents.unrolling import episode_ends
@@ -20,6 +19,7 @@ from bircher.envs import registry
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
 from bircher.types import Policy
+from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 MODEL = random_model(0)
 NOW = jnp.zeros(())
@@ -120,7 +120,7 @@ def test_4_a_seam_in_the_replay_is_an_end():
 
 
 def test_6_the_value_is_trained_towards_the_return():
-    """The value term is 0 where the prediction is the return's two-hot, not where it is the target network's own value."""
+    """The value term is 0 where the prediction is the return, not where it is the target network's own value."""
     agent = muesli_agent(losses={name: {"enabled": False} for name in (
         "policy_gradient", "cmpo", "model_policy", "model_value", "model_reward")})  # fmt: skip
     rows = random_rows(4, 1, 2)
@@ -130,7 +130,8 @@ def test_6_the_value_is_trained_towards_the_return():
     own = MODEL.support.mean(MODEL.predict(MODEL.represent(rows.observation[:, :-1])).value_logits)
     assert float(jnp.abs(own - target.value).min()) > 0.1
 
-    term = quick_jit(lambda model: agent.loss(model, policy.state, batch_of(rows), target, jax.random.key(0))[0]["value"])
+    key = jax.random.key(0)
+    term = quick_jit(lambda model: agent.loss(model, policy.state, batch_of(rows), target, key)[0]["value"])
 
     def loss_where_the_value_is(scalar):
         # A last layer without weights, whose bias is the prediction.

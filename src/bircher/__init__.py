@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from bircher.version import __version__
 if TYPE_CHECKING:
     from bircher.evaluation import Report
     from bircher.run.loaded import LoadedAgent
-    from bircher.run.training import Run
+    from bircher.run.outcome import Run
 
 __all__ = ["__version__", "evaluate", "load", "train"]
 
@@ -26,7 +26,7 @@ __all__ = ["__version__", "evaluate", "load", "train"]
 
 def train(
     env: str | Callable[[], Any],
-    agent: str = "muesli",
+    agent: str | Mapping[str, Any] = "muesli",
     steps: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -36,7 +36,7 @@ def train(
 
     Args:
       env: an id, also one that was registered with Gymnasium, or a callable that makes a `gymnasium.Env`.
-      agent: the agent's name.
+      agent: the agent's name, or its settings (`{"discount": 0.99}`).
       steps: environment steps; None takes the preset's.
       seed: seeds everything.
       out: the run's folder; None makes one under `runs/`.
@@ -51,7 +51,7 @@ def train(
     from bircher import config
     from bircher.run import begin
 
-    given = {**overrides, "agent.name": agent, "seed": seed}
+    given = {**overrides, "agent.name" if isinstance(agent, str) else "agent": agent, "seed": seed}
     if steps is not None:
         given["steps"] = steps
     composed = config.compose(env, given)

@@ -213,15 +213,10 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     failed = tally.failed >= 0
     rollout = _sanitised(rollout, failed)
     key, order_key, group_key = jax.random.split(state.key, 3)
-    counters = state.counters._replace(
-        env_steps=state.counters.env_steps + tally.env_steps,
-        env_frames=state.counters.env_frames + tally.env_steps,
-        episodes=state.counters.episodes + tally.episodes,
-    )
     # The last row is the next rollout's first, and is stored with it.
     replay = plan.ring.add(state.replay, jax.tree.map(lambda x: x[:, :-1], rollout))
     before = _learnt(state)
-    state = _replaced(state, replay=replay, key=key, counters=counters)
+    state = _replaced(state, replay=replay, key=key)
 
     def step(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
         return _group(plan, state, rollout, *inputs)
@@ -232,7 +227,13 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     # A failed rollout teaches nothing: what was learnt before stays as it was.
     kept = jax.tree.map(lambda x, y: jnp.where(failed, x, y), before, _learnt(state))
     state = eqx.tree_at(_learnt, state, kept, is_leaf=lambda x: x is None)
-    return state, jax.tree.map(lambda x: x.mean(0), metrics)
+    # Counted last: the rate of these updates is that of where the rollout began, and never quite the last one.
+    counters = state.counters._replace(
+        env_steps=state.counters.env_steps + tally.env_steps,
+        env_frames=state.counters.env_frames + tally.env_steps,
+        episodes=state.counters.episodes + tally.episodes,
+    )
+    return _replaced(state, counters=counters), jax.tree.map(lambda x: x.mean(0), metrics)
 
 
 def _fresh_order(plan: _Plan, key: Key) -> Array:

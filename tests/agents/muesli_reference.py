@@ -11,7 +11,6 @@ import numpy as np
 from bircher.models.model import Model
 from bircher.types import Trajectory
 
-
 # Compiled once for a single row: the loops below call them hundreds of times.
 step = jax.jit(lambda model, latent, action: model.step(latent, action))
 predict = jax.jit(lambda model, latent: model.predict(latent))
@@ -151,8 +150,8 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
                 if t + k > length or leads_nowhere(rows, b, t + k - 1):
                     break
                 latent = step(model, latent, rows.action[b, t + k - 1])
-                reward_logits = np.asarray(reward_logits(model, latent), float)
-                terms["model_reward"][b, t] += excess(two_hot(model, float(rows.reward[b, t + k])), reward_logits)
+                logits = np.asarray(reward_logits(model, latent), float)
+                terms["model_reward"][b, t] += excess(two_hot(model, float(rows.reward[b, t + k])), logits)
                 prediction = predict(model, latent)
                 value_logits = np.asarray(prediction.value_logits, float)
                 if bool(rows.terminal[b, t + k]):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import muesli_reference as reference
 import numpy as np
 import pytest
-from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher.agents import muesli
 from bircher.agents.base import UnsupportedEnvironment
 from bircher.models.model import ModelConfig
 from bircher.ops import improvement, losses
 from bircher.types import Continuous, TimeStep
+from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DISCOUNT = 6, 8, 0.9
 MODEL = random_model(0)
@@ -196,7 +196,8 @@ def test_a_disabled_term_is_absent_and_costs_nothing():
 
 def test_default_weights_are_the_papers():
     assert AGENT.weights == {
-        "policy_gradient": 1.0, "cmpo": 1.0, "model_policy": 1.0, "value": 0.25, "model_value": 0.25, "model_reward": 1.0,
+        "policy_gradient": 1.0, "cmpo": 1.0, "value": 0.25,
+        "model_policy": 1.0, "model_value": 0.25, "model_reward": 1.0,
     }  # fmt: skip
     config = muesli.MuesliConfig()
     assert (config.discount, config.cmpo.clip_bound, config.retrace.lambda_) == (0.995, 1.0, 0.95)

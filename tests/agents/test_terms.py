@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import muesli_reference as reference
 import numpy as np
 import pytest
-from builders import ACTIONS, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 from bircher.agents import terms
 from bircher.agents.unrolling import episode_ends, unroll, windows
+from builders import ACTIONS, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 
 @pytest.mark.parametrize(("depths", "length"), [(1, 4), (3, 4), (5, 4), (2, 5)])

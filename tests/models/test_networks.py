@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from builders import ACTIONS, SMALL, SPEC, random_model
 
 from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, scale_latent
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso
 from bircher.types import Discrete, EnvSpec
+from builders import ACTIONS, SMALL, SPEC, random_model
 
 KEY = jax.random.key(0)
 GRID = EnvSpec("test/grid", jax.ShapeDtypeStruct((6, 5, 2), np.float32), Discrete(ACTIONS))
@@ -25,7 +25,8 @@ def test_linear_is_its_product_with_the_variance_asked_for():
     assert float(layer.weight.std()) == pytest.approx(math.sqrt(2 / 400), rel=0.02)
     assert float(jnp.abs(layer.weight).max()) <= 2.3 * math.sqrt(2 / 400)
     x = jnp.ones((2, 3, 400))
-    np.testing.assert_allclose(layer(x), np.asarray(x) @ np.asarray(layer.weight) + np.asarray(layer.bias), rtol=1e-4, atol=1e-4)
+    expected = np.asarray(x) @ np.asarray(layer.weight) + np.asarray(layer.bias)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_mlp_has_a_relu_between_layers_and_none_after_the_last():
@@ -35,7 +36,8 @@ def test_mlp_has_a_relu_between_layers_and_none_after_the_last():
         mlp = MLP(3, (5, 4), KEY, activate_last=activate_last)
         hidden = np.maximum(x @ np.asarray(mlp.layers[0].weight) + np.asarray(mlp.layers[0].bias), 0)
         out = hidden @ np.asarray(mlp.layers[1].weight) + np.asarray(mlp.layers[1].bias)
-        np.testing.assert_allclose(mlp(jnp.asarray(x)), np.maximum(out, 0) if activate_last else out, rtol=1e-4, atol=1e-5)
+        expected = np.maximum(out, 0) if activate_last else out
+        np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
         assert (out < 0).any()
 
 

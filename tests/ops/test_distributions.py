@@ -47,9 +47,10 @@ def test_the_mixture_prior(target, behaviour, legal, shares):
 
 @given(logits, st.integers(0, ACTIONS - 1))
 def test_log_probability_and_entropy(x, action):
-    p = softmax(x)
-    expected = float(np.asarray(x, float)[action] - np.max(x) - math.log(np.exp(np.asarray(x, float) - np.max(x)).sum()))
-    assert float(distributions.log_probability(jnp.asarray(x), jnp.int32(action))) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    p, shifted = softmax(x), x.astype(float) - x.max()
+    expected = shifted[action] - math.log(np.exp(shifted).sum())
+    ours = float(distributions.log_probability(jnp.asarray(x), jnp.int32(action)))
+    assert ours == pytest.approx(expected, rel=1e-4, abs=1e-5)
     entropy = -sum(q * math.log(q) for q in p if q > 0)
     assert float(distributions.entropy(jnp.asarray(x))) == pytest.approx(entropy, rel=1e-3, abs=1e-5)
 

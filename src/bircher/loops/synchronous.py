@@ -71,8 +71,9 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
         _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (tally, metrics))
-        nowhere = jnp.full((), -1, jnp.int32)
-        return Progress(jnp.zeros((), jnp.int32), zeros[0]._replace(failed=nowhere), zeros[1], nowhere)
+        # Two arrays, for both will be donated.
+        tally = zeros[0]._replace(failed=jnp.full((), -1, jnp.int32))
+        return Progress(jnp.zeros((), jnp.int32), tally, zeros[1], jnp.full((), -1, jnp.int32))
 
     advance, compile = (_joined if env.pure else _split)(agent, collect, learn_from)
     return Programs(advance, fresh_progress, compile)

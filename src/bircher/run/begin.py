@@ -25,7 +25,8 @@ from bircher.run import assembly, folder, loaded
 from bircher.run.assembly import NotEnoughMemory, Parts
 from bircher.run.folder import RunFolderError
 from bircher.run.loaded import LoadedAgent
-from bircher.run.training import Origin, RunFailed, Training
+from bircher.run.outcome import Origin, RunFailed
+from bircher.run.training import Training
 from bircher.run.window import NoDisplay
 from bircher.settings import ConfigError
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from bircher import actor, learner, machine
-from bircher.actor import ActorState
 from bircher.config import Config
 from bircher.envs.base import Env, failure
 from bircher.envs.registry import EnvSource
@@ -25,34 +24,10 @@ from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Journal, averages, scores
 from bircher.run.loaded import LoadedAgent
+from bircher.run.outcome import Origin, Run, RunFailed
 from bircher.run.pace import Pace
 from bircher.run.saver import Saver, copied
 from bircher.run.signals import StopRequest
-
-
-class RunFailed(RuntimeError):
-    """A run that could not go on; what it had learnt is in its last checkpoint."""
-
-
-class Run(NamedTuple):
-    """A run that has ended."""
-
-    path: Path
-    agent: LoadedAgent
-    counters: dict[str, int | float]
-    stopped: bool
-    """Whether the user ended it before its steps were done."""
-
-
-class Origin(NamedTuple):
-    """Where a run goes on from: the start, or a checkpoint."""
-
-    train: TrainState | None = None
-    actor: ActorState | None = None
-    env_steps: int | None = None
-    wall_seconds: float = 0.0
-    generation: int = 0
-    """How often the run was resumed: environments that begin anew have other seeds each time."""
 
 
 class _Begun(NamedTuple):
@@ -86,6 +61,7 @@ class Training:
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
         self._begun: list[_Begun] = []
         self._train: Any = None
+        self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode = config.evaluation.mode
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
@@ -121,8 +97,9 @@ class Training:
                 self._loop()
             except (RunFailed, EvaluationFailed) as error:
                 raise RunFailed(f"{error}; {self._save_after_failure()}") from error
-            self._save(last=True)
-            self._saver.wait()
+            if self._advanced or self._origin.train is None:
+                self._save(last=True)
+                self._saver.wait()
             agent = self._loaded_agent()
             self._picture(agent)
             return Run(self.path, agent, self._counters_now(), self._stop.requested and not self._done())
@@ -143,20 +120,20 @@ class Training:
             self._train = self._parts.init(train_key, self._actor.timestep)
         else:
             self._train = self._origin.train
-        config = self._config
+        counters, _ = jax.device_get(_look(self._train))
+        self._counters = {name: int(value) for name, value in counters._asdict().items()}
+        config, count = self._config, self._config.evaluation.count
+        goals = [config.steps * number // count for number in range(1, count + 1)]
+        self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
+        self._read_at = self._saved_at = time.monotonic()
+        if self._done():
+            return
         self._programs = synchronous.make(
             self._agent, self._env, self._parts.learner, config.loop.rollout_length, config.steps
         )
         self._zero = self._programs.fresh_progress(self._train, self._actor)
         if not config.debug:
             self._programs.compile(self._train, self._actor, self._zero)
-        counters, _ = jax.device_get(_look(self._train))
-        self._counters = {name: int(value) for name, value in counters._asdict().items()}
-        count = config.evaluation.count
-        goals = [config.steps * number // count for number in range(1, count + 1)]
-        self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
-        self._compiled = False
-        self._read_at = self._saved_at = time.monotonic()
 
     def _loop(self) -> None:
         """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
@@ -212,9 +189,9 @@ class Training:
         if used is not None:
             metrics["speed/memory_bytes"] = used
         self._journal.write(self._counters_now(), metrics)
-        if self._compiled:
+        if self._advanced:
             self._pace.measured(begun.iterations, seconds)
-        self._compiled = True
+        self._advanced = True
         if not failed:
             self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
 
@@ -277,7 +254,7 @@ class Training:
 
     def _picture(self, agent: LoadedAgent) -> None:
         """The last moment of one more evaluation episode, for TensorBoard."""
-        if not self._config.evaluation.count or self._stop.requested:
+        if not self._config.evaluation.count or self._stop.requested or not self._advanced:
             return
         try:
             frames = loaded.episode_frames(agent, self._config.seed, greedy=self._config.evaluation.mode == "greedy")
