@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py LunarLander-v3 CartPole-v1
 
-Each run is a process of its own, timed from its creation until the first line of metrics.jsonl stands on the disk, which
-is written when the first rollout and its updates are done; then it is interrupted.  The first run of each environment
-fills a cache that was empty (printed as cold), the next ones find it.
+Each run is a process of its own, timed from its creation until the first line of metrics.jsonl stands on the disk,
+which is written when the first rollout and its updates are done; then it is interrupted.  The first run of each
+environment fills a cache that was empty (printed as cold), the next ones find it.
 """
 
 from __future__ import annotations

@@ -154,8 +154,6 @@ def test_an_environment_that_fails_ends_the_run_and_loses_nothing(registered, na
     assert agent.act(np.zeros(2)) in (0, 1)
     lines = [json.loads(line) for line in (Path("run") / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["env_steps"] == agent.env_steps
-    with pytest.raises(RunFailed, match="failed by environment step"):
-        bircher.train(env_id, steps=4000, out="again", **SETTINGS)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

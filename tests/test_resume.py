@@ -21,6 +21,7 @@ from bircher.run import assembly, begin, folder, loaded
 from bircher.run.folder import RunFolderError
 from bircher.run.journal import Journal
 from bircher.run.outcome import Run
+from bircher.run.signals import StopRequest
 from bircher.settings import ConfigError
 from tiny import SETTINGS, WORDS, Countdown
 
@@ -59,9 +60,8 @@ def run_to(training, env_steps: int) -> Run:
         return training.run()
 
 
-@pytest.mark.parametrize("env_id", ["toy/chain", "CartPole-v1"])
-def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(env_id: str, tmp_path: Path) -> None:
-    composed = config.compose(env_id, {**SETTINGS, "steps": 800, "seed": 1})
+def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
+    composed = config.compose("CartPole-v1", {**SETTINGS, "steps": 800, "seed": 1})
     whole = begin.start(composed, out=tmp_path / "whole").run()
     half = run_to(begin.start(composed, out=tmp_path / "half"), 300)
     assert half.stopped and 300 <= half.counters["env_steps"] < 800
@@ -158,10 +158,18 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "checkpoints").glob(".unfinished*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_and_ends_with_130(number: signal.Signals, tmp_path: Path) -> None:
+def test_termination_is_asked_for_once_and_then_as_ever() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.requested and signal.getsignal(signal.SIGTERM) is not before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested and signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     process = start_endless(tmp_path)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "go on with: bircher train --resume run" in output and "Traceback" not in output

@@ -64,7 +64,7 @@ _TABLE = (
     ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
     ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: how much the improvement asks for"),
     ("target/clipped_advantages", "share", "actions whose normalised advantage the CMPO bound clips"),
-    ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant's, cut at -1"),
+    ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1"),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
     ("model/learning_rate", "1", "the rate of the last updates"),
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),

@@ -20,12 +20,19 @@ MODEL = random_model(0)
 TERMS = ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward")
 
 
+AGENT = muesli_agent(discount=DISCOUNT)
+
+
+def targets_of(agent):
+    """Targets and state as a function of model, rows and key."""
+    return lambda model, rows, key: agent.targets(policy_of(agent, model), batch_of(rows), key)
+
+
 def compiled_targets(**settings):
-    agent = muesli_agent(discount=DISCOUNT, **settings)
-    return quick_jit(lambda model, rows, key: agent.targets(policy_of(agent, model), batch_of(rows), key))
+    return quick_jit(targets_of(muesli_agent(discount=DISCOUNT, **settings)))
 
 
-exact_targets = compiled_targets()
+exact_targets = quick_jit(targets_of(AGENT))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -74,10 +81,10 @@ def test_no_gradient_flows_through_targets():
     rows = random_rows(1, 2, LENGTH)
 
     def total(model):
-        target, _ = exact_targets(model, rows, jax.random.key(0))
+        target, _ = targets_of(AGENT)(model, rows, jax.random.key(0))
         return target.value.sum() + target.advantage.sum() + jnp.square(target.policy.weights).sum()
 
-    gradient = jax.grad(total)(MODEL)
+    gradient = quick_jit(jax.grad(total))(MODEL)
     assert all(float(jnp.abs(leaf).max()) == 0.0 for leaf in jax.tree.leaves(gradient))
 
 
@@ -113,12 +120,11 @@ def _reference_target(target):
     }
 
 
-AGENT = muesli_agent(discount=DISCOUNT)
-
-
-@quick_jit
 def all_terms(model, rows, target):
     return AGENT.loss(model, policy_of(AGENT, model).state, batch_of(rows), target, jax.random.key(0))[0]
+
+
+compiled_terms = quick_jit(all_terms)
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -127,7 +133,7 @@ def test_loss_terms_equal_the_slow_reference(seed):
     rows = random_rows(seed, 3, 6, all_legal=True)
     target, _ = exact_targets(MODEL, rows, jax.random.key(0))
     online = random_model(7)
-    terms = all_terms(online, rows, target)
+    terms = compiled_terms(online, rows, target)
     expected = reference.losses(online, rows, _reference_target(target), SMALL.unroll_steps)
     assert set(terms) == set(expected) == set(TERMS)
     mask = np.asarray(target.mask)

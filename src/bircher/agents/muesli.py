@@ -6,7 +6,7 @@ Equation numbers are that paper's.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -28,9 +28,9 @@ class CMPOConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    clip_bound: float = Field(1.0, gt=0)
+    clip_bound: Annotated[float, Field(gt=0)] = 1.0
     """c of equation 7."""
-    samples: int = Field(0, ge=0)
+    samples: Annotated[int, Field(ge=0)] = 0
     """0 takes the exact policy over all actions; N samples N actions from the prior (the paper: 16)."""
     baseline: Literal["value", "expected_q"] = "value"
     """What q^ is compared with: v^_prior (the paper) or the prior's expectation of q^."""
@@ -41,8 +41,8 @@ class PriorConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    behaviour_share: float = Field(0.03, ge=0, le=1)
-    uniform_share: float = Field(0.003, ge=0, le=1)
+    behaviour_share: Annotated[float, Field(ge=0, le=1)] = 0.03
+    uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.003
 
     @model_validator(mode="after")
     def _leaves_the_target_a_share(self) -> PriorConfig:
@@ -58,7 +58,7 @@ class RetraceConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    lambda_: float = Field(0.95, ge=0, le=1, alias="lambda")
+    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
 
 
 class AdvantageConfig(BaseModel):
@@ -66,9 +66,9 @@ class AdvantageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    decay: float = Field(0.99, ge=0, lt=1)
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """beta_var of the moving second moment."""
-    epsilon: float = Field(1e-12, gt=0)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-12
 
 
 class MuesliConfig(BaseModel):
@@ -77,13 +77,13 @@ class MuesliConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["muesli"] = "muesli"
-    discount: float = Field(0.995, ge=0, le=1)
+    discount: Annotated[float, Field(ge=0, le=1)] = 0.995
     """gamma for each environment step."""
     cmpo: CMPOConfig = CMPOConfig()
     prior: PriorConfig = PriorConfig()
     retrace: RetraceConfig = RetraceConfig()
     advantage: AdvantageConfig = AdvantageConfig()
-    target_update_rate: float = Field(0.1, gt=0, le=1)
+    target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """How far the target network moves towards the online one at each update."""
     acts_with: Literal["target", "online"] = "target"
     """Which network acts, in training and evaluation."""
@@ -96,7 +96,7 @@ class Term(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weight: float = Field(1.0, ge=0)
+    weight: Annotated[float, Field(ge=0)] = 1.0
     enabled: bool = True
 
 
