@@ -14,12 +14,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bircher import learner, replay, settings
+from bircher import replay, settings
 from bircher.agents.muesli import MuesliConfig, MuesliLosses
 from bircher.envs import registry
 from bircher.evaluation import EvaluationConfig
-from bircher.learner import OptimiserConfig
 from bircher.models.model import ModelConfig
+from bircher.optimiser import OptimiserConfig, updates_per_iteration
 from bircher.replay import ReplayConfig
 from bircher.settings import ConfigError
 
@@ -112,7 +112,7 @@ class Config(BaseModel):
     def _can_work(self) -> Config:
         """Refuse combinations that cannot work; the learner and the replay say so themselves."""
         rollout = self.env.num_envs * self.loop.rollout_length
-        learner.updates_per_iteration(self.optimiser, rollout)
+        updates_per_iteration(self.optimiser, rollout)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
         if not self.losses.weights():
             raise ValueError("losses has no term enabled: nothing would be learnt")

@@ -1,0 +1,74 @@
+"""AdamW as Muesli uses it, its rate, and how many updates a rollout gets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class OptimiserConfig(BaseModel):
+    """AdamW, and how many updates of how many sequences each rollout gets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(3e-4, gt=0)
+    final_learning_rate: float = Field(0.0, ge=0)
+    """The rate falls linearly to this at the last update."""
+    update_clip: float = Field(1.0, gt=0)
+    """Adam's update is clipped element by element to ± this, before the learning rate."""
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: Literal["none", "value", "norm"] = "none"
+    """How gradients are clipped before Adam; the paper does not."""
+    gradient_clip_bound: float = Field(1.0, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    batch_size: int = Field(32, gt=0)
+    """Sequences in each update."""
+    updates_per_step: float = Field(1 / 128, gt=0)
+    """Updates for each environment step."""
+    minibatches: int = Field(1, gt=0)
+    """Updates that share one computation of targets; 1 recomputes them for each (the paper)."""
+    epochs: int = Field(1, gt=0)
+    """Times each of those batches is used."""
+
+
+def updates_per_iteration(config: OptimiserConfig, steps: int) -> int:
+    """Updates after each rollout of `steps` environment steps, a multiple of epochs × minibatches.
+
+    Raises:
+      ValueError: the settings ask for less than one.
+    """
+    group = config.epochs * config.minibatches
+    groups = round(config.updates_per_step * steps / group)
+    if groups < 1:
+        raise ValueError(
+            f"optimiser.updates_per_step={config.updates_per_step:g} gives {config.updates_per_step * steps:.3g} "
+            f"updates for a rollout of {steps} steps; it must give at least epochs × minibatches = {group}"
+        )
+    return groups * group
+
+
+def learning_rate(config: OptimiserConfig, env_steps: Array, total_steps: int) -> Array:
+    """The rate at so many of a run's environment steps: a straight line to `final_learning_rate`."""
+    share = jnp.minimum(env_steps / total_steps, 1.0)
+    return config.learning_rate + (config.final_learning_rate - config.learning_rate) * share
+
+
+def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
+    """AdamW with its update clipped element by element, before the learning rate (Muesli, appendix)."""
+    clip = {
+        "none": optax.identity(),
+        "value": optax.clip(config.gradient_clip_bound),
+        "norm": optax.clip_by_global_norm(config.gradient_clip_bound),
+    }[config.gradient_clip]
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.clip(config.update_clip),
+        optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
+    )
