@@ -36,11 +36,14 @@ def rows() -> list[str]:
     for (env, agent), seeds in sorted(newest(("learning", "peer-ppo")).items()):
         means = [seeds[seed]["mean"] for seed in sorted(seeds)]
         walls = [seeds[seed]["wall_seconds"] for seed in sorted(seeds)]
-        half = STUDENT.get(len(means), 1.96) * statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0
+        interval = "one seed"
+        if len(means) > 1:
+            half = STUDENT.get(len(means), 1.96) * statistics.stdev(means) / math.sqrt(len(means))
+            interval = f"{statistics.mean(means):.1f} ± {half:.1f}"
         command = seeds[min(seeds)]["command"]
         lines.append(
             f"| {env} | {agent} | {seeds[min(seeds)]['env_steps']:,} | {', '.join(f'{m:.1f}' for m in means)} "
-            f"| {statistics.mean(means):.1f} ± {half:.1f} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
+            f"| {interval} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
     return lines
 
