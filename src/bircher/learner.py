@@ -213,16 +213,16 @@ def _group(
     # A reward beyond a float's square would leave a normaliser infinite for ever.
     sound = all_finite(agent_state)
     agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)
-    state = _replaced(state, agent_state=agent_state, non_finite=state.non_finite + ~sound)
+    state = _replaced(state, agent_state=agent_state)
     config = plan.config
     count = config.epochs * config.minibatches
     keys = jax.random.split(update_key, count)
     if count == 1:
-        return _update(plan, state, batch, targets, keys[0])
+        return _update(plan, state, batch, targets, sound, keys[0])
 
     def one(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
         index, key = inputs
-        return _update(plan, state, _take(batch, index), _select_targets(targets, index), key)
+        return _update(plan, state, _take(batch, index), _select_targets(targets, index), sound, key)
 
     index = jnp.tile(jnp.arange(plan.sequences).reshape(config.minibatches, -1), (config.epochs, 1))
     state, metrics = jax.lax.scan(one, state, (index, keys))
@@ -230,9 +230,9 @@ def _group(
 
 
 def _update(
-    plan: _Plan, state: TrainState, batch: Batch, targets: Targets, key: Key
+    plan: _Plan, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of the optimiser and of the target network; left out where it is not finite."""
+    """One step of the optimiser and of the target network; left out where it or its targets are not finite."""
 
     def objective(params: PyTree) -> tuple[Array, dict[str, Array]]:
         terms, metrics = plan.agent.loss(params, state.agent_state, batch, targets, key)
@@ -246,7 +246,7 @@ def _update(
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, plan.target_update_rate)
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    finite = sound & jnp.isfinite(total) & jnp.isfinite(norm)
     new = (params, target_params, optimiser_state)
     old = (state.params, state.target_params, state.optimiser_state)
     params, target_params, optimiser_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)

@@ -237,7 +237,9 @@ def muesli_loss(
     """The enabled terms of equations 9 and 13, and what to log of them."""
     rows = batch.trajectory
     latent = model.represent(_normalised(state, rows.observation[:, :-1]))
-    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps)
+    # Without a term that learns the model, nothing looks below the root.
+    depth = model_config.unroll_steps if any(name.startswith("model_") for name in enabled) else 0
+    unrolled = unroll(model, latent, rows, target, depth)
     logits = unrolled.prediction.policy_logits[0]
     builders = {
         "policy_gradient": lambda: terms.policy_gradient(

@@ -35,7 +35,7 @@ def windows(x: Array, depths: int, length: int) -> Array:
     """[B, R, ...] -> [depths, B, length, ...] with entry (k, b, t) = x[b, t + k], and 0 (False) past the end."""
     missing = max(depths - 1 + length - x.shape[1], 0)
     padded = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.stack([padded[:, k : k + length] for k in range(depths)])
+    return jnp.stack([padded[:, k : k + length] for k in range(max(depths, 1))])[:depths]
 
 
 def episode_ends(trajectory: Trajectory) -> Array:

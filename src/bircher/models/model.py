@@ -102,7 +102,7 @@ class Model(eqx.Module):
             return latent, latent
 
         # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
-        return jax.lax.scan(step, latent, actions, unroll=len(actions))[1]
+        return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
     def look_ahead(self, latent: Float[Array, "*B latent"], discount: float) -> Float[Array, "*B A"]:
         """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14)."""
