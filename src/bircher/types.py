@@ -64,12 +64,15 @@ class EnvSpec(NamedTuple):
 
     ``observation`` is a pytree of ``jax.ShapeDtypeStruct`` (one leaf for a plain array) or an
     ``Unsupported``; ``max_steps`` the number of actions after which an episode is truncated, or None.
+    ``num_players`` is 2 for games of alternating turns and opposite rewards: observation, value and reward are those
+    of the player to move.
     """
 
     id: str
     observation: PyTree
     action: Discrete | Continuous | Unsupported
     max_steps: int | None = None
+    num_players: int = 1
 
     @property
     def num_actions(self) -> int:

@@ -148,10 +148,12 @@ def spec_to(spec: EnvSpec) -> dict[str, Any]:
     observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
     return {
         "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
+        "num_players": spec.num_players,
     }  # fmt: skip
 
 
 def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
     """The inverse of `spec_to`."""
     observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
-    return EnvSpec(saved["id"], observation, Discrete(saved["num_actions"]), saved["max_steps"])
+    action = Discrete(saved["num_actions"])
+    return EnvSpec(saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1))
