@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bircher import settings
 from bircher.agents.muesli import MuesliConfig
-from bircher.config import DEBUG, PRESETS, Config, compose, find_preset, read_preset
+from bircher.config import AGENTS, DEBUG, PRESETS, Config, compose, find_preset, read_preset
 from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.registry import PRESETS as PRESET_OF
 from bircher.settings import ConfigError
@@ -111,7 +111,7 @@ REFUSED = {
     "agent=musli": "unknown agent 'musli'; did you mean muesli",
     "loop=pipelin": "unknown loop 'pipelin'; known: synchronous",
     "preset=cartpol": "unknown preset 'cartpol'; did you mean cartpole",
-    "search.num_simulations=8": "search.* cannot be set: the agent muesli does not search",
+    "search.num_simulations=-1": "search.num_simulations=-1 is not possible: expected a whole number, at least 0",
     "agent.cmpo=3": r"agent.cmpo is a group of settings \(clip_bound, samples, baseline\), not a value",
     "seed": "'seed' is no setting: expected KEY=VALUE",
     "seed=-1": "seed=-1 is not possible: expected a whole number, at least 0",
@@ -144,7 +144,7 @@ def test_one_sentence_says_what_is_wrong(pair: str) -> None:
 
 
 def test_something_must_be_learnt() -> None:
-    terms = [f"losses.{name}.enabled=false" for name in Config.model_fields["losses"].default.weights()]
+    terms = [f"losses.{name}.enabled=false" for name in compose("toy/cliff").losses.weights()]
     with pytest.raises(ConfigError, match="no term enabled"):
         compose("toy/cliff", terms)
 
@@ -183,8 +183,28 @@ def test_presets_are_found_in_any_case() -> None:
 
 
 def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
-    names = settings.names(Config)
-    assert {"seed", "env.num_envs", "agent.retrace.lambda", "losses.cmpo.weight", "loop.name"} <= set(names)
-    assert len(names) == len(set(names)) > 50
-    dumped = settings.leaves(compose("toy/cliff", ["env.options.length=3"]).model_dump(by_alias=True))
-    assert set(names) - set(dumped) == {"env.options"}
+    own = {"muesli": {"agent.retrace.lambda", "losses.cmpo.weight"}, "muzero": {"agent.returns.steps"}}
+    for agent, kind in AGENTS.items():
+        names = settings.names(kind)
+        assert {"seed", "env.num_envs", "loop.name"} | own.get(agent, set()) <= set(names)
+        assert len(names) == len(set(names)) > 50
+        given = ["env.options.length=3", f"agent={agent}"]
+        dumped = settings.leaves(compose("toy/cliff", given).model_dump(by_alias=True))
+        assert set(names) - set(dumped) == {"env.options"}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_each_agent_has_its_own_settings_and_presets(agent: str) -> None:
+    config = compose("CartPole-v1", [f"agent={agent}"])
+    assert config.agent.name == agent and type(config) is AGENTS[agent]
+    assert config.preset == ("cartpole" if agent == "muesli" else "cartpole_muzero")
+    assert compose("toy/cliff", [f"agent={agent}"]).preset == ("default" if agent == "muesli" else "default_muzero")
+
+
+def test_settings_of_another_agent_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting agent\.cmpo\.clip_bound"):
+        compose("toy/cliff", ["agent=muzero", "agent.cmpo.clip_bound=0.5"])
+    with pytest.raises(ConfigError, match="needs at least 1 simulation"):
+        compose("toy/cliff", ["agent=gumbel_muzero", "search.num_simulations=0"])
+    with pytest.raises(ConfigError, match="model.reward_head=false leaves losses.model_reward nothing to learn"):
+        compose("toy/cliff", ["agent=muzero", "model.reward_head=false"])

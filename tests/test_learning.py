@@ -32,8 +32,8 @@ def test_the_bandits_best_arm_and_its_worth(tmp_path):
     assert report.mean > 0.95
     model = agent.policy.params
     latent = model.represent(jnp.ones((1, 1)))
-    assert float(model.support.mean(model.predict(latent).value_logits)[0]) == pytest.approx(1, abs=0.15)
-    reward = model.support.mean(model.reward_logits(model.step(latent, jnp.array([3]))))
+    assert float(model.value_support.mean(model.predict(latent).value_logits)[0]) == pytest.approx(1, abs=0.15)
+    reward = model.reward_support.mean(model.reward_logits(model.step(latent, jnp.array([3]))))
     assert float(reward[0]) == pytest.approx(1, abs=0.15)
 
 

@@ -127,7 +127,7 @@ def test_6_the_value_is_trained_towards_the_return():
     rows = rows._replace(first=rows.first & False, last=rows.last & False, terminal=rows.last & False)
     policy = policy_of(agent, MODEL)
     target, _ = targets_of(rows)
-    own = MODEL.support.mean(MODEL.predict(MODEL.represent(rows.observation[:, :-1])).value_logits)
+    own = MODEL.value_support.mean(MODEL.predict(MODEL.represent(rows.observation[:, :-1])).value_logits)
     assert float(jnp.abs(own - target.value).min()) > 0.1
 
     key = jax.random.key(0)
@@ -135,7 +135,7 @@ def test_6_the_value_is_trained_towards_the_return():
 
     def loss_where_the_value_is(scalar):
         # A last layer without weights, whose bias is the prediction.
-        bias = jnp.log(MODEL.support.two_hot(scalar) + 1e-9)
+        bias = jnp.log(MODEL.value_support.two_hot(scalar) + 1e-9)
         head = MODEL.heads.value.layers[-1]
         new = (0 * head.weight, bias)
         fixed = eqx.tree_at(lambda m: (m.heads.value.layers[-1].weight, m.heads.value.layers[-1].bias), MODEL, new)

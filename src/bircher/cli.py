@@ -56,11 +56,12 @@ def bircher(
 def _complete(incomplete: str) -> list[str]:
     """Environments' ids and names of settings, for the shell."""
     from bircher import settings
-    from bircher.config import Config
+    from bircher.config import AGENTS
     from bircher.envs import registry
 
     ids = [*registry.TOYS, *registry.GYMNAX, *registry.ENVPOOL]
-    keys = [f"{name}=" for name in ("agent", "loop", *settings.names(Config))]
+    known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
+    keys = [f"{name}=" for name in ("agent", "loop", *known)]
     return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
 
 

@@ -15,16 +15,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bircher import replay, settings
+from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muesli import MuesliConfig, MuesliLosses
+from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.envs import registry
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
 from bircher.optimiser import OptimiserConfig, updates_per_iteration
 from bircher.replay import ReplayConfig
+from bircher.search import SearchConfig
 from bircher.settings import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
-AGENTS = ("muesli",)
 LOOPS = ("synchronous",)
 CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
@@ -83,7 +85,7 @@ class CheckpointConfig(BaseModel):
 
 
 class Config(BaseModel):
-    """The whole of a run's settings."""
+    """The whole of a run's settings; each agent has its own class of them, in `AGENTS`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,8 +101,9 @@ class Config(BaseModel):
     debug: bool = False
     """No compilation, NaN and shape checks, tiny sizes."""
     env: EnvConfig
-    agent: MuesliConfig = MuesliConfig.model_validate({})
-    losses: MuesliLosses = MuesliLosses.model_validate({})
+    agent: AgentConfig
+    losses: LossTable
+    search: SearchConfig
     model: ModelConfig = ModelConfig.model_validate({})
     replay: ReplayConfig = ReplayConfig.model_validate({})
     optimiser: OptimiserConfig = OptimiserConfig.model_validate({})
@@ -114,8 +117,13 @@ class Config(BaseModel):
         rollout = self.env.num_envs * self.loop.rollout_length
         updates_per_iteration(self.optimiser, rollout)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
-        if not self.losses.weights():
+        weights = self.losses.weights()
+        if not weights:
             raise ValueError("losses has no term enabled: nothing would be learnt")
+        if "model_reward" in weights and not self.model.reward_head:
+            raise ValueError(
+                "model.reward_head=false leaves losses.model_reward nothing to learn: set losses.model_reward.enabled=false"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -130,6 +138,31 @@ class Config(BaseModel):
           ConfigError: the file cannot be read, or a setting in it is wrong.
         """
         return validated(read_layer(path), f" ({path})")
+
+
+class MuesliRun(Config):
+    """Settings of a run of Muesli, which searches only where it is asked to after training."""
+
+    agent: MuesliConfig = MuesliConfig.model_validate({})
+    losses: MuesliLosses = MuesliLosses.model_validate({})
+    search: SearchConfig = SearchConfig.model_validate({"num_simulations": 0})
+
+
+class MuZeroRun(Config):
+    """Settings of a run of MuZero."""
+
+    agent: MuZeroConfig = MuZeroConfig.model_validate({})
+    losses: MuZeroLosses = MuZeroLosses.model_validate({})
+    search: SearchConfig = SearchConfig.model_validate({})
+
+
+class GumbelMuZeroRun(MuZeroRun):
+    """Settings of a run of Gumbel MuZero."""
+
+    agent: MuZeroConfig = MuZeroConfig.model_validate({"name": "gumbel_muzero"})
+
+
+AGENTS: dict[str, type[Config]] = {"muesli": MuesliRun, "muzero": MuZeroRun, "gumbel_muzero": GumbelMuZeroRun}
 
 
 def compose(
@@ -150,8 +183,10 @@ def compose(
         given = settings.nested(overrides)
     else:
         given = settings.parse(overrides)
-    given = settings.checked(_without_shortcuts(given), Config)
-    from_file = settings.checked(_without_shortcuts(read_layer(file)), Config, f" ({file})") if file else {}
+    given, from_file = _without_shortcuts(given), _without_shortcuts(read_layer(file)) if file else {}
+    kind = _kind(from_file, given)
+    agent = next(name for name, settings_class in AGENTS.items() if settings_class is kind)
+    given, from_file = settings.checked(given, kind), settings.checked(from_file, kind, f" ({file})")
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
     layers = [from_file, given]
     env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
@@ -160,13 +195,25 @@ def compose(
     backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
     registry.resolve(env_id if env is None else env, backend)
     chosen = preset or next((layer["preset"] for layer in layers[::-1] if "preset" in layer), None)
-    name = find_preset(registry.preset_name(env_id if env is None else env) if chosen is None else chosen)
+    name = _preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
     if any(layer.get("debug") for layer in layers):
         layers.insert(1, DEBUG)
-    merged = read_preset(name)
-    for layer in (*layers, {"preset": name, "env": {"id": env_id}}):
+    merged = read_preset(name, kind)
+    for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
-    return validated(merged)
+    config = validated(merged)
+    if isinstance(config, MuZeroRun) and not config.search.num_simulations:
+        raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
+    return config
+
+
+def _preset_for(env: str | Callable[[], Any], agent: str) -> str:
+    """The preset of an environment's id for an agent: its own, that of its family, or the family's default."""
+    base = registry.preset_name(env)
+    known = {path.stem for path in PRESETS.glob("*.yaml")}
+    if agent == "muesli":
+        return base if base in known else "default"
+    return next(name for name in (f"{base}_{agent}", f"{base}_muzero", "default_muzero") if name in known)
 
 
 def find_preset(name: Any) -> str:
@@ -177,13 +224,13 @@ def find_preset(name: Any) -> str:
     return names[name.lower()]
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: str, kind: type[Config] = MuesliRun) -> dict[str, Any]:
     """The settings of a preset over those of the preset that it `extends`."""
     path = PRESETS / f"{find_preset(name)}.yaml"
     layer = read_layer(path)
     base = layer.pop("extends", None)
-    layer = settings.checked(_without_shortcuts(layer), Config, f" (preset {name})")
-    return settings.merge(read_preset(base), layer) if base is not None else layer
+    layer = settings.checked(_without_shortcuts(layer), kind, f" (preset {name})")
+    return settings.merge(read_preset(base, kind), layer) if base is not None else layer
 
 
 def read_layer(path: str | Path) -> dict[str, Any]:
@@ -203,16 +250,20 @@ def read_layer(path: str | Path) -> dict[str, Any]:
 def _without_shortcuts(layer: Mapping[str, Any]) -> dict[str, Any]:
     """`agent=NAME` and `loop=NAME` as what they stand for; names that do not exist are refused."""
     layer = dict(layer)
-    for group, known in (("agent", AGENTS), ("loop", LOOPS)):
+    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS)):
         if group in layer and not isinstance(layer[group], dict):
             layer[group] = {"name": layer[group]}
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
             close = settings.near(str(name), known)
             raise ConfigError(f"unknown {group} {name!r}{close}; known: {', '.join(known)}")
-    if "search" in layer:
-        raise ConfigError("search.* cannot be set: the agent muesli does not search, it looks ahead by one step")
     return layer
+
+
+def _kind(*layers: Mapping[str, Any]) -> type[Config]:
+    """The class of settings of the agent that the last of these layers names; Muesli's where none does."""
+    named = [layer["agent"]["name"] for layer in layers if "name" in layer.get("agent", {})]
+    return AGENTS[named[-1] if named else "muesli"]
 
 
 def validated(layer: Mapping[str, Any], where: str = "") -> Config:
@@ -221,9 +272,10 @@ def validated(layer: Mapping[str, Any], where: str = "") -> Config:
     Raises:
       ConfigError: a setting is wrong.
     """
-    layer = settings.checked(_without_shortcuts(layer), Config, where)
-    layer = settings.merge(settings.defaults(Config), layer)
+    layer = _without_shortcuts(layer)
+    kind = _kind(layer)
+    layer = settings.merge(settings.defaults(kind), settings.checked(layer, kind, where))
     try:
-        return Config.model_validate(layer, strict=True)
+        return kind.model_validate(layer, strict=True)
     except ValidationError as error:
-        raise ConfigError(settings.sentence(error, layer, Config) + where) from None
+        raise ConfigError(settings.sentence(error, layer, kind) + where) from None

@@ -97,7 +97,6 @@ class Evaluator:
 
     def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample"):
         self._agent, self._make_env = agent, make_env
-        self._explore: Literal["explore", "greedy"] = "explore" if mode == "sample" else "greedy"
         self.mode: Mode = mode
         self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes]]] = {}
 
@@ -135,7 +134,7 @@ class Evaluator:
         env, program = self._program(size)
         fresh = self._make_env(size, batch) if batch else env
         if fresh is not env and not env.pure:
-            env, program = fresh, _program(self._agent, fresh, self._explore)
+            env, program = fresh, _program(self._agent, fresh, self.mode)
         state, timestep = fresh.reset()
         zeros = jnp.zeros(size)
         episodes = _Episodes(
@@ -158,11 +157,11 @@ class Evaluator:
     def _program(self, size: int) -> tuple[Env, Callable[[Policy, _Episodes], _Episodes]]:
         if size not in self._programs:
             env = self._make_env(size, 0)
-            self._programs[size] = env, _program(self._agent, env, self._explore)
+            self._programs[size] = env, _program(self._agent, env, self.mode)
         return self._programs[size]
 
 
-def _program(agent: Agent, env: Env, mode: Literal["explore", "greedy"]) -> Callable[[Policy, _Episodes], _Episodes]:
+def _program(agent: Agent, env: Env, mode: Mode) -> Callable[[Policy, _Episodes], _Episodes]:
     """A compiled program that plays on until every episode is over, for at most `CHUNK` steps."""
 
     def step(policy: Policy, now: _Episodes) -> _Episodes:

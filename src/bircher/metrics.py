@@ -36,8 +36,11 @@ TERMS = {
     "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalised",
     "cmpo": "KL from the clipped-MPO policy to the root's policy",
     "value": "categorical cross-entropy of the root's value, as its excess over the target's entropy",
+    "policy": "KL from the search's policy to the root's policy",
     "model_policy": "KL from the improved policies to those predicted after 1 to K steps of the model",
     "model_value": "excess cross-entropy of the values predicted after 1 to K steps of the model",
+    "entropy": "minus the entropy of the root's policy",
+    "consistency": "1 - cosine between imagined and encoded latents after 1 to K steps of the model",
     "model_reward": "excess cross-entropy of the rewards predicted by 1 to K steps of the model",
 }
 """Every loss term by its name in ``losses.TERM``."""
@@ -64,6 +67,9 @@ _TABLE = (
     ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
     ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: how much the improvement asks for"),
     ("target/clipped_advantages", "share", "actions whose normalised advantage the CMPO bound clips"),
+    ("target/search_kl", "nats", "KL from the search's policy to the network's: how much the search asks for"),
+    ("target/search_entropy", "nats", "entropy of the search's policy"),
+    ("target/value_change", "return", "mean distance between a return and the search's value of the same row"),
     ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1"),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
     ("model/learning_rate", "1", "the rate of the last updates"),

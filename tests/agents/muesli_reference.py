@@ -25,7 +25,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def scalar(model: Model, logits: Any) -> np.ndarray:
     """h^-1 of the expected atom."""
-    support = model.support
+    support = model.reward_support
     atoms = np.linspace(support.low, support.high, support.num_atoms)
     x = (softmax(np.asarray(logits, float)) * atoms).sum(-1)
     root = (np.sqrt(1 + 4 * 1e-3 * (np.abs(x) + 1 + 1e-3)) - 1) / (2 * 1e-3)
@@ -34,7 +34,7 @@ def scalar(model: Model, logits: Any) -> np.ndarray:
 
 def two_hot(model: Model, x: float) -> np.ndarray:
     """Weights on the two atoms around h(x)."""
-    support = model.support
+    support = model.reward_support
     scaled = np.sign(x) * (np.sqrt(abs(x) + 1) - 1) + 1e-3 * x
     place = (np.clip(scaled, support.low, support.high) - support.low) / (support.high - support.low)
     place *= support.num_atoms - 1

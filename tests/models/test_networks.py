@@ -93,7 +93,7 @@ def test_a_new_model_says_nothing():
     latent = model.represent(jax.random.normal(KEY, (5, 4)))
     prediction = model.predict(latent)
     np.testing.assert_array_equal(prediction.policy_logits, 0)
-    np.testing.assert_array_equal(model.support.mean(prediction.value_logits), 0)
+    np.testing.assert_array_equal(model.value_support.mean(prediction.value_logits), 0)
     np.testing.assert_array_equal(model.look_ahead(latent, 0.9), 0)
 
 
@@ -109,8 +109,8 @@ def test_look_ahead_is_one_step_for_each_action():
     assert q.shape == (2, 5, ACTIONS)
     for action in range(ACTIONS):
         following = model.step(latent, jnp.full((2, 5), action))
-        reward = model.support.mean(model.reward_logits(following))
-        value = model.support.mean(model.predict(following).value_logits)
+        reward = model.reward_support.mean(model.reward_logits(following))
+        value = model.value_support.mean(model.predict(following).value_logits)
         np.testing.assert_allclose(q[..., action], reward + 0.9 * value, rtol=1e-3, atol=1e-4)
     assert np.ptp(q, axis=-1).min() > 1e-3
 

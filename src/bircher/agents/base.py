@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PyTree
+from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep
 
-Mode = Literal["explore", "greedy"]
+Mode = Literal["explore", "sample", "greedy"]
+"""`explore` makes training data; `sample` draws from the same policy without what only exploration adds."""
+
+
+class Term(BaseModel):
+    """Weight and switch of one loss term."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    enabled: bool = True
+
+
+class LossTable(BaseModel):
+    """An agent's loss terms in their order, each a field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    additions: ClassVar[frozenset[str]] = frozenset()
+    """Terms that are no part of the agent as published: weight 0 unless set, and then not computed."""
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each enabled term."""
+        enabled = {name: term.weight for name, term in self if term.enabled}
+        return {name: weight for name, weight in enabled.items() if weight or name not in self.additions}
+
+
+class AgentConfig(BaseModel):
+    """What every agent's own settings have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    discount: Annotated[float, Field(ge=0, le=1)]
+    """gamma for each environment step."""
+    target_update_rate: Annotated[float, Field(gt=0, le=1)]
+    """How far the target network moves towards the online one at each update."""
 
 
 class Act(Protocol):

@@ -14,12 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bircher.agents import terms
-from bircher.agents.base import Agent, Mode, require_discrete
-from bircher.agents.unrolling import episode_ends, unroll
+from bircher import search
+from bircher.agents import searching, terms
+from bircher.agents.base import Agent, AgentConfig, LossTable, Mode, Term, require_discrete
+from bircher.agents.diagnostics import common
+from bircher.agents.unrolling import Unrolled, episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement, losses, returns
+from bircher.search import SearchConfig
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
@@ -71,39 +74,24 @@ class AdvantageConfig(BaseModel):
     epsilon: Annotated[float, Field(gt=0)] = 1e-12
 
 
-class MuesliConfig(BaseModel):
+class MuesliConfig(AgentConfig):
     """Muesli's own settings; the defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["muesli"] = "muesli"
     discount: Annotated[float, Field(ge=0, le=1)] = 0.995
-    """gamma for each environment step."""
     cmpo: CMPOConfig = CMPOConfig()
     prior: PriorConfig = PriorConfig()
     retrace: RetraceConfig = RetraceConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """How far the target network moves towards the online one at each update."""
     acts_with: Literal["target", "online"] = "target"
     """Which network acts, in training and evaluation."""
     normalise_observations: bool = False
     """Whether observations are scaled by their running mean and deviation."""
 
 
-class Term(BaseModel):
-    """Weight and switch of one loss term."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    enabled: bool = True
-
-
-class MuesliLosses(BaseModel):
+class MuesliLosses(LossTable):
     """Muesli's loss terms in their order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy_gradient: Term = Term()
     cmpo: Term = Term()
@@ -111,10 +99,8 @@ class MuesliLosses(BaseModel):
     value: Term = Term(weight=0.25)
     model_value: Term = Term(weight=0.25)
     model_reward: Term = Term()
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each enabled term."""
-        return {name: term.weight for name, term in self if term.enabled}
+    entropy: Term = Term(weight=0.0)
+    additions = frozenset({"entropy"})
 
 
 class MuesliState(eqx.Module):
@@ -124,9 +110,19 @@ class MuesliState(eqx.Module):
     statistics: ObservationStatistics | None
 
 
-def make(config: MuesliConfig, model_config: ModelConfig, loss_config: MuesliLosses) -> Agent:
-    """Muesli as a tuple of pure functions."""
+def make(
+    config: MuesliConfig,
+    model_config: ModelConfig,
+    loss_config: MuesliLosses,
+    search_config: SearchConfig | None = None,
+    num_players: int = 1,
+) -> Agent:
+    """Muesli as a tuple of pure functions.
+
+    It learns and explores without a search; one with at least one simulation takes part in acting afterwards only.
+    """
     weights = loss_config.weights()
+    discount = searching.signed_discount(config.discount, num_players)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete("muesli", spec)
@@ -144,11 +140,18 @@ def make(config: MuesliConfig, model_config: ModelConfig, loss_config: MuesliLos
         model: Model = policy.params
         latent = model.represent(_normalised(policy.state, timestep.observation))
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
+        if mode != "explore" and search_config is not None and search_config.num_simulations:
+            root = searching.root(model, latent, timestep.legal_actions)
+            simulate = searching.simulator(model, discount)
+            found = search.gumbel_search(
+                search_config, root, simulate, key, search_config.num_simulations, mode == "sample"
+            )
+            return ActOutput(found.action.astype(jnp.int32), {"behaviour_logits": logits}), carry
         action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
         return ActOutput(action.astype(jnp.int32), {"behaviour_logits": logits}), carry
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
-        return muesli_targets(config, policy, batch, key)
+        return muesli_targets(config, discount, policy, batch, key)
 
     def loss(
         params: Model, state: MuesliState, batch: Batch, target: Targets, key: Key
@@ -164,9 +167,12 @@ def _normalised(state: MuesliState, observation: Array) -> Array:
     return observation if state.statistics is None else state.statistics.normalise(observation)
 
 
-def muesli_targets(config: MuesliConfig, policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
+def muesli_targets(
+    config: MuesliConfig, discount: float, policy: Policy, batch: Batch, key: Key
+) -> tuple[Targets, MuesliState]:
     """One-step look-ahead, Retrace, normalised advantages and the CMPO policy, from the target network.
 
+    `discount` is gamma, negative where the next value is the opponent's; the rows' own discounts tell the same.
     `Targets.policy` covers all T + 1 rows, for the model's unroll may end on the last; the others T.
     """
     model: Model = policy.params
@@ -177,8 +183,8 @@ def muesli_targets(config: MuesliConfig, policy: Policy, batch: Batch, key: Key)
 
     latent = model.represent(_normalised(state, rows.observation))
     prediction = model.predict(latent)
-    v_prior = model.support.mean(prediction.value_logits)
-    q = model.look_ahead(latent, config.discount)
+    v_prior = model.value_support.mean(prediction.value_logits)
+    q = model.look_ahead(latent, discount)
     behaviour_logits = rows.extras["behaviour_logits"]
     prior = distributions.mixture_prior(
         prediction.policy_logits, behaviour_logits, rows.legal_actions,
@@ -245,19 +251,18 @@ def muesli_loss(
         "policy_gradient": lambda: terms.policy_gradient(
             logits, rows.action[:, :-1], rows.extras["behaviour_logits"][:, :-1], target.advantage
         ),
-        "cmpo": lambda: terms.cmpo(unrolled),
+        "cmpo": lambda: terms.policy(unrolled),
         "model_policy": lambda: terms.model_policy(unrolled),
-        "value": lambda: terms.value(unrolled, model.support),
-        "model_value": lambda: terms.model_value(unrolled, model.support),
-        "model_reward": lambda: terms.model_reward(unrolled, model.support),
+        "value": lambda: terms.value(unrolled, model.value_support),
+        "model_value": lambda: terms.model_value(unrolled, model.value_support),
+        "model_reward": lambda: terms.model_reward(unrolled, model.reward_support),
+        "entropy": lambda: terms.entropy(unrolled),
     }
-    metrics = diagnostics(config, model, rows, unrolled, target)
+    metrics = diagnostics(config, model, unrolled, target)
     return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
 
 
-def diagnostics(
-    config: MuesliConfig, model: Model, rows: Trajectory, unrolled: terms.Unrolled, target: Targets
-) -> dict[str, Array]:
+def diagnostics(config: MuesliConfig, model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
     """What tells whether the targets are sound; each a mean over valid rows."""
 
     def mean(values: Array) -> Array:
@@ -265,18 +270,9 @@ def diagnostics(
 
     prior = target.extras["prior"][:, :-1]
     q_advantage = target.extras["q_advantage"][:, :-1]
-    value = model.support.mean(unrolled.prediction.value_logits[0])
-    error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
-    spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
-    overflow = model.support.overflow(target.value) | model.support.overflow(target.reward)
-    return {
-        "act/entropy": mean(distributions.entropy(unrolled.prediction.policy_logits[0])),
-        "target/value_mean": mean(target.value),
+    return common(model, unrolled, target) | {
         "target/advantage_scale": target.extras["advantage_scale"],
         "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
         "target/clipped_advantages": mean((jnp.abs(q_advantage) > config.cmpo.clip_bound).mean(-1)),
         "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
-        "target/support_overflow": mean(overflow.astype(jnp.float32)),
-        "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
-        "target/valid_share": target.mask.mean(),
     }

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bircher.agents.unrolling import Unrolled
+from bircher.agents.unrolling import Unrolled, windows
+from bircher.models.projection import Projection
 from bircher.ops import distributions, losses
-from bircher.ops.transforms import Support
+from bircher.ops.transforms import Bounded, Support
 
 
 def policy_gradient(
@@ -30,8 +31,8 @@ def policy_gradient(
     return -jax.lax.stop_gradient(jnp.minimum(ratio, 1.0)) * advantage * log_probability
 
 
-def cmpo(unrolled: Unrolled) -> Float[Array, "B T"]:
-    """KL(pi_CMPO, pi) at the root (Muesli, equation 9), as excess for sampled targets."""
+def policy(unrolled: Unrolled) -> Float[Array, "B T"]:
+    """KL(target, pi) at the root: Muesli's `cmpo` (equation 9), MuZero's `policy`; as excess for sampled targets."""
     return losses.excess_cross_entropy(unrolled.policy[0], unrolled.prediction.policy_logits[0])
 
 
@@ -46,18 +47,36 @@ def model_policy(unrolled: Unrolled) -> Float[Array, "B T"]:
     return _over_depths(values, unrolled.policy_mask[1:])
 
 
-def value(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
-    """Cross-entropy of the root's value with its multi-step return, as excess."""
-    return losses.excess_cross_entropy(support.two_hot(unrolled.value[0]), unrolled.prediction.value_logits[0])
+def value(unrolled: Unrolled, support: Support | Bounded) -> Float[Array, "B T"]:
+    """Cross-entropy of the root's value with its multi-step return, as excess; squared error for a bounded one."""
+    values = support.loss(unrolled.value[0], unrolled.prediction.value_logits[0])
+    return jnp.where(unrolled.value_mask[0], values, 0.0)
 
 
-def model_value(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
-    """1/K sum over k of the value's cross-entropy with the return of the real state there, as excess."""
-    values = losses.excess_cross_entropy(support.two_hot(unrolled.value[1:]), unrolled.prediction.value_logits[1:])
+def model_value(unrolled: Unrolled, support: Support | Bounded) -> Float[Array, "B T"]:
+    """1/K sum over k of the same for the value predicted after k steps and the return of the real state there."""
+    values = support.loss(unrolled.value[1:], unrolled.prediction.value_logits[1:])
     return _over_depths(values, unrolled.value_mask[1:])
 
 
 def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
     """1/K sum over k of the reward's cross-entropy, as excess."""
-    values = losses.excess_cross_entropy(support.two_hot(unrolled.reward), unrolled.reward_logits)
+    values = support.loss(unrolled.reward, unrolled.reward_logits)
     return _over_depths(values, unrolled.reward_mask)
+
+
+def entropy(unrolled: Unrolled) -> Float[Array, "B T"]:
+    """Minus the entropy of the root's policy: a weight above 0 keeps it from becoming certain too soon."""
+    return -distributions.entropy(unrolled.prediction.policy_logits[0])
+
+
+def consistency(
+    projection: Projection, unrolled: Unrolled, encoded: Float[Array, "B R latent"]
+) -> Float[Array, "B T"]:
+    """1/K sum over k of 1 - cosine between the latent imagined after k steps and that of the real row there.
+
+    "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1.
+    """
+    depths, _, length = unrolled.reward.shape
+    later = windows(encoded, depths + 1, length)[1:]
+    return _over_depths(projection.distance(unrolled.latent, later), unrolled.encoded_mask)

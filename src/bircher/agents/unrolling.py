@@ -19,6 +19,8 @@ class Unrolled(NamedTuple):
     between root and depth, and the sequence is long enough.
     """
 
+    latent: Float[Array, "K B T latent"]
+    """depth 1 … K"""
     prediction: Prediction
     """logits [K + 1, B, T, …]"""
     reward_logits: Float[Array, "K B T atoms"]
@@ -29,6 +31,17 @@ class Unrolled(NamedTuple):
     value_mask: Bool[Array, "D B T"]
     reward: Float[Array, "K B T"]
     reward_mask: Bool[Array, "K B T"]
+    encoded_mask: Bool[Array, "K B T"]
+    """whether the row at that depth belongs to the same episode"""
+
+
+class Absorbing(NamedTuple):
+    """What the model learns of the rows behind a terminal one: that nothing more happens there (MuZero)."""
+
+    turn: int
+    """-1 where the turn changes hands at every step, else 1."""
+    outcome: bool
+    """Whether the terminal row's value is the last reward, seen from there, as in games without a reward head."""
 
 
 def windows(x: Array, depths: int, length: int) -> Array:
@@ -47,12 +60,20 @@ def episode_ends(trajectory: Trajectory) -> Array:
     return trajectory.last | following_first
 
 
-def unroll(model: Model, latent: Array, rows: Trajectory, target: Targets, unroll_steps: int) -> Unrolled:
+def unroll(
+    model: Model,
+    latent: Array,
+    rows: Trajectory,
+    target: Targets,
+    unroll_steps: int,
+    absorbing: Absorbing | None = None,
+) -> Unrolled:
     """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
 
     Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
     on a terminal row, towards 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
-    return.  Policy: rows where an action counts.
+    return, nor where the targets' own `value_mask` says that there is none.  Policy: rows where an action counts.
+    With `absorbing` values and rewards go on behind a terminal row.
     """
     length = target.value.shape[1]
     depths = unroll_steps + 1
@@ -62,7 +83,7 @@ def unroll(model: Model, latent: Array, rows: Trajectory, target: Targets, unrol
     reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
     in_range = (jnp.arange(depths)[:, None] + jnp.arange(length))[:, None, :]
     terminal = windows(rows.terminal, depths, length)
-    has_return = windows(target.mask, depths, length)
+    has_return = windows(target.extras.get("value_mask", target.mask), depths, length)
 
     latents = model.unroll(latent, windows(rows.action, unroll_steps, length))
     following = latents
@@ -70,13 +91,37 @@ def unroll(model: Model, latent: Array, rows: Trajectory, target: Targets, unrol
     policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
     prediction = model.predict(latents)
     legal = windows(rows.legal_actions, depths, length)
+    value = windows(target.value, depths, length) * has_return
+    value_mask = reached & (has_return | terminal)
+    reward = windows(target.reward, unroll_steps, length)
+    reward_mask = reached[1:] & (in_range[1:] <= length)
+    if absorbing is not None:
+        dead = jnp.cumsum(reached & terminal, axis=0) > 0
+        value = jnp.where(dead, _values_behind(rows, reached & terminal, absorbing, length), value)
+        value_mask |= dead
+        reward = jnp.where(dead[:-1], 0.0, reward)
+        reward_mask |= dead[:-1]
     return Unrolled(
+        latent=following,
         prediction=prediction._replace(policy_logits=distributions.mask_logits(prediction.policy_logits, legal)),
         reward_logits=model.reward_logits(following),
         policy=windows(policy, depths, length),
         policy_mask=reached & open_rows & (in_range <= length),
-        value=windows(target.value, depths, length) * has_return,
-        value_mask=reached & (has_return | terminal),
-        reward=windows(target.reward, unroll_steps, length),
-        reward_mask=reached[1:] & (in_range[1:] <= length),
+        value=value,
+        value_mask=value_mask,
+        reward=reward,
+        reward_mask=reward_mask,
+        encoded_mask=reached[1:] & (in_range[1:] <= length),
     )
+
+
+def _values_behind(rows: Trajectory, dies: Array, absorbing: Absorbing, length: int) -> Array:
+    """[D, B, T]: the value of a terminal row at the depth where it lies, and of the absorbing states behind it."""
+    if not absorbing.outcome:
+        return jnp.zeros(dies.shape)
+    # The last reward is that of who moved there; the row's own mover is the other player, where there are two.
+    outcome = absorbing.turn * windows(rows.reward, dies.shape[0], length)
+    values = [jnp.where(dies[0], outcome[0], 0.0)]
+    for depth in range(1, dies.shape[0]):
+        values.append(jnp.where(dies[depth], outcome[depth], absorbing.turn * values[-1]))
+    return jnp.stack(values)

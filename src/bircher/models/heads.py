@@ -1,4 +1,4 @@
-"""Prediction heads: policy, categorical value, categorical reward."""
+"""Prediction heads: policy, value, categorical reward."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class Heads(eqx.Module):
 
     policy: MLP
     value: MLP
-    reward: MLP
+    reward: MLP | None
 
-    def __init__(self, inputs: int, num_actions: int, num_atoms: int, widths: Sequence[int], key: Key):
+    def __init__(
+        self, inputs: int, num_actions: int, value_size: int, reward_size: int, widths: Sequence[int], key: Key
+    ):
         policy_key, value_key, reward_key = jax.random.split(key, 3)
         self.policy = MLP(inputs, (*widths, num_actions), policy_key, last_scale=0.0)
-        self.value = MLP(inputs, (*widths, num_atoms), value_key, last_scale=0.0)
-        self.reward = MLP(inputs, (*widths, num_atoms), reward_key, last_scale=0.0)
+        self.value = MLP(inputs, (*widths, value_size), value_key, last_scale=0.0)
+        self.reward = MLP(inputs, (*widths, reward_size), reward_key, last_scale=0.0) if reward_size else None

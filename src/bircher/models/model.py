@@ -6,13 +6,15 @@ from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher.models.dynamics import DynamicsMLP
 from bircher.models.heads import Heads
+from bircher.models.projection import Projection
 from bircher.models.torsos import make_torso
-from bircher.ops.transforms import Support, scale_gradient
+from bircher.ops.transforms import Bounded, Support, scale_gradient
 from bircher.types import EnvSpec, Key, Prediction
 
 
@@ -40,6 +42,10 @@ class ModelConfig(BaseModel):
     """The atoms lie on [-support, support] of h(x) (papers: 300)."""
     transform: bool = True
     """Whether values and rewards pass the signed hyperbolic h before they become categories."""
+    value_head: Literal["categorical", "tanh"] = "categorical"
+    """`tanh` learns a scalar in [-1, 1] by squared error, for games that are won or lost."""
+    reward_head: bool = True
+    """False: the model predicts no reward, and a game's outcome is the value of its last position (MuZero, boards)."""
     latent_gradient_scale: float = Field(0.5, ge=0.0, le=1.0)
     """Scale of the gradient into the latent that enters each dynamics step (MuZero: 1/2)."""
 
@@ -56,6 +62,10 @@ class ModelConfig(BaseModel):
         """The atoms as an object."""
         return Support(-self.support, self.support, self.num_atoms, self.transform)
 
+    def make_value_support(self) -> Support | Bounded:
+        """How a value's logits become a scalar."""
+        return self.make_support() if self.value_head == "categorical" else Bounded()
+
 
 class Model(eqx.Module):
     """Parameters of representation, dynamics and prediction; every leaf is an array."""
@@ -63,17 +73,24 @@ class Model(eqx.Module):
     representation: eqx.Module
     dynamics: DynamicsMLP
     heads: Heads
-    support: Support
+    projection: Projection | None
+    """Only where latents are held against encoded ones: the `consistency` term."""
+    value_support: Support | Bounded
+    reward_support: Support
     latent_gradient_scale: float = eqx.field(static=True)
 
-    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key):
+    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         self.representation = make_torso(
             spec, config.torso, config.torso_widths, config.latent_width, config.channels, torso_key
         )
         self.dynamics = DynamicsMLP(config.latent_width, spec.num_actions, config.dynamics_widths, dynamics_key)
-        self.heads = Heads(config.latent_width, spec.num_actions, config.num_atoms, config.head_widths, heads_key)
-        self.support = config.make_support()
+        self.value_support, self.reward_support = config.make_value_support(), config.make_support()
+        self.heads = Heads(
+            config.latent_width, spec.num_actions, self.value_support.num_atoms,
+            config.num_atoms if config.reward_head else 0, config.head_widths, heads_key,
+        )  # fmt: skip
+        self.projection = Projection(config.latent_width, jax.random.fold_in(key, 3)) if project else None
         self.latent_gradient_scale = config.latent_gradient_scale
 
     def represent(self, observation: Float[Array, "*B observation"]) -> Float[Array, "*B latent"]:
@@ -85,8 +102,20 @@ class Model(eqx.Module):
         return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
 
     def reward_logits(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B atoms"]:
-        """Categorical reward got on arriving in a latent that `step` returned."""
+        """Categorical reward got on arriving in a latent that `step` returned; no atoms where none is predicted."""
+        if self.heads.reward is None:
+            return jnp.zeros((*latent.shape[:-1], 0))
         return self.heads.reward(latent)
+
+    def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
+        """The reward got on arriving in a latent that `step` returned; 0 where none is predicted."""
+        if self.heads.reward is None:
+            return jnp.zeros(latent.shape[:-1])
+        return self.reward_support.mean(self.heads.reward(latent))
+
+    def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
+        """The value of a latent."""
+        return self.value_support.mean(self.heads.value(latent))
 
     def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
         """f: logits of policy and value in a latent."""
@@ -105,8 +134,9 @@ class Model(eqx.Module):
         return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
     def look_ahead(self, latent: Float[Array, "*B latent"], discount: float) -> Float[Array, "*B A"]:
-        """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14)."""
+        """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
+
+        `discount` is gamma, negative where the next value is the opponent's.
+        """
         following = self.dynamics.all_actions(latent)
-        reward = self.support.mean(self.heads.reward(following))
-        value = self.support.mean(self.heads.value(following))
-        return reward + discount * value
+        return self.reward(following) + discount * self.value(following)

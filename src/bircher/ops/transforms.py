@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bircher.ops import losses
+
 EPSILON = 1e-3
 """Slope that h keeps at infinity, which makes it invertible."""
 
@@ -73,10 +75,35 @@ class Support(eqx.Module):
         expected = (self.low + self.high) / 2 + (surplus * distance).sum(-1)
         return signed_parabolic(expected) if self.transform else expected
 
+    def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
+        """Cross-entropy of a prediction with the two-hot target of x, as its excess over the target's entropy."""
+        return losses.excess_cross_entropy(self.two_hot(x), logits)
+
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
         """True where a target lies beyond the support and is clipped to its end."""
         scaled = self.scale(x)
         return (scaled < self.low) | (scaled > self.high)
+
+
+class Bounded(eqx.Module):
+    """A scalar in [-1, 1] as the tanh of one logit, learnt by squared error: the value of a game won or lost.
+
+    The other form of MuZero's value (appendix F), with the same methods as `Support`.
+    """
+
+    num_atoms: int = eqx.field(static=True, default=1)
+
+    def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
+        """The scalar of a prediction."""
+        return jnp.tanh(logits[..., 0].astype(jnp.float32))
+
+    def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
+        """(x - tanh(logit))^2."""
+        return jnp.square(x - self.mean(logits))
+
+    def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """True where a target lies beyond [-1, 1], which no logit can reach."""
+        return jnp.abs(x) > 1.0 + 1e-6
 
 
 def scale_gradient(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bircher import learner, machine
-from bircher.agents import muesli
+from bircher.agents import muesli, muzero
 from bircher.agents.base import Agent, require_discrete
+from bircher.agents.muesli import MuesliConfig, MuesliLosses
+from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.config import CALLABLE, Config, EnvConfig
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
@@ -73,9 +75,13 @@ def require_source(config: Config, source: EnvSource | None) -> None:
         )
 
 
-def make_agent(config: Config) -> Agent:
+def make_agent(config: Config, spec: EnvSpec) -> Agent:
     """The agent's functions."""
-    return muesli.make(config.agent, config.model, config.losses)
+    agent, losses = config.agent, config.losses
+    if isinstance(agent, MuZeroConfig) and isinstance(losses, MuZeroLosses):
+        return muzero.make(agent, config.model, losses, config.search, spec.num_players)
+    assert isinstance(agent, MuesliConfig) and isinstance(losses, MuesliLosses)
+    return muesli.make(agent, config.model, losses, config.search, spec.num_players)
 
 
 def make_parts(config: Config, spec: EnvSpec) -> Parts:
@@ -85,7 +91,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
     """
     require_discrete(config.agent.name, spec)
-    agent = make_agent(config)
+    agent = make_agent(config, spec)
     learn = learner.make(
         agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
         config.agent.target_update_rate,

@@ -143,7 +143,7 @@ def _changed(config: Config, given: Mapping[str, Any]) -> Config:
     if not given:
         return config
     kept = config.model_dump(by_alias=True)
-    for name in settings.leaves(settings.checked(given, Config)):
+    for name in settings.leaves(settings.checked(given, type(config))):
         if not name.startswith(CHANGEABLE):
             raise ConfigError(f"{name} cannot be changed when a run is resumed; only {', '.join(CHANGEABLE)} can")
     return validated(settings.merge(kept, given))

@@ -70,7 +70,7 @@ class LoadedAgent:
             flag, number = jnp.zeros(size, bool), jnp.zeros(size)
             row = TimeStep(observation, number, number + 1, flag, flag, flag, legal_actions, flag)
             key = jax.random.fold_in(jax.random.key(self.config.seed), count)
-            mode = "greedy" if greedy else "explore"
+            mode = "greedy" if greedy else "sample"
             return self._agent.act(policy, self._agent.start(size), row, key, mode, 1.0)[0].action
 
         return program

@@ -1,0 +1,276 @@
+"""MuZero and Gumbel MuZero: planning with a learned model.
+
+"Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
+(https://arxiv.org/abs/1911.08265); "Policy Improvement by Planning with Gumbel" by Danihelka et al. 2022
+(https://openreview.net/forum?id=bERaNdoegnO); reanalysis as in "Online and Offline Reinforcement Learning by Planning
+with a Learned Model" by Schrittwieser et al. 2021 (https://arxiv.org/abs/2104.06294).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bircher import search
+from bircher.agents import searching, terms
+from bircher.agents.base import Agent, AgentConfig, LossTable, Mode, Term, require_discrete
+from bircher.agents.diagnostics import common
+from bircher.agents.unrolling import Absorbing, Unrolled, episode_ends, unroll
+from bircher.models.model import Model, ModelConfig
+from bircher.ops import distributions, improvement, losses, returns
+from bircher.search import SearchConfig, SearchResult
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+
+
+class TemperatureConfig(BaseModel):
+    """How visit counts become the actions of training; the defaults are those for Atari."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Temperatures, one after the other; 0 takes the most visited action."""
+    changes: tuple[float, ...] = (0.5, 0.75)
+    """Shares of training after which the next value begins."""
+    moves: Annotated[int, Field(ge=0)] = 0
+    """Above 0: only an episode's first so many moves are drawn, the rest are greedy (boards: 30)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TemperatureConfig:
+        if len(self.values) != len(self.changes) + 1 or any(value < 0 for value in self.values):
+            raise ValueError(
+                f"values must hold one temperature of at least 0 more than changes, not {list(self.values)} "
+                f"and {list(self.changes)}"
+            )
+        if list(self.changes) != sorted(self.changes) or any(not 0 < change < 1 for change in self.changes):
+            raise ValueError(f"changes must rise between 0 and 1, not {list(self.changes)}")
+        return self
+
+    def at(self, progress: Array | float) -> Array:
+        """The temperature at this share of training."""
+        index = (jnp.asarray(progress) >= jnp.asarray(self.changes)).sum() if self.changes else 0
+        return jnp.asarray(self.values)[index]
+
+
+class ReturnConfig(BaseModel):
+    """The value target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["n_step", "lambda", "outcome"] = "n_step"
+    """`outcome` learns only from rows whose game ends within their sequence."""
+    steps: Annotated[int, Field(ge=1)] = 10
+    """n of the n-step return."""
+    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+
+
+class MuZeroConfig(AgentConfig):
+    """MuZero's own settings; the defaults are the paper's for Atari."""
+
+    name: Literal["muzero", "gumbel_muzero"] = "muzero"
+    discount: Annotated[float, Field(ge=0, le=1)] = 0.997
+    target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """How far the target network, which reanalyses, moves towards the online one at each update."""
+    temperature: TemperatureConfig = TemperatureConfig()
+    returns: ReturnConfig = ReturnConfig()
+    reanalyse_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each batch whose policies and bootstraps come from a fresh search with the target network."""
+
+
+class MuZeroLosses(LossTable):
+    """MuZero's loss terms in their order."""
+
+    policy: Term = Term()
+    model_policy: Term = Term()
+    value: Term = Term(weight=0.25)
+    model_value: Term = Term(weight=0.25)
+    model_reward: Term = Term()
+    consistency: Term = Term(weight=0.0)
+    """Of EfficientZero; its projection is made only where the weight is above 0."""
+    entropy: Term = Term(weight=0.0)
+    additions = frozenset({"consistency", "entropy"})
+
+
+def make(
+    config: MuZeroConfig,
+    model_config: ModelConfig,
+    loss_config: MuZeroLosses,
+    search_config: SearchConfig,
+    num_players: int = 1,
+) -> Agent:
+    """MuZero or Gumbel MuZero as a tuple of pure functions; without simulations it acts by its network alone."""
+    weights = loss_config.weights()
+    discount = searching.signed_discount(config.discount, num_players)
+    plan = planner(config, search_config, discount)
+
+    def init(key: Key, spec: EnvSpec) -> Policy:
+        require_discrete(config.name, spec)
+        return Policy(Model(spec, model_config, key, project="consistency" in weights), ())
+
+    def start(batch_size: int) -> Array | tuple:
+        return jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else ()
+
+    def act(
+        policy: Policy, carry: Array | tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, Array | tuple]:
+        search_key, draw_key = jax.random.split(key)
+        temperature = config.temperature.at(progress)
+        if config.temperature.moves:
+            moves = jnp.where(timestep.first, 0, carry)
+            temperature, carry = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
+        found = plan(policy.params, timestep.observation, timestep.legal_actions, search_key, mode)
+        if mode == "greedy":
+            action = found.action
+        elif search_config.num_simulations and config.name == "gumbel_muzero":
+            # The search's own choice is a draw already: its Gumbel noise.
+            action = jnp.where(temperature > 0, found.action, jnp.argmax(found.weights, -1))
+        else:
+            action = draw(draw_key, found.weights, temperature if search_config.num_simulations else jnp.ones(()))
+        extras = {"search_policy": found.weights, "search_value": found.value}
+        return ActOutput(action.astype(jnp.int32), extras), carry
+
+    def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
+        return muzero_targets(config, partial(plan, policy.params, mode="sample"), batch, key), ()
+
+    def loss(
+        params: Model, state: tuple, batch: Batch, target: Targets, key: Key
+    ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+        del state, key
+        absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
+        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target)
+
+    return Agent(config.name, init, start, act, targets, loss, weights, acts_with_target=False)
+
+
+def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
+    """(model, observation [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
+
+    Without simulations it is what the network alone says.
+    """
+    searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
+    return partial(_plan, searcher, search_config, discount)
+
+
+def _plan(
+    searcher, config: SearchConfig, discount: float, model: Model, observation: Array, legal_actions: Array, key: Key,
+    mode: Mode,
+) -> SearchResult:  # fmt: skip
+    root = searching.root(model, model.represent(observation.astype(jnp.float32)), legal_actions)
+    if config.num_simulations:
+        # Gumbel noise is how that search draws its action; PUCT's noise only explores.
+        noise = mode == "explore" or (mode == "sample" and searcher is search.gumbel_search)
+        return searcher(config, root, searching.simulator(model, discount), key, config.num_simulations, noise)
+    weights = jax.nn.softmax(root.logits)
+    blank = jnp.zeros_like(weights)
+    return SearchResult(jnp.argmax(root.logits, -1), weights, root.value, blank.astype(jnp.int32), blank, None)
+
+
+def draw(key: Key, weights: Float[Array, "B A"], temperature: Array) -> Array:
+    """An action in proportion to weights^(1 / temperature); at 0 the greatest."""
+    logits = jnp.log(jnp.maximum(weights, 1e-30)) / jnp.maximum(temperature, 1e-3)[..., None]
+    logits = jnp.where(weights > 0, logits, distributions.ILLEGAL)
+    return jnp.where(temperature > 0, jax.random.categorical(key, logits), jnp.argmax(weights, -1))
+
+
+def muzero_targets(config: MuZeroConfig, plan, batch: Batch, key: Key) -> Targets:
+    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
+
+    `plan` is a search with the target network: (observations [N, …], legal actions [N, A], key=…) -> SearchResult.
+    """
+    rows = batch.trajectory
+    ends = episode_ends(rows)
+    mask = ~ends[:, :-1]
+    policy, value = _reanalysed(config.reanalyse_fraction, plan, rows, key)
+    target, known = _returns(config, rows, ends, value)
+    error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
+    result = Targets(
+        value=target,
+        reward=rows.reward[:, 1:],
+        advantage=target - value[:, :-1],
+        policy=improvement.exact_target(policy),
+        mask=mask,
+        priority=error.max(-1),
+        extras={"value_mask": mask & known},
+    )
+    return jax.lax.stop_gradient(result)
+
+
+def _reanalysed(
+    fraction: float, plan, rows: Trajectory, key: Key
+) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
+    """The searches' policies and values; the last `fraction` of the batch, which is replayed, is searched anew."""
+    policy, value = rows.extras["search_policy"], rows.extras["search_value"]
+    count = round(fraction * len(value))
+    if not count:
+        return policy, value
+    flat = jax.tree.map(lambda x: x[-count:].reshape(-1, *x.shape[2:]), (rows.observation, rows.legal_actions))
+    found = plan(*flat, key=key)
+    return (
+        jnp.concatenate([policy[:-count], found.weights.reshape(count, *policy.shape[1:])]),
+        jnp.concatenate([value[:-count], found.value.reshape(count, -1)]),
+    )
+
+
+def _returns(
+    config: MuZeroConfig, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """The value target of each root row, and whether there is one."""
+    reward, discount, bootstrap = rows.reward[:, 1:], config.discount * rows.discount[:, 1:], value[:, 1:]
+    going = (~ends[:, 1:]).astype(jnp.float32)
+    known = jnp.ones(reward.shape, bool)
+    if config.returns.kind == "n_step":
+        n_step = partial(returns.n_step_returns, n=config.returns.steps)
+        return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(reward, discount, bootstrap, going), known
+    if config.returns.kind == "lambda":
+        return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, config.returns.lambda_ * going), known
+    # An end lies ahead within the sequence, looking backwards from the last row.
+    known = jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
+    return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, going), known
+
+
+def muzero_loss(
+    model_config: ModelConfig,
+    enabled: frozenset[str],
+    absorbing: Absorbing,
+    model: Model,
+    batch: Batch,
+    target: Targets,
+) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+    """The enabled terms, and what to log of them."""
+    rows = batch.trajectory
+    # Rows that only the consistency term looks at are encoded for it alone.
+    used = rows.observation if "consistency" in enabled else rows.observation[:, :-1]
+    encoded = model.represent(used.astype(jnp.float32))
+    latent = encoded[:, : target.value.shape[1]]
+    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing)
+    builders = {
+        "policy": lambda: terms.policy(unrolled),
+        "model_policy": lambda: terms.model_policy(unrolled),
+        "value": lambda: terms.value(unrolled, model.value_support),
+        "model_value": lambda: terms.model_value(unrolled, model.value_support),
+        "model_reward": lambda: terms.model_reward(unrolled, model.reward_support),
+        "entropy": lambda: terms.entropy(unrolled),
+        "consistency": lambda: terms.consistency(model.projection, unrolled, encoded),
+    }
+    metrics = diagnostics(model, unrolled, target)
+    return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
+
+
+def diagnostics(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
+    """What tells whether the searches are of use; each a mean over valid rows."""
+    network = jax.nn.softmax(unrolled.prediction.policy_logits[0])
+    gain = distributions.kl_divergence(unrolled.policy[0], network)
+    return common(model, unrolled, target) | {
+        "target/search_kl": losses.masked_mean(gain, target.mask),
+        "target/search_entropy": losses.masked_mean(_entropy(unrolled.policy[0]), target.mask),
+        "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),
+    }
+
+
+def _entropy(probabilities: Float[Array, "*B A"]) -> Float[Array, "*B"]:
+    return -(probabilities * jnp.log(jnp.maximum(probabilities, 1e-30))).sum(-1)

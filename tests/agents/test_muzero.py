@@ -1,0 +1,232 @@
+"""MuZero against a slow reference, and what its pieces promise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.muzero_reference import losses as slow_losses
+from agents.muzero_reference import value_target
+from bircher.agents import muzero
+from bircher.ops import improvement, losses
+from bircher.search import SearchConfig
+from bircher.types import Policy, TimeStep
+from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, random_rows
+
+BATCH, LENGTH, DISCOUNT = 6, 9, 0.9
+SEARCH = SearchConfig(num_simulations=6)
+KINDS = ("n_step", "lambda", "outcome")
+
+
+def agent_of(name="muzero", model=SMALL, loss=None, num_players=1, search=SEARCH, **settings):
+    config = muzero.MuZeroConfig.model_validate({"name": name, "discount": DISCOUNT, **settings})
+    return muzero.make(config, model, muzero.MuZeroLosses(**(loss or {})), search, num_players)
+
+
+def rows_of(seed, two_players=False):
+    """Random rows with searches' policies and values, and turns that change hands."""
+    rows = random_rows(seed, BATCH, LENGTH)
+    rng = np.random.default_rng(seed + 100)
+    policy = rng.uniform(size=(*rows.reward.shape, ACTIONS)) * np.asarray(rows.legal_actions)
+    policy = policy / policy.sum(-1, keepdims=True)
+    value = rng.uniform(-1, 1, size=rows.reward.shape)
+    extras = {"search_policy": jnp.asarray(policy, jnp.float32), "search_value": jnp.asarray(value, jnp.float32)}
+    reward = jnp.clip(rows.reward / 3, -1, 1)
+    discount = jnp.where(rows.terminal | rows.first | (not two_players), rows.discount, -1.0)
+    return rows._replace(extras=extras, reward=reward, discount=discount)
+
+
+def targets_of(agent, rows, seed=0, model=None):
+    policy = Policy(model, ()) if model is not None else agent.init(jax.random.key(0), SPEC)
+    return quick_jit(agent.targets)(policy, batch_of(rows), jax.random.key(seed))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("players", [1, 2])
+def test_value_targets_are_the_slow_references(kind, players):
+    rows = rows_of(3, players == 2)
+    agent = agent_of(returns={"kind": kind, "steps": 3, "lambda": 0.8}, num_players=players)
+    target = targets_of(agent, rows)
+    plain = jax.tree.map(np.asarray, rows)
+    value = np.asarray(rows.extras["search_value"])
+    checked = 0
+    for b in range(BATCH):
+        for t in range(LENGTH):
+            if not target.mask[b, t]:
+                assert not target.extras["value_mask"][b, t]
+                continue
+            slow = value_target(plain, value, b, t, DISCOUNT, kind, n=3, lambda_=0.8)
+            assert bool(target.extras["value_mask"][b, t]) == (slow is not None)
+            if slow is not None:
+                assert float(target.value[b, t]) == pytest.approx(slow, abs=1e-5)
+                checked += 1
+    assert checked > 10
+    errors = np.where(target.extras["value_mask"], np.abs(target.value - value[:, :-1]), 0)
+    np.testing.assert_allclose(target.priority, errors.max(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["categorical", "tanh"])
+@pytest.mark.parametrize("reward_head", [True, False])
+def test_losses_are_the_slow_references(head, reward_head):
+    config = SMALL.model_copy(update={"value_head": head, "reward_head": reward_head})
+    turn = 1 if reward_head else -1
+    rows = rows_of(5, turn == -1)
+    off = {} if reward_head else {"model_reward": {"enabled": False}}
+    agent = agent_of(model=config, loss=off, num_players=1 if turn == 1 else 2, returns={"kind": "outcome"})
+    model = random_model(7, config)
+    target = targets_of(agent, rows)
+    terms, _ = quick_jit(agent.loss)(model, (), batch_of(rows), target, jax.random.key(0))
+    held = {
+        "value": np.asarray(target.value),
+        "known": np.asarray(target.extras["value_mask"]),
+        "policy": np.asarray(improvement.dense(target.policy, ACTIONS)),
+        "mask": np.asarray(target.mask),
+    }
+    # Legal actions bound the network's own policy: the reference sees the same logits.
+    rows = rows._replace(legal_actions=jnp.ones_like(rows.legal_actions))
+    terms, _ = quick_jit(agent.loss)(model, (), batch_of(rows), target, jax.random.key(0))
+    slow = slow_losses(model, rows, held, SMALL.unroll_steps, turn, not reward_head)
+    assert set(terms) == set(slow) - (set() if reward_head else {"model_reward"})
+    for name, values in terms.items():
+        np.testing.assert_allclose(np.where(target.mask, values, 0), slow[name], atol=2e-3, err_msg=name)
+
+
+def test_a_fixture_that_encodes_place_and_time_shows_every_shift():
+    """Trap 3: with n = 1 and discount 1 the target of (b, t) is exactly its next reward plus its next value."""
+    rows = rows_of(0)
+    b, t = np.meshgrid(np.arange(BATCH), np.arange(LENGTH + 1), indexing="ij")
+    none = jnp.zeros(rows.first.shape, bool)
+    rows = rows._replace(
+        first=none, last=none, terminal=none, discount=jnp.ones(none.shape), reward=jnp.asarray(100.0 * b + t),
+        extras=rows.extras | {"search_value": jnp.asarray(1000.0 * b + 0.5 * t)},
+    )  # fmt: skip
+    target = targets_of(agent_of(discount=1.0, returns={"steps": 1}), rows)
+    np.testing.assert_allclose(target.value, (1100.0 * b + 1.5 * t)[:, 1:])
+    np.testing.assert_allclose(target.reward, (100.0 * b + t)[:, 1:])
+    np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), rows.extras["search_policy"])
+
+
+def test_every_part_learns():
+    """Trap 2, with the consistency term's projection."""
+    agent = agent_of(loss={"consistency": {"weight": 1.0}})
+    rows = rows_of(1)
+    target = targets_of(agent, rows)
+    policy = agent.init(jax.random.key(1), SPEC)
+    model = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), policy.params)
+
+    def total(model):
+        terms, _ = agent.loss(model, (), batch_of(rows), target, jax.random.key(0))
+        return losses.combine(terms, agent.weights, target.mask, jnp.ones(BATCH))[0]
+
+    gradient = quick_jit(jax.grad(total))(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_additions_are_absent_unless_weighted():
+    agent = agent_of()
+    assert "consistency" not in agent.weights and "entropy" not in agent.weights
+    assert agent.init(jax.random.key(0), SPEC).params.projection is None
+
+
+@pytest.mark.parametrize("name", ["muzero", "gumbel_muzero"])
+def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
+    model = random_model(2)
+    rows = random_rows(4, BATCH, LENGTH)
+    legal = rows.legal_actions | ~rows.legal_actions.any(-1, keepdims=True)
+    rows = rows._replace(legal_actions=legal)
+    fresh = agent_of(name, reanalyse_fraction=1.0)
+    key = jax.random.key(9)
+    blank = {"search_policy": jnp.zeros((*rows.reward.shape, ACTIONS)), "search_value": jnp.zeros(rows.reward.shape)}
+    first = targets_of(fresh, rows._replace(extras=blank), 9, model)
+    # What that search said, as if it had acted: without reanalysis the targets are the same.
+    config = muzero.MuZeroConfig.model_validate({"name": name, "discount": DISCOUNT})
+    plan = muzero.planner(config, SEARCH, DISCOUNT)
+    flat = (rows.observation.reshape(-1, 4), legal.reshape(-1, ACTIONS))
+    found = quick_jit(lambda: plan(model, *flat, key, "sample"))()
+    stored = {
+        "search_policy": found.weights.reshape(*rows.reward.shape, ACTIONS),
+        "search_value": found.value.reshape(rows.reward.shape),
+    }
+    second = targets_of(agent_of(name), rows._replace(extras=stored), 9, model)
+    np.testing.assert_allclose(first.value, second.value, atol=1e-4)
+    np.testing.assert_allclose(first.policy.weights, second.policy.weights, atol=1e-4)
+    half = targets_of(agent_of(name, reanalyse_fraction=0.5), rows._replace(extras=blank), 9, model)
+    assert float(jnp.abs(half.policy.weights[: BATCH // 2]).max()) == 0
+    assert float(half.policy.weights[BATCH // 2 :].sum(-1).min()) == pytest.approx(1, abs=1e-4)
+
+
+def first_rows(size, legal=None):
+    flag, number = jnp.zeros(size, bool), jnp.zeros(size)
+    legal = jnp.ones((size, ACTIONS), bool) if legal is None else legal
+    observation = jax.random.normal(jax.random.key(1), (1, 4)) * jnp.ones((size, 1))
+    return TimeStep(observation, number, number + 1, ~flag, flag, flag, legal, flag)
+
+
+@pytest.mark.parametrize("name", ["muzero", "gumbel_muzero"])
+def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
+    legal = jnp.asarray(np.tile([True, False, True], (64, 1)))
+    agent, model = agent_of(name), random_model(3)
+    for mode in ("explore", "sample", "greedy"):
+        act = quick_jit(lambda key, mode=mode: agent.act(Policy(model, ()), (), first_rows(64, legal), key, mode, 0.0))
+        output, carry = act(jax.random.key(0))
+        assert carry == () and not (output.action == 1).any()
+        policy = output.extras["search_policy"]
+        np.testing.assert_allclose(policy.sum(-1), 1, atol=1e-5)
+        assert float(policy[:, 1].max()) == 0
+        assert output.extras["search_value"].shape == (64,)
+        if mode == "greedy":
+            assert len(set(np.asarray(output.action).tolist())) == 1
+
+
+def test_without_simulations_the_network_acts_alone():
+    agent, model = agent_of(search=SearchConfig(num_simulations=0)), random_model(3)
+    rows = first_rows(4000)
+    output, _ = quick_jit(lambda: agent.act(Policy(model, ()), (), rows, jax.random.key(0), "sample", 1.0))()
+    expected = jax.nn.softmax(model.predict(model.represent(rows.observation[:1])).policy_logits)[0]
+    np.testing.assert_allclose(np.bincount(output.action, minlength=ACTIONS) / 4000, expected, atol=0.03)
+    greedy, _ = agent.act(Policy(model, ()), (), rows, jax.random.key(0), "greedy", 1.0)
+    assert set(np.asarray(greedy.action).tolist()) == {int(expected.argmax())}
+
+
+def test_the_temperature_falls_with_training():
+    config = muzero.TemperatureConfig()
+    shares = (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)
+    assert [float(config.at(share)) for share in shares] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    weights = jnp.tile(jnp.array([0.6, 0.4, 0.0]), (20_000, 1))
+    for temperature in (1.0, 0.5):
+        drawn = muzero.draw(jax.random.key(0), weights, jnp.asarray(temperature))
+        goal = np.array([0.6, 0.4, 0]) ** (1 / temperature)
+        np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, goal / goal.sum(), atol=0.015)
+    assert set(np.asarray(muzero.draw(jax.random.key(0), weights, jnp.zeros(()))).tolist()) == {0}
+
+
+def test_only_the_first_moves_are_drawn_where_so_set():
+    agent, model = agent_of(temperature={"values": [1.0], "changes": [], "moves": 2}), random_model(3)
+    rows, carry = first_rows(200), agent.start(200)
+    act = quick_jit(lambda rows, carry, key: agent.act(Policy(model, ()), carry, rows, key, "sample", 0.0))
+    kinds = []
+    for number in range(4):
+        output, carry = act(rows._replace(first=jnp.full(200, number == 0)), carry, jax.random.key(number))
+        kinds.append(len(set(np.asarray(output.action).tolist())))
+    assert kinds[0] > 1 and kinds[1] > 1 and kinds[2:] == [1, 1]
+    _, carry = act(rows, carry, jax.random.key(9))
+    np.testing.assert_array_equal(carry, 1)
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="one temperature of at least 0 more than changes"):
+        muzero.TemperatureConfig(values=(1.0,), changes=(0.5,))
+    with pytest.raises(ValueError, match="changes must rise"):
+        muzero.TemperatureConfig(values=(1.0, 0.5, 0.1), changes=(0.7, 0.5))
+
+
+def test_defaults_are_the_papers():
+    config, table = muzero.MuZeroConfig(), muzero.MuZeroLosses()
+    assert (config.discount, config.returns.steps, config.temperature.values) == (0.997, 10, (1.0, 0.5, 0.25))
+    assert table.weights() == {"policy": 1, "model_policy": 1, "value": 0.25, "model_value": 0.25, "model_reward": 1}
+    assert dataclasses.is_dataclass(agent_of().init(jax.random.key(0), SPEC).params)
