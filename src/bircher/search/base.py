@@ -1,0 +1,90 @@
+"""What every search takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SearchConfig(BaseModel):
+    """How many simulations a search makes, and the constants of its formulae."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_simulations: int = Field(50, ge=0)
+    """Simulations of each search (MuZero: 50 on Atari, 800 on boards); 0 acts by the network alone."""
+    max_depth: int | None = Field(None, ge=1)
+    """Edges from the root beyond which the tree does not grow; none by default."""
+    puct_init: float = Field(1.25, ge=0)
+    """c_1 of PUCT (MuZero: 1.25)."""
+    puct_base: float = Field(19652.0, gt=0)
+    """c_2 of PUCT (MuZero: 19652)."""
+    dirichlet_alpha: float = Field(0.25, gt=0)
+    """Concentration of the noise on the root's prior (MuZero: 0.25 on Atari, 0.3 in chess, 0.03 in Go)."""
+    dirichlet_share: float = Field(0.25, ge=0, le=1)
+    """Share of that noise in the root's prior (MuZero: 0.25)."""
+    max_considered_actions: int = Field(16, ge=1)
+    """Actions that sequential halving begins with at the root (Gumbel MuZero: 16)."""
+    visit_offset: float = Field(50.0, ge=0)
+    """c_visit of Gumbel's sigma."""
+    value_scale: float = Field(0.1, ge=0)
+    """c_scale of Gumbel's sigma (0.1; 1.0 on boards)."""
+
+
+class Step(NamedTuple):
+    """What a model says of an action taken in a latent."""
+
+    reward: Float[Array, " B"]
+    discount: Float[Array, " B"]
+    """gamma; -gamma where the turn changes hands; 0 where a true simulator's game ended."""
+    logits: Float[Array, "B A"]
+    """Prior policy in the latent arrived at."""
+    value: Float[Array, " B"]
+    """Of the latent arrived at, for the player who moves there."""
+    latent: PyTree[Array]
+    """[B, ...]"""
+
+
+class Root(NamedTuple):
+    """Where a search starts."""
+
+    logits: Float[Array, "B A"]
+    value: Float[Array, " B"]
+    latent: PyTree[Array]
+    """[B, ...]"""
+    legal_actions: Bool[Array, "B A"]
+    """A row without any, such as the last of an episode, is searched as if all were legal."""
+
+
+Simulate = Callable[[Any, Int[Array, " B"]], Step]
+"""(latent [B, ...], action [B]) -> Step; called once a simulation."""
+
+
+class SearchResult(NamedTuple):
+    """What a search found out about its root."""
+
+    action: Int[Array, " B"]
+    """The search's own choice: the most visited action (PUCT), or the winner of sequential halving (Gumbel)."""
+    weights: Float[Array, "B A"]
+    """The improved policy: shares of visits (PUCT) or softmax(logits + sigma(completed Q)) (Gumbel); 0 where illegal."""
+    value: Float[Array, " B"]
+    """For bootstraps and priorities: the root's mean (PUCT), or the sum of weights times completed Q (Gumbel)."""
+    visits: Int[Array, "B A"]
+    q_values: Float[Array, "B A"]
+    """r + discount v of each action; 0 where it was not visited."""
+    tree: Any
+    """The `mctx.Tree` where it was asked for, or None."""
+
+
+def require_simulations(num_simulations: int) -> None:
+    """Refuse a search of no simulations, which has no answer."""
+    if num_simulations < 1:
+        raise ValueError(f"a search needs at least 1 simulation, not {num_simulations}; act by the network without one")
+
+
+def searched_actions(legal_actions: Bool[Array, "B A"]) -> Bool[Array, "B A"]:
+    """The legal actions; all of them where none is, so that no row is NaN."""
+    return legal_actions | ~legal_actions.any(-1, keepdims=True)
