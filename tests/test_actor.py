@@ -93,6 +93,25 @@ def test_tallies_against_a_plain_loop(name, request):
         np.testing.assert_array_equal(state.episode_length, episode[:, 1])
 
 
+def test_in_games_of_two_the_return_is_the_first_movers():
+    """Of a heap of 4 who wins moves first or second; a game of three moves is won by who moved first, others lost."""
+    _, _, program, state = setting("toy/nim", num_envs=8, heap=4)
+    won = lost = 0
+    for _ in range(3):
+        before = state
+        state, rows, tally = program(state, 7)
+        lengths, total, episodes = np.asarray(before.episode_length).copy(), 0.0, 0
+        for t in range(1, 8):
+            lengths = np.where(rows.first[:, t], 0, lengths + 1)
+            for length in lengths[np.asarray(rows.last[:, t])]:
+                total += 1 if length % 2 else -1
+                won, lost, episodes = won + length % 2, lost + (1 - length % 2), episodes + 1
+        assert float(tally.return_sum) == total and int(tally.episodes) == episodes
+    assert won and lost
+    going = ~np.asarray(state.timestep.last)
+    np.testing.assert_array_equal(state.side[going], np.where(state.episode_length % 2, -1, 1)[going])
+
+
 def test_one_rollout_or_two_are_the_same(cliff):
     """2 x 8 steps are 16, bit for bit; the row where they meet is the same row, its action too."""
     _, _, program, start = cliff

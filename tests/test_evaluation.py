@@ -94,6 +94,16 @@ def test_greedy_takes_the_best_action_and_samples_differ_by_seed() -> None:
     assert (first.iqm_low, first.iqm_high) == (again.iqm_low, again.iqm_high)
 
 
+def test_in_games_of_two_the_returns_are_the_first_movers() -> None:
+    """Nim: who takes the last wins, so that games of an odd number of moves are won by who moved first."""
+    report = Evaluator(dice(2), maker("toy/nim"))(POLICY, 16, 0)
+    assert {1.0, -1.0} == set(report.returns)
+    taker = Evaluator(dice(2), maker("toy/nim", options={"heap": 8}), "greedy")(POLICY, 2, 0)
+    assert taker.lengths == [4, 4] and taker.returns == [-1.0, -1.0]
+    taker = Evaluator(dice(2), maker("toy/nim", options={"heap": 6}), "greedy")(POLICY, 2, 0)
+    assert taker.lengths == [3, 3] and taker.returns == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(("source", "sentence"), [(BadReward, "not finite"), (Raises, "the wheel came off")])
 def test_a_failure_within_an_episode_is_told(source, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Early(source):

@@ -23,6 +23,25 @@ class ActorState(eqx.Module):
     key: Key
     episode_return: Float[Array, " E"]
     episode_length: Int[Array, " E"]
+    side: Float[Array, " E"] | None = None
+    """Whose turn it is; None with one player."""
+
+
+def first_side(env: Env) -> Float[Array, " E"] | None:
+    """Whose turn it is in games of two that begin: 1 for who moves first, -1 for the other; None with one player."""
+    return jnp.ones(env.num_envs) if env.spec.num_players == 2 else None
+
+
+def next_side(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"] | None:
+    """Whose turn it is on the row after one whose turn was `side`."""
+    if side is None:
+        return None
+    return jnp.where(following.first, 1.0, jnp.where(following.discount < 0, -side, side))
+
+
+def counted_reward(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"]:
+    """What the reward after a row adds to the episode's return: in games of two the return is the first mover's."""
+    return following.reward if side is None else side * following.reward
 
 
 def start(agent: Agent, env: Env, key: Key) -> ActorState:
@@ -30,8 +49,9 @@ def start(agent: Agent, env: Env, key: Key) -> ActorState:
     env_state, timestep = env.reset()
     zeros = jnp.zeros(env.num_envs)
     return ActorState(
-        env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32)
-    )
+        env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32),
+        first_side(env),
+    )  # fmt: skip
 
 
 def not_finite(timestep: TimeStep) -> Array:
@@ -61,7 +81,7 @@ def rollout(
         row = Trajectory.of(timestep, output.action, output.extras)
         env_state, following = env.step(state.env_state, output.action)
         fresh = following.first
-        episode_return = jnp.where(fresh, 0.0, state.episode_return + following.reward)
+        episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
         # Both ends: a rollout may begin where the one before it failed.
         bad = not_finite(timestep) | not_finite(following)
@@ -72,7 +92,8 @@ def rollout(
             length_sum=jnp.where(following.last, episode_length, 0).sum(),
             failed=jnp.where(bad.any(), jnp.argmax(bad), -1),
         )
-        return ActorState(env_state, following, carry, key, episode_return, episode_length), (row, tally)
+        side = next_side(state.side, following)
+        return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
 
     state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
     # The last row's behaviour is needed for the prior there.  Its key is not used up: the next rollout draws the

@@ -56,7 +56,7 @@ class EnvConfig(BaseModel):
     """Observations joined along the last axis, the newest last."""
     num_threads: int | None = Field(None, ge=1)
     """EnvPool's threads; null takes one a core."""
-    backend: Literal["toys", "gymnax", "envpool", "gymnasium"] | None = None
+    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
     """Which adapter; null takes the quickest that has the environment."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""

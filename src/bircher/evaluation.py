@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
-from bircher.actor import not_finite
+from bircher.actor import counted_reward, first_side, next_side, not_finite
 from bircher.agents.base import Agent
 from bircher.envs.base import Env, failure
 from bircher.types import Key, Policy, TimeStep
@@ -57,7 +57,11 @@ class EvaluationStopped(Exception):
 
 
 class Report(NamedTuple):
-    """What an evaluation found; returns are undiscounted sums of rewards, lengths count actions."""
+    """What an evaluation found; returns are undiscounted sums of rewards, lengths count actions.
+
+    In games of two the agent plays both sides, and returns are those of who moves first: `bircher.games` measures it
+    against others.
+    """
 
     env: str
     agent: str
@@ -90,6 +94,8 @@ class _Episodes(NamedTuple):
     done: Bool[Array, " B"]
     failed: Int[Array, ""]
     """Index of the first environment that failed; -1 where none did."""
+    side: Float[Array, " B"] | None
+    """Whose turn it is, in games of two."""
 
 
 class Evaluator:
@@ -139,7 +145,7 @@ class Evaluator:
         zeros = jnp.zeros(size)
         episodes = _Episodes(
             state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), zeros.astype(bool),
-            jnp.full((), -1, jnp.int32),
+            jnp.full((), -1, jnp.int32), first_side(env),
         )  # fmt: skip
         for _ in range(-(-(env.spec.max_steps or MAX_EPISODE_STEPS) // CHUNK)):
             episodes = program(policy, episodes)
@@ -173,10 +179,11 @@ def _program(agent: Agent, env: Env, mode: Mode) -> Callable[[Policy, _Episodes]
         bad = not_finite(row) & counts
         return _Episodes(
             state, row, carry, key,
-            now.episode_return + jnp.where(counts, row.reward, 0.0),
+            now.episode_return + jnp.where(counts, counted_reward(now.side, row), 0.0),
             now.length + counts,
             now.done | row.last,
             jnp.where((now.failed < 0) & bad.any(), jnp.argmax(bad), now.failed),
+            next_side(now.side, row),
         )  # fmt: skip
 
     def play(policy: Policy, now: _Episodes) -> _Episodes:

@@ -188,6 +188,7 @@ class Tally(NamedTuple):
     """Decisions; the step after an end is a reset and does not count."""
     episodes: Int[Array, ""]
     return_sum: Float[Array, ""]
+    """In games of two the returns of who moved first."""
     length_sum: Int[Array, ""]
     failed: Int[Array, ""]
     """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""

@@ -111,6 +111,7 @@ FAULTS = {
     "not first": lambda r, t: r._replace(first=jnp.zeros(2, bool)),
     "legal_actions is": lambda r, t: r._replace(legal_actions=jnp.ones((2, 3), bool)),
     "no action is legal": lambda r, t: r._replace(legal_actions=jnp.zeros((2, 2), bool)),
+    "there is no second player": lambda r, t: r._replace(discount=jnp.where(r.first | r.last, r.discount, -1.0)),
     "failed is set": lambda r, t: r._replace(failed=jnp.array([False, True])),
 }
 

@@ -7,11 +7,13 @@ import sys
 
 import envpool
 import gymnax
+import pgx
 import pytest
 from gymnasium_twins import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bircher.envs import pgx as pgx_room
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, check_env
 
@@ -24,6 +26,8 @@ def test_the_lists_are_those_of_the_installed_packages():
         if path in ("envpool.box2d", "envpool.classic_control") and not env_id.startswith("phys2d/")
     }
     assert set(registry.ENVPOOL) == listed
+    games = {name for name in pgx.available_envs() if not name.startswith("minatar")} | {"bridge_bidding"}
+    assert games == {*registry.PGX, *registry.PGX_REFUSED} and set(registry.PGX) == set(pgx_room.GAMES)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,8 @@ def test_the_lists_are_those_of_the_installed_packages():
         ("LunarLander-v3", "envpool", "lunarlander"),
         ("Breakout-MinAtar", "gymnax", "minatar_breakout"),
         ("SpaceInvaders-MinAtar", "gymnax", "minatar_space_invaders"),
+        ("gardner_chess", "pgx", "default"),
+        ("2048", "pgx", "default"),
         ("FrozenLake-v1", "gymnasium", "default"),
         ("gymnasium.envs.toy_text:FrozenLake-v1", "gymnasium", "default"),
         (Counter, "gymnasium", "default"),
@@ -55,7 +61,7 @@ def test_a_backend_can_be_forced():
     with pytest.raises(UnknownEnvironment, match="unknown environment 'LunarLander-v3' in gymnax"):
         registry.make("LunarLander-v3", 1, seed=0, backend="gymnax")
     with pytest.raises(
-        UnsupportedEnvironment, match="unknown backend 'gymnas'; expected one of toys, gymnax, envpool, gymnasium"
+        UnsupportedEnvironment, match="unknown backend 'gymnas'; expected one of toys, gymnax, pgx, envpool, gymnasium"
     ):
         registry.make("CartPole-v1", 1, seed=0, backend="gymnas")
 
@@ -67,6 +73,8 @@ def test_a_backend_can_be_forced():
         ("lunarlander-v3", "LunarLander-v3"),
         ("breakout-minatar", "Breakout-MinAtar"),
         ("toy/cach", "toy/catch"),
+        ("connect4", "connect_four"),
+        ("Othelo", "othello"),
         ("FrozenLak-v1", "FrozenLake-v1"),
     ],
 )
@@ -74,6 +82,15 @@ def test_unknown_ids_name_the_nearest(wrong, right):
     with pytest.raises(UnknownEnvironment) as caught:
         registry.make(wrong, 1, seed=0)
     assert wrong in str(caught.value) and right in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("game", "reason"), [("bridge_bidding", "4 players"), ("backgammon", "dice"), ("kuhn_poker", "hide cards")]
+)
+def test_games_that_cannot_be_played_are_refused(game, reason):
+    with pytest.raises(UnsupportedEnvironment, match=f"{game} cannot be played: .*{reason}") as caught:
+        registry.spec(game)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["NoSuchEnv-v0", "no_such_module:Env-v0", "CartPole-v77", "", 3])
@@ -89,7 +106,7 @@ def test_an_unknown_id_imports_neither_envpool_nor_gymnax():
         "try:\n"
         "    registry.make('NoSuchEnv-v0', 1, 0)\n"
         "except registry.UnknownEnvironment:\n"
-        "    print([name for name in ('envpool', 'gymnax', 'bircher.envs.gymnasium') if name in sys.modules])\n"
+        "    print([name for name in ('envpool', 'gymnax', 'pgx', 'bircher.envs.gymnasium') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

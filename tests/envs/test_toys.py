@@ -87,6 +87,22 @@ def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
     assert off_centre.any() and (lost.reward[9, off_centre] == -1).all()
 
 
+def test_nim_rows_by_hand():
+    """The last reward is the winner's, who moved last; then the next game begins."""
+    env = registry.make("toy/nim", 2, seed=0, options={"heap": 4})
+    rows = rollout(env, 5, np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]]))
+    assert env.spec.num_players == 2
+    heap = [[4, 4], [2, 3], [0, 1], [4, 0], [3, 4]]
+    expected = np.eye(5)[np.array(heap)]
+    np.testing.assert_array_equal(rows.observation[:5], expected)
+    np.testing.assert_array_equal(rows.reward[:5], [[0, 0], [0, 0], [1, 0], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(rows.discount[:5], [[1, 1], [-1, -1], [0, -1], [1, 0], [-1, 1]])
+    np.testing.assert_array_equal(rows.terminal[:5], [[0, 0], [0, 0], [1, 0], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(rows.first[:5], [[1, 1], [0, 0], [0, 0], [1, 0], [0, 1]])
+    np.testing.assert_array_equal(rows.legal_actions[2, 1], [True, False])
+    assert rows.legal_actions[[0, 1, 3, 4], [0, 0, 0, 0]].all()
+
+
 @pytest.mark.parametrize("env_id", registry.TOYS)
 def test_toys_keep_the_contract(env_id):
     check_env(registry.make(env_id, 3, seed=1), 60)

@@ -78,22 +78,25 @@ def row(
     first: Bool[Array, " B"],
     terminal: Bool[Array, " B"],
     truncated: Bool[Array, " B"],
+    turned: Bool[Array, "*B"] | None = None,
     legal_actions: Bool[Array, "B A"] | None = None,
     failed: Bool[Array, " B"] | None = None,
 ) -> TimeStep:
     """The row that an adapter returns, with types and the conventions for reset rows enforced in one place.
 
     ``terminal`` wins where an episode died on its last allowed step; a first row has no past, so its
-    reward is 0, its discount 1 and it is not last, whatever the environment said. ``legal_actions`` defaults to all.
+    reward is 0, its discount 1 and it is not last, whatever the environment said. Where another player is to move
+    than before, which ``turned`` says, the discount is -1. ``legal_actions`` defaults to all.
     """
     terminal = terminal & ~first
     last = (terminal | truncated) & ~first
     if legal_actions is None:
         legal_actions = jnp.ones((*first.shape, num_legal(spec)), bool)
+    sign = 1.0 if turned is None else jnp.where(turned & ~first, -1.0, 1.0)
     return TimeStep(
         observation=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), observation, spec.observation),
         reward=jnp.where(first, 0.0, reward).astype(jnp.float32),
-        discount=1.0 - terminal.astype(jnp.float32),
+        discount=jnp.where(terminal, 0.0, sign).astype(jnp.float32),
         first=first,
         last=last,
         terminal=terminal,
@@ -183,6 +186,8 @@ def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
     Raises EnvContractError at the first breach. Spaces that cannot be stepped (``Unsupported``) are checked as far as
     they go: an observation not at all, an action space only at the reset.
     """
+    if env.spec.num_players not in (1, 2):
+        raise EnvContractError(f"{env.spec.id}: num_players is {env.spec.num_players}, expected 1 or 2")
     if env.num_envs < 1:
         raise EnvContractError(f"{env.spec.id}: num_envs is {env.num_envs}, expected at least 1")
     for part in (env.spec.observation, env.spec.action):
@@ -236,7 +241,9 @@ def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int
     demand(~(rows.first & rows.last), "first and last are both set")
     demand(~rows.terminal | rows.last, "terminal is set on a row that is not last")
     demand(~rows.first | (rows.reward == 0), "a first row has a reward")
-    demand(np.where(rows.terminal, rows.discount == 0, np.abs(rows.discount) == 1), "discount does not fit terminal")
+    turns = rows.discount == -1
+    demand(np.where(rows.terminal, rows.discount == 0, turns | (rows.discount == 1)), "discount does not fit terminal")
+    demand(~turns | (env.spec.num_players == 2), "discount is -1, and there is no second player")
     demand(~rows.first | (rows.discount == 1), "a first row has a discount other than 1")
     demand(rows.last | (not num_legal(env.spec)) | rows.legal_actions.any(-1), "no action is legal")
     if before is not None:

@@ -16,6 +16,10 @@ Start = Callable[[Key, Array], tuple[Any, Any]]
 """(key, index of the environment) -> (inner state, observation) of a new episode; Python numbers will do."""
 Move = Callable[[Key, Any, Array], tuple[Any, Any, Any, Any, Any]]
 """(key, inner state, action) -> (inner state, observation, reward, terminal, truncated)."""
+Legal = Callable[[Any], Array]
+"""Inner state -> legal_actions [A]."""
+Player = Callable[[Any], Array]
+"""Inner state -> which of two players is to move."""
 
 
 class PureState(NamedTuple):
@@ -31,14 +35,27 @@ class PureState(NamedTuple):
 
 
 class PureEnv:
-    """B environments from two functions of one: how an episode starts and how it moves."""
+    """B environments from two functions of one: how an episode starts and how it moves.
+
+    Where some actions are not legal, ``legal_actions`` says so of an inner state; in a game of two, ``player`` says
+    whose turn it is. Rewards and observations are then those of the player who moved, and of the one to move.
+    """
 
     pure = True
 
-    def __init__(self, spec: EnvSpec, start: Start, move: Move, seeds: Sequence[int]):
+    def __init__(
+        self,
+        spec: EnvSpec,
+        start: Start,
+        move: Move,
+        seeds: Sequence[int],
+        legal_actions: Legal | None = None,
+        player: Player | None = None,
+    ):
         self.spec = spec
         self.num_envs = len(seeds)
         self._start, self._move = start, move
+        self._legal_actions, self._player = legal_actions, player
         self._seeds = jnp.asarray(seeds, jnp.uint32)
         # A start may give Python numbers where a move gives arrays: a scan needs one type for both.
         key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
@@ -48,21 +65,35 @@ class PureEnv:
 
     def reset(self) -> tuple[PureState, TimeStep]:
         """Start every environment anew from its seed; the same rows at every call."""
-        state, observation = self._start_all(self._seeds)
-        never = jnp.zeros(self.num_envs, bool)
-        reward = jnp.zeros(self.num_envs)
-        return state, row(self.spec, observation, reward, first=~never, terminal=never, truncated=never)
+        return self._start_all(self._seeds)
 
     def step(self, state: PureState, action: Actions) -> tuple[PureState, TimeStep]:
         """One row further, a pure function of the state; where the state is ``last``, the first row of an episode."""
         keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
-        inner, observation, reward, terminal, truncated = jax.vmap(self._one_move)(keys, state.inner, action)
+        inner, observation, reward, terminal, truncated = self.moved(keys, state.inner, action)
+        turned = self.players(inner) != self.players(state.inner)
         # Often no episode begins, and drawing a start may cost more than the step.
         inner, observation = jax.lax.cond(
             jnp.any(state.last), self._replace, lambda _, moved: moved, (keys, state.last), (inner, observation)
         )
-        timestep = row(self.spec, observation, reward, first=state.last, terminal=terminal, truncated=truncated)
+        timestep = row(
+            self.spec, observation, reward, first=state.last, terminal=terminal, truncated=truncated, turned=turned,
+            legal_actions=self.legal_actions(inner),
+        )  # fmt: skip
         return PureState(inner, state.key, state.count + 1, timestep.last), timestep
+
+    def moved(self, keys: Key, inner: PyTree[Array], action: Actions) -> tuple[Any, ...]:
+        """What an action leads to in each of B inner states, whatever the number B: (inner states, observations,
+        rewards of those who moved, terminal, truncated). Nothing begins anew."""
+        return jax.vmap(self._one_move)(keys, inner, action)
+
+    def legal_actions(self, inner: PyTree[Array]) -> Bool[Array, "B A"] | None:
+        """The legal actions in each of B inner states; None where all are, everywhere."""
+        return None if self._legal_actions is None else jax.vmap(self._legal_actions)(inner)
+
+    def players(self, inner: PyTree[Array]) -> Int[Array, "*B"]:
+        """Which player is to move in each of B inner states; one and the same where there is only one."""
+        return jnp.int32(0) if self._player is None else jax.vmap(self._player)(inner)
 
     def close(self) -> None:
         """Nothing is held outside the program."""
@@ -92,12 +123,17 @@ class PureEnv:
 
         return jax.tree.map(pick, started, moved)
 
-    def _start_state(self, seeds: UInt32[Array, " B"]) -> tuple[PureState, PyTree[Array]]:
+    def _start_state(self, seeds: UInt32[Array, " B"]) -> tuple[PureState, TimeStep]:
         keys = jax.vmap(jax.random.key)(seeds)
         count = jnp.zeros(self.num_envs, jnp.int32)
         first_keys = jax.vmap(jax.random.fold_in)(keys, count)
         inner, observation = jax.vmap(self._one_start)(first_keys, jnp.arange(self.num_envs))
-        return PureState(inner, keys, count + 1, jnp.zeros(self.num_envs, bool)), observation
+        never = jnp.zeros(self.num_envs, bool)
+        timestep = row(
+            self.spec, observation, jnp.zeros(self.num_envs), first=~never, terminal=never, truncated=never,
+            legal_actions=self.legal_actions(inner),
+        )  # fmt: skip
+        return PureState(inner, keys, count + 1, never), timestep
 
 
 def _cast(tree: PyTree, like: PyTree) -> PyTree[Array]:

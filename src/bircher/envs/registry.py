@@ -14,9 +14,9 @@ import jax
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
 from bircher.types import EnvSpec, Unsupported
 
-BACKENDS = ("toys", "gymnax", "envpool", "gymnasium")
+BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
 
-TOYS = ("toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch")
+TOYS = ("toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/nim")
 
 # Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
 # and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
@@ -28,6 +28,20 @@ GYMNAX = (
     "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",
     "BernoulliBandit-misc", "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
 )  # fmt: skip
+
+PGX = (
+    "tic_tac_toe", "connect_four", "othello", "hex", "go_9x9", "go_19x19", "gardner_chess", "chess", "animal_shogi",
+    "shogi", "2048",
+)  # fmt: skip
+
+PGX_REFUSED = {
+    "bridge_bidding": "it has 4 players, and at most 2 are supported",
+    "sparrow_mahjong": "it has 3 players, and at most 2 are supported",
+    "backgammon": "it has dice, and of games with chance only those of one player are supported",
+    "kuhn_poker": "its players hide cards from each other, which is not supported",
+    "leduc_holdem": "its players hide cards from each other, which is not supported",
+}
+"""Games that pgx has, and why they cannot be played here."""
 
 ENVPOOL = (
     "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
@@ -83,7 +97,8 @@ def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
 def resolve(source: object, backend: str | None = None) -> str:
     """The backend that runs an environment: one of ``BACKENDS``.
 
-    Raises UnknownEnvironment, with the nearest ids, before an adapter is imported or anything is compiled.
+    Raises UnknownEnvironment, with the nearest ids, or UnsupportedEnvironment, before an adapter is imported or
+    anything is compiled.
     """
     if backend is not None and backend not in BACKENDS:
         raise UnsupportedEnvironment(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
@@ -91,14 +106,16 @@ def resolve(source: object, backend: str | None = None) -> str:
         if not callable(source):
             raise UnknownEnvironment(f"an environment is an id or a callable, not {type(source).__name__}")
         return "gymnasium"
-    for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("envpool", ENVPOOL)):
+    if source in PGX_REFUSED and backend in (None, "pgx"):
+        raise UnsupportedEnvironment(f"{source} cannot be played: {PGX_REFUSED[source]}")
+    for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
         if source in ids and backend in (None, name):
             return name
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
     if backend in (None, "gymnasium") and _in_gymnasium(source):
         return "gymnasium"
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "envpool": ENVPOOL, "gymnasium": _gymnasium_ids()}
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "envpool": ENVPOOL, "gymnasium": _gymnasium_ids()}
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
     raise UnknownEnvironment(f"unknown environment {source!r}{where}{_near(source, names)}")
@@ -151,6 +168,10 @@ def _adapter(
         from bircher.envs.gymnax import GymnaxEnv
 
         return GymnaxEnv(env, env_seeds, max_steps, options)
+    if backend == "pgx":
+        from bircher.envs.pgx import PgxEnv
+
+        return PgxEnv(env, env_seeds, max_steps, options)
     if backend == "envpool":
         from bircher.envs.envpool import EnvPoolEnv
 
@@ -203,7 +224,7 @@ def known(name_filter: str | None = None) -> list[Known]:
     Each is looked at for its spaces; one whose own packages are not installed says so in their place.
     """
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *ENVPOOL, *_gymnasium_ids())):
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *_gymnasium_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)

@@ -7,40 +7,50 @@
     toy/chain              one-hot of n places      3                  place i wants action i mod 3, else back to 0
     toy/cliff              (t / n, 1)               walk, jump         walk: reward 1; jump: reward 2 and death
     toy/catch              image rows x columns x 1 left, stay, right  the ball falls; 1 if caught, -1 if not, death
+    toy/nim                one-hot of the heap      take 1, take 2     two players; 1 for who takes the last, the end
 
 b is the index of the environment and t the number of actions taken in its episode. The counter's reward on arriving at
 t is 1000 b + 10 t + action, so that a shift along either axis shows. The chain gives 1 and ends in death at its end,
 and is truncated after 10 n steps; the cliff is truncated after n. ``n`` is the option ``length``, ``rows`` and
-``columns`` are those of catch; ``max_steps`` truncates each of them earlier.
+``columns`` are those of catch, ``heap`` is what nim begins with: who is to move there loses if and only if 3 divides
+what is left. ``max_steps`` truncates each of them earlier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bircher.envs.base import UnsupportedEnvironment
-from bircher.envs.pure import Move, PureEnv, Start
+from bircher.envs.pure import Legal, Move, Player, PureEnv, Start
 from bircher.types import Discrete, EnvSpec
 
-Toy = tuple[EnvSpec, Start, Move]
-"""A specification, how an episode starts and how it moves: what PureEnv takes."""
+
+class Toy(NamedTuple):
+    """What PureEnv takes besides seeds."""
+
+    spec: EnvSpec
+    start: Start
+    move: Move
+    legal_actions: Legal | None = None
+    player: Player | None = None
 
 
 def make_toy(
     env_id: str, seeds: Sequence[int], max_steps: int | None = None, options: Mapping[str, Any] | None = None
 ) -> PureEnv:
     """B toys of one kind; raises UnsupportedEnvironment for an option that the toy does not have."""
-    return PureEnv(*_single(env_id, max_steps, options), seeds)
+    toy = _single(env_id, max_steps, options)
+    return PureEnv(toy.spec, toy.start, toy.move, seeds, toy.legal_actions, toy.player)
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
     """The specification of a toy."""
-    return _single(env_id, max_steps, options)[0]
+    return _single(env_id, max_steps, options).spec
 
 
 def counter_reward(index: Any, time: Any, action: Any) -> Any:
@@ -81,7 +91,7 @@ def _counter(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
         terminal = dies & (time >= length)
         return (index, time), observation, counter_reward(index, time, action), terminal, _reached(time, limit)
 
-    return EnvSpec(env_id, _vector(3), Discrete(2), limit), start, move
+    return Toy(EnvSpec(env_id, _vector(3), Discrete(2), limit), start, move)
 
 
 def _bandit(env_id: str, max_steps: int | None) -> Toy:
@@ -93,7 +103,7 @@ def _bandit(env_id: str, max_steps: int | None) -> Toy:
     def move(key, inner, action):
         return inner, jnp.ones(1), jnp.array(rewards)[action], True, False
 
-    return EnvSpec(env_id, _vector(1), Discrete(len(rewards)), max_steps), start, move
+    return Toy(EnvSpec(env_id, _vector(1), Discrete(len(rewards)), max_steps), start, move)
 
 
 def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
@@ -109,7 +119,7 @@ def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
         observation = jax.nn.one_hot(place, length)  # all zeros at the end, which is no place
         return (place, time), observation, jnp.where(end, 1.0, 0.0), end, _reached(time, limit)
 
-    return EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move
+    return Toy(EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move)
 
 
 def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
@@ -125,7 +135,7 @@ def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
         time, jumped = time + 1, action == 1
         return time, seen(time), jnp.where(jumped, 2.0, 1.0), jumped, _reached(time, limit)
 
-    return EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move
+    return Toy(EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move)
 
 
 def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5) -> Toy:
@@ -146,7 +156,25 @@ def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5)
         return inner, seen(inner), reward, down, _reached(inner[3], max_steps)
 
     shape = jax.ShapeDtypeStruct((rows, columns, 1), np.float32)
-    return EnvSpec(env_id, shape, Discrete(3), max_steps), start, move
+    return Toy(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
+
+
+def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Toy:
+    def start(key, index):
+        return (heap, 0, 0), jax.nn.one_hot(heap, heap + 1)
+
+    def move(key, inner, action):
+        left, time, player = inner
+        left, time = left - action - 1, time + 1
+        end = left <= 0
+        reward = jnp.where(left == 0, 1.0, jnp.where(left < 0, -1.0, 0.0))  # taking more than there is loses
+        return (left, time, 1 - player), jax.nn.one_hot(left, heap + 1), reward, end, _reached(time, max_steps)
+
+    def legal_actions(inner):
+        return jnp.arange(1, 3) <= inner[0]
+
+    spec = EnvSpec(env_id, _vector(heap + 1), Discrete(2), max_steps, num_players=2)
+    return Toy(spec, start, move, legal_actions, lambda inner: inner[2])
 
 
 TOYS: dict[str, Callable[..., Toy]] = {
@@ -156,5 +184,6 @@ TOYS: dict[str, Callable[..., Toy]] = {
     "toy/chain": _chain,
     "toy/cliff": _cliff,
     "toy/catch": _catch,
+    "toy/nim": _nim,
 }
 """Every toy by its id."""

@@ -1,0 +1,94 @@
+"""pgx: board games of two players, and 2048, stepped and reset inside the compiled program.
+
+"Pgx: Hardware-Accelerated Parallel Game Simulators for Reinforcement Learning" by Koyamada et al. 2023
+(https://arxiv.org/abs/2303.17503). pgx names its two players by chance; here they are told apart by who moves first.
+Its observations are those of the player to move, after the game's last move too, and most are grids of booleans: they
+stay so.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from bircher.envs.base import array_dtype
+from bircher.envs.pure import PureEnv
+from bircher.types import Discrete, EnvSpec, Key
+
+GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "tic_tac_toe": ("tic_tac_toe", "TicTacToe", {}),
+    "connect_four": ("connect_four", "ConnectFour", {}),
+    "othello": ("othello", "Othello", {}),
+    "hex": ("hex", "Hex", {}),
+    "go_9x9": ("go", "Go", {"size": 9}),
+    "go_19x19": ("go", "Go", {"size": 19}),
+    "gardner_chess": ("gardner_chess", "GardnerChess", {}),
+    "chess": ("chess", "Chess", {}),
+    "animal_shogi": ("animal_shogi", "AnimalShogi", {}),
+    "shogi": ("shogi", "Shogi", {}),
+    "2048": ("play2048", "Play2048", {}),
+}
+"""pgx's module, class and arguments by the game's id."""
+
+
+def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+    """The specification of a game; nothing is compiled."""
+    return _Single(env_id, max_steps, options).spec
+
+
+class PgxEnv(PureEnv):
+    """B games as pure functions; ``max_steps`` truncates them, for pgx has no limit but the games' own."""
+
+    def __init__(
+        self,
+        env_id: str,
+        seeds: Sequence[int],
+        max_steps: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        single = _Single(env_id, max_steps, options)
+        player = single.player if single.spec.num_players == 2 else None
+        super().__init__(single.spec, single.start, single.move, seeds, single.legal_actions, player)
+
+
+class _Single:
+    """One game as the functions that PureEnv asks for; its inner state is pgx's, without the observation."""
+
+    def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None):
+        module, name, arguments = GAMES[env_id]
+        self.game = getattr(importlib.import_module(f"pgx.{module}"), name)(**{**arguments, **(options or {})})
+        self.max_steps = max_steps
+        key = jax.random.key(0)
+        begun = jax.eval_shape(self.game.init, key)
+        moved = jax.eval_shape(self.game.step, begun, jax.ShapeDtypeStruct((), jnp.int32), key)
+        observation = jax.ShapeDtypeStruct(moved.observation.shape, array_dtype(moved.observation.dtype))
+        action = Discrete(moved.legal_action_mask.shape[0])
+        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players)
+
+    def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
+        """A new game."""
+        del index
+        return self._without_observation(self.game.init(key))
+
+    def move(self, key: Key, inner: Any, action: Array) -> tuple[Any, ...]:
+        """One move; the key is 2048's chance. An illegal move ends the game at once and loses it."""
+        state = self.game.step(inner, action, key)
+        reward = state.rewards[inner.current_player]
+        limit = jnp.bool_(False) if self.max_steps is None else state._step_count >= self.max_steps
+        return *self._without_observation(state), reward, state.terminated, state.truncated | limit
+
+    def legal_actions(self, inner: Any) -> Array:
+        """The legal actions [A]; after the end pgx calls all of them legal."""
+        return inner.legal_action_mask
+
+    def player(self, inner: Any) -> Array:
+        """Who is to move."""
+        return inner.current_player
+
+    def _without_observation(self, state: Any) -> tuple[Any, PyTree[Array]]:
+        return state.replace(observation=()), state.observation
