@@ -202,7 +202,7 @@ def test_each_agent_has_its_own_settings_and_presets(agent: str) -> None:
 
 
 def test_settings_of_another_agent_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"unknown setting agent\.cmpo\.clip_bound"):
+    with pytest.raises(ConfigError, match=r"unknown setting agent\.cmpo"):
         compose("toy/cliff", ["agent=muzero", "agent.cmpo.clip_bound=0.5"])
     with pytest.raises(ConfigError, match="needs at least 1 simulation"):
         compose("toy/cliff", ["agent=gumbel_muzero", "search.num_simulations=0"])

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import mctx
 import numpy as np
 import pytest
-import search_reference as reference
 from hypothesis import given
 from hypothesis import strategies as st
-from search_worlds import SEARCHES, Network, Nim, Tables, network_program, root_latents, some_legal, tree_arrays
 
+import search_reference as reference
 from bircher.search import Root, SearchConfig, Step, gumbel_search, puct_search, rollout_search, tree_min_max
+from search_worlds import SEARCHES, Network, Nim, Tables, network_program, root_latents, some_legal, tree_arrays
 
 BATCH = 4
 KINDS = tuple(SEARCHES)

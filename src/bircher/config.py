@@ -122,7 +122,8 @@ class Config(BaseModel):
             raise ValueError("losses has no term enabled: nothing would be learnt")
         if "model_reward" in weights and not self.model.reward_head:
             raise ValueError(
-                "model.reward_head=false leaves losses.model_reward nothing to learn: set losses.model_reward.enabled=false"
+                "model.reward_head=false leaves losses.model_reward nothing to learn: "
+                "set losses.model_reward.enabled=false"
             )
         return self
 
@@ -183,7 +184,7 @@ def compose(
         given = settings.nested(overrides)
     else:
         given = settings.parse(overrides)
-    given, from_file = _without_shortcuts(given), _without_shortcuts(read_layer(file)) if file else {}
+    given, from_file = _named(given), _named(read_layer(file)) if file else {}
     kind = _kind(from_file, given)
     agent = next(name for name, settings_class in AGENTS.items() if settings_class is kind)
     given, from_file = settings.checked(given, kind), settings.checked(from_file, kind, f" ({file})")
@@ -229,7 +230,7 @@ def read_preset(name: str, kind: type[Config] = MuesliRun) -> dict[str, Any]:
     path = PRESETS / f"{find_preset(name)}.yaml"
     layer = read_layer(path)
     base = layer.pop("extends", None)
-    layer = settings.checked(_without_shortcuts(layer), kind, f" (preset {name})")
+    layer = settings.checked(_named(layer), kind, f" (preset {name})")
     return settings.merge(read_preset(base, kind), layer) if base is not None else layer
 
 
@@ -247,12 +248,10 @@ def read_layer(path: str | Path) -> dict[str, Any]:
     return settings.nested(content)
 
 
-def _without_shortcuts(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`agent=NAME` and `loop=NAME` as what they stand for; names that do not exist are refused."""
-    layer = dict(layer)
+def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The layer, its keys nested; an agent or loop that does not exist is refused."""
+    layer = settings.nested(layer)
     for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS)):
-        if group in layer and not isinstance(layer[group], dict):
-            layer[group] = {"name": layer[group]}
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
             close = settings.near(str(name), known)
@@ -272,7 +271,7 @@ def validated(layer: Mapping[str, Any], where: str = "") -> Config:
     Raises:
       ConfigError: a setting is wrong.
     """
-    layer = _without_shortcuts(layer)
+    layer = _named(layer)
     kind = _kind(layer)
     layer = settings.merge(settings.defaults(kind), settings.checked(layer, kind, where))
     try:

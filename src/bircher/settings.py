@@ -48,13 +48,20 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return nested(flat)
 
 
+SHORTCUTS = {"agent": "agent.name", "loop": "loop.name"}
+"""A value given to a group that has a name is that name."""
+
+
 def nested(flat: Mapping[Any, Any]) -> dict[str, Any]:
-    """Dotted keys, at any level, as nested dictionaries."""
+    """Dotted keys, at any level, as nested dictionaries; `agent: NAME` stands for `agent.name: NAME`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         if not isinstance(key, str):
             raise ConfigError(f"{key!r} is no setting: a key must be text")
-        value = nested(value) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            value = nested(value)
+        else:
+            key = SHORTCUTS.get(key, key)
         for part in reversed(key.split(".")):
             value = {part: value}
         tree = merge(tree, value)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mctx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from bircher.ops import distributions
 from bircher.search.base import Root, SearchConfig, SearchResult, Simulate, require_simulations, searched_actions
