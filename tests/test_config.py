@@ -143,6 +143,12 @@ def test_one_sentence_says_what_is_wrong(pair: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_priorities_need_a_replayed_share() -> None:
+    sentence = r"^replay\.priority_exponent=0\.6 needs sequences from replay: set replay\.fraction above 0, or leave"
+    with pytest.raises(ConfigError, match=sentence):
+        compose("toy/cliff", ["replay.priority_exponent=0.6", "replay.fraction=0"])
+
+
 def test_something_must_be_learnt() -> None:
     terms = [f"losses.{name}.enabled=false" for name in compose("toy/cliff").losses.weights()]
     with pytest.raises(ConfigError, match="no term enabled"):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flashbax.buffers import trajectory_buffer
 
 from bircher import learner
 from bircher.agents.base import Agent
@@ -51,7 +52,10 @@ def probe() -> Agent:
         shape = batch.trajectory.reward[:, 1:].shape
         zeros, none = jnp.zeros(shape), jnp.zeros((*shape, 1))
         policy_target = PolicyTarget(none.astype(jnp.int32), none)
-        result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, zeros[:, 0], {})
+        # 7 for a fresh sequence, else by its environment.
+        seen = batch.trajectory.observation
+        priority = jnp.where(seen[:, -1, 2] == 1, 7.0, 0.1 + 0.2 * seen[:, 0, 0])
+        result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, priority, {})
         return result, {"calls": policy.state["calls"] + 1}
 
     def loss(params, state, batch, target, key):
@@ -64,6 +68,8 @@ def probe() -> Agent:
             "replayed": (each * (1 - last)[:, None]).sum(0),
             "whole": whole.mean(),
             "oldest": time.min(),
+            "indexed": ((batch.indices >= 0) == (last == 0)).mean(),
+            "importance": (each * batch.importance[:, None]).sum(0),
         }
         value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
         return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics
@@ -97,10 +103,13 @@ def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 
 
 @functools.cache
-def probe_learner(fraction=0.5, capacity=48, **optimiser):
+def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, **optimiser):
     """A learner of the probe and its compiled functions."""
     config = OptimiserConfig(**optimiser)
-    replay = ReplayConfig(capacity=capacity, fraction=fraction)
+    replay = ReplayConfig(
+        capacity=capacity, fraction=fraction, priority_exponent=priority_exponent,
+        importance_exponent=importance_exponent,
+    )  # fmt: skip
     made = learner.make(probe(), MARKED, config, replay, ENVS, LENGTH, 120, 0.25)
     return made, quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), quick_jit(made.learn)
 
@@ -125,6 +134,52 @@ def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
             assert used.sum() == pytest.approx(12)
         assert float(metrics["whole"]) == 1.0
         assert float(metrics["oldest"]) > (iteration + 1) * LENGTH - 48 // ENVS
+
+
+@pytest.mark.parametrize("settings", [
+    PLAIN, {**PLAIN, "updates_per_step": 1.0, "minibatches": 2, "epochs": 3},
+])  # fmt: skip
+def test_priorities_of_what_was_drawn_are_corrected_and_those_of_fresh_sequences_never(settings):
+    """Each weight is the one it came with, or that of its environment's priority; 7 never comes in."""
+    made, state, learn = probe_learner(0.5, priority_exponent=0.5, **settings)
+    assert made.replay.prioritised
+    corrected = 0
+    for iteration in range(12):
+        state, metrics = learn(state, marked_rollout(iteration), tally())
+        weights = np.asarray(state.replay.weights.blocks).reshape(-1)[: made.replay.capacity].reshape(ENVS, -1)
+        assert (weights > 0).sum() == ENVS * max(min(12, (iteration + 1) * LENGTH) - LENGTH, 0)
+        own = np.sqrt(0.1 + 0.2 * np.arange(ENVS) + 1e-6)[:, None]
+        assert ((weights == 0) | (weights == 1) | np.isclose(weights, own, rtol=1e-6)).all()
+        corrected += int(np.isclose(weights, own, rtol=1e-6).sum())
+        assert float(state.replay.weights.greatest) == 1.0
+        if iteration:
+            assert float(metrics["indexed"]) == pytest.approx(1.0) and float(metrics["whole"]) == 1.0
+            assert 0.3 < float(metrics["target/importance_least"]) <= 1.0
+        else:
+            assert float(metrics["target/importance_least"]) == 1.0 and float(metrics["target/priority_mean"]) == 7.0
+    assert corrected > 50
+
+
+def test_without_priorities_the_program_knows_nothing_of_them():
+    """The same program whatever the other exponent is, the same numbers, and nothing more in the state."""
+    made, state, learn = probe_learner(0.5, **PLAIN)
+    other = probe_learner(0.5, importance_exponent=0.25, **PLAIN)[0]
+    on, on_state, _ = probe_learner(0.5, priority_exponent=0.5, **PLAIN)
+    inputs = (marked_rollout(0), tally())
+    program = str(jax.make_jaxpr(made.learn)(state, *inputs))
+    assert program == str(jax.make_jaxpr(other.learn)(state, *inputs))
+    assert "cumsum" not in program and "cumsum" in str(jax.make_jaxpr(on.learn)(on_state, *inputs))
+    assert not made.replay.prioritised
+    assert made.replay.update_priority(state.replay, jnp.zeros(2, jnp.int32), jnp.ones(2)) is state.replay
+    assert set(state.replay) == {"experience", "is_full", "current_index"}
+    for iteration in range(3):
+        state, metrics = learn(state, marked_rollout(iteration), tally())
+    assert not [name for name in metrics if name.startswith("target/")]
+    np.testing.assert_allclose(np.asarray(metrics["importance"]).sum(), 4, rtol=1e-6)
+    drawn = made.replay.sample(state.replay, jax.random.key(3), 50)
+    expected = trajectory_buffer.sample(state.replay, jax.random.key(3), 50, LENGTH + 1, 1).experience
+    assert drawn.indices is None and drawn.probabilities is None
+    assert_trees_equal(drawn.rows, expected)
 
 
 def test_targets_once_for_minibatches_and_epochs():
@@ -282,7 +337,7 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
     )
     later, _ = learn(after, following, tally(32))
     assert int(later.non_finite) == 0
-    drawn = made.replay.sample(later.replay, jax.random.key(0), 2000)
+    drawn = made.replay.sample(later.replay, jax.random.key(0), 2000).rows
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(drawn))
     blank = ~drawn.legal_actions.any(-1)
     assert blank.any()

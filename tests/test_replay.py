@@ -51,7 +51,7 @@ def test_samples_are_whole_recent_and_of_one_environment(shape, adds, seed):
     if not ring.ready(state):
         assert adds * length < length + 1
         return
-    drawn = jax.tree.map(np.asarray, sample(state, jax.random.key(seed), 64))
+    drawn = jax.tree.map(np.asarray, sample(state, jax.random.key(seed), 64).rows)
     assert drawn["time"].shape == (64, length + 1)
     assert (np.diff(drawn["time"], axis=1) == 1).all()
     assert (drawn["env"] == drawn["env"][:, :1]).all()
@@ -64,7 +64,7 @@ def test_samples_are_whole_recent_and_of_one_environment(shape, adds, seed):
 def test_every_whole_sequence_is_drawn_equally_often(shape):
     num_envs, length, capacity = shape
     _, sample, state = filled(shape, 9)
-    drawn = sample(state, jax.random.key(0), 20_000)
+    drawn = sample(state, jax.random.key(0), 20_000).rows
     starts = np.asarray(drawn["time"][:, 0])
     held = min(capacity // num_envs, 9 * length)
     possible = held - length
@@ -123,6 +123,8 @@ def test_a_ring_too_small_for_one_sequence_each_is_refused():
 
 def test_defaults_are_the_issues_and_nonsense_is_refused():
     assert (ReplayConfig().capacity, ReplayConfig().fraction) == (100_000, 0.75)
-    for wrong in ({"fraction": 1.1}, {"fraction": -0.1}, {"capacity": 0}, {"size": 3}):
+    assert (ReplayConfig().priority_exponent, ReplayConfig().importance_exponent) == (0.0, 1.0)
+    wrongs = ({"fraction": 1.1}, {"fraction": -0.1}, {"capacity": 0}, {"size": 3}, {"priority_exponent": 1.1})
+    for wrong in (*wrongs, {"priority_exponent": -0.1}, {"importance_exponent": 2.0}):
         with pytest.raises(ValidationError):
             ReplayConfig(**wrong)

@@ -60,8 +60,12 @@ def run_to(training, env_steps: int) -> Run:
         return training.run()
 
 
-def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
-    composed = config.compose("CartPole-v1", {**SETTINGS, "steps": 800, "seed": 1})
+@pytest.mark.parametrize("priority_exponent", [0.0, 0.6])
+def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
+    tmp_path: Path, priority_exponent: float
+) -> None:
+    settings = {**SETTINGS, "steps": 800, "seed": 1, "replay.priority_exponent": priority_exponent}
+    composed = config.compose("CartPole-v1", settings)
     whole = begin.start(composed, out=tmp_path / "whole").run()
     half = run_to(begin.start(composed, out=tmp_path / "half"), 300)
     assert half.stopped and 300 <= half.counters["env_steps"] < 800
@@ -69,6 +73,7 @@ def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(tmp_pa
     assert not resumed.stopped
     expected, found = state_of(whole.path), state_of(resumed.path)
     assert expected.keys() == found.keys() and len(found) > 40
+    assert ("['replay'].weights.blocks" in found) == bool(priority_exponent)
     for where, value in expected.items():
         np.testing.assert_array_equal(value, found[where], err_msg=where)
     assert {k: v for k, v in resumed.counters.items() if k != "wall_seconds"} == {

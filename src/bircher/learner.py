@@ -18,6 +18,7 @@ from bircher.agents.base import Agent
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
+from bircher.sampling import Shares, draw, fresh_order, take
 from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
 
 
@@ -59,10 +60,6 @@ def _learnt(state: TrainState) -> tuple:
     return state.params, state.target_params, state.agent_state, state.optimiser_state
 
 
-def _take(tree: PyTree, index: Array) -> PyTree:
-    return jax.tree.map(lambda x: x[index], tree)
-
-
 def _sanitised(rows: Trajectory, failed: Array) -> Trajectory:
     """Rows of a rollout that failed, made harmless: zeros, and no row leads anywhere."""
     rows = jax.tree.map(lambda x: jnp.where(failed, jnp.zeros_like(x), x), rows)
@@ -75,24 +72,12 @@ class _Plan(NamedTuple):
     agent: Agent
     optimiser: optax.GradientTransformation
     ring: Replay
+    shares: Shares
     config: OptimiserConfig
-    num_envs: int
     total_steps: int
     groups: int
     """Computations of targets after each rollout; each serves epochs × minibatches updates."""
-    num_replayed: int
-    """Sequences of each batch that come from replay."""
     target_update_rate: float
-
-    @property
-    def num_fresh(self) -> int:
-        """Sequences of each batch that come from the rollout."""
-        return self.config.batch_size - self.num_replayed
-
-    @property
-    def sequences(self) -> int:
-        """Sequences that share one computation of targets."""
-        return self.config.minibatches * self.config.batch_size
 
 
 def make(
@@ -116,12 +101,17 @@ def make(
     plan = _Plan(
         agent=agent,
         optimiser=make_optimiser(config),
-        ring=replay_room.make(num_envs, rollout_length, replay_config.capacity),
+        ring=replay_room.make(num_envs, rollout_length, replay_config.capacity, replay_config.priority_exponent),
+        shares=Shares(
+            num_envs=num_envs,
+            minibatches=config.minibatches,
+            batch_size=config.batch_size,
+            num_replayed=round(replay_config.fraction * config.batch_size),
+            importance_exponent=replay_config.importance_exponent,
+        ),
         config=config,
-        num_envs=num_envs,
         total_steps=total_steps,
         groups=updates // (config.epochs * config.minibatches),
-        num_replayed=round(replay_config.fraction * config.batch_size),
         target_update_rate=target_update_rate,
     )
 
@@ -135,7 +125,7 @@ def make(
             target_params=jax.tree.map(jnp.copy, policy.params),
             agent_state=policy.state,
             optimiser_state=plan.optimiser.init(policy.params),
-            replay=plan.ring.init(_take(row, jnp.asarray(0))),
+            replay=plan.ring.init(take(row, jnp.asarray(0))),
             key=key,
             counters=Counters.zero(),
             non_finite=jnp.zeros((), jnp.int32),
@@ -158,7 +148,7 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
         return _group(plan, state, rollout, *inputs)
 
     state, metrics = jax.lax.scan(
-        step, state, (_fresh_order(plan, order_key), jax.random.split(group_key, plan.groups))
+        step, state, (fresh_order(plan.shares, plan.groups, order_key), jax.random.split(group_key, plan.groups))
     )
     # A failed rollout teaches nothing: what was learnt before stays as it was.
     kept = jax.tree.map(lambda x, y: jnp.where(failed, x, y), before, _learnt(state))
@@ -172,48 +162,20 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     return _replaced(state, counters=counters), jax.tree.map(lambda x: x.mean(0), metrics)
 
 
-def _fresh_order(plan: _Plan, key: Key) -> Array:
-    """[groups, fresh sequences of each]: every environment comes up equally often, in random order."""
-    needed = plan.groups * plan.config.minibatches * plan.num_fresh
-    repeats = max(-(-needed // plan.num_envs), 1)
-    order = jnp.concatenate([jax.random.permutation(k, plan.num_envs) for k in jax.random.split(key, repeats)])
-    return order[:needed].reshape(plan.groups, -1)
-
-
-def _draw(plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key) -> Batch:
-    """minibatches × batch_size sequences, each minibatch with its own fresh share."""
-
-    def by_minibatch(rows: Trajectory, count: int) -> Trajectory:
-        return jax.tree.map(lambda x: x.reshape(plan.config.minibatches, count, *x.shape[1:]), rows)
-
-    parts = []
-    if plan.num_fresh:
-        parts.append(by_minibatch(_take(rollout, order), plan.num_fresh))
-    if plan.num_replayed:
-        count = plan.config.minibatches * plan.num_replayed
-        # Until the ring holds a whole sequence, fresh ones stand in.
-        stand_in = _take(rollout, jnp.arange(count) % plan.num_envs)
-        sampled = plan.ring.sample(state.replay, key, count)
-        ready = plan.ring.ready(state.replay)
-        sampled = jax.tree.map(lambda x, y: jnp.where(ready, x, y), sampled, stand_in)
-        parts.append(by_minibatch(sampled, plan.num_replayed))
-    size = plan.sequences
-    rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
-    return Batch(rows, plan.agent.start(size), jnp.full(size, -1), jnp.ones(size))
-
-
 def _group(
     plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key
 ) -> tuple[TrainState, dict[str, Array]]:
     """One computation of targets, and the updates that share it."""
     draw_key, target_key, update_key = jax.random.split(key, 3)
-    batch = _draw(plan, state, rollout, order, draw_key)
+    carry = plan.agent.start(plan.shares.sequences)
+    batch = draw(plan.shares, plan.ring, state.replay, rollout, order, carry, draw_key)
     target_policy = Policy(state.target_params, state.agent_state)
     targets, agent_state = plan.agent.targets(target_policy, batch, target_key)
     # A reward beyond a float's square would leave a normaliser infinite for ever.
     sound = all_finite(agent_state)
     agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)
-    state = _replaced(state, agent_state=agent_state)
+    replay = plan.ring.update_priority(state.replay, batch.indices, targets.priority)
+    state = _replaced(state, agent_state=agent_state, replay=replay)
     config = plan.config
     count = config.epochs * config.minibatches
     keys = jax.random.split(update_key, count)
@@ -222,9 +184,9 @@ def _group(
 
     def one(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
         index, key = inputs
-        return _update(plan, state, _take(batch, index), _select_targets(targets, index), sound, key)
+        return _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key)
 
-    index = jnp.tile(jnp.arange(plan.sequences).reshape(config.minibatches, -1), (config.epochs, 1))
+    index = jnp.tile(jnp.arange(plan.shares.sequences).reshape(config.minibatches, -1), (config.epochs, 1))
     state, metrics = jax.lax.scan(one, state, (index, keys))
     return state, jax.tree.map(lambda x: x.mean(0), metrics)
 
@@ -256,6 +218,11 @@ def _update(
         "model/update_norm": optax.tree.norm(step),
         "model/parameter_norm": optax.tree.norm(params),
     }
+    if plan.ring.prioritised:
+        metrics |= {
+            "target/priority_mean": targets.priority.mean(),
+            "target/importance_least": batch.importance.min(),
+        }
     state = _replaced(
         state,
         params=params,

@@ -72,6 +72,8 @@ _TABLE = (
     ("target/value_change", "return", "mean distance between a return and the search's value of the same row"),
     ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1"),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
+    ("target/priority_mean", "return", "mean priority of the batch's sequences, without its exponent; where used"),
+    ("target/importance_least", "1", "the batch's least importance weight, of at most 1; where priorities are used"),
     ("model/learning_rate", "1", "the rate of the last updates"),
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
     ("model/parameter_norm", "1", "global norm of the parameters"),

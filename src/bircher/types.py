@@ -163,6 +163,7 @@ class Targets(NamedTuple):
     mask: Bool[Array, "B T"]
     """Rows whose action counts: False on last rows and whatever is not to be trained on."""
     priority: Float[Array, " B"]
+    """What a replay with priorities will draw the sequence by; at least 0."""
     extras: Mapping[str, Array]
     """Whatever else an agent's own terms need, [B, T, ...]."""
 

@@ -86,7 +86,7 @@ def targets(
     shares: tuple[float, float],
     baseline: str = "value",
 ) -> dict[str, np.ndarray]:
-    """Value, normalised advantage, CMPO policy and mask of a fresh normaliser, by the definitions alone."""
+    """Value, normalised advantage, CMPO policy, mask and priority, for a fresh normaliser, by the definitions alone."""
     seen = looked_at(model, rows, discount)
     rows = type(rows)(*(np.asarray(x) if not isinstance(x, dict) else x for x in rows))
     q, v = seen["q"], seen["v"]
@@ -124,6 +124,7 @@ def targets(
         "mask": mask,
         "prior": prior,
         "scale": scale,
+        "priority": np.array([np.abs(advantage[b, mask[b]]).max(initial=0.0) for b in range(batch)]),
     }
 
 

@@ -48,6 +48,7 @@ def test_targets_equal_the_slow_reference(seed):
     np.testing.assert_allclose(
         improvement.dense(target.policy, ACTIONS), expected["policy"], rtol=1e-3, atol=1e-4
     )
+    np.testing.assert_allclose(target.priority, expected["priority"], rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(target.reward, rows.reward[:, 1:])
     assert float(state.normaliser.scale(1e-12)) == pytest.approx(expected["scale"], rel=1e-3)
 

@@ -1,0 +1,100 @@
+"""Which sequences an update is given: fresh ones and replayed ones, in fixed shares, each with its importance."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bircher.replay import Draw, Replay
+from bircher.types import Batch, Key, Trajectory
+
+
+class Shares(NamedTuple):
+    """How the sequences that share one computation of targets are made up."""
+
+    num_envs: int
+    minibatches: int
+    batch_size: int
+    """Sequences of each minibatch."""
+    num_replayed: int
+    """How many of them come from replay."""
+    importance_exponent: float
+    """beta of the importance weights, where draws go by priority."""
+
+    @property
+    def num_fresh(self) -> int:
+        """Sequences of each minibatch that come from the rollout."""
+        return self.batch_size - self.num_replayed
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that share one computation of targets."""
+        return self.minibatches * self.batch_size
+
+
+def take(tree: PyTree, index: Array) -> PyTree:
+    """Every leaf at `index` of its first axis."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def fresh_order(shares: Shares, groups: int, key: Key) -> Int[Array, "groups fresh"]:
+    """Environments whose rollout each group is given: each comes up equally often, in random order."""
+    needed = groups * shares.minibatches * shares.num_fresh
+    repeats = max(-(-needed // shares.num_envs), 1)
+    order = jnp.concatenate([jax.random.permutation(k, shares.num_envs) for k in jax.random.split(key, repeats)])
+    return order[:needed].reshape(groups, -1)
+
+
+def importance_weights(probabilities: Float[Array, "*M B"], exponent: float) -> Float[Array, "*M B"]:
+    """(N p)^-beta of each sequence over the greatest of its minibatch, in which N cancels: at most 1.
+
+    "Prioritized Experience Replay" by Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), section 3.4.
+    """
+    return (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
+
+
+def draw(
+    shares: Shares, ring: Replay, replay: Any, rollout: Trajectory, order: Array, carry: PyTree, key: Key
+) -> Batch:
+    """minibatches × batch_size sequences, each minibatch with its own fresh share.
+
+    `order` says whose rollout is taken; `carry` is the agent's memory at the sequences' first rows.  Fresh sequences
+    have importance 1 and no index, for the ring does not hold them whole.
+    """
+    parts, marks = [], None
+    if shares.num_fresh:
+        parts.append(_by_minibatch(shares, take(rollout, order)))
+    if shares.num_replayed:
+        count = shares.minibatches * shares.num_replayed
+        # Until the ring holds a whole sequence, fresh ones stand in.
+        stand_in = take(rollout, jnp.arange(count) % shares.num_envs)
+        drawn = ring.sample(replay, key, count)
+        ready = ring.ready(replay)
+        rows = jax.tree.map(lambda x, y: jnp.where(ready, x, y), drawn.rows, stand_in)
+        parts.append(_by_minibatch(shares, rows))
+        marks = _marks(shares, drawn, ready)
+    size = shares.sequences
+    rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
+    return Batch(rows, carry, *(marks or (jnp.full(size, -1), jnp.ones(size))))
+
+
+def _by_minibatch(shares: Shares, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(shares.minibatches, -1, *x.shape[1:]), tree)
+
+
+def _marks(shares: Shares, drawn: Draw, ready: Array) -> tuple[Array, Array] | None:
+    """Indices and importance of all sequences of a group; None where draws are uniform."""
+    if drawn.indices is None or drawn.probabilities is None:
+        return None
+    indices = _by_minibatch(shares, jnp.where(ready, drawn.indices, -1))
+    probabilities = _by_minibatch(shares, jnp.where(ready, drawn.probabilities, 1.0))
+    weights = importance_weights(probabilities, shares.importance_exponent)
+    # Replayed sequences stand behind the fresh ones of their minibatch.
+    fresh = ((0, 0), (shares.num_fresh, 0))
+    return (
+        jnp.pad(indices, fresh, constant_values=-1).reshape(-1),
+        jnp.pad(weights, fresh, constant_values=1.0).reshape(-1),
+    )
