@@ -59,6 +59,19 @@ class Act(Protocol):
         ...
 
 
+class Look(NamedTuple):
+    """What an agent with a model sees in B observations."""
+
+    latent: Float[Array, "B latent"]
+    value: Float[Array, " B"]
+    prior: Float[Array, "B A"]
+    """The network's own policy."""
+    q_values: Float[Array, "B A"]
+    """Of each action, by look-ahead or search; actions that a search left out have its completed values."""
+    improved: Float[Array, "B A"]
+    """The policy that the agent learns towards."""
+
+
 class Agent(NamedTuple):
     """Everything a loop needs to know of an agent; nothing here holds state."""
 
@@ -76,6 +89,10 @@ class Agent(NamedTuple):
     """The weight of each enabled term; must name exactly the terms that `loss` returns"""
     acts_with_target: bool
     """Whether the target network acts"""
+    discount: float = 1.0
+    """gamma, negative where the turn changes hands at every step"""
+    look: Callable[[Policy, PyTree, Array, Key], Look] | None = None
+    """(policy, observation, legal actions, key) -> what its model says; None for an agent without a model"""
 
 
 class UnsupportedEnvironment(ValueError):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
 from bircher.agents import searching, terms
-from bircher.agents.base import Agent, AgentConfig, LossTable, Mode, Term, require_discrete
+from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
 from bircher.agents.diagnostics import common
 from bircher.agents.unrolling import Unrolled, episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
@@ -159,7 +159,11 @@ def make(
         del key
         return muesli_loss(config, model_config, frozenset(weights), params, state, batch, target)
 
-    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target")
+    def look(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> Look:
+        del key
+        return muesli_look(config, discount, policy, observation, legal_actions)
+
+    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target", discount, look)
 
 
 def _normalised(state: MuesliState, observation: Array) -> Array:
@@ -223,6 +227,19 @@ def muesli_targets(
         extras={"prior": prior, "q_advantage": q_advantage, "advantage_scale": scale},
     )
     return jax.lax.stop_gradient(result), MuesliState(normaliser, state.statistics)
+
+
+def muesli_look(
+    config: MuesliConfig, discount: float, policy: Policy, observation: Array, legal_actions: Array
+) -> Look:
+    """The one-step look-ahead and the CMPO policy of B observations, without the behaviour that only replay knows."""
+    model: Model = policy.params
+    latent = model.represent(_normalised(policy.state, observation))
+    prediction = model.predict(latent)
+    value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
+    prior = jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, legal_actions))
+    advantage = (q - value[..., None]) / policy.state.normaliser.scale(config.advantage.epsilon)
+    return Look(latent, value, prior, q, improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound))
 
 
 def _observe(state: MuesliState, rows: Trajectory, mask: Array) -> MuesliState:

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
 from bircher.agents import searching, terms
-from bircher.agents.base import Agent, AgentConfig, LossTable, Mode, Term, require_discrete
+from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
 from bircher.agents.diagnostics import common
 from bircher.agents.unrolling import Absorbing, Unrolled, episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, losses, returns
-from bircher.search import SearchConfig, SearchResult
+from bircher.search import SearchConfig, SearchResult, completed_q_values
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
@@ -144,7 +144,16 @@ def make(
         absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
         return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target)
 
-    return Agent(config.name, init, start, act, targets, loss, weights, acts_with_target=False)
+    def look(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> Look:
+        model: Model = policy.params
+        latent = model.represent(observation.astype(jnp.float32))
+        root = searching.root(model, latent, legal_actions)
+        found = plan(model, observation, legal_actions, key, "sample")
+        prior = jax.nn.softmax(root.logits)
+        q = completed_q_values(found.q_values, found.visits, prior, root.value)
+        return Look(latent, root.value, prior, q, found.weights)
+
+    return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look)
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:

@@ -1,0 +1,143 @@
+"""What a model knows: unrolled along real episodes, held against what happened, depth by depth."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from bircher.agents.base import Agent
+from bircher.agents.unrolling import episode_ends, windows
+from bircher.models.model import Model
+from bircher.ops import distributions, returns
+from bircher.types import Key, Policy, Trajectory
+
+
+class Diagnosis(NamedTuple):
+    """Errors of the model at depth 1 … D below every row of some sequences, and what looking ahead is worth.
+
+    Means over the rows whose episode reaches that depth; NaN where none does.
+    """
+
+    reward_error: Float[Array, " D"]
+    """Root mean square of predicted less real reward."""
+    value_error: Float[Array, " D"]
+    """Root mean square of the value predicted there less that of the encoded real row."""
+    return_error: Float[Array, " D"]
+    """Root mean square of the value predicted there less the discounted return that followed."""
+    policy_kl: Float[Array, " D"]
+    """KL from the policy of the encoded real row to the predicted one, in nats."""
+    reward_deviation: Float[Array, ""]
+    """Standard deviation of the rewards: the error of a model that knows their mean alone."""
+    return_deviation: Float[Array, ""]
+    """The same of the returns."""
+    gain: Float[Array, ""]
+    """What the improved policy promises over the prior by the model's own q: sum of (improved - prior) q."""
+    improvement_kl: Float[Array, ""]
+    """KL from the improved policy to the prior, in nats."""
+    advantage_correlation: Float[Array, ""]
+    """Between q of the action taken less the prior's mean of q, and the advantage that its return showed.
+
+    About 0: the model does not know which action is better, and improvement follows its errors.
+    """
+
+
+def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: Key) -> Diagnosis:
+    """Hold an agent's model against rows [B, T + 1] that really happened; pure, to be compiled by the caller.
+
+    Raises:
+      ValueError: the agent has no model, or the sequences are shorter than `depths`.
+    """
+    if agent.look is None:
+        raise ValueError(f"agent {agent.name} has no model that could be held against episodes")
+    length = rows.reward.shape[1] - 1
+    if depths > length:
+        raise ValueError(f"sequences of {length} steps cannot show {depths} steps of the model")
+    model: Model = policy.params
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows.observation, rows.legal_actions))
+    seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), agent.look(policy, *flat, key))
+    ends = episode_ends(rows)
+    going = ~ends
+    # reached[k]: row t + k belongs to the episode of row t.
+    open_rows = windows(going, depths, length)
+    reached = jnp.cumprod(open_rows, axis=0).astype(bool)
+    # A terminal row is known to be worth nothing; a row before a seam has no return of its own.
+    value = jnp.where(rows.terminal, 0.0, seen.value)
+    discount = abs(agent.discount) * rows.discount[:, 1:]
+    outcome = jax.vmap(returns.lambda_returns)(
+        rows.reward[:, 1:], discount, value[:, 1:], going[:, 1:].astype(jnp.float32)
+    )
+    outcome = jnp.concatenate([outcome, value[:, -1:]], axis=1)
+    outcome = jnp.where(rows.last, value, outcome)
+
+    latents = model.unroll(seen.latent[:, :length], windows(rows.action, depths, length))
+    prediction = model.predict(latents)
+    predicted_value = model.value_support.mean(prediction.value_logits)
+    later = windows(jnp.arange(length + 1)[None].repeat(len(rows.reward), 0), depths + 1, length)[1:]
+
+    def at_depth(x: Array) -> Array:
+        return jax.vmap(lambda index: jax.vmap(lambda row, i: row[i])(x, index))(later)
+
+    acts = reached & at_depth(going)
+    policy_error = distributions.kl_divergence(
+        at_depth(seen.prior), jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions)))
+    )
+    reward_error = model.reward(latents) - at_depth(rows.reward)
+    valid, advantage = going[:, :-1], outcome[:, :-1] - value[:, :-1]
+    q = jnp.where(rows.legal_actions, seen.q_values, 0.0)
+    mean_q = (seen.prior * q).sum(-1)
+    taken = distributions.select(q, rows.action) - mean_q
+    promised = ((seen.improved - seen.prior) * q).sum(-1)
+    return Diagnosis(
+        reward_error=_root_mean_square(reward_error, reached),
+        value_error=_root_mean_square(predicted_value - at_depth(value), reached),
+        return_error=_root_mean_square(predicted_value - at_depth(outcome), reached),
+        policy_kl=_mean(policy_error, acts),
+        reward_deviation=_deviation(rows.reward[:, 1:], valid),
+        return_deviation=_deviation(outcome[:, :-1], valid),
+        gain=_mean(promised[:, :-1], valid, axes=None),
+        improvement_kl=_mean(distributions.kl_divergence(seen.improved, seen.prior)[:, :-1], valid, axes=None),
+        advantage_correlation=_correlation(taken[:, :-1], advantage, valid),
+    )
+
+
+def as_dictionary(found: Diagnosis) -> dict[str, Any]:
+    """Plain numbers and lists, depth 1 first."""
+    return {name: jnp.asarray(value).tolist() for name, value in found._asdict().items()}
+
+
+def as_metrics(found: Diagnosis) -> dict[str, float]:
+    """What a training run logs: the errors at depth 1, at half the depth and at the last, and the scalars."""
+    depths = len(found.reward_error)
+    metrics = {}
+    for name in ("reward_error", "value_error", "policy_kl"):
+        values = getattr(found, name)
+        for word, index in (("first", 0), ("middle", (depths - 1) // 2), ("last", depths - 1)):
+            metrics[f"model/{name}_{word}"] = float(values[index])
+    for name in ("gain", "advantage_correlation"):
+        metrics[f"model/{name}"] = float(getattr(found, name))
+    return metrics
+
+
+def _mean(values: Array, mask: Bool[Array, "..."], axes: tuple[int, ...] | None = (1, 2)) -> Array:
+    count = mask.sum(axes)
+    return jnp.where(count > 0, jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1), jnp.nan)
+
+
+def _root_mean_square(values: Float[Array, "D B T"], mask: Bool[Array, "D B T"]) -> Float[Array, " D"]:
+    return jnp.sqrt(_mean(jnp.square(values), mask))
+
+
+def _deviation(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    mean = _mean(values, mask, axes=None)
+    return jnp.sqrt(_mean(jnp.square(values - mean), mask, axes=None))
+
+
+def _correlation(x: Float[Array, "B T"], y: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    def centred(values: Array) -> Array:
+        return values - _mean(values, mask, axes=None)
+
+    product = _mean(centred(x) * centred(y), mask, axes=None)
+    return product / jnp.maximum(_deviation(x, mask) * _deviation(y, mask), 1e-12)
