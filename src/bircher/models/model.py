@@ -76,7 +76,7 @@ class Model(eqx.Module):
         self.support = config.make_support()
         self.latent_gradient_scale = config.latent_gradient_scale
 
-    def represent(self, observation: Float[Array, "*B observation"]) -> Float[Array, "*B latent"]:
+    def represent(self, observation: Float[Array, "..."]) -> Float[Array, "*B latent"]:
         """h: the latent of an observation, in [-1, 1]."""
         return self.representation(observation)  # type: ignore[operator]
 
