@@ -32,7 +32,7 @@ ADAPTERS = {
 }
 """A third party's package, and the rooms that may import it."""
 
-LOADED_WHEN_USED = ("envpool", "gymnax", "gymnasium", "pygame", "tensorboardX", "matplotlib", "imageio_ffmpeg")
+LOADED_WHEN_USED = ("envpool", "gymnax", "pgx", "gymnasium", "pygame", "tensorboardX", "matplotlib", "imageio_ffmpeg")
 
 
 def read_levels() -> dict[str, int]:

@@ -6,17 +6,15 @@ Exit status: 0 done, 1 failed while running, 2 refused before it began, 130 stop
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bircher.cli import games
+from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, SavedRun, Seed, told
 from bircher.version import __version__
-
-FAILED, REFUSED, STOPPED = 1, 2, 130
 
 app = typer.Typer(
     name="bircher",
@@ -59,7 +57,7 @@ def _complete(incomplete: str) -> list[str]:
     from bircher.config import AGENTS
     from bircher.envs import registry
 
-    ids = [*registry.TOYS, *registry.GYMNAX, *registry.ENVPOOL]
+    ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
     keys = [f"{name}=" for name in ("agent", "loop", *known)]
     return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
@@ -75,9 +73,6 @@ Words = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML, as `bircher config` prints them.")
 ]
-SavedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seeds the environments and the actions.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Take the most probable action instead of drawing one.")]
 
 
 @app.command()
@@ -98,7 +93,7 @@ def train(
     env, pairs = _env_and_settings(words)
     if "debug=true" in pairs:
         _check_shapes()
-    with _told():
+    with told():
         from bircher.run import begin
 
         if resume is not None:
@@ -108,7 +103,7 @@ def train(
             from bircher import config as configuration
 
             training = begin.start(configuration.compose(env, pairs, config), None, out)
-    with _told(FAILED):
+    with told(FAILED):
         run = training.run()
     print(f"{run.counters['env_steps']:,} environment steps, {run.counters['wall_seconds']:,.0f} s: {run.path}")
     if run.stopped:
@@ -116,33 +111,9 @@ def train(
         raise typer.Exit(STOPPED)
 
 
-@app.command("eval")
-def evaluate(
-    run: SavedRun,
-    episodes: Annotated[int, typer.Option(min=1, help="Fresh episodes.")] = 100,
-    seed: Seed = 0,
-    greedy: Greedy = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
-    """Score a run's last checkpoint on fresh episodes that training never saw.
-
-    \b
-    bircher eval runs/mine --episodes 100 --seed 0
-    bircher eval runs/mine --greedy --json
-    """
-    with _told():
-        from bircher.run import begin, loaded
-
-        agent = begin.load_for_playing(run)
-        report = loaded.evaluate(agent, episodes, seed, greedy)
-    if as_json:
-        print(json.dumps(report._asdict()))
-        return
-    print(f"{report.env}, {report.agent}, {report.episodes} episodes, mode {report.mode}, seed {report.seed}")
-    least, most = min(report.returns), max(report.returns)
-    print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
-    print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
-    print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
+app.command("eval")(games.evaluate)
+app.command()(games.match)
+app.command()(games.play)
 
 
 @app.command()
@@ -157,7 +128,7 @@ def watch(
     \b
     bircher watch runs/mine --video lander.mp4
     """
-    with _told():
+    with told():
         from bircher import viz
         from bircher.run import begin, loaded, window
 
@@ -184,7 +155,7 @@ def plot(
     \b
     bircher plot runs/mine --out curve.png
     """
-    with _told():
+    with told():
         from bircher.run import begin
 
         print(begin.plot(run, out))
@@ -197,7 +168,7 @@ def config(words: Words = None, config: ConfigFile = None) -> None:
     \b
     bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
     """
-    with _told():
+    with told():
         from bircher import config as configuration
 
         print(configuration.compose(*_env_and_settings(words), config).to_yaml(), end="")
@@ -219,23 +190,6 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-@contextlib.contextmanager
-def _told(status: int = REFUSED) -> Iterator[None]:
-    """Tell what is refused, or what failed, in one sentence on stderr; anything else is a bug: a traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
-    except Exception as error:
-        from bircher.run import begin
-
-        if not isinstance(error, begin.FAILURES + begin.REFUSALS):
-            raise
-        print("bircher: " + " ".join(str(error).split()), file=sys.stderr)
-        raise typer.Exit(FAILED if isinstance(error, begin.FAILURES) else status) from None
 
 
 def _env_and_settings(words: list[str] | None) -> tuple[str | None, list[str]]:

@@ -20,6 +20,7 @@ from bircher.envs import base
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed
+from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
 from bircher.machine import DeviceError
 from bircher.run import assembly, folder, loaded
 from bircher.run.assembly import NotEnoughMemory, Parts
@@ -36,7 +37,7 @@ CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.nu
 
 REFUSALS = (
     ConfigError, CheckpointError, DeviceError, NotEnoughMemory, NoDisplay, RunFolderError, UnknownEnvironment,
-    UnsupportedEnvironment, agents_base.UnsupportedEnvironment,
+    UnsupportedEnvironment, agents_base.UnsupportedEnvironment, UnknownOpponent, UnsuitableOpponent,
 )  # fmt: skip
 """What a user can put right; each error is one sentence."""
 FAILURES = (RunFailed, EvaluationFailed)
@@ -149,14 +150,19 @@ def _changed(config: Config, given: Mapping[str, Any]) -> Config:
     return validated(settings.merge(kept, given))
 
 
-def load_for_playing(path: str | Path) -> LoadedAgent:
+def load_for_playing(path: str | Path, overrides: Iterable[str] = ()) -> LoadedAgent:
     """A run's agent, with the device and the cache set up; raises what `loaded.load` does."""
+    prepare_to_play(path)
+    return loaded.load(path, overrides=overrides)
+
+
+def prepare_to_play(path: str | Path) -> None:
+    """The device and the cache as a run had them; raises RunFolderError where there is no run."""
     try:
         machine.use_device(folder.read_config(path).device)
     except DeviceError:
         machine.use_device(None)  # What learnt on one device plays on any.
     machine.keep_programs()
-    return loaded.load(path)
 
 
 @contextlib.contextmanager

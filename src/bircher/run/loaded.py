@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher import checkpoint, learner, viz
+from bircher import checkpoint, learner, settings, viz
 from bircher.agents.base import Agent
-from bircher.config import Config
+from bircher.config import Config, validated
 from bircher.envs import registry
 from bircher.envs.base import num_legal
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import Evaluator, Mode, Report
+from bircher.games.player import Player, of_agent
 from bircher.run import assembly, folder
+from bircher.settings import ConfigError
 from bircher.types import Discrete, EnvSpec, Policy, TimeStep
 
 MAX_FRAMES = 10_000
@@ -75,6 +77,10 @@ class LoadedAgent:
 
         return program
 
+    def player(self, mode: Mode, name: str | None = None) -> Player:
+        """This agent as one side of a game of two."""
+        return of_agent(self._agent, self.policy, "explore" if mode == "sample" else "greedy", name)
+
     def evaluator(self, seed: int, mode: Mode, role: str = "eval") -> Evaluator:
         """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
         return make_evaluator(self._agent, self.config, self.source, seed, mode, role)
@@ -124,14 +130,17 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False) -> list[
     )
 
 
-def load(path: str | Path, env: EnvSource | None = None) -> LoadedAgent:
+def load(path: str | Path, env: EnvSource | None = None, overrides: Iterable[str] = ()) -> LoadedAgent:
     """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+
+    `overrides` are settings of the search, such as `search.num_simulations=200`: how it acts, not what it learnt.
 
     Raises:
       RunFolderError: the folder holds no run, or no checkpoint yet.
       CheckpointError: the checkpoint is damaged, or of another architecture.
+      ConfigError: a setting that is wrong, or none of the search.
     """
-    config = folder.read_config(path)
+    config = overridden(folder.read_config(path), overrides)
     saved = folder.last_checkpoint(path)
     meta = checkpoint.read_meta(saved)
     spec = spec_from(meta["spec"])
@@ -141,6 +150,21 @@ def load(path: str | Path, env: EnvSource | None = None) -> LoadedAgent:
         config, spec, parts.agent, learner.acting_policy(parts.agent, train),
         env, int(meta["counters"]["env_steps"]),
     )  # fmt: skip
+
+
+def overridden(config: Config, overrides: Iterable[str]) -> Config:
+    """A run's configuration with other settings of its search, `search.KEY=VALUE` each.
+
+    Raises:
+      ConfigError: a setting that is wrong, or none of the search.
+    """
+    given = settings.parse(overrides)
+    if not given:
+        return config
+    for name in settings.leaves(given):
+        if name.split(".")[0] != "search":
+            raise ConfigError(f"{name} cannot be changed after training; only search.* can")
+    return validated(settings.merge(config.model_dump(by_alias=True), given))
 
 
 def spec_to(spec: EnvSpec) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""The commands that play: an agent by itself, against opponents, against other runs, and against a person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bircher.cli.shared import STOPPED, AsJson, Greedy, Overrides, SavedRun, Seed, told
+
+if TYPE_CHECKING:
+    from bircher.evaluation import Report
+    from bircher.games.matches import MatchReport
+    from bircher.run.versus import Table
+
+Episodes = Annotated[int, typer.Option(min=1, help="Fresh episodes; of a game half of them in each seat.")]
+Opening = Annotated[int, typer.Option("--opening", min=0, help="Moves at random that every game begins with.")]
+
+
+def evaluate(
+    run: SavedRun,
+    overrides: Overrides = None,
+    opponent: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="random, minimax, alphabeta:DEPTH, mcts:ROLLOUTS or a run: games of two."),
+    ] = None,
+    episodes: Episodes = 100,
+    seed: Seed = 0,
+    greedy: Greedy = False,
+    opening_moves: Opening = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run's last checkpoint on fresh episodes that training never saw.
+
+    \b
+    bircher eval runs/mine --episodes 100 --seed 0
+    bircher eval runs/mine --greedy --json
+    bircher eval runs/mine --opponent alphabeta:6 search.num_simulations=200
+    """
+    with told():
+        from bircher.run import begin, loaded, versus
+
+        agent = begin.load_for_playing(run, overrides or ())
+        report = against = None
+        if opponent is None and agent.spec.num_players == 1:
+            report = loaded.evaluate(agent, episodes, seed, greedy)
+        else:
+            if opponent is None:
+                print(f"{agent.spec.id} is a game of two: playing against {versus.OPPONENT}", file=sys.stderr)
+            against = versus.against(agent, opponent or versus.OPPONENT, episodes, seed, greedy, opening_moves)
+    if report is not None:
+        print(json.dumps(report._asdict())) if as_json else _tell(report)
+    if against is not None:
+        print(json.dumps(against.to_json())) if as_json else _tell_match(against)
+
+
+def match(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN2... [KEY=VALUE]...", help="Runs, or opponents by name.",
+                                              show_default=False)],
+    episodes: Episodes = 100,
+    seed: Seed = 0,
+    greedy: Greedy = False,
+    opening_moves: Opening = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Play every run against every other: a cross table, and Elo ratings in which the first run has 0.
+
+    \b
+    bircher match runs/one runs/two --episodes 200
+    bircher match runs/one runs/two random minimax --json
+    """
+    with told():
+        from bircher.run import begin, versus
+
+        names = [word for word in runs if "=" not in word]
+        if names:
+            begin.prepare_to_play(names[0])
+        settings = [word for word in runs if "=" in word]
+        table = versus.cross_table(names, settings, episodes, seed, greedy, opening_moves)
+    if as_json:
+        print(json.dumps(table.to_json()))
+    else:
+        _tell_table(table)
+
+
+def play(
+    run: SavedRun,
+    overrides: Overrides = None,
+    first: Annotated[bool, typer.Option("--first/--second", help="Whether you move first.")] = True,
+    simulations: Annotated[
+        int | None, typer.Option(metavar="N", help="Simulations of its search; short for search.num_simulations=N.")
+    ] = None,
+    seed: Seed = 0,
+    sample: Annotated[bool, typer.Option("--sample", help="It draws its moves instead of taking the best.")] = False,
+) -> None:
+    """Play a board game against a run in the terminal. Ctrl-C or Ctrl-D ends.
+
+    \b
+    bircher play runs/mine --second
+    bircher play runs/mine --simulations 200
+    """
+    with told():
+        from bircher.run import begin, versus
+
+        given = list(overrides or ())
+        if simulations is not None:
+            given.append(f"search.num_simulations={simulations}")
+        agent = begin.load_for_playing(run, given)
+        try:
+            versus.play(agent, first, input, print, seed, not sample)
+        except EOFError:
+            print()
+            raise typer.Exit(STOPPED) from None
+
+
+def _tell(report: Report) -> None:
+    print(f"{report.env}, {report.agent}, {report.episodes} episodes, mode {report.mode}, seed {report.seed}")
+    least, most = min(report.returns), max(report.returns)
+    print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
+    print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
+    print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
+
+
+def _tell_match(report: MatchReport) -> None:
+    players = f"{report.agent} against {report.opponent}"
+    print(f"{report.env}, {players}, {report.episodes} games, mode {report.mode}, seed {report.seed}")
+    for seat, tally in (("first", report.first), ("second", report.second)):
+        print(f"moving {seat}: {tally.win} won, {tally.draw} drawn, {tally.loss} lost")
+    print(f"score {report.score:.3f}, 95 % interval {report.score_low:.3f} to {report.score_high:.3f}")
+    print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
+
+
+def _tell_table(table: Table) -> None:
+    print(f"{table.env}, {table.episodes} games of each pair, mode {table.mode}, seed {table.seed}")
+    numbers = range(1, len(table.players) + 1)
+    rows = [["", "player", "Elo", *map(str, numbers)]]
+    for number, name, rating, scores in zip(numbers, table.players, table.elo, table.scores, strict=True):
+        cells = ["" if score is None else f"{score:.3f}" for score in scores]
+        rows.append([str(number), name, f"{rating:.0f}", *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    added = "; a drawn game was added to each pair, since some lost nothing" if table.drawn_games_added else ""
+    print(f"scores of the row against the column; Elo with {table.anchor} at 0{added}")

@@ -1,0 +1,206 @@
+"""Matches: many games of one player against another side by side, each in both seats, and what came of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from bircher.envs.base import Env
+from bircher.evaluation import RESAMPLES, EvaluationFailed, EvaluationStopped, MakeEnv, Mode
+from bircher.games.player import Player, at_random, states_of
+from bircher.types import Key, TimeStep
+
+MAX_GAMES = 128
+"""Games played side by side in each seat; more are played in batches."""
+MAX_MOVES = 10_000
+"""A game that is not over by then counts as a draw."""
+
+
+class Tally(NamedTuple):
+    """Games of one player in one seat."""
+
+    win: int
+    draw: int
+    loss: int
+
+
+class MatchReport(NamedTuple):
+    """What a match found, from the side of the agent; the first names are those of an evaluation."""
+
+    env: str
+    agent: str
+    opponent: str
+    episodes: int
+    seed: int
+    mode: Mode
+    first: Tally
+    """Games in which the agent moved first."""
+    second: Tally
+    score: float
+    """Mean over all games: 1 for a win, 1/2 for a draw, 0 for a loss."""
+    score_low: float
+    """Lower end of the score's 95 % bootstrap interval."""
+    score_high: float
+    opening_moves: int
+    """Moves at random that every game began with."""
+    env_steps: int
+    """Moves of both sides, over all games."""
+    wall_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """What `json.dumps` takes."""
+        return {**self._asdict(), "first": self.first._asdict(), "second": self.second._asdict()}
+
+
+class _Games(NamedTuple):
+    """M games under way; one that is over stays as it is."""
+
+    env_state: Any
+    timestep: TimeStep
+    outcome: Float[Array, " M"]
+    """What who moved first got."""
+    length: Int[Array, " M"]
+    wrong: Bool[Array, " M"]
+    """The turn did not change hands."""
+
+
+class Match:
+    """Two players, whose programs are compiled once for every later call of as many games."""
+
+    def __init__(self, agent: Player, opponent: Player, make_env: MakeEnv, mode: Mode, opening_moves: int = 0):
+        self._players, self._make_env = (agent, opponent), make_env
+        self.mode: Mode = mode
+        self.opening_moves = opening_moves
+        self._programs: dict[tuple[str, int], Callable[..., Any]] = {}
+
+    def __call__(self, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> MatchReport:
+        """Play `episodes` games, half of them in each seat; with an odd number one more as the first to move.
+
+        The same openings are played in both seats. `seed` seeds moves, openings and the interval.
+
+        Raises:
+          EvaluationFailed: the game is no alternation of turns.
+          EvaluationStopped: `stop` said so, after a move.
+        """
+        if episodes < 1:
+            raise ValueError(f"a match needs at least 1 game, not {episodes}")
+        began = time.perf_counter()
+        per_seat = -(-episodes // 2)
+        batches = -(-per_seat // MAX_GAMES)
+        size = -(-per_seat // batches)
+        outcomes: tuple[list, list] = ([], [])
+        lengths: tuple[list, list] = ([], [])
+        env = self._make_env(size, 0)
+        for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
+            env = self._make_env(size, batch) if batch else env
+            for seat in (0, 1):
+                played = self._play(env, seat, key, stop)
+                # What the first mover got is what the agent lost where it moved second.
+                outcomes[seat].append(np.asarray(played.outcome, np.float64) * (1 - 2 * seat))
+                lengths[seat].append(np.asarray(played.length))
+        kept = (per_seat, episodes - per_seat)
+        results = [np.sign(np.concatenate(outcomes[seat]))[: kept[seat]] for seat in (0, 1)]
+        steps = sum(int(np.concatenate(lengths[seat])[: kept[seat]].sum()) for seat in (0, 1))
+        score, low, high = interval(np.concatenate(results), np.random.default_rng(seed))
+        return MatchReport(
+            env.spec.id, self._players[0].name, self._players[1].name, episodes, seed, self.mode,
+            tally(results[0]), tally(results[1]), score, low, high,
+            self.opening_moves, steps, round(time.perf_counter() - began, 3),
+        )  # fmt: skip
+
+    def _play(self, env: Env, seat: int, key: Key, stop: Callable[[], bool]) -> _Games:
+        """As many games as the environment holds, with the agent in one seat: 0 moves first, 1 second."""
+        size = env.num_envs
+        state, timestep = env.reset()
+        games = _Games(
+            state, timestep, jnp.zeros(size), jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)
+        )  # fmt: skip
+        carries = [player.start(size) for player in self._players]
+        opening_key, key = jax.random.split(key)
+        for ply in range(min(env.spec.max_steps or MAX_MOVES, MAX_MOVES)):
+            if ply < self.opening_moves:
+                opening = at_random(env.spec)
+                turn = self._turn("opening", opening, env)
+                _, games = turn((), (), games, jax.random.fold_in(opening_key, ply), ply)
+            else:
+                mover = (ply + seat) % 2
+                turn = self._turn(str(mover), self._players[mover], env)
+                # Seats have keys of their own: a player against itself does not play the same game twice.
+                move_key = jax.random.fold_in(jax.random.fold_in(key, ply), seat)
+                carries[mover], games = turn(self._players[mover].params, carries[mover], games, move_key, ply)
+            if bool(games.timestep.last.all()):
+                break
+            if stop():
+                raise EvaluationStopped
+        if bool(games.wrong.any()):
+            raise EvaluationFailed(f"{env.spec.id} is no game of alternating turns: a player moved twice")
+        return games
+
+    def _turn(self, name: str, player: Player, env: Env) -> Callable[..., Any]:
+        """One move of a player in every game: (params, carry, games, key, ply) -> (carry, games)."""
+        place = (name, env.num_envs)
+        if place not in self._programs:
+            self._programs[place] = _compiled(player, env) if player.compiled else _by_hand(player, env)
+        return self._programs[place]
+
+
+def _compiled(player: Player, env: Env) -> Callable[..., Any]:
+    def turn(params: PyTree, carry: PyTree, games: _Games, key: Key, ply: Int[Array, ""] | int) -> tuple[Any, _Games]:
+        states = states_of(env, games.env_state)
+        action, carry = player.decide(params, carry, states, games.timestep, key)
+        return carry, _advanced(env, games, action, ply)
+
+    return jax.jit(turn)
+
+
+def _by_hand(player: Player, env: Env) -> Callable[..., Any]:
+    """For a player in Python: only the move that it decided on is a program."""
+    move = jax.jit(lambda games, action, ply: _advanced(env, games, action, ply))
+
+    def turn(params: PyTree, carry: PyTree, games: _Games, key: Key, ply: int) -> tuple[Any, _Games]:
+        states = states_of(env, games.env_state)
+        action, carry = player.decide(params, carry, states, games.timestep, key)
+        return carry, move(games, jnp.asarray(action), ply)
+
+    return turn
+
+
+def _advanced(env: Env, games: _Games, action: Int[Array, " M"], ply: Int[Array, ""] | int) -> _Games:
+    """The games one move further, where they are not over; even moves are the first mover's."""
+    over = games.timestep.last
+    state, timestep = env.step(games.env_state, action)
+    side = jnp.where(jnp.asarray(ply) % 2 == 0, 1.0, -1.0)
+    moved = _Games(
+        state, timestep, games.outcome + side * timestep.reward, games.length + 1,
+        games.wrong | ~(timestep.last | (timestep.discount == -1)),
+    )  # fmt: skip
+
+    def pick(old: Array, new: Array) -> Array:
+        return jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+    return jax.tree.map(pick, games, moved)
+
+
+def tally(results: Float[np.ndarray, " games"]) -> Tally:
+    """Wins, draws and losses among results of 1, 0 and -1."""
+    return Tally(*(int((results == result).sum()) for result in (1, 0, -1)))
+
+
+def interval(
+    results: Float[np.ndarray, " games"], generator: np.random.Generator, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The score of results of 1, 0 and -1, and its percentile bootstrap interval.
+
+    Where every game ended alike the interval is a point: no resample differs.
+    """
+    scores = (results + 1) / 2
+    drawn = generator.integers(len(scores), size=(RESAMPLES, len(scores)))
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(scores[drawn].mean(-1), [outside, 1 - outside])
+    return float(scores.mean()), float(low), float(high)

@@ -1,0 +1,94 @@
+"""Opponents by name, for measuring agents against: random, exact, searching; one that cannot play is refused."""
+
+from __future__ import annotations
+
+import difflib
+
+from bircher.envs.base import Env
+from bircher.games import player as players
+from bircher.games.player import Player
+
+NAMES = ("random", "minimax", "alphabeta:DEPTH", "mcts:ROLLOUTS")
+GAMES = {"minimax": "tic_tac_toe", "alphabeta": "connect_four"}
+"""The one game that an opponent can play, where it is one."""
+EXAMPLES = {"alphabeta": "alphabeta:6", "mcts": "mcts:1000"}
+LIMITS = {"alphabeta": 42, "mcts": 100_000}
+"""The greatest number after the colon: a whole game's moves, and what a tree's memory can hold."""
+
+
+class UnknownOpponent(ValueError):
+    """No opponent of this name; the message gives those that there are, and the nearest."""
+
+
+class UnsuitableOpponent(ValueError):
+    """An opponent that cannot play the game, or a game that takes none; the message is one sentence."""
+
+
+def is_name(text: str) -> bool:
+    """Whether this names an opponent, and not a run; its number may still be wrong."""
+    return text.partition(":")[0] in _heads()
+
+
+def make(name: str, env: Env) -> Player:
+    """The opponent called `name` for the game of an environment.
+
+    Raises:
+      UnknownOpponent: there is none of this name.
+      UnsuitableOpponent: it cannot play this game, or its number is out of range.
+    """
+    head, colon, number = name.partition(":")
+    if head not in _heads():
+        raise UnknownOpponent(unknown(name))
+    require_two_players(env)
+    game, stacked = env.spec.id, players.rules_of(env).spec.observation != env.spec.observation
+    if head in GAMES and (game != GAMES[head] or stacked):
+        raise UnsuitableOpponent(f"{head} plays {GAMES[head]} only, with single observations, not {game}")
+    if head not in EXAMPLES:
+        if colon:
+            raise UnsuitableOpponent(f"{head} takes no number, and was given as {name}")
+        return players.at_random(env.spec) if head == "random" else _minimax()
+    value = int(number) if number.isascii() and number.isdigit() else 0
+    if not 1 <= value <= LIMITS[head]:
+        raise UnsuitableOpponent(
+            f"{name} is not possible: expected {head} with a whole number from 1 to {LIMITS[head]:,}, such as "
+            f"{EXAMPLES[head]}"
+        )
+    return _searching(head, value, env)
+
+
+def require_two_players(env: Env) -> None:
+    """Refuse a game of one player.
+
+    Raises:
+      UnsuitableOpponent: the environment is one.
+    """
+    if env.spec.num_players != 2:
+        raise UnsuitableOpponent(f"{env.spec.id} has one player: there is nothing for an opponent to play")
+
+
+def unknown(name: str) -> str:
+    """The sentence for a name that is neither an opponent nor a run."""
+    near = difflib.get_close_matches(name.partition(":")[0].lower(), _heads(), n=1, cutoff=0.5)
+    shown = {head: EXAMPLES.get(head, head) for head in _heads()}
+    close = f"; did you mean {shown[near[0]]}?" if near else ""
+    return f"unknown opponent {name!r}{close}; known: {', '.join(NAMES)}, or the folder of a run"
+
+
+def _heads() -> list[str]:
+    return [name.partition(":")[0] for name in NAMES]
+
+
+def _minimax() -> Player:
+    from bircher.games import minimax
+
+    return minimax.player()
+
+
+def _searching(head: str, number: int, env: Env) -> Player:
+    if head == "alphabeta":
+        from bircher.games import alphabeta
+
+        return alphabeta.player(number)
+    from bircher.games import mcts
+
+    return mcts.player(players.rules_of(env), number)
