@@ -81,9 +81,8 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         return jax.vmap(lambda index: jax.vmap(lambda row, i: row[i])(x, index))(later)
 
     acts = reached & at_depth(going)
-    policy_error = distributions.kl_divergence(
-        at_depth(seen.prior), jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions)))
-    )
+    logits = distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions))
+    policy_error = distributions.kl_divergence(at_depth(seen.prior), jax.nn.softmax(logits))
     reward_error = model.reward(latents) - at_depth(rows.reward)
     valid, advantage = going[:, :-1], outcome[:, :-1] - value[:, :-1]
     q = jnp.where(rows.legal_actions, seen.q_values, 0.0)
@@ -121,7 +120,7 @@ def as_metrics(found: Diagnosis) -> dict[str, float]:
     return metrics
 
 
-def _mean(values: Array, mask: Bool[Array, "..."], axes: tuple[int, ...] | None = (1, 2)) -> Array:
+def _mean(values: Array, mask: Array, axes: tuple[int, ...] | None = (1, 2)) -> Array:
     count = mask.sum(axes)
     return jnp.where(count > 0, jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1), jnp.nan)
 

@@ -46,6 +46,8 @@ class EvaluationConfig(BaseModel):
     """Episodes of each."""
     mode: Mode = "sample"
     """Whether actions are drawn from the policy or are its most probable ones."""
+    diagnose: bool = True
+    """Whether each also holds the agent's model against sequences of the replay."""
 
 
 class EvaluationFailed(RuntimeError):

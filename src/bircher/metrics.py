@@ -78,6 +78,17 @@ _TABLE = (
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
     ("model/parameter_norm", "1", "global norm of the parameters"),
     ("model/update_norm", "1", "global norm of the step that the optimiser takes"),
+    *(
+        (f"model/{name}_{word}", unit, f"{text}, {depth}")
+        for name, unit, text in (
+            ("reward_error", "reward", "root mean square error of the reward predicted along real episodes"),
+            ("value_error", "return", "the same of the value, against that of the encoded real row"),
+            ("policy_kl", "nats", "KL from the policy of the encoded real row to the predicted one"),
+        )
+        for word, depth in (("first", "1 step deep"), ("middle", "K steps deep"), ("last", "2 K steps deep"))
+    ),
+    ("model/gain", "return", "what the improved policy promises over the prior, by the model's own values"),
+    ("model/advantage_correlation", "1", "between the model's advantages and those that returns showed; 0: no use"),
     ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
     ("speed/updates_per_second", "1/s", "updates a second since the last line"),
     ("speed/memory_bytes", "bytes", "memory that the process holds (on a GPU: on the device)"),

@@ -60,6 +60,37 @@ def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: st
     return Path(picture_path)
 
 
+def curves_by_depth(
+    panels: Mapping[str, tuple[list[tuple[str, list[float]]], float | None]],
+    depths: list[int],
+    learnt: int,
+    title: str,
+    picture_path: str | Path,
+) -> Path:
+    """Draw named lines over the model's depth, a panel each, with the level of knowing nothing where there is one.
+
+    `learnt` is the depth that training unrolls to. Returns the picture's path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for number, (name, (lines, level)) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number, title=name, xlabel="steps of the model")
+        for label, values in lines:
+            axes.plot(depths, values, "o-", markersize=3, linewidth=1.2, label=label)
+        if level is not None:
+            axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label="standard deviation")
+        axes.axvline(learnt + 0.5, color="tab:gray", linestyle=":", linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(picture_path, dpi=120)
+    return Path(picture_path)
+
+
 def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> Path:
     """Write frames, all of one size, as an H.264 video of ``fps`` frames a second; returns its path.
 

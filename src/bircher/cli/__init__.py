@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bircher.cli import games
+from bircher.cli import games, inspect
 from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, SavedRun, Seed, told
 from bircher.version import __version__
 
@@ -114,6 +114,7 @@ def train(
 app.command("eval")(games.evaluate)
 app.command()(games.match)
 app.command()(games.play)
+app.command()(inspect.diagnose)
 
 
 @app.command()

@@ -93,7 +93,7 @@ class Model(eqx.Module):
         self.projection = Projection(config.latent_width, jax.random.fold_in(key, 3)) if project else None
         self.latent_gradient_scale = config.latent_gradient_scale
 
-    def represent(self, observation: Float[Array, "..."]) -> Float[Array, "*B latent"]:
+    def represent(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:
         """h: the latent of an observation, in [-1, 1]."""
         return self.representation(observation)  # type: ignore[operator]
 

@@ -26,7 +26,7 @@ class MLPTorso(eqx.Module):
         self.mlp = MLP(size, (*widths, latent_width), key)
         self.axes = len(shape)
 
-    def __call__(self, observation: Float[Array, "..."]) -> Float[Array, "*B latent"]:
+    def __call__(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:
         leading = observation.shape[: observation.ndim - self.axes]
         return scale_latent(self.mlp(observation.reshape(*leading, -1)))
 

@@ -40,6 +40,11 @@ class LoadedAgent:
         self._programs = {greedy: jax.jit(self._program(greedy)) for greedy in (False, True)}
 
     @property
+    def agent(self) -> Agent:
+        """Its pure functions."""
+        return self._agent
+
+    @property
     def name(self) -> str:
         """The agent's name, such as `muesli`."""
         return self._agent.name
@@ -79,7 +84,7 @@ class LoadedAgent:
 
     def player(self, mode: Mode, name: str | None = None) -> Player:
         """This agent as one side of a game of two."""
-        return of_agent(self._agent, self.policy, "explore" if mode == "sample" else "greedy", name)
+        return of_agent(self._agent, self.policy, mode, name)
 
     def evaluator(self, seed: int, mode: Mode, role: str = "eval") -> Evaluator:
         """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""

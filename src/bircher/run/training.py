@@ -19,7 +19,7 @@ from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
 from bircher.loops import synchronous
 from bircher.loops.synchronous import Progress
-from bircher.run import assembly, loaded
+from bircher.run import assembly, diagnosing, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Journal, averages, scores
@@ -64,6 +64,8 @@ class Training:
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode = config.evaluation.mode
+        model = parts.agent.look is not None and config.evaluation.diagnose
+        self._monitor = diagnosing.Monitor(parts.agent, parts.learner.replay, config) if model else None
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
 
     def hold(self, descriptor: int) -> None:
@@ -217,7 +219,8 @@ class Training:
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
-            self._journal.write(self._counters_now(), scores(report))
+            told = self._monitor(policy, self._train.replay) if self._monitor else {}
+            self._journal.write(self._counters_now(), scores(report) | told)
         self._read_at = time.monotonic()
 
     def _save(self, last: bool = False, with_actor: bool = True) -> None:

@@ -1,0 +1,51 @@
+"""The commands that look into an agent: its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bircher.cli.shared import AsJson, Overrides, SavedRun, Seed, told
+
+
+def diagnose(
+    run: SavedRun,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1024, help="Environment steps to follow.")] = 8192,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else diagnosis.png in the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a run's model against fresh episodes: its errors by depth, and what looking ahead is worth.
+
+    \b
+    bircher diagnose runs/mine
+    bircher diagnose runs/mine --steps 20000 --json
+    """
+    with told():
+        from bircher.run import begin, diagnosing, window
+
+        agent = begin.load_for_playing(run, overrides or ())
+        path = out or run / "diagnosis.png"
+        window.require_writable(path)
+        found = diagnosing.diagnose(agent, steps, seed)
+        diagnosing.draw(found, path)
+    if as_json:
+        print(json.dumps({**found, "picture": str(path)}))
+        return
+    print(f"{found['env']}, {found['agent']}, {found['env_steps']:,} steps of fresh episodes, seed {seed}")
+    print("depth   reward     value    return   policy KL")
+    errors = zip(
+        found["depths"], found["reward_error"], found["value_error"], found["return_error"], found["policy_kl"],
+        strict=True,
+    )  # fmt: skip
+    for depth, reward, value, outcome, policy in errors:
+        beyond = "" if depth <= found["unroll_steps"] else "   beyond what training unrolls"
+        print(f"{depth:5d} {reward:8.3f} {value:9.3f} {outcome:9.3f} {policy:11.4f}{beyond}")
+    print(f"standard deviation of rewards {found['reward_deviation']:.3f}, of returns {found['return_deviation']:.3f}")
+    print(f"gain {found['gain']:.4f} at {found['improvement_kl']:.4f} nats from the prior (by the model's own values)")
+    print(f"correlation of the model's advantages with those that returns showed {found['advantage_correlation']:.3f}")
+    print(path)

@@ -1,0 +1,88 @@
+"""A run's model held against fresh episodes: numbers and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bircher import actor, diagnosis, viz
+from bircher.agents.base import Agent
+from bircher.config import Config
+from bircher.evaluation import EvaluationFailed
+from bircher.replay import Replay
+from bircher.run import assembly
+from bircher.run.loaded import LoadedAgent
+from bircher.types import Key, Policy
+
+NUM_ENVS = 32
+"""Episodes followed side by side."""
+
+
+def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, Any]:
+    """Errors of the model at depth 1 … 2K over fresh episodes, and what looking ahead is worth, as plain numbers.
+
+    Raises:
+      EvaluationFailed: an environment failed.
+      ValueError: the agent has no model.
+    """
+    assembly.require_source(agent.config, agent.source)
+    depths = 2 * agent.config.model.unroll_steps
+    length = max(steps // NUM_ENVS, 2 * depths)
+    env = assembly.make_env(agent.config.env, agent.source, NUM_ENVS, seed, "diagnose")
+    try:
+        act_key, look_key = jax.random.split(jax.random.key(seed))
+        start = actor.start(agent.agent, env, act_key)
+
+        def play(policy, state):
+            return actor.rollout(agent.agent, env, policy, state, length, 1.0, "sample")[1:]
+
+        rows, tally = jax.jit(play)(agent.policy, start)
+        if int(tally.failed) >= 0:
+            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were followed: environment {tally.failed}")
+    finally:
+        env.close()
+    measure = jax.jit(lambda policy, rows, key: diagnosis.diagnose(agent.agent, policy, rows, depths, key))
+    found = diagnosis.as_dictionary(measure(agent.policy, rows, look_key))
+    return {
+        "env": agent.spec.id, "agent": agent.name, "seed": seed, "env_steps": int(tally.env_steps),
+        "unroll_steps": depths // 2, "depths": list(range(1, depths + 1)), **found,
+    }  # fmt: skip
+
+
+class Monitor:
+    """The same numbers while a run learns, over sequences of its replay; compiled when first asked."""
+
+    def __init__(self, agent: Agent, replay: Replay, config: Config):
+        depths = min(2 * config.model.unroll_steps, config.loop.rollout_length)
+
+        def measure(policy: Policy, state: Any, key: Key) -> diagnosis.Diagnosis:
+            sample_key, look_key = jax.random.split(key)
+            rows = replay.sample(state, sample_key, NUM_ENVS).rows
+            return diagnosis.diagnose(agent, policy, rows, depths, look_key)
+
+        self._program = jax.jit(measure)
+        self._ready = replay.ready
+        self._key = jax.random.key(config.seed)
+
+    def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
+        """Metrics by name; none before the replay holds a sequence."""
+        if not bool(self._ready(state)):
+            return {}
+        self._key, key = jax.random.split(self._key)
+        return diagnosis.as_metrics(self._program(policy, state, key))
+
+
+def draw(found: dict[str, Any], path: Path) -> Path:
+    """A picture of what `diagnose` found; returns its path."""
+    panels = {
+        "reward, root mean square error": ([("error", found["reward_error"])], found["reward_deviation"]),
+        "value, root mean square error": (
+            [("against the real row's value", found["value_error"]), ("against the return", found["return_error"])],
+            found["return_deviation"],
+        ),
+        "policy, KL in nats": ([("from the real row's policy", found["policy_kl"])], None),
+    }
+    title = f"{found['env']}, {found['agent']}: the model below real states"
+    return viz.curves_by_depth(panels, found["depths"], found["unroll_steps"], title, path)

@@ -1,0 +1,111 @@
+"""What a model knows, by a loop over every row and depth; and on models whose errors are known."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from agents.muesli_reference import leads_nowhere, step
+from bircher import diagnosis
+from bircher.cli import app
+from builders import SPEC, muesli_agent, policy_of, quick_jit, random_model, random_rows
+
+BATCH, LENGTH, DEPTHS, DISCOUNT = 5, 8, 4, 0.9
+AGENT = muesli_agent(discount=DISCOUNT)
+MODEL = random_model(11)
+
+
+def found_for(rows, depths=DEPTHS):
+    def measure(rows):
+        return diagnosis.diagnose(AGENT, policy_of(AGENT, MODEL), rows, depths, jax.random.key(0))
+
+    return quick_jit(measure)(rows)
+
+
+def outcome_of(rows, value, b, t):
+    """The discounted rewards from row t to its episode's end, or to the value where the rows or a limit cut it."""
+    if rows.terminal[b, t]:
+        return 0.0
+    if t + 1 >= rows.reward.shape[1] or leads_nowhere(rows, b, t):
+        return value[b, t]
+    return rows.reward[b, t + 1] + DISCOUNT * rows.discount[b, t + 1] * outcome_of(rows, value, b, t + 1)
+
+
+def test_errors_are_those_of_a_loop_over_rows_and_depths():
+    rows = random_rows(8, BATCH, LENGTH, all_legal=True)
+    found = found_for(rows)
+    latents = MODEL.represent(rows.observation)
+    value = np.array(MODEL.value(latents))
+    prior = np.asarray(jax.nn.softmax(MODEL.predict(latents).policy_logits), float)
+    rows = jax.tree.map(np.asarray, rows)
+    value[rows.terminal] = 0
+    errors = {name: [[] for _ in range(DEPTHS)] for name in ("reward", "value", "return", "policy")}
+    for b in range(BATCH):
+        for t in range(LENGTH):
+            latent = latents[b, t]
+            for k in range(1, DEPTHS + 1):
+                if t + k > LENGTH or leads_nowhere(rows, b, t + k - 1):
+                    break
+                latent = step(MODEL, latent, rows.action[b, t + k - 1])
+                there = float(MODEL.value(latent))
+                errors["reward"][k - 1].append((float(MODEL.reward(latent)) - rows.reward[b, t + k]) ** 2)
+                errors["value"][k - 1].append((there - value[b, t + k]) ** 2)
+                errors["return"][k - 1].append((there - outcome_of(rows, value, b, t + k)) ** 2)
+                if not leads_nowhere(rows, b, t + k):
+                    logits = np.asarray(MODEL.predict(latent).policy_logits, float)
+                    log_q = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+                    p = prior[b, t + k]
+                    errors["policy"][k - 1].append((p * (np.log(p) - log_q)).sum())
+    for name in ("reward", "value", "return"):
+        slow = [np.sqrt(np.mean(squares)) for squares in errors[name]]
+        np.testing.assert_allclose(getattr(found, f"{name}_error"), slow, rtol=2e-3)
+    # The last row's action belongs to what follows, but its policy is known.
+    np.testing.assert_allclose(found.policy_kl, [np.mean(values) for values in errors["policy"]], rtol=0.05)
+
+
+def test_a_model_without_a_clue_gains_nothing():
+    """A fresh network says 0 of everything: its errors are the real numbers' own size, and it promises nothing."""
+    fresh = AGENT.init(jax.random.key(0), SPEC)
+    rows = random_rows(9, 16, LENGTH, all_legal=True)
+    found = quick_jit(lambda: diagnosis.diagnose(AGENT, fresh, rows, 2, jax.random.key(0)))()
+    assert float(found.gain) == 0 and float(found.policy_kl.max()) < 1e-6 and float(found.improvement_kl) < 1e-6
+    assert float(found.value_error.max()) == 0
+    assert float(found.reward_error[0]) == pytest.approx(float(found.reward_deviation), rel=0.05)
+
+
+def test_the_look_ahead_promises_a_gain():
+    found = found_for(random_rows(10, BATCH, LENGTH, all_legal=True))
+    assert float(found.gain) > 0 and float(found.improvement_kl) > 0
+    assert -1 <= float(found.advantage_correlation) <= 1
+
+
+def test_too_short_sequences_are_refused():
+    with pytest.raises(ValueError, match="sequences of 8 steps cannot show 9 steps"):
+        diagnosis.diagnose(AGENT, policy_of(AGENT, MODEL), random_rows(0, 2, LENGTH), 9, jax.random.key(0))
+
+
+def test_every_metric_is_in_the_glossary():
+    from bircher import metrics
+
+    metrics.check(diagnosis.as_metrics(found_for(random_rows(10, BATCH, LENGTH, all_legal=True))))
+
+
+@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
+def test_the_command_prints_one_object_and_draws(agent, tmp_path):
+    from tiny import WORDS
+
+    run = str(tmp_path / "run")
+    words = ["train", "toy/catch", "steps=32", f"agent={agent}", *WORDS, "--out", run]
+    words += ["search.num_simulations=4"] if agent != "muesli" else []
+    assert CliRunner().invoke(app, words).exit_code == 0
+    told = CliRunner().invoke(app, ["diagnose", run, "--steps", "1024", "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert found["depths"] == [1, 2, 3, 4] and found["unroll_steps"] == 2 and found["env_steps"] > 500
+    assert len(found["value_error"]) == 4 and np.isfinite(found["return_error"]).all()
+    assert (tmp_path / "run" / "diagnosis.png").stat().st_size > 10_000
+    assert CliRunner().invoke(app, ["diagnose", str(tmp_path / "none")]).exit_code == 2
