@@ -48,9 +48,19 @@ def test_every_preset_is_valid_and_comes_back_from_yaml(name: str, tmp_path: Pat
 
 
 def test_every_environment_has_its_preset() -> None:
-    assert set(PRESET_OF.values()) | {"default", "paper_atari"} <= set(NAMES)
-    for env_id in PRESET_OF:
-        assert compose(env_id).env.id == env_id
+    assert {"default", "default_muzero", "paper_atari", "paper_atari_muzero"} <= set(NAMES)
+    for env_id, name in PRESET_OF.items():
+        assert compose(env_id).preset == (name if name in NAMES else "default")
+        found = compose(env_id, ["agent=gumbel_muzero"])
+        assert found.preset in (f"{name}_muzero", "default_muzero") and found.agent.name == "gumbel_muzero"
+        assert {name, f"{name}_muzero"} & set(NAMES)
+
+
+def test_a_preset_chosen_by_name_brings_its_agent() -> None:
+    assert compose("toy/cliff", ["preset=paper_atari_muzero"]).agent.name == "muzero"
+    assert compose("toy/cliff", ["preset=default_muzero", "agent=gumbel_muzero"]).agent.name == "gumbel_muzero"
+    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset default_muzero"):
+        compose("toy/cliff", ["preset=default_muzero", "agent=muesli"])
 
 
 def test_the_paper_preset_holds_the_papers_constants() -> None:

@@ -185,9 +185,9 @@ def compose(
     else:
         given = settings.parse(overrides)
     given, from_file = _named(given), _named(read_layer(file)) if file else {}
-    kind = _kind(from_file, given)
-    agent = next(name for name, settings_class in AGENTS.items() if settings_class is kind)
-    given, from_file = settings.checked(given, kind), settings.checked(from_file, kind, f" ({file})")
+    chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
+    agent = _agent_of({} if chosen is None else read_preset(chosen), from_file, given)
+    given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], f" ({file})")
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
     layers = [from_file, given]
     env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
@@ -195,11 +195,10 @@ def compose(
         raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
     backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
     registry.resolve(env_id if env is None else env, backend)
-    chosen = preset or next((layer["preset"] for layer in layers[::-1] if "preset" in layer), None)
     name = _preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
     if any(layer.get("debug") for layer in layers):
         layers.insert(1, DEBUG)
-    merged = read_preset(name, kind)
+    merged = settings.checked(read_preset(name), AGENTS[agent], f" (preset {name})")
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
     config = validated(merged)
@@ -225,13 +224,11 @@ def find_preset(name: Any) -> str:
     return names[name.lower()]
 
 
-def read_preset(name: str, kind: type[Config] = MuesliRun) -> dict[str, Any]:
-    """The settings of a preset over those of the preset that it `extends`."""
-    path = PRESETS / f"{find_preset(name)}.yaml"
-    layer = read_layer(path)
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset over those of the preset that it `extends`, not yet checked."""
+    layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
     base = layer.pop("extends", None)
-    layer = settings.checked(_named(layer), kind, f" (preset {name})")
-    return settings.merge(read_preset(base, kind), layer) if base is not None else layer
+    return settings.merge(read_preset(base), layer) if base is not None else layer
 
 
 def read_layer(path: str | Path) -> dict[str, Any]:
@@ -259,10 +256,10 @@ def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
     return layer
 
 
-def _kind(*layers: Mapping[str, Any]) -> type[Config]:
-    """The class of settings of the agent that the last of these layers names; Muesli's where none does."""
+def _agent_of(*layers: Mapping[str, Any]) -> str:
+    """The agent that the last of these layers names; Muesli where none does."""
     named = [layer["agent"]["name"] for layer in layers if "name" in layer.get("agent", {})]
-    return AGENTS[named[-1] if named else "muesli"]
+    return named[-1] if named else "muesli"
 
 
 def validated(layer: Mapping[str, Any], where: str = "") -> Config:
@@ -272,7 +269,7 @@ def validated(layer: Mapping[str, Any], where: str = "") -> Config:
       ConfigError: a setting is wrong.
     """
     layer = _named(layer)
-    kind = _kind(layer)
+    kind = AGENTS[_agent_of(layer)]
     layer = settings.merge(settings.defaults(kind), settings.checked(layer, kind, where))
     try:
         return kind.model_validate(layer, strict=True)

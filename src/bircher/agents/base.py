@@ -93,6 +93,8 @@ class Agent(NamedTuple):
     """gamma, negative where the turn changes hands at every step"""
     look: Callable[[Policy, PyTree, Array, Key], Look] | None = None
     """(policy, observation, legal actions, key) -> what its model says; None for an agent without a model"""
+    plan: Callable[[Policy, PyTree, Array, Key], Any] | None = None
+    """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
 
 
 class UnsupportedEnvironment(ValueError):

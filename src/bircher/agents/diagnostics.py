@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -29,4 +30,32 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
+    }
+
+
+def of_cmpo(clip_bound: float, model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
+    """The same of an agent that improves by CMPO, with the advantages' scale and how many the bound clips."""
+
+    def mean(values: Array) -> Array:
+        return losses.masked_mean(values, target.mask)
+
+    prior = target.extras["prior"][:, :-1]
+    q_advantage = target.extras["q_advantage"][:, :-1]
+    return common(model, unrolled, target) | {
+        "target/advantage_scale": target.extras["advantage_scale"],
+        "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
+        "target/clipped_advantages": mean((jnp.abs(q_advantage) > clip_bound).mean(-1)),
+        "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
+    }
+
+
+def of_search(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
+    """The same of an agent that improves by search, with how much the searches ask for."""
+    improved = unrolled.policy[0]
+    network = jax.nn.softmax(unrolled.prediction.policy_logits[0])
+    entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
+    return common(model, unrolled, target) | {
+        "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
+        "target/search_entropy": losses.masked_mean(entropy, target.mask),
+        "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),
     }

@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bircher import search
 from bircher.agents import searching, terms
 from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
-from bircher.agents.diagnostics import common
-from bircher.agents.unrolling import Unrolled, episode_ends, unroll
+from bircher.agents.diagnostics import of_cmpo
+from bircher.agents.unrolling import episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement, losses, returns
-from bircher.search import SearchConfig
+from bircher.search import SearchConfig, SearchResult
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
@@ -123,6 +123,7 @@ def make(
     """
     weights = loss_config.weights()
     discount = searching.signed_discount(config.discount, num_players)
+    simulations = search_config.num_simulations if search_config is not None else 0
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete("muesli", spec)
@@ -140,15 +141,20 @@ def make(
         model: Model = policy.params
         latent = model.represent(_normalised(policy.state, timestep.observation))
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
-        if mode != "explore" and search_config is not None and search_config.num_simulations:
-            root = searching.root(model, latent, timestep.legal_actions)
-            simulate = searching.simulator(model, discount)
-            found = search.gumbel_search(
-                search_config, root, simulate, key, search_config.num_simulations, mode == "sample"
-            )
+        if mode != "explore" and simulations:
+            found = searched(policy, timestep.observation, timestep.legal_actions, key, mode == "sample", False)
             return ActOutput(found.action.astype(jnp.int32), {"behaviour_logits": logits}), carry
         action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
         return ActOutput(action.astype(jnp.int32), {"behaviour_logits": logits}), carry
+
+    def searched(
+        policy: Policy, observation: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
+    ) -> SearchResult:
+        assert search_config is not None
+        model: Model = policy.params
+        root = searching.root(model, model.represent(_normalised(policy.state, observation)), legal_actions)
+        simulate = searching.simulator(model, discount)
+        return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, MuesliState]:
         return muesli_targets(config, discount, policy, batch, key)
@@ -163,7 +169,8 @@ def make(
         del key
         return muesli_look(config, discount, policy, observation, legal_actions)
 
-    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target", discount, look)
+    plan = searched if simulations else None
+    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target", discount, look, plan)
 
 
 def _normalised(state: MuesliState, observation: Array) -> Array:
@@ -275,21 +282,5 @@ def muesli_loss(
         "model_reward": lambda: terms.model_reward(unrolled, model.reward_support),
         "entropy": lambda: terms.entropy(unrolled),
     }
-    metrics = diagnostics(config, model, unrolled, target)
+    metrics = of_cmpo(config.cmpo.clip_bound, model, unrolled, target)
     return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
-
-
-def diagnostics(config: MuesliConfig, model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
-    """What tells whether the targets are sound; each a mean over valid rows."""
-
-    def mean(values: Array) -> Array:
-        return losses.masked_mean(values, target.mask)
-
-    prior = target.extras["prior"][:, :-1]
-    q_advantage = target.extras["q_advantage"][:, :-1]
-    return common(model, unrolled, target) | {
-        "target/advantage_scale": target.extras["advantage_scale"],
-        "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
-        "target/clipped_advantages": mean((jnp.abs(q_advantage) > config.cmpo.clip_bound).mean(-1)),
-        "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
-    }

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bircher import search
 from bircher.agents import searching, terms
 from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
-from bircher.agents.diagnostics import common
-from bircher.agents.unrolling import Absorbing, Unrolled, episode_ends, unroll
+from bircher.agents.diagnostics import of_search
+from bircher.agents.unrolling import Absorbing, episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, losses, returns
 from bircher.search import SearchConfig, SearchResult, completed_q_values
@@ -153,7 +153,11 @@ def make(
         q = completed_q_values(found.q_values, found.visits, prior, root.value)
         return Look(latent, root.value, prior, q, found.weights)
 
-    return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look)
+    def searched(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> SearchResult:
+        return plan(policy.params, observation, legal_actions, key, "greedy", keep_tree=True)
+
+    searches = searched if search_config.num_simulations else None
+    return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look, searches)
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
@@ -167,13 +171,14 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) 
 
 def _plan(
     searcher, config: SearchConfig, discount: float, model: Model, observation: Array, legal_actions: Array, key: Key,
-    mode: Mode,
+    mode: Mode, keep_tree: bool = False,
 ) -> SearchResult:  # fmt: skip
     root = searching.root(model, model.represent(observation.astype(jnp.float32)), legal_actions)
     if config.num_simulations:
         # Gumbel noise is how that search draws its action; PUCT's noise only explores.
         noise = mode == "explore" or (mode == "sample" and searcher is search.gumbel_search)
-        return searcher(config, root, searching.simulator(model, discount), key, config.num_simulations, noise)
+        simulate = searching.simulator(model, discount)
+        return searcher(config, root, simulate, key, config.num_simulations, noise, keep_tree)
     weights = jax.nn.softmax(root.logits)
     blank = jnp.zeros_like(weights)
     return SearchResult(jnp.argmax(root.logits, -1), weights, root.value, blank.astype(jnp.int32), blank, None)
@@ -266,20 +271,5 @@ def muzero_loss(
         "entropy": lambda: terms.entropy(unrolled),
         "consistency": lambda: terms.consistency(model.projection, unrolled, encoded),
     }
-    metrics = diagnostics(model, unrolled, target)
+    metrics = of_search(model, unrolled, target)
     return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
-
-
-def diagnostics(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
-    """What tells whether the searches are of use; each a mean over valid rows."""
-    network = jax.nn.softmax(unrolled.prediction.policy_logits[0])
-    gain = distributions.kl_divergence(unrolled.policy[0], network)
-    return common(model, unrolled, target) | {
-        "target/search_kl": losses.masked_mean(gain, target.mask),
-        "target/search_entropy": losses.masked_mean(_entropy(unrolled.policy[0]), target.mask),
-        "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),
-    }
-
-
-def _entropy(probabilities: Float[Array, "*B A"]) -> Float[Array, "*B"]:
-    return -(probabilities * jnp.log(jnp.maximum(probabilities, 1e-30))).sum(-1)

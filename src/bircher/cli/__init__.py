@@ -115,6 +115,7 @@ app.command("eval")(games.evaluate)
 app.command()(games.match)
 app.command()(games.play)
 app.command()(inspect.diagnose)
+app.command()(inspect.search)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that look into an agent: its model."""
+"""The commands that look into an agent: its model, and its searches."""
 
 from __future__ import annotations
 
@@ -48,4 +48,41 @@ def diagnose(
     print(f"standard deviation of rewards {found['reward_deviation']:.3f}, of returns {found['return_deviation']:.3f}")
     print(f"gain {found['gain']:.4f} at {found['improvement_kl']:.4f} nats from the prior (by the model's own values)")
     print(f"correlation of the model's advantages with those that returns showed {found['advantage_correlation']:.3f}")
+    print(path)
+
+
+def search(
+    run: SavedRun,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(min=0, help="Actions played before the decision.")] = 0,
+    seed: Seed = 0,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes drawn below the root, the most visited ones.")] = 60,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else search-STEP.svg in the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the tree of one decision as SVG: visits, values, priors, rewards, and the best line.
+
+    \b
+    bircher search runs/mine --step 20
+    bircher search runs/mine search.num_simulations=200 --out tree.svg
+    """
+    with told():
+        from bircher import trees
+        from bircher.run import begin, planning, window
+
+        agent = begin.load_for_playing(run, overrides or ())
+        path = out or run / f"search-{step}.svg"
+        window.require_writable(path)
+        decision = planning.decide(agent, step, seed)
+        trees.write(planning.draw(agent, decision, nodes), path)
+    tree = decision.tree
+    if as_json:
+        line = [edge._asdict() for edge in tree.best_line()]
+        children = [edge._asdict() for edge in tree.following(0)]
+        found = {"env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": decision.action}
+        print(json.dumps({**found, "value": tree.root_value, "children": children, "best_line": line, "picture": str(path)}))
+        return
+    print(f"{agent.spec.id}, {agent.name}, step {step}: value {tree.root_value:.3f}, action {decision.action}")
+    for edge in tree.following(0):
+        print(f"action {edge.action:3d}  visits {edge.visits:4d}  prior {edge.prior:.3f}  value {edge.value:8.3f}")
     print(path)

@@ -58,6 +58,11 @@ PRESETS = {
     "SpaceInvaders-MinAtar": "minatar_space_invaders",
     "Asterix-MinAtar": "minatar_asterix",
     "Seaquest-MinAtar": "minatar_seaquest",
+    "tic_tac_toe": "tic_tac_toe",
+    "connect_four": "connect_four",
+    "othello": "othello",
+    "hex": "hex",
+    "go_9x9": "go_9x9",
 }
 
 EnvSource = str | Callable[[], Any]

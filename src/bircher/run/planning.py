@@ -1,0 +1,72 @@
+"""The search behind one decision of a run's agent, as a drawing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bircher import trees
+from bircher.games import boards
+from bircher.run import assembly
+from bircher.run.loaded import LoadedAgent
+from bircher.settings import ConfigError
+
+
+class Decision(NamedTuple):
+    """One observation of an episode, and the tree that was searched from it."""
+
+    observation: np.ndarray
+    step: int
+    mover: int
+    """Who moves, 0 or 1, in games of two."""
+    action: int
+    """What the search chose."""
+    tree: trees.Tree
+
+
+def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
+    """Play a fresh episode to its row `step`, and search there.
+
+    Raises:
+      ConfigError: the agent does not search, or the episode ended before that step.
+    """
+    assembly.require_source(agent.config, agent.source)
+    plan = agent.agent.plan
+    if plan is None:
+        raise ConfigError(
+            f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50"
+        )
+    env = assembly.make_env(agent.config.env, agent.source, 1, seed, "search")
+    try:
+        state, row = env.reset()
+        move = jax.jit(env.step)
+        for number in range(step):
+            action = agent.act(np.asarray(row.observation), legal_actions=np.asarray(row.legal_actions))
+            state, row = move(state, np.asarray(action, np.int32))
+            if bool(row.last[0]):
+                raise ConfigError(f"the episode of seed {seed} ended after {number + 1} actions: --step {step} is beyond it")
+        row = jax.device_get(row)
+    finally:
+        env.close()
+    found = jax.jit(plan)(agent.policy, row.observation, row.legal_actions, jax.random.key(seed))
+    mover = step % 2 if agent.spec.num_players == 2 else 0
+    return Decision(np.asarray(row.observation[0]), step, mover, int(found.action[0]), trees.Tree.of(found.tree))
+
+
+def draw(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
+    """The decision as SVG, on its board where there is one; at most `nodes` nodes below the root."""
+    head: list[str] = []
+    describe: Any = str
+    if agent.spec.id in boards.BOARDS:
+        board = boards.board_of(agent.spec.id)
+        head = board.draw(decision.observation, decision.mover).splitlines()
+        # A move's name depends on who makes it in chess only, where a tree's second level is not the root's mover.
+        describe = lambda action: board.name(action, decision.mover)  # noqa: E731
+    chosen = describe(decision.action)
+    title = (
+        f"{agent.spec.id}, {agent.name}, step {decision.step}: {decision.tree.root_visits} visits, "
+        f"value {decision.tree.root_value:.3f}, chose {chosen}"
+    )
+    return trees.draw(decision.tree.pruned(nodes), title, describe, head)
