@@ -127,7 +127,6 @@ class Training:
         config, count = self._config, self._config.evaluation.count
         goals = [config.steps * number // count for number in range(1, count + 1)]
         self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
-        self._read_at = self._saved_at = time.monotonic()
         if self._done():
             return
         self._programs = synchronous.make(
@@ -139,6 +138,8 @@ class Training:
 
     def _loop(self) -> None:
         """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
+        # From here on: a checkpoint of what compiling took would hold nothing learnt.
+        self._read_at = self._saved_at = time.monotonic()
         while True:
             iterations = 0 if self._stop.requested else self._next_iterations()
             if iterations:
