@@ -14,9 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-# One core, before JAX counts them.
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
 import jax
 import jax.numpy as jnp
 import mctx
@@ -128,6 +125,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each run, about")
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
     options = parser.parse_args()
+    # Before JAX counts the cores, which it does when it is first used.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     print("| search | batch | bircher, simulations/s | mctx, simulations/s | ratio |\n|---|---|---|---|---|")
     lines = []
     for batch_size in options.batch_sizes:

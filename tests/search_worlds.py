@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
     def step(self, xp: Any, latent: Any, action: Any) -> tuple[Any, Any]:
         """(reward, latent)"""
-        latent = xp.tanh(latent @ self.from_latent + self.from_action[action])
+        latent = xp.tanh(latent @ self.from_latent + xp.asarray(self.from_action)[action])
         return 0.3 * (latent @ self.reward), latent
 
     def simulate(self, latent: Any, action: Any) -> Step:

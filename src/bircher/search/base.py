@@ -69,7 +69,7 @@ class SearchResult(NamedTuple):
     action: Int[Array, " B"]
     """The search's own choice: the most visited action (PUCT), or the winner of sequential halving (Gumbel)."""
     weights: Float[Array, "B A"]
-    """The improved policy: shares of visits (PUCT) or softmax(logits + sigma(completed Q)) (Gumbel); 0 where illegal."""
+    """The improved policy: visit shares (PUCT) or softmax(logits + sigma(completed Q)) (Gumbel); 0 where illegal."""
     value: Float[Array, " B"]
     """For bootstraps and priorities: the root's mean (PUCT), or the sum of weights times completed Q (Gumbel)."""
     visits: Int[Array, "B A"]

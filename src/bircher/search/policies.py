@@ -7,18 +7,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
-import mctx
 from jaxtyping import Array, Float, Int
 
 from bircher.ops import distributions
 from bircher.search.base import Root, SearchConfig, SearchResult, Simulate, require_simulations, searched_actions
-from bircher.search.q_values import completed_q_values, root_q_values, tree_min_max
+from bircher.search.growth import Choose, Edges, Growth, as_mctx, grow
+from bircher.search.q_values import completed_q_values, tree_min_max
 from bircher.types import Key
 
 
@@ -54,29 +52,34 @@ def puct_search(
     if explore:
         logits = _with_noise(config, logits, legal, key)
 
-    def select(rng_key, tree, node, depth):
-        del rng_key
-        return _puct_action(config, tree, node, depth)
+    def choices(_: Array, trees: Growth) -> tuple[Choose, Choose]:
+        low, high = trees.q_range()
 
-    tree = mctx.search(
-        params=(),
-        rng_key=key,
-        root=mctx.RootFnOutput(prior_logits=logits, value=root.value, embedding=root.latent),
-        recurrent_fn=_recurrent(simulate),
-        root_action_selection_fn=functools.partial(select, depth=0),
-        interior_action_selection_fn=select,
-        num_simulations=num_simulations,
-        max_depth=config.max_depth,
-        invalid_actions=~legal,
+        def score(edges: Edges) -> Array:
+            return tree_min_max(edges.q_values, edges.visits, low, high) + _exploration(config, edges)
+
+        return (
+            lambda edges: _best(jnp.where(legal, score(edges), -jnp.inf)),
+            lambda edges: _best(score(edges)),
+        )
+
+    trees = grow(
+        logits,
+        root.value,
+        root.latent,
+        lambda _, latent, action: simulate(latent, action),
+        choices,
+        num_simulations,
+        config.max_depth,
     )
-    visits = tree.children_visits[:, tree.ROOT_INDEX]
+    edges = trees.edges(0)
     return SearchResult(
-        action=visits.argmax(-1).astype(jnp.int32),
-        weights=visits / visits.sum(-1, keepdims=True),
-        value=tree.node_values[:, tree.ROOT_INDEX],
-        visits=visits,
-        q_values=root_q_values(tree),
-        tree=tree if keep_tree else None,
+        action=_best(edges.visits),
+        weights=edges.visits / edges.visits.sum(-1, keepdims=True),
+        value=trees.value[0],
+        visits=edges.visits,
+        q_values=jnp.where(edges.visits > 0, edges.q_values, 0.0),
+        tree=as_mctx(trees, legal) if keep_tree else None,
     )
 
 
@@ -92,49 +95,98 @@ def gumbel_search(
     """Gumbel MuZero's search: sequential halving over actions drawn without replacement, and an improved policy.
 
     The policy is softmax(logits + sigma(completed Q)), sigma(q) = (c_visit + max_b N(b)) c_scale q with q rescaled to
-    [0, 1] (equation 8); its value is the sum of weights times completed Q, unscaled.  The tree's own mean at the root
-    is no estimate of it: sequential halving averages over bad actions too.
+    [0, 1] among the actions; its value is the sum of weights times completed Q, unscaled.  The tree's own mean at the
+    root is no estimate of it: sequential halving averages over bad actions too.
 
-    Args:
-      config: constants; its `num_simulations` is a default that callers read, the argument counts.
-      root: prior, value and latent of B states.
-      simulate: the model, called `num_simulations` times.
-      key: consumed; read only where `explore`.
-      num_simulations: at least 1.
-      explore: whether Gumbel noise decides which actions are considered; without, the prior and Q alone do.
-      keep_tree: whether the result holds the tree.
-
-    Raises:
-      ValueError: no simulation was asked for.
+    Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise.
     """
     require_simulations(num_simulations)
     legal = searched_actions(root.legal_actions)
-    output = mctx.gumbel_muzero_policy(
-        params=(),
-        rng_key=key,
-        root=mctx.RootFnOutput(prior_logits=root.logits, value=root.value, embedding=root.latent),
-        recurrent_fn=_recurrent(simulate),
-        num_simulations=num_simulations,
-        invalid_actions=~legal,
-        max_depth=config.max_depth,
-        qtransform=functools.partial(
-            mctx.qtransform_completed_by_mix_value, value_scale=config.value_scale, maxvisit_init=config.visit_offset
-        ),
-        max_num_considered_actions=config.max_considered_actions,
-        gumbel_scale=1.0 if explore else 0.0,
+    logits = distributions.mask_logits(root.logits, legal)
+    # The key is split as in mctx, whose policy finds the same tree by the same key.
+    noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape) if explore else jnp.zeros(logits.shape)
+    wanted = _wanted_visits(config, legal, num_simulations)
+
+    def winner(edges: Edges, visits: Array) -> Array:
+        score = noise + logits + _sigma(config, edges, _completed(edges))
+        return _best(jnp.where(legal & (edges.visits == visits), score, -jnp.inf))
+
+    def at_root(edges: Edges) -> Array:
+        done = edges.visits[0].sum()
+        return winner(edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1))
+
+    def below(edges: Edges) -> Array:
+        # Visits in proportion to the improved policy (section 5).
+        policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges)))
+        return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
+
+    trees = grow(
+        logits,
+        root.value,
+        root.latent,
+        lambda _, latent, action: simulate(latent, action),
+        lambda *_: (at_root, below),
+        num_simulations,
+        config.max_depth,
     )
-    tree = output.search_tree
-    visits, q_values = tree.children_visits[:, tree.ROOT_INDEX], root_q_values(tree)
-    prior = jax.nn.softmax(distributions.mask_logits(root.logits, legal))
-    completed = completed_q_values(q_values, visits, prior, root.value)
+    edges = trees.edges(0)
+    completed = _completed(edges)
+    weights = jax.nn.softmax(logits + _sigma(config, edges, completed))
     return SearchResult(
-        action=output.action,
-        weights=output.action_weights,
-        value=(output.action_weights * completed).sum(-1),
-        visits=visits,
-        q_values=q_values,
-        tree=tree if keep_tree else None,
+        action=winner(edges, edges.visits.max(-1, keepdims=True)),
+        weights=weights,
+        value=(weights * completed).sum(-1),
+        visits=edges.visits,
+        q_values=jnp.where(edges.visits > 0, edges.q_values, 0.0),
+        tree=as_mctx(trees, legal, noise) if keep_tree else None,
     )
+
+
+def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
+    """How often an action must have been visited to be taken next, for each simulation of sequential halving.
+
+    log2(m) phases share the simulations; each visits the actions that are left equally often and drops the worse half.
+    """
+    if num_considered <= 1:
+        return list(range(num_simulations))
+    phases = math.ceil(math.log2(num_considered))
+    wanted, left = [], num_considered
+    visits = [0] * num_considered
+    while len(wanted) < num_simulations:
+        for _ in range(max(1, num_simulations // (phases * left))):
+            wanted += visits[:left]
+            visits[:left] = [count + 1 for count in visits[:left]]
+        left = max(2, left // 2)
+    return wanted[:num_simulations]
+
+
+def _wanted_visits(config: SearchConfig, legal: Array, num_simulations: int) -> Int[Array, "B N"]:
+    """`considered_visits` of each element's number of legal actions."""
+    most = min(config.max_considered_actions, legal.shape[-1])
+    table = jnp.array([considered_visits(count, num_simulations) for count in range(most + 1)], jnp.int32)
+    return table[jnp.minimum(most, legal.sum(-1))]
+
+
+def _best(score: Array) -> Int[Array, " B"]:
+    return score.argmax(-1).astype(jnp.int32)
+
+
+def _exploration(config: SearchConfig, edges: Edges) -> Float[Array, "B A"]:
+    """PUCT's U."""
+    node_visits = edges.node_visits[:, None]
+    factor = config.puct_init + jnp.log((node_visits + config.puct_base + 1) / config.puct_base)
+    return factor * jax.nn.softmax(edges.logits) * jnp.sqrt(node_visits) / (1 + edges.visits)
+
+
+def _completed(edges: Edges) -> Float[Array, "B A"]:
+    return completed_q_values(edges.q_values, edges.visits, jax.nn.softmax(edges.logits), edges.raw_value)
+
+
+def _sigma(config: SearchConfig, edges: Edges, completed: Array) -> Float[Array, "B A"]:
+    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled to [0, 1] among the node's actions."""
+    low, high = completed.min(-1, keepdims=True), completed.max(-1, keepdims=True)
+    scale = (config.visit_offset + edges.visits.max(-1, keepdims=True)) * config.value_scale
+    return scale * (completed - low) / jnp.maximum(high - low, 1e-8)
 
 
 def _with_noise(config: SearchConfig, logits: Array, legal: Array, key: Key) -> Float[Array, "B A"]:
@@ -144,27 +196,3 @@ def _with_noise(config: SearchConfig, logits: Array, legal: Array, key: Key) -> 
     noise = jax.nn.softmax(distributions.mask_logits(noise, legal))
     mixed = (1 - config.dirichlet_share) * jax.nn.softmax(logits) + config.dirichlet_share * noise
     return distributions.mask_logits(jnp.log(jnp.maximum(mixed, jnp.finfo(mixed.dtype).tiny)), legal)
-
-
-def _recurrent(simulate: Simulate) -> Callable:
-    """`simulate` as mctx calls it."""
-
-    def recurrent(params, rng_key, action, latent):
-        del params, rng_key
-        step = simulate(latent, action)
-        output = mctx.RecurrentFnOutput(
-            reward=step.reward, discount=step.discount, prior_logits=step.logits, value=step.value
-        )
-        return output, step.latent
-
-    return recurrent
-
-
-def _puct_action(config: SearchConfig, tree: Any, node: Array, depth: Array | int) -> Int[Array, ""]:
-    """The greatest Q + U of a node's actions; an illegal one never, at the root."""
-    node_visits, visits = tree.node_visits[node], tree.children_visits[node]
-    factor = config.puct_init + jnp.log((node_visits + config.puct_base + 1) / config.puct_base)
-    prior = jax.nn.softmax(tree.children_prior_logits[node])
-    score = tree_min_max(tree, node) + factor * prior * jnp.sqrt(node_visits) / (1 + visits)
-    score = jnp.where(tree.root_invalid_actions & (jnp.asarray(depth) == 0), -jnp.inf, score)
-    return score.argmax().astype(jnp.int32)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def tree_min_max(tree: Any, node: Array) -> Float[Array, " A"]:
-    """Q of a node's edges, scaled to [0, 1] between the least and greatest Q of the whole tree's visited edges.
+def tree_min_max(
+    q_values: Float[Array, "B A"], visits: Int[Array, "B A"], low: Float[Array, " B"], high: Float[Array, " B"]
+) -> Float[Array, "B A"]:
+    """Q scaled to [0, 1] between the least and greatest Q of the whole tree's visited edges (MuZero, appendix B).
 
-    MuZero's normalisation (appendix B, equation 5), as a transform for mctx, whose own looks at parent and siblings
-    only.  0 for edges not visited, and for all while no two Q differ.
+    0 for edges not visited, and for all while no two Q differ.  mctx's own transforms look at a node and its edges.
 
     Args:
-      tree: an `mctx.Tree` without its batch axis.
-      node: index of the node.
+      q_values: of one node's edges, read where visited.
+      visits: of those edges.
+      low: least Q of the tree, now: not the least that was ever seen.
+      high: greatest Q of the tree.
     """
-    q_values = tree.children_rewards + tree.children_discounts * tree.children_values
-    visited = tree.children_visits > 0
-    low = jnp.where(visited, q_values, jnp.inf).min()
-    high = jnp.where(visited, q_values, -jnp.inf).max()
-    scaled = (tree.qvalues(node) - low) / jnp.maximum(high - low, jnp.finfo(q_values.dtype).tiny)
-    return jnp.where(visited[node] & (high > low), scaled, 0.0)
+    spread = (high - low)[:, None]
+    scaled = (q_values - low[:, None]) / jnp.maximum(spread, jnp.finfo(q_values.dtype).tiny)
+    return jnp.where((visits > 0) & (spread > 0), scaled, 0.0)
 
 
 def completed_q_values(
@@ -31,8 +29,8 @@ def completed_q_values(
 ) -> Float[Array, "*B A"]:
     """Q of each action, with the mixed value for actions not visited.
 
-    v_mix = (v + N sum_b P(b) Q(b) / sum_b P(b)) / (1 + N) over the visited b, N their visits (Gumbel MuZero, appendix D,
-    equation 33).
+    v_mix = (v + N sum_b P(b) Q(b) / sum_b P(b)) / (1 + N) over the visited b, N their visits (Gumbel MuZero,
+    appendix D).
 
     Args:
       q_values: read where visited.
@@ -46,9 +44,3 @@ def completed_q_values(
     weighted = jnp.where(visited, prior * q_values, 0.0).sum(-1) / jnp.where(total > 0, prior.sum(-1), 1.0)
     mixed = (value + total * weighted) / (total + 1)
     return jnp.where(visited, q_values, mixed[..., None])
-
-
-def root_q_values(tree: Any) -> Float[Array, "B A"]:
-    """Q of the root's actions; 0 where not visited."""
-    q_values = tree.children_rewards + tree.children_discounts * tree.children_values
-    return jnp.where(tree.children_visits > 0, q_values, 0.0)[:, tree.ROOT_INDEX]

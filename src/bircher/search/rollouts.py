@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mctx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.ops import distributions
-from bircher.search.base import require_simulations, searched_actions
+from bircher.search.base import Step, require_simulations, searched_actions
+from bircher.search.growth import Choose, Edges, Growth, grow
 from bircher.types import Key
 
 
@@ -45,46 +45,37 @@ def rollout_search(
       ValueError: no simulation was asked for.
     """
     require_simulations(num_simulations)
-    legal = searched_actions(legal_actions)
 
-    def recurrent(params, rng_key, action, state):
-        del params
+    def evaluate(i: Array, state: Any, action: Array) -> Step:
         state, reward, discount, legal = simulate(state, action)
-        value = jnp.where(discount == 0, 0.0, rollout(state, rng_key))
-        output = mctx.RecurrentFnOutput(
-            reward=reward, discount=discount, prior_logits=_mask_as_logits(searched_actions(legal)), value=value
-        )
-        return output, state
+        value = rollout(state, jax.random.fold_in(key, 2 * i))
+        # A node keeps its mask as its prior.
+        return Step(reward, discount, _mask_as_logits(legal), jnp.where(discount == 0, 0.0, value), state)
 
-    def select(rng_key, tree, node, depth=0):
-        del depth
-        return _uct_action(exploration, rng_key, tree, node)
+    def choices(i: Array, trees: Growth) -> tuple[Choose, Choose]:
+        order = jax.random.uniform(jax.random.fold_in(key, 2 * i + 1), trees.logits.shape[1:])
 
-    tree = mctx.search(
-        params=(),
-        rng_key=key,
-        root=mctx.RootFnOutput(
-            prior_logits=_mask_as_logits(legal), value=jnp.zeros(len(legal)), embedding=state
-        ),
-        recurrent_fn=recurrent,
-        root_action_selection_fn=select,
-        interior_action_selection_fn=select,
-        num_simulations=num_simulations,
-    )
-    visits = tree.children_visits[:, tree.ROOT_INDEX]
+        def choose(edges: Edges) -> Array:
+            return _uct_action(exploration, order, edges)
+
+        return choose, choose
+
+    value = jnp.zeros(len(legal_actions))
+    trees = grow(_mask_as_logits(legal_actions), value, state, evaluate, choices, num_simulations, None)
+    visits = trees.edges(0).visits
     return visits.argmax(-1).astype(jnp.int32), visits
 
 
-def _mask_as_logits(legal: Bool[Array, "B A"]) -> Float[Array, "B A"]:
-    return distributions.mask_logits(jnp.zeros(legal.shape), legal)
+def _mask_as_logits(legal_actions: Bool[Array, "B A"]) -> Float[Array, "B A"]:
+    return distributions.mask_logits(jnp.zeros(legal_actions.shape), searched_actions(legal_actions))
 
 
-def _uct_action(exploration: float, key: Key, tree: Any, node: Array) -> Int[Array, ""]:
-    """UCB1's choice among a node's legal actions; while some are not visited, any one of those."""
-    visits = tree.children_visits[node]
-    # The mask is kept as the node's prior.
-    legal = tree.children_prior_logits[node] > distributions.ILLEGAL / 2
-    fresh = legal & (visits == 0)
-    bonus = exploration * jnp.sqrt(jnp.log(jnp.maximum(visits.sum(), 1)) / jnp.maximum(visits, 1))
-    score = jnp.where(fresh.any(), jax.random.uniform(key, visits.shape), tree.qvalues(node) + bonus)
-    return jnp.where(jnp.where(fresh.any(), fresh, legal), score, -jnp.inf).argmax().astype(jnp.int32)
+def _uct_action(exploration: float, order: Array, edges: Edges) -> Int[Array, " B"]:
+    """UCB1's choice among a node's legal actions; while some are not visited, the one of them with greatest order."""
+    legal = edges.logits > distributions.ILLEGAL / 2
+    fresh = legal & (edges.visits == 0)
+    some_fresh = fresh.any(-1, keepdims=True)
+    total = jnp.maximum(edges.visits.sum(-1, keepdims=True), 1)
+    bound = edges.q_values + exploration * jnp.sqrt(jnp.log(total) / jnp.maximum(edges.visits, 1))
+    score = jnp.where(some_fresh, order, bound)
+    return jnp.where(jnp.where(some_fresh, fresh, legal), score, -jnp.inf).argmax(-1).astype(jnp.int32)

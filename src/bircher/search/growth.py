@@ -1,0 +1,250 @@
+"""A tree that grows by one node a simulation, for B elements at once.
+
+The loop is ours and not mctx's for the sake of speed; what it computes is the same, number by number.  Statistics are
+kept by node and not by edge (an edge's visits and value are its child's), with nodes before elements in memory: the
+node that a simulation makes has the same place in all B trees and is written by one copy, and what a return changes is
+one number a level.  mctx's loop selects between whole trees at every level, wherever elements differ in depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mctx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from bircher.search.base import Step
+
+NONE = -1
+"""No node, as in mctx."""
+
+
+class Edges(NamedTuple):
+    """What is known of one node of each element, and of its edges."""
+
+    child: Int[Array, "B A"]
+    visits: Int[Array, "B A"]
+    q_values: Float[Array, "B A"]
+    """Of visited edges; anything elsewhere."""
+    logits: Float[Array, "B A"]
+    raw_value: Float[Array, " B"]
+    node_visits: Int[Array, " B"]
+
+
+class Growth(NamedTuple):
+    """B trees of N nodes; node 0 is the root, node i was made by simulation i."""
+
+    children: Int[Array, "N B A"]
+    logits: Float[Array, "N B A"]
+    raw_value: Float[Array, "N B"]
+    """The model's own."""
+    value: Float[Array, "N B"]
+    """Mean of the model's value and of every return through the node."""
+    visits: Int[Array, "N B"]
+    q_value: Float[Array, "N B"]
+    """reward + discount value of the edge that leads here."""
+    reward: Float[Array, "N B"]
+    discount: Float[Array, "N B"]
+    parent: Int[Array, "N B"]
+    action: Int[Array, "N B"]
+    """Taken in the parent."""
+    latent: PyTree[Array]
+    """[N, B, ...]"""
+
+    def edges(self, node: Int[Array, " B"] | int) -> Edges:
+        """Of one node in each element, or of the same in all."""
+        elements = jnp.arange(self.visits.shape[1])
+        where = node if isinstance(node, int) else (node, elements)
+        child = self.children[where]
+        below = (child, elements[:, None])
+        return Edges(
+            child=child,
+            visits=jnp.where(child == NONE, 0, self.visits[below]),
+            q_values=self.q_value[below],
+            logits=self.logits[where],
+            raw_value=self.raw_value[where],
+            node_visits=self.visits[where],
+        )
+
+    def q_range(self) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        """Least and greatest Q of all visited edges; inf and -inf before the first."""
+        visited = self.visits[1:] > 0
+        low = jnp.where(visited, self.q_value[1:], jnp.inf).min(0)
+        return low, jnp.where(visited, self.q_value[1:], -jnp.inf).max(0)
+
+
+Choose = Callable[[Edges], Int[Array, " B"]]
+"""The action by which each element leaves a node."""
+
+
+def grow(
+    logits: Float[Array, "B A"],
+    value: Float[Array, " B"],
+    latent: PyTree[Array],
+    evaluate: Callable[[Array, Any, Array], Step],
+    choices: Callable[[Array, Growth], tuple[Choose, Choose]],
+    num_simulations: int,
+    max_depth: int | None,
+) -> Growth:
+    """Trees after `num_simulations` simulations, each of one call of `evaluate`.
+
+    Args:
+      logits: of the root, as it is searched.
+      value: of the root.
+      latent: of the root.
+      evaluate: (number of the simulation, latent [B, ...], action [B]) -> what came of it.
+      choices: (number of the simulation, trees) -> how to choose at the root, and below it; asked once a simulation.
+      num_simulations: at least 1.
+      max_depth: edges below the root; a leaf there is evaluated again and again.
+    """
+    trees = _plant(logits, value, latent, num_simulations)
+
+    def simulation(i: Array, trees: Growth) -> Growth:
+        node, action, leaf = _descend(trees, *choices(i, trees), max_depth)
+        leaf = jnp.where(leaf == NONE, i + 1, leaf)
+        step = evaluate(i, jax.tree.map(lambda x: x[node, jnp.arange(len(node))], trees.latent), action)
+        trees = _expand(trees, step, node, action, leaf, i + 1, max_depth)
+        return _back_up(trees, leaf)
+
+    return jax.lax.fori_loop(0, num_simulations, simulation, trees)
+
+
+def _plant(logits: Array, value: Array, latent: Any, num_simulations: int) -> Growth:
+    batch_size, num_actions = logits.shape
+    shape = (num_simulations + 1, batch_size)
+
+    def with_root(x: Array) -> Array:
+        return jnp.zeros((shape[0], *x.shape), x.dtype).at[0].set(x)
+
+    zeros = jnp.zeros(shape, value.dtype)
+    return Growth(
+        children=jnp.full((*shape, num_actions), NONE, jnp.int32),
+        logits=with_root(logits),
+        raw_value=with_root(value),
+        value=with_root(value),
+        visits=with_root(jnp.ones(batch_size, jnp.int32)),
+        q_value=zeros,
+        reward=zeros,
+        discount=zeros,
+        parent=jnp.full(shape, NONE, jnp.int32),
+        action=jnp.full(shape, NONE, jnp.int32),
+        # Copies of the root's and not zeros: a simulator's state may hold a key, which has no zero.
+        latent=jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), latent),
+    )
+
+
+def _chosen(edges: Edges, action: Array) -> Array:
+    return jnp.where(action[:, None] == jnp.arange(edges.child.shape[1]), edges.child, NONE).max(-1)
+
+
+def _descend(
+    trees: Growth, choose_at_root: Choose, choose: Choose, max_depth: int | None
+) -> tuple[Array, Array, Array]:
+    """The node where each element leaves its tree, the action by which it does, and the child there or none."""
+
+    def go_on(carry: tuple) -> Array:
+        _, _, child, depth = carry
+        return ((child != NONE).any()) & (True if max_depth is None else depth < max_depth)
+
+    def level(carry: tuple) -> tuple:
+        node, action, child, depth = carry
+        # An element that has arrived stays as it is.
+        inside = child != NONE
+        node = jnp.where(inside, child, node)
+        edges = trees.edges(node)
+        action = jnp.where(inside, choose(edges), action)
+        return node, action, jnp.where(inside, _chosen(edges, action), NONE), depth + 1
+
+    edges = trees.edges(0)
+    action = choose_at_root(edges)
+    child = _chosen(edges, action)
+    carry = (jnp.zeros_like(action), action, child, jnp.ones((), jnp.int32))
+    return jax.lax.while_loop(go_on, level, carry)[:3]
+
+
+def _expand(
+    trees: Growth, step: Step, node: Array, action: Array, leaf: Array, place: Array, max_depth: int | None
+) -> Growth:
+    """The model's answer written to the new node, or, at the greatest depth, counted at the old one."""
+    fresh = leaf == place
+
+    def write(x: Array, new: Array) -> Array:
+        if max_depth is not None:
+            new = jnp.where(fresh.reshape(-1, *[1] * (new.ndim - 1)), new, x[place])
+        return jax.lax.dynamic_update_index_in_dim(x, new, place, 0)
+
+    visits = write(trees.visits, jnp.ones_like(node))
+    if max_depth is not None:
+        visits = visits + ((jnp.arange(len(visits))[:, None] == leaf) & ~fresh)
+    edge = (jnp.arange(len(visits))[:, None] == node)[..., None] & (jnp.arange(step.logits.shape[1]) == action[:, None])
+    return Growth(
+        children=jnp.where(edge, leaf[:, None], trees.children),
+        logits=write(trees.logits, step.logits),
+        raw_value=write(trees.raw_value, step.value),
+        value=write(trees.value, step.value),
+        visits=visits,
+        q_value=write(trees.q_value, step.reward + step.discount * step.value),
+        reward=write(trees.reward, step.reward),
+        discount=write(trees.discount, step.discount),
+        parent=write(trees.parent, node),
+        action=write(trees.action, action),
+        latent=jax.tree.map(write, trees.latent, step.latent),
+    )
+
+
+def _back_up(trees: Growth, leaf: Array) -> Growth:
+    """Every node above the leaf with the return from it on counted in its mean."""
+    elements, nodes = jnp.arange(len(leaf)), jnp.arange(len(trees.visits))[:, None]
+    parents, reward, discount = trees.parent, trees.reward, trees.discount
+
+    def level(carry: tuple) -> tuple:
+        node, target, value, visits, q_value = carry
+        edge = (node, elements)
+        parent = jnp.where(node == 0, NONE, parents[edge])
+        target = reward[edge] + discount[edge] * target
+        above = (jnp.maximum(parent, 0), elements)
+        count = visits[above]
+        mean = (value[above] * count + target) / (count + 1.0)
+        here = nodes == parent
+        value = jnp.where(here, mean, value)
+        q_value = jnp.where(here, reward[above] + discount[above] * mean, q_value)
+        return above[0], target, value, visits + here, q_value
+
+    carry = (leaf, trees.value[leaf, elements], trees.value, trees.visits, trees.q_value)
+    carry = jax.lax.while_loop(lambda carry: (carry[0] != 0).any(), level, carry)
+    return trees._replace(value=carry[2], visits=carry[3], q_value=carry[4])
+
+
+def as_mctx(trees: Growth, legal_actions: Bool[Array, "B A"], gumbel: Float[Array, "B A"] | None = None) -> Any:
+    """The trees as mctx lays them out, elements before nodes and statistics by edge."""
+    # Type checkers do not see the fields of a chex dataclass.
+    make_tree: Any = mctx.Tree
+    make_extra: Any = mctx.GumbelMuZeroExtraData
+    below = (trees.children, jnp.arange(trees.visits.shape[1])[:, None])
+    there = trees.children != NONE
+
+    def turn(x: Array) -> Array:
+        return jnp.swapaxes(x, 0, 1)
+
+    def by_edge(x: Array) -> Array:
+        return turn(jnp.where(there, x[below], jnp.zeros((), x.dtype)))
+
+    return make_tree(
+        node_visits=turn(trees.visits),
+        raw_values=turn(trees.raw_value),
+        node_values=turn(trees.value),
+        parents=turn(trees.parent),
+        action_from_parent=turn(trees.action),
+        children_index=turn(trees.children),
+        children_prior_logits=turn(trees.logits),
+        children_visits=by_edge(trees.visits),
+        children_rewards=by_edge(trees.reward),
+        children_discounts=by_edge(trees.discount),
+        children_values=by_edge(trees.value),
+        embeddings=jax.tree.map(turn, trees.latent),
+        root_invalid_actions=~legal_actions,
+        extra_data=None if gumbel is None else make_extra(root_gumbel=gumbel),
+    )
