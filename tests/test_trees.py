@@ -7,11 +7,11 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from tiny import WORDS
 from typer.testing import CliRunner
 
 from bircher import trees
 from bircher.cli import app
+from tiny import WORDS
 
 EDGES = (
     trees.Edge(0, 1, 0, 5, 0.5, 0.0, 0.25),

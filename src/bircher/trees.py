@@ -81,12 +81,12 @@ def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Seq
     values = [tree.root_value, *(edge.value for edge in tree.edges)]
     low, high = min(values), max(values)
     depth = max((level for _, level in places.values()), default=0)
-    lines, discs = [], [_disc(places[0], top, tree.root_visits, tree.root_visits, tree.root_value, low, high, True)]
+    visits = tree.root_visits
+    lines, discs = [], [_disc(places[0], top, visits, visits, tree.root_value, low, high, True)]
     for edge in tree.edges:
-        lines.append(_line(places[edge.parent], places[edge.child], top, edge, describe(edge.action), edge.child in best))
-        discs.append(
-            _disc(places[edge.child], top, edge.visits, tree.root_visits, edge.value, low, high, edge.child in best)
-        )
+        place, bold = places[edge.child], edge.child in best
+        lines.append(_line(places[edge.parent], place, top, edge, describe(edge.action), bold))
+        discs.append(_disc(place, top, edge.visits, visits, edge.value, low, high, bold))
     text = [f'<text x="{MARGIN}" y="{MARGIN}" font-size="14" font-weight="bold">{escape(title)}</text>']
     for number, line in enumerate(head, start=1):
         text.append(
@@ -159,5 +159,6 @@ def _line(
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{"black" if best else "#999"}" '
         f'stroke-width="{2.2 if best else 0.8}"/>'
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="#555">{escape(name)} p {edge.prior:.2f}{reward}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="#555">'
+        f"{escape(name)} p {edge.prior:.2f}{reward}</text>"
     )

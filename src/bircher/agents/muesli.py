@@ -21,7 +21,7 @@ from bircher.agents.diagnostics import of_cmpo
 from bircher.agents.unrolling import episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
-from bircher.ops import distributions, improvement, losses, returns
+from bircher.ops import distributions, improvement, returns
 from bircher.search import SearchConfig, SearchResult
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 

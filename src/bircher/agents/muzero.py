@@ -23,7 +23,7 @@ from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term,
 from bircher.agents.diagnostics import of_search
 from bircher.agents.unrolling import Absorbing, episode_ends, unroll
 from bircher.models.model import Model, ModelConfig
-from bircher.ops import distributions, improvement, losses, returns
+from bircher.ops import distributions, improvement, returns
 from bircher.search import SearchConfig, SearchResult, completed_q_values
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 

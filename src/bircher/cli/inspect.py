@@ -79,8 +79,11 @@ def search(
     if as_json:
         line = [edge._asdict() for edge in tree.best_line()]
         children = [edge._asdict() for edge in tree.following(0)]
-        found = {"env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": decision.action}
-        print(json.dumps({**found, "value": tree.root_value, "children": children, "best_line": line, "picture": str(path)}))
+        found = {
+            "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": decision.action,
+            "value": tree.root_value, "children": children, "best_line": line, "picture": str(path),
+        }  # fmt: skip
+        print(json.dumps(found))
         return
     print(f"{agent.spec.id}, {agent.name}, step {step}: value {tree.root_value:.3f}, action {decision.action}")
     for edge in tree.following(0):

@@ -35,9 +35,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
     assembly.require_source(agent.config, agent.source)
     plan = agent.agent.plan
     if plan is None:
-        raise ConfigError(
-            f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50"
-        )
+        raise ConfigError(f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50")
     env = assembly.make_env(agent.config.env, agent.source, 1, seed, "search")
     try:
         state, row = env.reset()
@@ -46,7 +44,9 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
             action = agent.act(np.asarray(row.observation), legal_actions=np.asarray(row.legal_actions))
             state, row = move(state, np.asarray(action, np.int32))
             if bool(row.last[0]):
-                raise ConfigError(f"the episode of seed {seed} ended after {number + 1} actions: --step {step} is beyond it")
+                raise ConfigError(
+                    f"the episode of seed {seed} ended after {number + 1} actions: --step {step} is beyond it"
+                )
         row = jax.device_get(row)
     finally:
         env.close()
