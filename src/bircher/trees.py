@@ -72,8 +72,8 @@ class Tree(NamedTuple):
 def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Sequence[str] = ()) -> str:
     """The tree as SVG: a disc for each node, its area by visits, its colour by value; the best line in bold.
 
-    Beside an edge: the action, as `describe` names it, its prior and, where it has one, its reward; in a node its visits
-    and below it its value. `head` are lines of text above the tree, such as a board.
+    Beside an edge: the action, as `describe` names it, its prior and, where it has one, its reward; in a node its
+    visits and below it its value. `head` are lines of text above the tree, such as a board.
     """
     places, width = _places(tree)
     top = MARGIN + 20 + 15 * len(head)
