@@ -56,8 +56,9 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     if depths > length:
         raise ValueError(f"sequences of {length} steps cannot show {depths} steps of the model")
     model: Model = policy.params
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (rows.observation, rows.legal_actions))
-    seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), agent.look(policy, *flat, key))
+    observation = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows.observation)
+    seen = agent.look(policy, observation, rows.legal_actions.reshape(-1, rows.legal_actions.shape[-1]), key)
+    seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), seen)
     ends = episode_ends(rows)
     going = ~ends
     # reached[k]: row t + k belongs to the episode of row t.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -112,12 +112,12 @@ def make(
         require_discrete(config.name, spec)
         return Policy(Model(spec, model_config, key, project="consistency" in weights), ())
 
-    def start(batch_size: int) -> Array | tuple:
+    def start(batch_size: int) -> Any:
         return jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else ()
 
     def act(
-        policy: Policy, carry: Array | tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
-    ) -> tuple[ActOutput, Array | tuple]:
+        policy: Policy, carry: Any, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, Any]:
         search_key, draw_key = jax.random.split(key)
         temperature = config.temperature.at(progress)
         if config.temperature.moves:

@@ -71,12 +71,14 @@ def entropy(unrolled: Unrolled) -> Float[Array, "B T"]:
 
 
 def consistency(
-    projection: Projection, unrolled: Unrolled, encoded: Float[Array, "B R latent"]
+    projection: Projection | None, unrolled: Unrolled, encoded: Float[Array, "B R latent"]
 ) -> Float[Array, "B T"]:
     """1/K sum over k of 1 - cosine between the latent imagined after k steps and that of the real row there.
 
     "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1.
     """
+    if projection is None:
+        raise ValueError("the consistency term needs a model made with a projection")
     depths, _, length = unrolled.reward.shape
     later = windows(encoded, depths + 1, length)[1:]
     return _over_depths(projection.distance(unrolled.latent, later), unrolled.encoded_mask)
