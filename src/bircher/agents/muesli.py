@@ -130,10 +130,6 @@ def make(
         statistics = ObservationStatistics.zero(spec) if config.normalise_observations else None
         return Policy(Model(spec, model_config, key), MuesliState(improvement.AdvantageNormaliser.zero(), statistics))
 
-    def start(batch_size: int) -> tuple:
-        del batch_size  # no memory
-        return ()
-
     def act(
         policy: Policy, carry: tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, tuple]:
@@ -169,8 +165,10 @@ def make(
         del key
         return muesli_look(config, discount, policy, observation, legal_actions)
 
-    plan = searched if simulations else None
-    return Agent("muesli", init, start, act, targets, loss, weights, config.acts_with == "target", discount, look, plan)
+    return Agent(
+        "muesli", init, lambda _: (), act, targets, loss, weights, config.acts_with == "target", discount, look,
+        searched if simulations else None,
+    )  # fmt: skip
 
 
 def _normalised(state: MuesliState, observation: Array) -> Array:

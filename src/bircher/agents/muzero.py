@@ -145,19 +145,24 @@ def make(
         return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target)
 
     def look(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> Look:
-        model: Model = policy.params
-        latent = model.represent(observation.astype(jnp.float32))
-        root = searching.root(model, latent, legal_actions)
-        found = plan(model, observation, legal_actions, key, "sample")
-        prior = jax.nn.softmax(root.logits)
-        q = completed_q_values(found.q_values, found.visits, prior, root.value)
-        return Look(latent, root.value, prior, q, found.weights)
+        found = plan(policy.params, observation, legal_actions, key, "sample")
+        return muzero_look(policy.params, observation, legal_actions, found)
 
     def searched(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> SearchResult:
         return plan(policy.params, observation, legal_actions, key, "greedy", keep_tree=True)
 
     searches = searched if search_config.num_simulations else None
     return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look, searches)
+
+
+def muzero_look(model: Model, observation: Array, legal_actions: Array, found: SearchResult) -> Look:
+    """What a search found of B observations, with completed values where it did not look."""
+    latent = model.represent(observation.astype(jnp.float32))
+    root = searching.root(model, latent, legal_actions)
+    prior = jax.nn.softmax(root.logits)
+    return Look(
+        latent, root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights
+    )
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:

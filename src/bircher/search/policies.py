@@ -11,10 +11,18 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.ops import distributions
-from bircher.search.base import Root, SearchConfig, SearchResult, Simulate, require_simulations, searched_actions
+from bircher.search.base import (
+    Root,
+    SearchConfig,
+    SearchResult,
+    Simulate,
+    Step,
+    require_simulations,
+    searched_actions,
+)  # fmt: skip
 from bircher.search.growth import Choose, Edges, Growth, as_mctx, grow
 from bircher.search.q_values import completed_q_values, tree_min_max
 from bircher.types import Key
@@ -63,15 +71,10 @@ def puct_search(
             lambda edges: _best(score(edges)),
         )
 
-    trees = grow(
-        logits,
-        root.value,
-        root.latent,
-        lambda _, latent, action: simulate(latent, action),
-        choices,
-        num_simulations,
-        config.max_depth,
-    )
+    def step(_: Array, latent: PyTree, action: Array) -> Step:
+        return simulate(latent, action)
+
+    trees = grow(logits, root.value, root.latent, step, choices, num_simulations, config.max_depth)
     edges = trees.edges(0)
     return SearchResult(
         action=_best(edges.visits),
