@@ -59,8 +59,8 @@ def test_every_environment_has_its_preset() -> None:
 def test_a_preset_chosen_by_name_brings_its_agent() -> None:
     assert compose("toy/cliff", ["preset=paper_atari_muzero"]).agent.name == "muzero"
     assert compose("toy/cliff", ["preset=default_muzero", "agent=gumbel_muzero"]).agent.name == "gumbel_muzero"
-    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset default_muzero"):
-        compose("toy/cliff", ["preset=default_muzero", "agent=muesli"])
+    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset paper_atari_muzero"):
+        compose("toy/cliff", ["preset=paper_atari_muzero", "agent=muesli"])
 
 
 def test_the_paper_preset_holds_the_papers_constants() -> None:
@@ -90,9 +90,11 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
 
 
 def test_a_group_set_in_part_keeps_its_other_defaults() -> None:
-    losses = compose("toy/cliff", ["losses.value.enabled=false"]).losses
-    assert losses.value.weight == 0.25 and not losses.value.enabled
-    assert "value" not in losses.weights()
+    config = compose("toy/cliff", ["losses.policy_gradient.weight=0.5", "losses.value.enabled=false"])
+    assert config.losses.policy_gradient.enabled and config.losses.weights()["policy_gradient"] == 0.5
+    assert "value" not in config.losses.weights()
+    prior = compose("toy/cliff", ["agent.prior.behaviour_share=0.1"]).agent.prior
+    assert (prior.behaviour_share, prior.uniform_share) == (0.1, 0.001)
 
 
 def test_shortcuts_stand_for_names() -> None:

@@ -36,7 +36,7 @@ def outcome_of(rows, value, b, t):
 
 
 def test_errors_are_those_of_a_loop_over_rows_and_depths():
-    rows = random_rows(8, BATCH, LENGTH, all_legal=True)
+    rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
     found = found_for(rows)
     latents = MODEL.represent(rows.observation)
     value = np.array(MODEL.value(latents))
@@ -44,7 +44,7 @@ def test_errors_are_those_of_a_loop_over_rows_and_depths():
     rows = jax.tree.map(np.asarray, rows)
     value[rows.terminal] = 0
     errors = {name: [[] for _ in range(DEPTHS)] for name in ("reward", "value", "return", "policy")}
-    for b in range(BATCH):
+    for b in range(4 * BATCH):
         for t in range(LENGTH):
             latent = latents[b, t]
             for k in range(1, DEPTHS + 1):
@@ -63,8 +63,7 @@ def test_errors_are_those_of_a_loop_over_rows_and_depths():
     for name in ("reward", "value", "return"):
         slow = [np.sqrt(np.mean(squares)) for squares in errors[name]]
         np.testing.assert_allclose(getattr(found, f"{name}_error"), slow, rtol=2e-3)
-    # The last row's action belongs to what follows, but its policy is known.
-    np.testing.assert_allclose(found.policy_kl, [np.mean(values) for values in errors["policy"]], rtol=0.05)
+    np.testing.assert_allclose(found.policy_kl, [np.mean(values) for values in errors["policy"]], rtol=2e-3)
 
 
 def test_a_model_without_a_clue_gains_nothing():

@@ -48,7 +48,7 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v2"], "did you mean CartPole-v1"),
         (["CartPole-v1", "agent.cmpo.clip_bond=1"], "did you mean agent.cmpo.clip_bound?"),
         (["CartPole-v1", "agent=musli"], "unknown agent 'musli'; did you mean muesli?"),
-        (["CartPole-v1", "preset=cartpol"], "unknown preset 'cartpol'; did you mean cartpole?"),
+        (["CartPole-v1", "preset=cartpol"], "unknown preset 'cartpol'; did you mean cartpole"),
         (["CartPole-v1", "device=gpu"], "device=gpu is not available: JAX finds only cpu"),
         (["CartPole-v1", "device=tpu"], "device=tpu is not possible: expected one of cpu, gpu or null"),
         (["CartPole-v1", "steps=soon"], "steps=soon is not possible: expected a whole number"),

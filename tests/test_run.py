@@ -29,7 +29,8 @@ def tiny(env="toy/cliff", **settings) -> config.Config:
 def run(tmp_path_factory: pytest.TempPathFactory):
     """320 steps on CartPole with an evaluation after each half."""
     out = tmp_path_factory.mktemp("runs") / "cartpole"
-    settings = {**SETTINGS, "evaluation.count": 2, "evaluation.episodes": 3}
+    settings = {**SETTINGS, "evaluation.count": 2, "evaluation.episodes": 3, "evaluation.diagnose": True}
+    settings["losses.value.weight"] = 0.25
     return bircher.train("CartPole-v1", steps=320, seed=4, out=out, **settings)
 
 
@@ -56,6 +57,7 @@ def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
     trained = [line for line in lines if "loss/cmpo" in line]
     for name in ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward"):
         assert f"weighted/{name}" in trained[-1] and f"loss/{name}" in trained[-1]
+    assert "model/value_error_last" in next(line for line in lines if "eval/return_mean" in line)
     value = trained[-1]
     assert value["weighted/value"] == pytest.approx(0.25 * value["loss/value"])
 

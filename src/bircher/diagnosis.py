@@ -61,9 +61,9 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), seen)
     ends = episode_ends(rows)
     going = ~ends
-    # reached[k]: row t + k belongs to the episode of row t.
-    open_rows = windows(going, depths, length)
-    reached = jnp.cumprod(open_rows, axis=0).astype(bool)
+    # reached[k]: row t + k + 1 is there and belongs to the episode of row t.
+    in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
+    reached = jnp.cumprod(windows(going, depths, length), axis=0).astype(bool) & in_range
     # A terminal row is known to be worth nothing; a row before a seam has no return of its own.
     value = jnp.where(rows.terminal, 0.0, seen.value)
     discount = abs(agent.discount) * rows.discount[:, 1:]
@@ -71,7 +71,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         rows.reward[:, 1:], discount, value[:, 1:], going[:, 1:].astype(jnp.float32)
     )
     outcome = jnp.concatenate([outcome, value[:, -1:]], axis=1)
-    outcome = jnp.where(rows.last, value, outcome)
+    outcome = jnp.where(ends, value, outcome)
 
     latents = model.unroll(seen.latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
