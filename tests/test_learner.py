@@ -13,7 +13,7 @@ import pytest
 from flashbax.buffers import trajectory_buffer
 
 from bircher import learner
-from bircher.agents.base import Agent
+from bircher.agents.base import Agent, Schedule
 from bircher.agents.unrolling import episode_ends
 from bircher.learner import OptimiserConfig
 from bircher.replay import ReplayConfig
@@ -344,6 +344,20 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
     taught = ~episode_ends(drawn)[:, :-1]
     assert not (taught & blank[:, :-1]).any()
     assert not (taught & blank[:, 1:]).any()
+
+
+def test_a_weight_may_change_over_training():
+    """From its start to its end in a straight line over the run's steps, as it is summed and logged."""
+    agent = muesli_agent(losses={"entropy": {"weight": 0.4, "final_weight": 0.0}})
+    assert "entropy" not in muesli_agent().weights and agent.weights["entropy"] == Schedule(0.4, 0.0)
+    config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32)
+    made = learner.make(agent, SPEC, config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 64, 0.1)
+    state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
+    learn = quick_jit(made.learn)
+    for expected in (0.4, 0.2, 0.0, 0.0):
+        state, metrics = learn(state, random_rows(3, 4, 8), tally(32))
+        assert float(metrics["weighted/entropy"]) == pytest.approx(expected * float(metrics["loss/entropy"]), abs=1e-6)
+        assert float(metrics["weighted/value"]) == pytest.approx(0.25 * float(metrics["loss/value"]), rel=1e-5)
 
 
 def test_terms_and_weights_must_have_the_same_names():

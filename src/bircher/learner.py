@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from bircher import replay as replay_room
-from bircher.agents.base import Agent
+from bircher.agents.base import Agent, weights_at
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
@@ -198,7 +198,9 @@ def _update(
 
     def objective(params: PyTree) -> tuple[Array, dict[str, Array]]:
         terms, metrics = plan.agent.loss(params, state.agent_state, batch, targets, key)
-        total, term_metrics = losses.combine(terms, plan.agent.weights, targets.mask, batch.importance)
+        progress = jnp.minimum(state.counters.env_steps / plan.total_steps, 1.0)
+        weights = weights_at(plan.agent.weights, progress)
+        total, term_metrics = losses.combine(terms, weights, targets.mask, batch.importance)
         return total, {**metrics, **term_metrics}
 
     (total, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)

@@ -14,13 +14,30 @@ Mode = Literal["explore", "sample", "greedy"]
 """`explore` makes training data; `sample` draws from the same policy without what only exploration adds."""
 
 
+class Schedule(NamedTuple):
+    """A weight that goes from `start` to `end` in a straight line over training."""
+
+    start: float
+    end: float
+
+    def at(self, progress: Array | float) -> Array | float:
+        """The weight at this share of training, 0 to 1."""
+        return self.start + (self.end - self.start) * progress
+
+
 class Term(BaseModel):
     """Weight and switch of one loss term."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: Annotated[float, Field(ge=0)] = 1.0
+    final_weight: Annotated[float, Field(ge=0)] | None = None
+    """Where it is set, the weight goes there in a straight line over the run's steps."""
     enabled: bool = True
+
+    def schedule(self) -> float | Schedule:
+        """The weight, or how it changes."""
+        return self.weight if self.final_weight is None else Schedule(self.weight, self.final_weight)
 
 
 class LossTable(BaseModel):
@@ -31,10 +48,15 @@ class LossTable(BaseModel):
     additions: ClassVar[frozenset[str]] = frozenset()
     """Terms that are no part of the agent as published: weight 0 unless set, and then not computed."""
 
-    def weights(self) -> dict[str, float]:
+    def weights(self) -> dict[str, float | Schedule]:
         """The weight of each enabled term."""
-        enabled = {name: term.weight for name, term in self if term.enabled}
+        enabled = {name: term.schedule() for name, term in self if term.enabled}
         return {name: weight for name, weight in enabled.items() if weight or name not in self.additions}
+
+
+def weights_at(weights: Mapping[str, float | Schedule], progress: Array | float) -> dict[str, Array | float]:
+    """Every term's weight at this share of training."""
+    return {name: weight.at(progress) if isinstance(weight, Schedule) else weight for name, weight in weights.items()}
 
 
 class AgentConfig(BaseModel):
@@ -85,7 +107,7 @@ class Agent(NamedTuple):
     """(policy of the target network, batch, key) -> targets without gradient, new state"""
     loss: Callable[[PyTree, Any, Batch, Targets, Key], tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]]
     """(parameters, state, batch, targets, key) -> terms by name, metrics"""
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Schedule]
     """The weight of each enabled term; must name exactly the terms that `loss` returns"""
     acts_with_target: bool
     """Whether the target network acts"""
