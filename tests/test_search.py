@@ -7,6 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import mctx
@@ -260,6 +261,7 @@ def improvement(tables: Tables, weights) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_simulations", [2, 4, 8, 16])
+@hypothesis.settings(max_examples=10)  # of 64 policies each
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 2.0]))
 def test_gumbel_never_worsens_a_policy(num_simulations, seed, sharpness):
     """On bandits, and in decision processes whose Q is exact because nothing is searched below one action."""
@@ -271,6 +273,7 @@ def test_gumbel_never_worsens_a_policy(num_simulations, seed, sharpness):
         assert gain.mean() > 0.1
 
 
+@hypothesis.settings(max_examples=10)  # of 64 policies each
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 2.0]))
 def test_gumbel_improves_policies_when_it_looks_deeper(seed, sharpness):
     """Q is then that of the searching policy, which may be better or, rarely, worse than the prior's own."""
