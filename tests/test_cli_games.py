@@ -118,4 +118,4 @@ def test_bad_input_is_one_sentence(runs: dict[str, Path]) -> None:
     refused("seed cannot be changed after training; only search.* can", "eval", one, "seed=3")
     refused("nowhere is no run", "play", "nowhere")
     for words in (("eval", one, "search.num_simulations=-1"), ("play", one, "--simulations", -1)):
-        refused("search", *words)
+        refused("search.num_simulations=-1 is not possible", *words)
