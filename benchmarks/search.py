@@ -40,13 +40,13 @@ def make_model(key: jax.Array) -> Model:
 def look(model: Model, latent: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(logits, value) in a latent."""
     prediction = model.predict(latent)
-    return prediction.policy_logits, model.support.mean(prediction.value_logits)
+    return prediction.policy_logits, model.value_support.mean(prediction.value_logits)
 
 
 def advance(model: Model, latent: jax.Array, action: jax.Array) -> search.Step:
     """The model as every contender calls it."""
     latent = model.step(latent, action)
-    reward = model.support.mean(model.reward_logits(latent))
+    reward = model.reward_support.mean(model.reward_logits(latent))
     logits, value = look(model, latent)
     return search.Step(reward, jnp.full(reward.shape, DISCOUNT), logits, value, latent)
 
