@@ -12,6 +12,7 @@ from bircher.agents import muesli
 from bircher.agents.base import UnsupportedEnvironment
 from bircher.models.model import ModelConfig
 from bircher.ops import improvement, losses
+from bircher.search import SearchConfig
 from bircher.types import Continuous, TimeStep
 from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
@@ -45,9 +46,7 @@ def test_targets_equal_the_slow_reference(seed):
     assert 0 < mask.sum() < mask.size and rows.terminal.any() and (rows.last & ~rows.terminal).any()
     np.testing.assert_allclose(np.asarray(target.value)[mask], expected["value"][mask], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(np.asarray(target.advantage)[mask], expected["advantage"][mask], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(
-        improvement.dense(target.policy, ACTIONS), expected["policy"], rtol=1e-3, atol=1e-4
-    )
+    np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), expected["policy"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(target.priority, expected["priority"], rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(target.reward, rows.reward[:, 1:])
     assert float(state.normaliser.scale(1e-12)) == pytest.approx(expected["scale"], rel=1e-3)
@@ -265,3 +264,38 @@ def test_normalised_observations_act_and_learn_alike():
     values = [targets(first._replace(state=state), x)[0].value for state, x in zip(states, (rows, moved), strict=True)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-2, atol=1e-2)
     assert float(states[0].statistics.count) == float(targets(first, rows)[0].mask.sum())
+
+
+def test_a_search_takes_part_in_acting_after_training_only():
+    """Exploring and learning are those of an agent without one."""
+    agent = muesli.make(
+        muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), SearchConfig(num_simulations=8)
+    )
+    plain = muesli.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses())
+    rows = jax.tree.map(lambda x: x[:, 0], random_rows(3, 64, 2))
+    rows = TimeStep(*rows[:6], rows.legal_actions, jnp.zeros(64, bool))
+    policy = policy_of(agent, MODEL)
+    acted = {}
+    for mode in ("explore", "greedy"):
+        for name, one in (("search", agent), ("plain", plain)):
+            output, _ = one.act(policy, (), rows, jax.random.key(0), mode, 0.0)
+            acted[mode, name] = np.asarray(output.action)
+            assert np.asarray(rows.legal_actions)[np.arange(64), acted[mode, name]].all()
+    np.testing.assert_array_equal(acted["explore", "search"], acted["explore", "plain"])
+    assert (acted["greedy", "search"] != acted["greedy", "plain"]).any()
+    assert plain.plan is None and agent.plan is not None
+
+
+def test_in_a_game_of_two_the_next_value_is_the_opponents():
+    """The look-ahead is r - gamma v: the sign of the turn is in the agent's discount."""
+    alone, two = (
+        muesli.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), None, players)
+        for players in (1, 2)
+    )
+    assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)
+    observation, legal = jax.random.normal(jax.random.key(1), (5, 4)), jnp.ones((5, 3), bool)
+    looks = [agent.look(policy_of(agent, MODEL), observation, legal, jax.random.key(0)) for agent in (alone, two)]
+    following = MODEL.step(jnp.repeat(looks[0].latent[:, None], 3, 1), jnp.tile(jnp.arange(3), (5, 1)))
+    for look, sign in zip(looks, (1, -1), strict=True):
+        expected = MODEL.reward(following) + sign * DISCOUNT * MODEL.value(following)
+        np.testing.assert_allclose(look.q_values, expected, atol=1e-4)
