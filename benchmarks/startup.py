@@ -50,9 +50,7 @@ def main() -> None:
     for env in options.envs:
         with tempfile.TemporaryDirectory(prefix="bircher-startup-") as folder:
             cache = Path(folder) / "cache"
-            times = [
-                seconds_to_first_update(env, Path(folder) / f"run-{i}", cache) for i in range(options.repeats + 1)
-            ]
+            times = [seconds_to_first_update(env, Path(folder) / f"run-{i}", cache) for i in range(options.repeats + 1)]
         cold, warm = times[0], times[1:]
         print(f"{env}: cold {cold:.1f} s; warm median {statistics.median(warm):.2f} s of {[f'{t:.2f}' for t in warm]}")
         if not options.dry:

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from agents.muesli_reference import leads_nowhere, step
 from bircher import diagnosis
+from bircher.agents import muesli
 from bircher.cli import app
-from builders import SPEC, muesli_agent, policy_of, quick_jit, random_model, random_rows
+from builders import SMALL, SPEC, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DEPTHS, DISCOUNT = 5, 8, 4, 0.9
 AGENT = muesli_agent(discount=DISCOUNT)
@@ -85,6 +86,35 @@ def test_the_look_ahead_promises_a_gain():
 def test_too_short_sequences_are_refused():
     with pytest.raises(ValueError, match="sequences of 8 steps cannot show 9 steps"):
         diagnosis.diagnose(AGENT, policy_of(AGENT, MODEL), random_rows(0, 2, LENGTH), 9, jax.random.key(0))
+
+
+def test_without_a_reward_head_the_outcome_is_the_last_positions_value():
+    """Rewards are not judged, and a value is held against the outcome seen from its own side."""
+    board = SMALL.model_copy(update={"value_head": "tanh", "reward_head": False})
+    model = random_model(11, board)
+    agent = muesli.make(muesli.MuesliConfig(discount=1.0), board, muesli.MuesliLosses(), None, 2)
+    rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
+    discount = np.where(rows.terminal | rows.first, rows.discount, -1.0).astype(np.float32)
+    rows = rows._replace(reward=np.where(rows.terminal, 1.0, 0.0).astype(np.float32), discount=discount)
+    found = quick_jit(lambda rows: diagnosis.diagnose(agent, policy_of(agent, model), rows, 1, jax.random.key(0)))(rows)
+    assert np.isnan(np.asarray(found.reward_error)).all()
+    assert diagnosis.as_dictionary(found)["reward_error"] == [None]
+    assert not any("reward" in name for name in diagnosis.as_metrics(found))
+    latents = model.represent(rows.observation)
+    values, rows = np.asarray(model.value(latents)), jax.tree.map(np.asarray, rows)
+    errors = []
+    for b in range(4 * BATCH):
+        for t in range(LENGTH):
+            if leads_nowhere(rows, b, t):
+                continue
+            there = float(model.value(step(model, latents[b, t], rows.action[b, t])))
+            s, sign = t + 1, 1
+            while s < LENGTH and not leads_nowhere(rows, b, s):
+                s, sign = s + 1, -sign
+            # Who would move behind the last move is who did not make it: it lost.
+            outcome = -1.0 if rows.terminal[b, s] else values[b, s]
+            errors.append((there - sign * outcome) ** 2)
+    np.testing.assert_allclose(found.return_error[0], np.sqrt(np.mean(errors)), rtol=1e-3)
 
 
 def test_every_metric_is_in_the_glossary():

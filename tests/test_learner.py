@@ -332,9 +332,7 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
     assert int(after.counters.env_steps) == int(state.counters.env_steps) + 32
     # Another rollout follows, that begins in the middle of an episode.
     following = random_rows(7, 4, 8)
-    following = following._replace(
-        first=following.first.at[:, 0].set(False), last=following.last.at[:, 0].set(False)
-    )
+    following = following._replace(first=following.first.at[:, 0].set(False), last=following.last.at[:, 0].set(False))
     later, _ = learn(after, following, tally(32))
     assert int(later.non_finite) == 0
     drawn = made.replay.sample(later.replay, jax.random.key(0), 2000).rows

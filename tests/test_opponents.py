@@ -36,6 +36,7 @@ def chosen(player, env, state, timestep, seed: int = 0) -> np.ndarray:
 
 # Tic-tac-toe: the exact player.
 
+
 def winner(cells: tuple[int, ...]) -> int:
     rows = [cells[i : i + 3] for i in (0, 3, 6)] + [cells[i::3] for i in range(3)] + [cells[::4], cells[2:7:2]]
     return next((side for side in (1, 2) if (side,) * 3 in rows), 0)
@@ -61,6 +62,29 @@ def test_minimax_never_loses_whatever_is_replied(exact: int) -> None:
 
     go((0,) * 9, 1)
     assert results == {0, exact}, "it loses nowhere, and wins where it can"
+
+
+def test_lost_lines_are_those_of_a_loop_over_games() -> None:
+    """Of who takes the first free cell, and of the exact player, which loses none."""
+    cells = np.arange(3**9)[:, None] // minimax.POWERS % 3
+    first_free = (cells == 0).argmax(-1)
+
+    def lost(line: tuple[int, ...], seat: int) -> list[tuple[int, ...]]:
+        board = [0] * 9
+        for ply, move in enumerate(line):
+            board[move] = 1 + ply % 2
+        if winner(tuple(board)):
+            return [line] if winner(tuple(board)) != 1 + seat else []
+        free = [move for move in range(9) if not board[move]]
+        moves = free[:1] if len(line) % 2 == seat else free
+        return [one for move in moves for one in lost((*line, move), seat)]
+
+    for seat in (0, 1):
+        assert sorted(minimax.lost_lines(first_free, seat, best_only=False)) == sorted(lost((), seat)) != []
+        assert not minimax.lost_lines(minimax.table().argmax(-1), seat, best_only=False)
+    # Against the first free cell, minimax takes its chances: fewer lines, all among those of every reply.
+    some = minimax.lost_lines(first_free, 1, best_only=True)
+    assert set(some) < set(minimax.lost_lines(first_free, 1, best_only=False)) and some
 
 
 def test_minimax_knows_every_position_that_is_not_over() -> None:
@@ -189,6 +213,7 @@ def test_bitboards_of_an_observation() -> None:
 
 
 # Searching on the true rules, and chance.
+
 
 @functools.cache
 def nim(heap: int):

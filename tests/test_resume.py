@@ -103,9 +103,7 @@ def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys:
     assert updates == sorted(updates) and updates[-1] == resumed.counters["learner_steps"]
 
 
-def test_without_a_checkpoint_it_starts_from_the_beginning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_checkpoint_it_starts_from_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
     path = folder.create(composed, tmp_path / "run")
     line = '{"env_steps": 16, "learner_steps": 1, "episodes": 0, "wall_seconds": 1}'

@@ -200,9 +200,7 @@ def nim_program(kind: str, num_simulations: int):
             )[0]
         )
     search = SEARCHES[kind]
-    return jax.jit(
-        lambda stones, key: search(SearchConfig(), Nim.root(stones), Nim.step, key, num_simulations, False)
-    )
+    return jax.jit(lambda stones, key: search(SearchConfig(), Nim.root(stones), Nim.step, key, num_simulations, False))
 
 
 STONES = np.array([1, 2, 3, 5, 6, 7, 9, 4, 8])
@@ -239,9 +237,9 @@ def test_rollouts_take_legal_actions_only():
     def rollout(state, key):
         return jnp.zeros(2)
 
-    visits = jax.jit(
-        lambda key: rollout_search(jnp.zeros(2, jnp.int32), legal, simulate, rollout, key, 40)[1]
-    )(jax.random.key(0))
+    visits = jax.jit(lambda key: rollout_search(jnp.zeros(2, jnp.int32), legal, simulate, rollout, key, 40)[1])(
+        jax.random.key(0)
+    )
     assert (np.asarray(visits)[~np.asarray(legal)] == 0).all()
     # Not even deeper down: equal outcomes everywhere leave both of the first row's actions as often visited.
     assert abs(int(visits[0, 1]) - int(visits[0, 2])) <= 1
@@ -293,9 +291,9 @@ def test_gumbels_value_is_no_mean_over_bad_arms():
         return Step(reward, jnp.zeros(1), jnp.zeros((1, 8)), jnp.zeros(1), latent)
 
     root = Root(jnp.zeros((1, 8)), jnp.zeros(1), jnp.zeros((1, 1)), jnp.ones((1, 8), bool))
-    result = jax.jit(
-        lambda key: gumbel_search(SearchConfig(), root, simulate, key, 16, True, keep_tree=True)
-    )(jax.random.key(0))
+    result = jax.jit(lambda key: gumbel_search(SearchConfig(), root, simulate, key, 16, True, keep_tree=True))(
+        jax.random.key(0)
+    )
     assert result.action[0] == 5
     assert result.value[0] > 0.95
     assert result.tree.node_values[0, 0] < 0.5

@@ -1,9 +1,9 @@
 """Muesli and the MuZero family of agents in JAX.
 
-    run    = bircher.train("LunarLander-v3", steps=1_000_000, seed=0)
-    agent  = bircher.load(run.path)
-    action = agent.act(observation)
-    report = bircher.evaluate(agent, episodes=100)
+run    = bircher.train("LunarLander-v3", steps=1_000_000, seed=0)
+agent  = bircher.load(run.path)
+action = agent.act(observation)
+report = bircher.evaluate(agent, episodes=100)
 """
 
 from __future__ import annotations
@@ -58,16 +58,19 @@ def train(
     return begin.start(composed, None if isinstance(env, str) else env, out).run()
 
 
-def load(path: str | Path, env: str | Callable[[], Any] | None = None) -> LoadedAgent:
+def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> LoadedAgent:
     """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+
+    `overrides` change how it searches: `search={"num_simulations": 200}`, or 0 to act by its network alone.
 
     Raises:
       RunFolderError: the folder holds no run, or no checkpoint yet.
       CheckpointError: the checkpoint is damaged, or of another architecture.
+      ConfigError: a setting that is wrong, or none of the search.
     """
     from bircher.run import loaded
 
-    return loaded.load(path, env)
+    return loaded.load(path, env, overrides)
 
 
 def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False) -> Report:

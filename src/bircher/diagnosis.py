@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +19,12 @@ from bircher.types import Key, Policy, Trajectory
 class Diagnosis(NamedTuple):
     """Errors of the model at depth 1 … D below every row of some sequences, and what looking ahead is worth.
 
-    Means over the rows whose episode reaches that depth; NaN where none does.
+    Means over the rows whose episode reaches that depth; NaN where none does.  To a model without a reward head a
+    game's outcome is the value of its last position, and there is no error of rewards.
     """
 
     reward_error: Float[Array, " D"]
-    """Root mean square of predicted less real reward."""
+    """Root mean square of predicted less real reward; NaN where none is predicted."""
     value_error: Float[Array, " D"]
     """Root mean square of the value predicted there less that of the encoded real row."""
     return_error: Float[Array, " D"]
@@ -64,14 +66,8 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     # reached[k]: row t + k + 1 is there and belongs to the episode of row t.
     in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
     reached = jnp.cumprod(windows(going, depths, length), axis=0).astype(bool) & in_range
-    # A terminal row is known to be worth nothing; a row before a seam has no return of its own.
-    value = jnp.where(rows.terminal, 0.0, seen.value)
-    discount = abs(agent.discount) * rows.discount[:, 1:]
-    outcome = jax.vmap(returns.lambda_returns)(
-        rows.reward[:, 1:], discount, value[:, 1:], going[:, 1:].astype(jnp.float32)
-    )
-    outcome = jnp.concatenate([outcome, value[:, -1:]], axis=1)
-    outcome = jnp.where(ends, value, outcome)
+    predicts_reward = model.heads.reward is not None
+    value, outcome = _outcomes(rows, seen.value, ends, agent.discount, predicts_reward)
 
     latents = model.unroll(seen.latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
@@ -91,7 +87,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     taken = distributions.select(q, rows.action) - mean_q
     promised = ((seen.improved - seen.prior) * q).sum(-1)
     return Diagnosis(
-        reward_error=_root_mean_square(reward_error, reached),
+        reward_error=_root_mean_square(reward_error, reached & predicts_reward),
         value_error=_root_mean_square(predicted_value - at_depth(value), reached),
         return_error=_root_mean_square(predicted_value - at_depth(outcome), reached),
         policy_kl=_mean(policy_error, acts),
@@ -103,13 +99,38 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     )
 
 
+def _outcomes(
+    rows: Trajectory, value: Float[Array, "B R"], ends: Bool[Array, "B R"], discount: float, predicts_reward: bool
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Each row's value, which of a terminal one is known, and the discounted return that followed it."""
+    reward, kept, ending = rows.reward, rows.discount, jnp.zeros_like(rows.reward)
+    if not predicts_reward:
+        # The outcome lies behind the terminal row, into which the rows' own discount is 0: their reward has come.
+        turn = 1.0 if discount > 0 else -1.0
+        reward, kept, ending = jnp.zeros_like(reward), jnp.where(rows.terminal, turn, kept), turn * reward
+    value = jnp.where(rows.terminal, ending, value)
+    discounts, going = abs(discount) * kept[:, 1:], (~ends[:, 1:]).astype(jnp.float32)
+    outcome = jax.vmap(returns.lambda_returns)(reward[:, 1:], discounts, value[:, 1:], going)
+    # A row before a seam has no return of its own.
+    return value, jnp.where(ends, value, jnp.concatenate([outcome, value[:, -1:]], axis=1))
+
+
 def as_dictionary(found: Diagnosis) -> dict[str, Any]:
-    """Plain numbers and lists, depth 1 first."""
-    return {name: jnp.asarray(value).tolist() for name, value in found._asdict().items()}
+    """Plain numbers and lists, depth 1 first; None where there is nothing to measure."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(one) for one in value]
+        return value if math.isfinite(value) else None
+
+    return {name: plain(jnp.asarray(value).tolist()) for name, value in found._asdict().items()}
 
 
 def as_metrics(found: Diagnosis) -> dict[str, float]:
-    """What a training run logs: the errors at depth 1, at half the depth and at the last, and the scalars."""
+    """What a training run logs: the errors at depth 1, at half the depth and at the last, and the scalars.
+
+    Only what could be measured: short games have no late depths.
+    """
     depths = len(found.reward_error)
     metrics = {}
     for name in ("reward_error", "value_error", "policy_kl"):
@@ -118,7 +139,7 @@ def as_metrics(found: Diagnosis) -> dict[str, float]:
             metrics[f"model/{name}_{word}"] = float(values[index])
     for name in ("gain", "advantage_correlation"):
         metrics[f"model/{name}"] = float(getattr(found, name))
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _mean(values: Array, mask: Array, axes: tuple[int, ...] | None = (1, 2)) -> Array:

@@ -150,9 +150,7 @@ def _disc(
     )
 
 
-def _line(
-    parent: tuple[float, int], child: tuple[float, int], top: float, edge: Edge, name: str, best: bool
-) -> str:
+def _line(parent: tuple[float, int], child: tuple[float, int], top: float, edge: Edge, name: str, best: bool) -> str:
     x1, y1, x2, y2 = parent[0], top + parent[1] * LEVEL, child[0], top + child[1] * LEVEL
     reward = f" r {edge.reward:.2f}" if abs(edge.reward) >= 0.005 else ""
     x, y = x1 + 0.62 * (x2 - x1), y1 + 0.62 * (y2 - y1)

@@ -61,7 +61,7 @@ def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: st
 
 
 def curves_by_depth(
-    panels: Mapping[str, tuple[list[tuple[str, list[float]]], float | None]],
+    panels: Mapping[str, tuple[list[tuple[str, list[float | None]]], float | None]],
     depths: list[int],
     learnt: int,
     title: str,
@@ -69,7 +69,7 @@ def curves_by_depth(
 ) -> Path:
     """Draw named lines over the model's depth, a panel each, with the level of knowing nothing where there is one.
 
-    `learnt` is the depth that training unrolls to. Returns the picture's path.
+    None leaves a gap. `learnt` is the depth that training unrolls to. Returns the picture's path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def curves_by_depth(
     for number, (name, (lines, level)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number, title=name, xlabel="steps of the model")
         for label, values in lines:
-            axes.plot(depths, values, "o-", markersize=3, linewidth=1.2, label=label)
+            axes.plot(depths, np.array(values, float), "o-", markersize=3, linewidth=1.2, label=label)
         if level is not None:
             axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label="standard deviation")
         axes.axvline(learnt + 0.5, color="tab:gray", linestyle=":", linewidth=1)

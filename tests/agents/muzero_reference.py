@@ -15,14 +15,20 @@ from bircher.types import Trajectory
 def value_target(
     rows: Any, value: np.ndarray, b: int, t: int, discount: float, kind: str, n: int = 10, lambda_: float = 0.95
 ) -> float | None:
-    """The return of row t by walking on from it; None where a game's outcome lies beyond the sequence."""
+    """The return of row t by walking on from it, no further than to a row whose action was random.
+
+    None where a game's outcome lies beyond the sequence, or where the row's own action was random.
+    """
     length = rows.reward.shape[1] - 1
+    random = rows.extras.get("random_action", np.zeros(rows.reward.shape, bool))
+    if random[b, t]:
+        return None
     steps = []
     for s in range(t, length):
         steps.append(s + 1)
-        if leads_nowhere(rows, b, s + 1):
+        if leads_nowhere(rows, b, s + 1) or random[b, s + 1]:
             break
-    ended = leads_nowhere(rows, b, steps[-1])
+    ended = any(leads_nowhere(rows, b, s) for s in range(steps[-1], length + 1))
     returns, weight, total = [], 1.0, 0.0
     for s in steps:
         total += weight * rows.reward[b, s]

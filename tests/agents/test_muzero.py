@@ -47,8 +47,11 @@ def targets_of(agent, rows, seed=0, model=None):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("players", [1, 2])
-def test_value_targets_are_the_slow_references(kind, players):
+@pytest.mark.parametrize("random", [False, True])
+def test_value_targets_are_the_slow_references(kind, players, random):
     rows = rows_of(3, players == 2)
+    if random:
+        rows.extras["random_action"] = jax.random.bernoulli(jax.random.key(2), 0.3, rows.reward.shape)
     agent = agent_of(returns={"kind": kind, "steps": 3, "lambda": 0.8}, num_players=players)
     target = targets_of(agent, rows)
     plain = jax.tree.map(np.asarray, rows)
@@ -181,6 +184,27 @@ def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
         assert output.extras["search_value"].shape == (64,)
         if mode == "greedy":
             assert len(set(np.asarray(output.action).tolist())) == 1
+
+
+def test_a_share_of_trainings_actions_is_random_and_says_so():
+    legal = jnp.asarray(np.tile([True, False, True], (4000, 1)))
+    agent, model = agent_of(random_action_share=0.25), random_model(3)
+    rows = first_rows(4000, legal)
+    found = {}
+    for mode in ("explore", "sample"):
+        output, _ = quick_jit(lambda mode=mode: agent.act(Policy(model, ()), (), rows, jax.random.key(0), mode, 0.0))()
+        found[mode] = np.asarray(output.action), np.asarray(output.extras["random_action"])
+    assert not found["sample"][1].any(), "after training none is"
+    action, random = found["explore"]
+    assert abs(random.mean() - 0.25) < 0.03
+    assert abs((action[random] == 0).mean() - 0.5) < 0.06, "the prior prefers one"
+    assert not (action == 1).any()
+    assert (
+        "random_action"
+        not in quick_jit(lambda: agent_of().act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()[
+            0
+        ].extras
+    )
 
 
 def test_without_simulations_the_network_acts_alone():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
@@ -77,6 +77,8 @@ class MuZeroConfig(AgentConfig):
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     """How far the target network, which reanalyses, moves towards the online one at each update."""
     temperature: TemperatureConfig = TemperatureConfig()
+    random_action_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of training's actions drawn uniformly from the legal ones; no return looks past such an action."""
     returns: ReturnConfig = ReturnConfig()
     reanalyse_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each batch whose policies and bootstraps come from a fresh search with the target network."""
@@ -118,7 +120,7 @@ def make(
     def act(
         policy: Policy, carry: Any, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Any]:
-        search_key, draw_key = jax.random.split(key)
+        search_key, draw_key, random_key = jax.random.split(key, 3)
         temperature = config.temperature.at(progress)
         if config.temperature.moves:
             moves = jnp.where(timestep.first, 0, carry)
@@ -132,6 +134,9 @@ def make(
         else:
             action = draw(draw_key, found.weights, temperature if search_config.num_simulations else jnp.ones(()))
         extras = {"search_policy": found.weights, "search_value": found.value}
+        if config.random_action_share:
+            share = config.random_action_share if mode == "explore" else 0.0
+            action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
         return ActOutput(action.astype(jnp.int32), extras), carry
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
@@ -196,6 +201,16 @@ def draw(key: Key, weights: Float[Array, "B A"], temperature: Array) -> Array:
     return jnp.where(temperature > 0, jax.random.categorical(key, logits), jnp.argmax(weights, -1))
 
 
+def explored(
+    key: Key, action: Int[Array, " B"], legal_actions: Bool[Array, "B A"], share: float
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """The actions, a share of them replaced by any legal one, and where."""
+    draw_key, where_key = jax.random.split(key)
+    uniform = jax.random.categorical(draw_key, jnp.where(legal_actions, 0.0, distributions.ILLEGAL))
+    replaced = jax.random.bernoulli(where_key, share, action.shape)
+    return jnp.where(replaced, uniform, action), replaced
+
+
 def muzero_targets(config: MuZeroConfig, plan, batch: Batch, key: Key) -> Targets:
     """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
 
@@ -219,9 +234,7 @@ def muzero_targets(config: MuZeroConfig, plan, batch: Batch, key: Key) -> Target
     return jax.lax.stop_gradient(result)
 
 
-def _reanalysed(
-    fraction: float, plan, rows: Trajectory, key: Key
-) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
+def _reanalysed(fraction: float, plan, rows: Trajectory, key: Key) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
     """The searches' policies and values; the last `fraction` of the batch, which is replayed, is searched anew."""
     policy, value = rows.extras["search_policy"], rows.extras["search_value"]
     count = round(fraction * len(value))
@@ -240,15 +253,17 @@ def _returns(
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """The value target of each root row, and whether there is one."""
     reward, discount, bootstrap = rows.reward[:, 1:], config.discount * rows.discount[:, 1:], value[:, 1:]
-    going = (~ends[:, 1:]).astype(jnp.float32)
-    known = jnp.ones(reward.shape, bool)
+    random = rows.extras.get("random_action", jnp.zeros_like(ends))
+    # What followed a random action says nothing of its state: the value before it is the search's own.
+    going = (~(ends | random)[:, 1:]).astype(jnp.float32)
+    known = ~random[:, :-1]
     if config.returns.kind == "n_step":
         n_step = partial(returns.n_step_returns, n=config.returns.steps)
         return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(reward, discount, bootstrap, going), known
     if config.returns.kind == "lambda":
         return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, config.returns.lambda_ * going), known
     # An end lies ahead within the sequence, looking backwards from the last row.
-    known = jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
+    known &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
     return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, going), known
 
 

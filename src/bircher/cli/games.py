@@ -57,8 +57,10 @@ def evaluate(
 
 
 def match(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN2... [KEY=VALUE]...", help="Runs, or opponents by name.",
-                                              show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN2... [KEY=VALUE]...", help="Runs, or opponents by name.", show_default=False),
+    ],
     episodes: Episodes = 100,
     seed: Seed = 0,
     greedy: Greedy = False,

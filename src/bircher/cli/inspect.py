@@ -42,9 +42,12 @@ def diagnose(
         found["depths"], found["reward_error"], found["value_error"], found["return_error"], found["policy_kl"],
         strict=True,
     )  # fmt: skip
-    for depth, reward, value, outcome, policy in errors:
+    for depth, *row in errors:
         beyond = "" if depth <= found["unroll_steps"] else "   beyond what training unrolls"
-        print(f"{depth:5d} {reward:8.3f} {value:9.3f} {outcome:9.3f} {policy:11.4f}{beyond}")
+        shown = [
+            "—" if number is None else f"{number:.{digits}f}" for number, digits in zip(row, (3, 3, 3, 4), strict=True)
+        ]
+        print(f"{depth:5d} {shown[0]:>8} {shown[1]:>9} {shown[2]:>9} {shown[3]:>11}{beyond}")
     print(f"standard deviation of rewards {found['reward_deviation']:.3f}, of returns {found['return_deviation']:.3f}")
     print(f"gain {found['gain']:.4f} at {found['improvement_kl']:.4f} nats from the prior (by the model's own values)")
     print(f"correlation of the model's advantages with those that returns showed {found['advantage_correlation']:.3f}")

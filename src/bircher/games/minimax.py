@@ -61,6 +61,30 @@ def table() -> Bool[np.ndarray, "positions 9"]:
     return best
 
 
+def lost_lines(moves: Int[np.ndarray, " positions"], seat: int, best_only: bool) -> list[tuple[int, ...]]:
+    """Every line of play in which a player loses who always plays `moves[position]`, in a seat: 0 moves first.
+
+    Its opponent tries every legal reply, or with `best_only` every one of the best.
+    """
+    lost, waiting = [], [((0,) * 9, ())]
+    while waiting:
+        cells, line = waiting.pop()
+        followers = _followers(cells)
+        own = len(line) % 2 == seat
+        if own:
+            tried = [int(moves[np.dot(cells, POWERS)])]
+        else:
+            tried = best_moves(cells) if best_only else list(followers)
+        for move in tried:
+            following, played = followers[move], (*line, move)
+            won = any(all(following[cell] == 2 for cell in three) for three in LINES)
+            if won and not own:
+                lost.append(played)
+            if not won and 0 in following:
+                waiting.append((following, played))
+    return lost
+
+
 def positions(observation: Bool[Array, "M 3 3 2"]) -> Int[Array, " M"]:
     """The numbers of the positions in observations."""
     cells = observation[..., 0] + 2 * observation[..., 1].astype(jnp.int32)

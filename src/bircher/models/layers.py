@@ -91,9 +91,7 @@ class Convolution(eqx.Module):
 
     def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w outputs"]:
         height, width = x.shape[-3] - self.size + 1, x.shape[-2] - self.size + 1
-        patches = [
-            x[..., i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)
-        ]
+        patches = [x[..., i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
         return jnp.concatenate(patches, axis=-1) @ self.weight + self.bias
 
 

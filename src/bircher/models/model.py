@@ -121,9 +121,7 @@ class Model(eqx.Module):
         """f: logits of policy and value in a latent."""
         return Prediction(self.heads.policy(latent), self.heads.value(latent))
 
-    def unroll(
-        self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]
-    ) -> Float[Array, "K *B latent"]:
+    def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
         """The latents after each of K actions, from a latent onwards."""
 
         def step(latent, action):

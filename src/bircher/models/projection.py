@@ -26,9 +26,7 @@ class Projection(eqx.Module):
         self.projector = MLP(latent_width, (latent_width, latent_width), projector_key)
         self.predictor = MLP(latent_width, (latent_width // 2 or 1, latent_width), predictor_key)
 
-    def distance(
-        self, imagined: Float[Array, "*B latent"], encoded: Float[Array, "*B latent"]
-    ) -> Float[Array, "*B"]:
+    def distance(self, imagined: Float[Array, "*B latent"], encoded: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
         """1 - cosine(predictor(projector(imagined)), projector(encoded)); no gradient through `encoded`, 0 is best."""
         prediction = self.predictor(self.projector(imagined))
         goal = jax.lax.stop_gradient(self.projector(encoded))

@@ -87,9 +87,7 @@ class AdvantageNormaliser(eqx.Module):
         """The state before any advantage was seen."""
         return cls(jnp.zeros(()), jnp.ones(()))
 
-    def update(
-        self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float
-    ) -> AdvantageNormaliser:
+    def update(self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float) -> AdvantageNormaliser:
         """One step of the moving average over the rows in `mask`; unchanged where none is valid."""
         count = mask.sum()
         moment = jnp.where(mask, jnp.square(advantage), 0.0).sum() / jnp.maximum(count, 1)

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def excess_cross_entropy(
-    target: Float[Array, "*B n"], logits: Float[Array, "*B n"]
-) -> Float[Array, "*B"]:
+def excess_cross_entropy(target: Float[Array, "*B n"], logits: Float[Array, "*B n"]) -> Float[Array, "*B"]:
     """Cross-entropy less the target's own entropy: KL where the target sums to 1, and 0 at its best.
 
     Same gradient as the cross-entropy, and nobody mistakes log n for a loss.  A target of mass m (sampled

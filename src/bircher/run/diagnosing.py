@@ -76,7 +76,7 @@ class Monitor:
 
 def draw(found: dict[str, Any], path: Path) -> Path:
     """A picture of what `diagnose` found; returns its path."""
-    panels = {
+    panels: dict[str, Any] = {
         "reward, root mean square error": ([("error", found["reward_error"])], found["reward_deviation"]),
         "value, root mean square error": (
             [("against the real row's value", found["value_error"]), ("against the return", found["return_error"])],
@@ -84,5 +84,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
         ),
         "policy, KL in nats": ([("from the real row's policy", found["policy_kl"])], None),
     }
+    if not any(error is not None for error in found["reward_error"]):
+        del panels["reward, root mean square error"]
     title = f"{found['env']}, {found['agent']}: the model below real states"
     return viz.curves_by_depth(panels, found["depths"], found["unroll_steps"], title, path)

@@ -135,7 +135,9 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False) -> list[
     )
 
 
-def load(path: str | Path, env: EnvSource | None = None, overrides: Iterable[str] = ()) -> LoadedAgent:
+def load(
+    path: str | Path, env: EnvSource | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> LoadedAgent:
     """The agent of a run's last checkpoint; `env` only where the run was given a callable.
 
     `overrides` are settings of the search, such as `search.num_simulations=200`: how it acts, not what it learnt.
@@ -157,13 +159,13 @@ def load(path: str | Path, env: EnvSource | None = None, overrides: Iterable[str
     )  # fmt: skip
 
 
-def overridden(config: Config, overrides: Iterable[str]) -> Config:
-    """A run's configuration with other settings of its search, `search.KEY=VALUE` each.
+def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A run's configuration with other settings of its search, `search.KEY=VALUE` each, or dotted or nested.
 
     Raises:
       ConfigError: a setting that is wrong, or none of the search.
     """
-    given = settings.parse(overrides)
+    given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
     if not given:
         return config
     for name in settings.leaves(given):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +30,7 @@ class SearchConfig(BaseModel):
     """Actions that sequential halving begins with at the root (Gumbel MuZero: 16)."""
     visit_offset: float = Field(50.0, ge=0)
     """c_visit of Gumbel's sigma."""
+    q_range: Literal["node", "tree", "none"] = "node"
     value_scale: float = Field(0.1, ge=0)
     """c_scale of Gumbel's sigma (0.1; 1.0 on boards)."""
 

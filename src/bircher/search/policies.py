@@ -110,33 +110,36 @@ def gumbel_search(
     noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape) if explore else jnp.zeros(logits.shape)
     wanted = _wanted_visits(config, legal, num_simulations)
 
-    def winner(edges: Edges, visits: Array) -> Array:
-        score = noise + logits + _sigma(config, edges, _completed(edges))
+    def winner(trees: Growth, edges: Edges, visits: Array) -> Array:
+        score = noise + logits + _sigma(config, trees, edges, _completed(edges))
         return _best(jnp.where(legal & (edges.visits == visits), score, -jnp.inf))
 
-    def at_root(edges: Edges) -> Array:
-        done = edges.visits[0].sum()
-        return winner(edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1))
+    def choices(_: Array, trees: Growth) -> tuple[Choose, Choose]:
+        def at_root(edges: Edges) -> Array:
+            done = edges.visits[0].sum()
+            return winner(trees, edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1))
 
-    def below(edges: Edges) -> Array:
-        # Visits in proportion to the improved policy (section 5).
-        policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges)))
-        return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
+        def below(edges: Edges) -> Array:
+            # Visits in proportion to the improved policy (section 5).
+            policy = jax.nn.softmax(edges.logits + _sigma(config, trees, edges, _completed(edges)))
+            return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
+
+        return at_root, below
 
     trees = grow(
         logits,
         root.value,
         root.latent,
         lambda _, latent, action: simulate(latent, action),
-        lambda *_: (at_root, below),
+        choices,
         num_simulations,
         config.max_depth,
     )
     edges = trees.edges(0)
     completed = _completed(edges)
-    weights = jax.nn.softmax(logits + _sigma(config, edges, completed))
+    weights = jax.nn.softmax(logits + _sigma(config, trees, edges, completed))
     return SearchResult(
-        action=winner(edges, edges.visits.max(-1, keepdims=True)),
+        action=winner(trees, edges, edges.visits.max(-1, keepdims=True)),
         weights=weights,
         value=(weights * completed).sum(-1),
         visits=edges.visits,
@@ -185,9 +188,14 @@ def _completed(edges: Edges) -> Float[Array, "B A"]:
     return completed_q_values(edges.q_values, edges.visits, jax.nn.softmax(edges.logits), edges.raw_value)
 
 
-def _sigma(config: SearchConfig, edges: Edges, completed: Array) -> Float[Array, "B A"]:
-    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled to [0, 1] among the node's actions."""
+def _sigma(config: SearchConfig, trees: Growth, edges: Edges, completed: Array) -> Float[Array, "B A"]:
+    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled as `config.q_range` says."""
     low, high = completed.min(-1, keepdims=True), completed.max(-1, keepdims=True)
+    if config.q_range == "tree":
+        least, greatest = trees.q_range()
+        low, high = jnp.minimum(low, least[:, None]), jnp.maximum(high, greatest[:, None])
+    if config.q_range == "none":
+        low, high = jnp.zeros_like(low), jnp.ones_like(high)
     scale = (config.visit_offset + edges.visits.max(-1, keepdims=True)) * config.value_scale
     return scale * (completed - low) / jnp.maximum(high - low, 1e-8)
 
