@@ -156,11 +156,12 @@ def completed(node: Node) -> np.ndarray:
     return np.array([node.children[a].q if a in node.children else mixed for a in range(len(prior))])
 
 
-def sigma(node: Node, visit_offset: float, value_scale: float) -> np.ndarray:
-    """(c_visit + max_b N(b)) c_scale times the completed Q, rescaled to [0, 1]."""
+def sigma(node: Node, visit_offset: float, value_scale: float, others: list[Node]) -> np.ndarray:
+    """(c_visit + max_b N(b)) c_scale times the completed Q, rescaled to [0, 1] with the Q of other edges."""
     q = completed(node)
+    every = [*q, *(other.q for other in others)]
     most = max((child.edge_visits for child in node.children.values()), default=0)
-    return (visit_offset + most) * value_scale * (q - q.min()) / max(q.max() - q.min(), 1e-8)
+    return (visit_offset + most) * value_scale * (q - min(every)) / max(max(every) - min(every), 1e-8)
 
 
 def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
@@ -189,18 +190,22 @@ def gumbel(
     max_considered: int = 16,
     visit_offset: float = 50.0,
     value_scale: float = 0.1,
+    q_range: str = "node",
 ) -> tuple[Tree, int, np.ndarray, float]:
     """Gumbel MuZero's search with given Gumbel noise: tree, action, improved policy and its value."""
     tree = Tree(np.where(legal, logits, -np.inf), value, latent, simulate, max_depth)
     root = tree.nodes[0]
     schedule = considered_visits(min(max_considered, int(legal.sum())), num_simulations)
 
+    def scaled(node: Node) -> np.ndarray:
+        return sigma(node, visit_offset, value_scale, tree.nodes[1:] if q_range == "tree" else [])
+
     def best(visits_wanted: int) -> int:
         def score(action: int) -> float:
             child = root.children.get(action)
             if not legal[action] or (child.edge_visits if child else 0) != visits_wanted:
                 return -math.inf
-            return noise[action] + root.logits[action] + sigma(root, visit_offset, value_scale)[action]
+            return noise[action] + root.logits[action] + scaled(root)[action]
 
         return max(range(len(logits)), key=score)
 
@@ -208,11 +213,11 @@ def gumbel(
         if depth == 0:
             return best(schedule[sum(child.edge_visits for child in root.children.values())])
         visits = np.array([node.children[a].edge_visits if a in node.children else 0 for a in range(len(logits))])
-        policy = softmax(node.logits + sigma(node, visit_offset, value_scale))
+        policy = softmax(node.logits + scaled(node))
         return int(np.argmax(policy - visits / (1 + visits.sum())))
 
     for _ in range(num_simulations):
         tree.grow(choose)
-    weights = softmax(root.logits + sigma(root, visit_offset, value_scale))
+    weights = softmax(root.logits + scaled(root))
     action = best(max(child.edge_visits for child in root.children.values()))
     return tree, action, weights, float((weights * completed(root))[legal].sum())

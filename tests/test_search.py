@@ -36,6 +36,7 @@ CASES = [
     (4, 12, False, {}),
     (4, 12, True, {}),
     (5, 50, False, {"max_considered_actions": 4}),
+    (4, 24, True, {"q_range": "tree"}),
     (3, 20, False, {"max_depth": 2, "puct_init": 2.0, "puct_base": 30.0, "visit_offset": 20.0, "value_scale": 0.3}),
 ]
 
@@ -106,6 +107,7 @@ def test_gumbel_equals_the_reference_node_by_node(num_actions, num_simulations, 
                 settings.get("max_considered_actions", 16),
                 settings.get("visit_offset", 50.0),
                 settings.get("value_scale", 0.1),
+                settings.get("q_range", "node"),
             )
             assert_same_tree(result.tree, b, tree.arrays())
             assert result.action[b] == action

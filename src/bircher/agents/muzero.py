@@ -67,6 +67,8 @@ class ReturnConfig(BaseModel):
     steps: Annotated[int, Field(ge=1)] = 10
     """n of the n-step return."""
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+    bootstrap: Literal["search", "network"] = "search"
+    """Where values at a return's end come from: the searches, or the target network of now (as in EfficientZero)."""
 
 
 class MuZeroConfig(AgentConfig):
@@ -140,7 +142,10 @@ def make(
         return ActOutput(action.astype(jnp.int32), extras), carry
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
-        return muzero_targets(config, partial(plan, policy.params, mode="sample"), batch, key), ()
+        def value(observation: Array) -> Array:
+            return policy.params.value(policy.params.represent(observation.astype(jnp.float32)))
+
+        return muzero_targets(config, partial(plan, policy.params, mode="sample"), value, batch, key), ()
 
     def loss(
         params: Model, state: tuple, batch: Batch, target: Targets, key: Key
@@ -211,7 +216,7 @@ def explored(
     return jnp.where(replaced, uniform, action), replaced
 
 
-def muzero_targets(config: MuZeroConfig, plan, batch: Batch, key: Key) -> Targets:
+def muzero_targets(config: MuZeroConfig, plan, network: Callable[[Array], Array], batch: Batch, key: Key) -> Targets:
     """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
 
     `plan` is a search with the target network: (observations [N, …], legal actions [N, A], key=…) -> SearchResult.
@@ -220,6 +225,8 @@ def muzero_targets(config: MuZeroConfig, plan, batch: Batch, key: Key) -> Target
     ends = episode_ends(rows)
     mask = ~ends[:, :-1]
     policy, value = _reanalysed(config.reanalyse_fraction, plan, rows, key)
+    if config.returns.bootstrap == "network":
+        value = network(rows.observation)
     target, known = _returns(config, rows, ends, value)
     error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
     result = Targets(

@@ -30,7 +30,9 @@ class SearchConfig(BaseModel):
     """Actions that sequential halving begins with at the root (Gumbel MuZero: 16)."""
     visit_offset: float = Field(50.0, ge=0)
     """c_visit of Gumbel's sigma."""
-    q_range: Literal["node", "tree", "none"] = "node"
+    q_range: Literal["node", "tree"] = "node"
+    """Whose least and greatest Q Gumbel's sigma rescales by: a node's own actions (as in mctx), however little they
+    differ, or all of the tree, as in MuZero: then a small difference stays small."""
     value_scale: float = Field(0.1, ge=0)
     """c_scale of Gumbel's sigma (0.1; 1.0 on boards)."""
 

@@ -27,6 +27,8 @@ from bircher.search.growth import Choose, Edges, Growth, as_mctx, grow
 from bircher.search.q_values import completed_q_values, tree_min_max
 from bircher.types import Key
 
+Range = tuple[Float[Array, " B"], Float[Array, " B"]] | None
+
 
 def puct_search(
     config: SearchConfig,
@@ -98,8 +100,9 @@ def gumbel_search(
     """Gumbel MuZero's search: sequential halving over actions drawn without replacement, and an improved policy.
 
     The policy is softmax(logits + sigma(completed Q)), sigma(q) = (c_visit + max_b N(b)) c_scale q with q rescaled to
-    [0, 1] among the actions; its value is the sum of weights times completed Q, unscaled.  The tree's own mean at the
-    root is no estimate of it: sequential halving averages over bad actions too.
+    [0, 1] among the actions (`config.q_range`: or among all of the tree); its value is the sum of weights times
+    completed Q, unscaled.  The tree's own mean at the root is no estimate of it: sequential halving averages over bad
+    actions too.
 
     Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise.
     """
@@ -110,18 +113,20 @@ def gumbel_search(
     noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape) if explore else jnp.zeros(logits.shape)
     wanted = _wanted_visits(config, legal, num_simulations)
 
-    def winner(trees: Growth, edges: Edges, visits: Array) -> Array:
-        score = noise + logits + _sigma(config, trees, edges, _completed(edges))
+    def winner(edges: Edges, visits: Array, spread: Range) -> Array:
+        score = noise + logits + _sigma(config, edges, _completed(edges), spread)
         return _best(jnp.where(legal & (edges.visits == visits), score, -jnp.inf))
 
     def choices(_: Array, trees: Growth) -> tuple[Choose, Choose]:
+        spread = _range(config, trees)
+
         def at_root(edges: Edges) -> Array:
             done = edges.visits[0].sum()
-            return winner(trees, edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1))
+            return winner(edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1), spread)
 
         def below(edges: Edges) -> Array:
             # Visits in proportion to the improved policy (section 5).
-            policy = jax.nn.softmax(edges.logits + _sigma(config, trees, edges, _completed(edges)))
+            policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges), spread))
             return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
 
         return at_root, below
@@ -136,10 +141,10 @@ def gumbel_search(
         config.max_depth,
     )
     edges = trees.edges(0)
-    completed = _completed(edges)
-    weights = jax.nn.softmax(logits + _sigma(config, trees, edges, completed))
+    completed, spread = _completed(edges), _range(config, trees)
+    weights = jax.nn.softmax(logits + _sigma(config, edges, completed, spread))
     return SearchResult(
-        action=winner(trees, edges, edges.visits.max(-1, keepdims=True)),
+        action=winner(edges, edges.visits.max(-1, keepdims=True), spread),
         weights=weights,
         value=(weights * completed).sum(-1),
         visits=edges.visits,
@@ -188,15 +193,17 @@ def _completed(edges: Edges) -> Float[Array, "B A"]:
     return completed_q_values(edges.q_values, edges.visits, jax.nn.softmax(edges.logits), edges.raw_value)
 
 
-def _sigma(config: SearchConfig, trees: Growth, edges: Edges, completed: Array) -> Float[Array, "B A"]:
-    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled as `config.q_range` says."""
+def _range(config: SearchConfig, trees: Growth) -> Range:
+    """Least and greatest Q of the trees, where sigma rescales by those."""
+    return trees.q_range() if config.q_range == "tree" else None
+
+
+def _sigma(config: SearchConfig, edges: Edges, completed: Array, spread: Range) -> Float[Array, "B A"]:
+    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled to [0, 1] among the node's actions, or the tree's."""
     low, high = completed.min(-1, keepdims=True), completed.max(-1, keepdims=True)
-    if config.q_range == "tree":
-        least, greatest = trees.q_range()
-        low, high = jnp.minimum(low, least[:, None]), jnp.maximum(high, greatest[:, None])
-    if config.q_range == "none":
-        low, high = jnp.zeros_like(low), jnp.ones_like(high)
     scale = (config.visit_offset + edges.visits.max(-1, keepdims=True)) * config.value_scale
+    if spread is not None:
+        low, high = jnp.minimum(low, spread[0][:, None]), jnp.maximum(high, spread[1][:, None])
     return scale * (completed - low) / jnp.maximum(high - low, 1e-8)
 
 
