@@ -72,6 +72,18 @@ def test_value_targets_are_the_slow_references(kind, players, random):
     np.testing.assert_allclose(target.priority, errors.max(-1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["n_step", "lambda"])
+def test_bootstraps_from_the_network_are_the_target_networks_values(kind):
+    rows, model = rows_of(3), random_model(5)
+    agent = agent_of(returns={"kind": kind, "steps": 3, "lambda": 0.8, "bootstrap": "network"})
+    target = targets_of(agent, rows, model=model)
+    plain, value = jax.tree.map(np.asarray, rows), np.asarray(model.value(model.represent(rows.observation)))
+    for b, t in np.argwhere(target.mask):
+        slow = value_target(plain, value, b, t, DISCOUNT, kind, n=3, lambda_=0.8)
+        assert float(target.value[b, t]) == pytest.approx(slow, abs=1e-4)
+        assert float(target.advantage[b, t]) == pytest.approx(slow - value[b, t], abs=1e-4)
+
+
 @pytest.mark.parametrize("head", ["categorical", "tanh"])
 @pytest.mark.parametrize("reward_head", [True, False])
 def test_losses_are_the_slow_references(head, reward_head):

@@ -21,11 +21,12 @@ from bircher import search
 from bircher.agents import searching, terms
 from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
 from bircher.agents.diagnostics import of_search
-from bircher.agents.unrolling import Absorbing, episode_ends, unroll
+from bircher.agents.search_targets import ReturnConfig, muzero_targets
+from bircher.agents.unrolling import Absorbing, unroll
 from bircher.models.model import Model, ModelConfig
-from bircher.ops import distributions, improvement, returns
+from bircher.ops import distributions
 from bircher.search import SearchConfig, SearchResult, completed_q_values
-from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep
 
 
 class TemperatureConfig(BaseModel):
@@ -55,20 +56,6 @@ class TemperatureConfig(BaseModel):
         """The temperature at this share of training."""
         index = (jnp.asarray(progress) >= jnp.asarray(self.changes)).sum() if self.changes else 0
         return jnp.asarray(self.values)[index]
-
-
-class ReturnConfig(BaseModel):
-    """The value target."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["n_step", "lambda", "outcome"] = "n_step"
-    """`outcome` learns only from rows whose game ends within their sequence."""
-    steps: Annotated[int, Field(ge=1)] = 10
-    """n of the n-step return."""
-    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
-    bootstrap: Literal["search", "network"] = "search"
-    """Where values at a return's end come from: the searches, or the target network of now (as in EfficientZero)."""
 
 
 class MuZeroConfig(AgentConfig):
@@ -122,30 +109,16 @@ def make(
     def act(
         policy: Policy, carry: Any, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Any]:
-        search_key, draw_key, random_key = jax.random.split(key, 3)
-        temperature = config.temperature.at(progress)
-        if config.temperature.moves:
-            moves = jnp.where(timestep.first, 0, carry)
-            temperature, carry = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
-        found = plan(policy.params, timestep.observation, timestep.legal_actions, search_key, mode)
-        if mode == "greedy":
-            action = found.action
-        elif search_config.num_simulations and config.name == "gumbel_muzero":
-            # The search's own choice is a draw already: its Gumbel noise.
-            action = jnp.where(temperature > 0, found.action, jnp.argmax(found.weights, -1))
-        else:
-            action = draw(draw_key, found.weights, temperature if search_config.num_simulations else jnp.ones(()))
-        extras = {"search_policy": found.weights, "search_value": found.value}
-        if config.random_action_share:
-            share = config.random_action_share if mode == "explore" else 0.0
-            action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
-        return ActOutput(action.astype(jnp.int32), extras), carry
+        return muzero_act(config, search_config.num_simulations > 0, plan, policy, carry, timestep, key, mode, progress)
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
         def value(observation: Array) -> Array:
             return policy.params.value(policy.params.represent(observation.astype(jnp.float32)))
 
-        return muzero_targets(config, partial(plan, policy.params, mode="sample"), value, batch, key), ()
+        return muzero_targets(
+            config.returns, config.discount, config.reanalyse_fraction, partial(plan, policy.params, mode="sample"),
+            value, batch, key,
+        ), ()  # fmt: skip
 
     def loss(
         params: Model, state: tuple, batch: Batch, target: Targets, key: Key
@@ -163,6 +136,31 @@ def make(
 
     searches = searched if search_config.num_simulations else None
     return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look, searches)
+
+
+def muzero_act(
+    config: MuZeroConfig, searches: bool, plan: Callable[..., SearchResult], policy: Policy, carry: Any,
+    timestep: TimeStep, key: Key, mode: Mode, progress: Array | float,
+) -> tuple[ActOutput, Any]:  # fmt: skip
+    """Search, and draw an action from what it found; where nothing was searched, from the network."""
+    search_key, draw_key, random_key = jax.random.split(key, 3)
+    temperature = config.temperature.at(progress)
+    if config.temperature.moves:
+        moves = jnp.where(timestep.first, 0, carry)
+        temperature, carry = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
+    found = plan(policy.params, timestep.observation, timestep.legal_actions, search_key, mode)
+    if mode == "greedy":
+        action = found.action
+    elif searches and config.name == "gumbel_muzero":
+        # The search's own choice is a draw already: its Gumbel noise.
+        action = jnp.where(temperature > 0, found.action, jnp.argmax(found.weights, -1))
+    else:
+        action = draw(draw_key, found.weights, temperature if searches else jnp.ones(()))
+    extras = {"search_policy": found.weights, "search_value": found.value}
+    if config.random_action_share:
+        share = config.random_action_share if mode == "explore" else 0.0
+        action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
+    return ActOutput(action.astype(jnp.int32), extras), carry
 
 
 def muzero_look(model: Model, observation: Array, legal_actions: Array, found: SearchResult) -> Look:
@@ -214,64 +212,6 @@ def explored(
     uniform = jax.random.categorical(draw_key, jnp.where(legal_actions, 0.0, distributions.ILLEGAL))
     replaced = jax.random.bernoulli(where_key, share, action.shape)
     return jnp.where(replaced, uniform, action), replaced
-
-
-def muzero_targets(config: MuZeroConfig, plan, network: Callable[[Array], Array], batch: Batch, key: Key) -> Targets:
-    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
-
-    `plan` is a search with the target network: (observations [N, …], legal actions [N, A], key=…) -> SearchResult.
-    """
-    rows = batch.trajectory
-    ends = episode_ends(rows)
-    mask = ~ends[:, :-1]
-    policy, value = _reanalysed(config.reanalyse_fraction, plan, rows, key)
-    if config.returns.bootstrap == "network":
-        value = network(rows.observation)
-    target, known = _returns(config, rows, ends, value)
-    error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
-    result = Targets(
-        value=target,
-        reward=rows.reward[:, 1:],
-        advantage=target - value[:, :-1],
-        policy=improvement.exact_target(policy),
-        mask=mask,
-        priority=error.max(-1),
-        extras={"value_mask": mask & known},
-    )
-    return jax.lax.stop_gradient(result)
-
-
-def _reanalysed(fraction: float, plan, rows: Trajectory, key: Key) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
-    """The searches' policies and values; the last `fraction` of the batch, which is replayed, is searched anew."""
-    policy, value = rows.extras["search_policy"], rows.extras["search_value"]
-    count = round(fraction * len(value))
-    if not count:
-        return policy, value
-    flat = jax.tree.map(lambda x: x[-count:].reshape(-1, *x.shape[2:]), (rows.observation, rows.legal_actions))
-    found = plan(*flat, key=key)
-    return (
-        jnp.concatenate([policy[:-count], found.weights.reshape(count, *policy.shape[1:])]),
-        jnp.concatenate([value[:-count], found.value.reshape(count, -1)]),
-    )
-
-
-def _returns(
-    config: MuZeroConfig, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """The value target of each root row, and whether there is one."""
-    reward, discount, bootstrap = rows.reward[:, 1:], config.discount * rows.discount[:, 1:], value[:, 1:]
-    random = rows.extras.get("random_action", jnp.zeros_like(ends))
-    # What followed a random action says nothing of its state: the value before it is the search's own.
-    going = (~(ends | random)[:, 1:]).astype(jnp.float32)
-    known = ~random[:, :-1]
-    if config.returns.kind == "n_step":
-        n_step = partial(returns.n_step_returns, n=config.returns.steps)
-        return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(reward, discount, bootstrap, going), known
-    if config.returns.kind == "lambda":
-        return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, config.returns.lambda_ * going), known
-    # An end lies ahead within the sequence, looking backwards from the last row.
-    known &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
-    return jax.vmap(returns.lambda_returns)(reward, discount, bootstrap, going), known
 
 
 def muzero_loss(

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -124,22 +125,12 @@ def gumbel_search(
             done = edges.visits[0].sum()
             return winner(edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1), spread)
 
-        def below(edges: Edges) -> Array:
-            # Visits in proportion to the improved policy (section 5).
-            policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges), spread))
-            return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
+        return at_root, partial(_below, config, spread)
 
-        return at_root, below
+    def step(_: Array, latent: PyTree, action: Array) -> Step:
+        return simulate(latent, action)
 
-    trees = grow(
-        logits,
-        root.value,
-        root.latent,
-        lambda _, latent, action: simulate(latent, action),
-        choices,
-        num_simulations,
-        config.max_depth,
-    )
+    trees = grow(logits, root.value, root.latent, step, choices, num_simulations, config.max_depth)
     edges = trees.edges(0)
     completed, spread = _completed(edges), _range(config, trees)
     weights = jax.nn.softmax(logits + _sigma(config, edges, completed, spread))
@@ -151,6 +142,12 @@ def gumbel_search(
         q_values=jnp.where(edges.visits > 0, edges.q_values, 0.0),
         tree=as_mctx(trees, legal, noise) if keep_tree else None,
     )
+
+
+def _below(config: SearchConfig, spread: Range, edges: Edges) -> Int[Array, " B"]:
+    """Gumbel's choice below the root: visits in proportion to the improved policy (section 5)."""
+    policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges), spread))
+    return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
 
 
 def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
