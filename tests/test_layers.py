@@ -26,13 +26,24 @@ ADAPTERS = {
     "gymnasium": {"envs", "viz"},
     "tensorboardX": {"writers"},
     "matplotlib": {"viz"},
+    "PIL": {"panels"},
     "imageio_ffmpeg": {"viz"},
     "ray": {"cluster"},
     "rlax": set(),
 }
 """A third party's package, and the rooms that may import it."""
 
-LOADED_WHEN_USED = ("envpool", "gymnax", "pgx", "gymnasium", "pygame", "tensorboardX", "matplotlib", "imageio_ffmpeg")
+LOADED_WHEN_USED = (
+    "envpool",
+    "gymnax",
+    "pgx",
+    "gymnasium",
+    "pygame",
+    "tensorboardX",
+    "matplotlib",
+    "PIL",
+    "imageio_ffmpeg",
+)
 
 
 def read_levels() -> dict[str, int]:

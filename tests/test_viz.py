@@ -80,7 +80,7 @@ def test_a_video_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
     seen = []
 
-    def act(observation: np.ndarray) -> np.ndarray:
+    def act(observation: np.ndarray, legal_actions: Any) -> np.ndarray:
         seen.append(observation)
         return np.array([0])
 
@@ -96,14 +96,14 @@ def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
 
 
 def test_an_episode_ends_where_it_ends() -> None:
-    frames = viz.render_episode("CartPole-v1", lambda observation: np.array([1]), seed=0, max_steps=500)
+    frames = viz.render_episode("CartPole-v1", lambda observation, legal_actions: np.array([1]), seed=0, max_steps=500)
     assert 8 <= len(frames) <= 13  # a cart pushed to one side falls within a dozen steps
 
 
 def test_observations_are_stacked_as_in_training() -> None:
     seen = []
 
-    def act(observation: np.ndarray) -> np.ndarray:
+    def act(observation: np.ndarray, legal_actions: Any) -> np.ndarray:
         seen.append(observation[0])
         return np.array([0])
 
@@ -119,7 +119,7 @@ def test_a_grid_is_drawn_from_its_observation(stack: int) -> None:
         return registry.make("Breakout-MinAtar", num_envs=1, seed=0, stack=stack)
 
     frames = viz.render_episode(
-        "Breakout-MinAtar", lambda observation: jnp.zeros(1, jnp.int32), 0, 6, make=make, stack=stack
+        "Breakout-MinAtar", lambda observation, legal_actions: jnp.zeros(1, jnp.int32), 0, 6, make=make, stack=stack
     )
     assert len(frames) == 7 and frames[0].shape == (320, 320, 3)
     assert (frames[0] != frames[1]).any()
@@ -148,4 +148,4 @@ def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match=r"no observation of shape \(8,\)"):
         viz.draw_observation(np.zeros(8))
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be drawn"):
-        viz.render_episode("NoSuchEnv-v0", lambda observation: np.array([0]), 0, 5)
+        viz.render_episode("NoSuchEnv-v0", lambda observation, legal_actions: np.array([0]), 0, 5)

@@ -23,8 +23,8 @@ from bircher.envs.base import Env
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
 
-Act = Callable[[Any], Any]
-"""An observation with a batch axis of 1 to an action with a batch axis of 1."""
+Act = Callable[[Any, Any], Any]
+"""(an observation, its legal actions or None for all) to an action, each with a batch axis of 1."""
 
 _SIDE = 320
 """Pixels that the longer side of a drawn grid has at least."""
@@ -236,7 +236,7 @@ def _render_gymnasium(
         recent = deque([np.asarray(observation)] * stack, maxlen=stack)
         frames = [env.render()]
         for _ in range(max_steps):
-            action = np.asarray(act(np.concatenate(recent, axis=-1)[None]))[0]
+            action = np.asarray(act(np.concatenate(recent, axis=-1)[None], None))[0]
             observation, _, terminated, truncated, _ = env.step(action)
             recent.append(np.asarray(observation))
             frames.append(env.render())
@@ -262,7 +262,7 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     state, row = env.reset()
     frames = [draw(row.observation)]
     for _ in range(max_steps):
-        state, row = step(state, act(row.observation))
+        state, row = step(state, act(row.observation, row.legal_actions))
         frames.append(draw(row.observation))
         if bool(row.last[0]):
             break

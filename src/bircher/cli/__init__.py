@@ -124,11 +124,13 @@ def watch(
     video: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an MP4; else a window opens.")] = None,
     seed: Seed = 0,
     greedy: Greedy = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Frames alone, without what the agent thought.")] = False,
 ) -> None:
-    """Show one fresh episode, in a window or as a video.
+    """Show one fresh episode, in a window or as a video, and beside it what led to each action.
 
     \b
     bircher watch runs/mine --video lander.mp4
+    bircher watch runs/mine --plain
     """
     with told():
         from bircher import viz
@@ -140,7 +142,7 @@ def watch(
         else:
             window.require_writable(video)
         with begin.drawing_refused():
-            frames = loaded.episode_frames(agent, seed, greedy)
+            frames = loaded.episode_frames(agent, seed, greedy, thoughts=not plain and agent.agent.look is not None)
         if video is None:
             window.show(frames, f"{agent.spec.id}, {agent.name}")
         else:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher import checkpoint, learner, settings, viz
+from bircher import checkpoint, learner, panels, settings, viz
 from bircher.agents.base import Agent
 from bircher.config import Config, validated
 from bircher.envs import registry
@@ -18,6 +18,7 @@ from bircher.envs.base import num_legal
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import Evaluator, Mode, Report
 from bircher.games.player import Player, of_agent
+from bircher.panels import Thought
 from bircher.run import assembly, folder
 from bircher.settings import ConfigError
 from bircher.types import Discrete, EnvSpec, Policy, TimeStep
@@ -37,7 +38,10 @@ class LoadedAgent:
         """Environment steps that it has learnt from."""
         self._agent = agent
         self._acted = 0
-        self._programs = {greedy: jax.jit(self._program(greedy)) for greedy in (False, True)}
+        self._programs = {
+            (greedy, thinks): jax.jit(self._program(greedy, thinks))
+            for greedy in (False, True) for thinks in (False, True)
+        }  # fmt: skip
 
     @property
     def agent(self) -> Agent:
@@ -58,6 +62,27 @@ class LoadedAgent:
         Raises:
           ValueError: the observation has another shape than the environment's.
         """
+        single, batch, legal = self._batch(observation, legal_actions)
+        action = self._programs[greedy, False](self.policy, batch, legal, self._acted)
+        return np.asarray(action)[0] if single else np.asarray(action)
+
+    def think(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Thought:
+        """The action that `act` takes for one observation, and what led to it.
+
+        Raises:
+          ValueError: the observation has another shape than the environment's, or the agent has no model.
+        """
+        if self._agent.look is None:
+            raise ValueError(f"agent {self.name} has no model: there is no thought behind its actions")
+        single, batch, legal = self._batch(observation, legal_actions)
+        if not single and len(batch) != 1:
+            raise ValueError(f"one observation is thought about at a time, not {len(batch)}")
+        found = self._programs[greedy, True](self.policy, batch, legal, self._acted)
+        action, prior, improved, value = (np.asarray(x)[0] for x in found)
+        return Thought(prior, improved, float(value), int(action))
+
+    def _batch(self, observation: Any, legal_actions: Any) -> tuple[bool, np.ndarray, np.ndarray]:
+        """Whether it was one observation; observations and legal actions with a batch axis."""
         shape = self.spec.observation.shape
         given = np.asarray(observation)
         if given.shape != shape and given.shape[1:] != shape:
@@ -68,17 +93,28 @@ class LoadedAgent:
         if legal_actions is not None:
             legal = np.broadcast_to(np.asarray(legal_actions, bool), legal.shape)
         self._acted += 1
-        action = self._programs[greedy](self.policy, batch.astype(self.spec.observation.dtype), legal, self._acted)
-        return np.asarray(action)[0] if single else np.asarray(action)
+        return single, batch.astype(self.spec.observation.dtype), legal
 
-    def _program(self, greedy: bool):
+    def _program(self, greedy: bool, thinks: bool):
+        agent, mode = self._agent, "greedy" if greedy else "sample"
+
         def program(policy, observation, legal_actions, count):
             size = len(observation)
             flag, number = jnp.zeros(size, bool), jnp.zeros(size)
             row = TimeStep(observation, number, number + 1, flag, flag, flag, legal_actions, flag)
             key = jax.random.fold_in(jax.random.key(self.config.seed), count)
-            mode = "greedy" if greedy else "sample"
-            return self._agent.act(policy, self._agent.start(size), row, key, mode, 1.0)[0].action
+            output = agent.act(policy, agent.start(size), row, key, mode, 1.0)[0]
+            if not thinks:
+                return output.action
+            seen = agent.look(policy, observation, legal_actions, key)
+            # The very search that acted, where one did; Muesli after training searches only if it is told to.
+            improved, value = output.extras.get("search_policy"), output.extras.get("search_value")
+            if improved is None and agent.plan is not None:
+                improved = agent.plan(policy, observation, legal_actions, key).weights
+            return (
+                output.action, seen.prior, seen.improved if improved is None else improved,
+                seen.value if value is None else value,
+            )  # fmt: skip
 
         return program
 
@@ -116,23 +152,33 @@ def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: boo
         evaluator.close()
 
 
-def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False) -> list[np.ndarray]:
+def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts: bool = False) -> list[np.ndarray]:
     """The frames of one episode in an environment never seen in training, [height, width, 3] bytes each.
+
+    With `thoughts`, beside each frame what led to the action there.
 
     Raises:
       ValueError: nothing can draw this environment.
     """
     assembly.require_source(agent.config, agent.source)
-    env = agent.config.env
-    return viz.render_episode(
+    env, thought = agent.config.env, []
+
+    def act(observation: Any, legal_actions: Any) -> np.ndarray:
+        if not thoughts:
+            return agent.act(observation, greedy, legal_actions)
+        thought.append(agent.think(observation, greedy, legal_actions))
+        return np.array([thought[-1].action], np.int32)
+
+    frames = viz.render_episode(
         env.id,
-        lambda observation: agent.act(observation, greedy),
+        act,
         registry.seeds(seed, "watch", 1)[0],
         agent.spec.max_steps or MAX_FRAMES,
         lambda: assembly.make_env(env, agent.source, 1, seed, "watch"),
         env.options,
         env.stack,
     )
+    return panels.beside(frames, thought) if thoughts else frames
 
 
 def load(
