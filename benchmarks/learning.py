@@ -5,7 +5,8 @@
 
 Every seed is one fresh process of the command line.  Its wall time runs from the start of that process to its end,
 compilation included; --cold gives it an empty compilation cache.  The agent scored is the run's last checkpoint, on
-100 fresh episodes whose starts the run never saw, sampling from its policy.
+100 fresh episodes whose starts the run never saw, sampling from its policy; with --greedy taking its best action,
+as the MuZero papers do after training.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from ledger import append, commit, machine
 
 
-def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool, folder: Path) -> dict:
+def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool, greedy: bool, folder: Path) -> dict:
     """One seed: train, evaluate, and say everything about it."""
     run = folder / f"{env}-{seed}"
     environment = dict(os.environ)
@@ -35,6 +36,7 @@ def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool,
         subprocess.run([*bircher, *command, "--out", str(run)], check=True, stdout=log, stderr=log, env=environment)
     wall = time.perf_counter() - started
     evaluation = ["eval", str(run), "--episodes", str(episodes), "--seed", str(1000 + seed), "--json"]
+    evaluation += ["--greedy"] if greedy else []
     answer = subprocess.run([*bircher, *evaluation], check=True, capture_output=True, text=True, env=environment)
     report = json.loads(answer.stdout)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -66,11 +68,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--cold", action="store_true", help="an empty compilation cache for every seed")
+    parser.add_argument("--greedy", action="store_true", help="evaluate without drawing actions")
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
         for seed in options.seeds:
-            entry = measure(options.env, seed, options.settings, options.episodes, options.cold, Path(folder))
+            entry = measure(
+                options.env, seed, options.settings, options.episodes, options.cold, options.greedy, Path(folder)
+            )
             if not options.dry:
                 append(entry)
             returns = entry["returns"]

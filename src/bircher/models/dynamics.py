@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from bircher.models.layers import MLP, Linear, scale_latent
+from bircher.models.layers import MLP, Convolution, Linear, ResidualBlock, scale_latent
 from bircher.types import Key
 
 
@@ -43,3 +44,39 @@ class DynamicsMLP(eqx.Module):
         """The next latent for every action."""
         hidden = self.from_latent(latent)[..., None, :] + self.from_action
         return self._finish(latent[..., None, :], hidden)
+
+
+class GridDynamics(eqx.Module):
+    """Next latent = scaled(latent + convolutions(latent, action)) over a grid of cells; an action is a grid as well."""
+
+    from_latent: Convolution
+    from_action: Float[Array, "A cells"]
+    last: Convolution
+    blocks: tuple[ResidualBlock, ...]
+    shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, int, int], num_actions: int, num_blocks: int, key: Key):
+        latent_key, action_key, last_key, *keys = jax.random.split(key, num_blocks + 2)
+        channels = shape[-1]
+        self.from_latent = Convolution(channels, channels, 3, latent_key, pad=True)
+        self.from_action = jax.random.normal(action_key, (num_actions, math.prod(shape))) * 0.5
+        self.last = Convolution(channels, channels, 3, last_key, pad=True, scale=0.1)
+        self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
+        self.shape = shape
+
+    def _finish(self, grid: Float[Array, "*#B H W C"], hidden: Float[Array, "*#B H W C"]) -> Float[Array, "*B latent"]:
+        following = grid + self.last(jax.nn.relu(hidden))
+        for block in self.blocks:
+            following = block(following)
+        return scale_latent(following.reshape(*following.shape[:-3], -1))
+
+    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+        grid = latent.reshape(*latent.shape[:-1], *self.shape)
+        one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=latent.dtype)
+        return self._finish(grid, self.from_latent(grid) + (one_hot @ self.from_action).reshape(grid.shape))
+
+    def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
+        """The next latent for every action."""
+        grid = latent.reshape(*latent.shape[:-1], *self.shape)
+        actions = self.from_action.reshape(-1, *self.shape)
+        return self._finish(grid[..., None, :, :, :], self.from_latent(grid)[..., None, :, :, :] + actions)

@@ -76,7 +76,7 @@ class MLP(eqx.Module):
 
 
 class Convolution(eqx.Module):
-    """Stride-1 convolution without padding, as one matrix product over patches of [..., H, W, C].
+    """Stride-1 convolution as one matrix product over patches of [..., H, W, C]; `pad` keeps height and width.
 
     A CPU multiplies matrices far quicker than it convolves few channels.
     """
@@ -84,15 +84,34 @@ class Convolution(eqx.Module):
     weight: Float[Array, "patch outputs"]
     bias: Float[Array, " outputs"]
     size: int = eqx.field(static=True)
+    pad: bool = eqx.field(static=True)
 
-    def __init__(self, inputs: int, outputs: int, size: int, key: Key):
-        linear = Linear(size * size * inputs, outputs, key, scale=2.0)
-        self.weight, self.bias, self.size = linear.weight, linear.bias, size
+    def __init__(self, inputs: int, outputs: int, size: int, key: Key, pad: bool = False, scale: float = 2.0):
+        linear = Linear(size * size * inputs, outputs, key, scale)
+        self.weight, self.bias, self.size, self.pad = linear.weight, linear.bias, size, pad
 
     def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w outputs"]:
+        if self.pad:
+            around = (self.size - 1) // 2, self.size // 2
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [around, around, (0, 0)])
         height, width = x.shape[-3] - self.size + 1, x.shape[-2] - self.size + 1
         patches = [x[..., i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
         return jnp.concatenate(patches, axis=-1) @ self.weight + self.bias
+
+
+class ResidualBlock(eqx.Module):
+    """x + convolution(relu(convolution(relu(x)))), 3 × 3 each; begins near the identity."""
+
+    first: Convolution
+    second: Convolution
+
+    def __init__(self, channels: int, key: Key):
+        first_key, second_key = jax.random.split(key)
+        self.first = Convolution(channels, channels, 3, first_key, pad=True)
+        self.second = Convolution(channels, channels, 3, second_key, pad=True, scale=0.1)
+
+    def __call__(self, x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
+        return x + self.second(jax.nn.relu(self.first(jax.nn.relu(x))))
 
 
 def scale_latent(latent: Float[Array, "*B features"]) -> Float[Array, "*B features"]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bircher.models.dynamics import DynamicsMLP
+from bircher.models.dynamics import DynamicsMLP, GridDynamics
 from bircher.models.heads import Heads
 from bircher.models.projection import Projection
-from bircher.models.torsos import make_torso
+from bircher.models.torsos import GridTorso, make_torso
 from bircher.ops.transforms import Bounded, Support, scale_gradient
 from bircher.types import EnvSpec, Key, Prediction
 
@@ -23,8 +23,9 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    torso: Literal["auto", "mlp", "small_cnn"] = "auto"
-    """`auto` takes the convolution for observations of three axes and the MLP for the rest."""
+    torso: Literal["auto", "mlp", "small_cnn", "grid"] = "auto"
+    """`auto` takes the small convolution for three axes and the MLP for the rest; with `grid` the latent
+    is a grid too, and dynamics are convolutions: for boards."""
     torso_widths: tuple[int, ...] = (128,)
     """Hidden layers between the observation and the latent."""
     latent_width: int = Field(128, gt=0)
@@ -33,7 +34,9 @@ class ModelConfig(BaseModel):
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
     channels: int = Field(16, gt=0)
-    """Channels of the small convolution."""
+    """Channels of the small convolution, or of a grid's latent."""
+    num_blocks: int = Field(1, ge=1)
+    """Residual blocks of a grid's representation; its dynamics have one less."""
     unroll_steps: int = Field(5, ge=1)
     """K, the steps that the model is unrolled in the loss (Muesli: 5)."""
     num_atoms: int = Field(601, ge=2)
@@ -71,7 +74,7 @@ class Model(eqx.Module):
     """Parameters of representation, dynamics and prediction; every leaf is an array."""
 
     representation: eqx.Module
-    dynamics: DynamicsMLP
+    dynamics: DynamicsMLP | GridDynamics
     heads: Heads
     projection: Projection | None
     """Only where latents are held against encoded ones: the `consistency` term."""
@@ -82,15 +85,23 @@ class Model(eqx.Module):
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         self.representation = make_torso(
-            spec, config.torso, config.torso_widths, config.latent_width, config.channels, torso_key
+            spec, config.torso, config.torso_widths, config.latent_width, config.channels, config.num_blocks, torso_key
         )
-        self.dynamics = DynamicsMLP(config.latent_width, spec.num_actions, config.dynamics_widths, dynamics_key)
+        latent_width = config.latent_width
+        if isinstance(self.representation, GridTorso):
+            height, width, _ = spec.observation.shape
+            latent_width = height * width * config.channels
+            self.dynamics = GridDynamics(
+                (height, width, config.channels), spec.num_actions, config.num_blocks, dynamics_key
+            )
+        else:
+            self.dynamics = DynamicsMLP(latent_width, spec.num_actions, config.dynamics_widths, dynamics_key)
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
         self.heads = Heads(
-            config.latent_width, spec.num_actions, self.value_support.num_atoms,
+            latent_width, spec.num_actions, self.value_support.num_atoms,
             config.num_atoms if config.reward_head else 0, config.head_widths, heads_key,
         )  # fmt: skip
-        self.projection = Projection(config.latent_width, jax.random.fold_in(key, 3)) if project else None
+        self.projection = Projection(latent_width, jax.random.fold_in(key, 3)) if project else None
         self.latent_gradient_scale = config.latent_gradient_scale
 
     def represent(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:

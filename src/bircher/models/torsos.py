@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bircher.models.layers import MLP, Convolution, scale_latent
+from bircher.models.layers import MLP, Convolution, ResidualBlock, scale_latent
 from bircher.types import EnvSpec, Key
 
 
@@ -49,15 +49,35 @@ class SmallCNNTorso(eqx.Module):
         return scale_latent(self.mlp(x.reshape(*x.shape[:-3], -1)))
 
 
+class GridTorso(eqx.Module):
+    """A 3 × 3 convolution and residual blocks: the latent is a grid as large as the observation's, flattened."""
+
+    convolution: Convolution
+    blocks: tuple[ResidualBlock, ...]
+
+    def __init__(self, shape: Sequence[int], channels: int, num_blocks: int, key: Key):
+        keys = jax.random.split(key, num_blocks + 1)
+        self.convolution = Convolution(shape[-1], channels, 3, keys[0], pad=True)
+        self.blocks = tuple(ResidualBlock(channels, key) for key in keys[1:])
+
+    def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
+        x = self.convolution(observation.astype(jnp.float32))
+        for block in self.blocks:
+            x = block(x)
+        return scale_latent(x.reshape(*x.shape[:-3], -1))
+
+
 def make_torso(
-    spec: EnvSpec, name: str, widths: Sequence[int], latent_width: int, channels: int, key: Key
-) -> MLPTorso | SmallCNNTorso:
+    spec: EnvSpec, name: str, widths: Sequence[int], latent_width: int, channels: int, num_blocks: int, key: Key
+) -> MLPTorso | SmallCNNTorso | GridTorso:
     """The representation called `name`, fitted to the observation; `auto` chooses by its number of axes."""
     shape = spec.observation.shape
     if name == "auto":
         name = "small_cnn" if len(shape) == 3 and min(shape[:2]) >= 3 else "mlp"
+    if name in ("small_cnn", "grid") and (len(shape) != 3 or min(shape[:2]) < 3):
+        raise ValueError(f"model.torso {name} needs an observation of height, width and channels, not {shape}")
+    if name == "grid":
+        return GridTorso(shape, channels, num_blocks, key)
     if name == "small_cnn":
-        if len(shape) != 3 or min(shape[:2]) < 3:
-            raise ValueError(f"model.torso small_cnn needs an observation of height, width and channels, not {shape}")
         return SmallCNNTorso(shape, channels, widths, latent_width, key)
     return MLPTorso(shape, widths, latent_width, key)
