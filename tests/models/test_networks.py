@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bircher.models.dynamics import GridDynamics
 from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, scale_latent
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
@@ -48,12 +49,14 @@ def test_layer_norm():
     np.testing.assert_allclose(y.std(-1), 1, atol=1e-3)
 
 
-def test_convolution_is_a_convolution():
+@pytest.mark.parametrize("pad", [False, True])
+def test_convolution_is_a_convolution(pad):
     """Against JAX's own, NHWC, with the patch order of the weights made explicit."""
-    convolution = Convolution(2, 4, 3, KEY)
+    convolution = Convolution(2, 4, 3, KEY, pad)
     x = jax.random.normal(jax.random.key(1), (3, 6, 5, 2))
     kernel = convolution.weight.reshape(3, 3, 2, 4)
-    oracle = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    padding = "SAME" if pad else "VALID"
+    oracle = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(convolution(x), oracle + convolution.bias, rtol=1e-4, atol=1e-5)
 
 
@@ -67,7 +70,7 @@ def test_scale_latent_spans_minus_one_to_one():
 
 @pytest.mark.parametrize(("spec", "kind"), [(SPEC, MLPTorso), (GRID, SmallCNNTorso)])
 def test_the_torso_fits_the_observation(spec, kind):
-    torso = make_torso(spec, "auto", (7,), 12, 3, KEY)
+    torso = make_torso(spec, "auto", (7,), 12, 3, 1, KEY)
     assert isinstance(torso, kind)
     observation = jax.random.normal(KEY, (2, 5, *spec.observation.shape))
     latent = torso(observation)
@@ -76,9 +79,37 @@ def test_the_torso_fits_the_observation(spec, kind):
     assert float(jnp.abs(latent).max()) <= 1 + 1e-5
 
 
+def test_a_grids_latent_is_a_grid_and_its_model_convolves():
+    config = SMALL.model_copy(update={"torso": "grid", "channels": 3, "num_blocks": 2})
+    model = random_model(0, config, GRID)
+    assert isinstance(model.dynamics, GridDynamics) and len(model.dynamics.blocks) == 1
+    observation = jax.random.normal(KEY, (2, 5, *GRID.observation.shape))
+    latent = model.represent(observation)
+    assert latent.shape == (2, 5, 6 * 5 * 3)
+    np.testing.assert_allclose(latent[1, 3], model.represent(observation[1, 3]), rtol=1e-4, atol=1e-5)
+    # By every door the same: one action, all of them, and a step of an unroll.
+    ahead = model.dynamics.all_actions(latent)
+    assert ahead.shape == (2, 5, ACTIONS, 90) and float(jnp.abs(ahead).max()) <= 1 + 1e-5
+    actions = jnp.asarray([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    stepped = model.step(latent, actions)
+    for b, t in np.ndindex(2, 5):
+        np.testing.assert_allclose(ahead[b, t, actions[b, t]], stepped[b, t], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.unroll(latent, actions[None])[0], stepped, rtol=1e-4, atol=1e-5)
+    # One convolution sees one cell further.
+    torso = make_torso(GRID, "grid", (), 1, 3, 1, KEY)
+    moved = observation.at[..., 0, 0, :].add(5.0)
+    before, after = (torso.convolution(x)[..., 2:, 2:, :] for x in (observation, moved))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_grid_of_vectors_is_refused():
+    with pytest.raises(ValueError, match="grid needs an observation of height"):
+        make_torso(SPEC, "grid", (7,), 12, 3, 1, KEY)
+
+
 def test_a_convolution_of_vectors_is_refused():
     with pytest.raises(ValueError, match="small_cnn needs an observation of height"):
-        make_torso(SPEC, "small_cnn", (7,), 12, 3, KEY)
+        make_torso(SPEC, "small_cnn", (7,), 12, 3, 1, KEY)
 
 
 @pytest.mark.parametrize("wrong", [{"torso_widths": (0,)}, {"dynamics_widths": ()}, {"num_atoms": 1}, {"depth": 3}])
