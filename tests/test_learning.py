@@ -1,4 +1,4 @@
-"""Muesli learns: toys in seconds, and CartPole-v1."""
+"""Agents learn: toys in seconds, and CartPole-v1."""
 
 from __future__ import annotations
 
@@ -44,8 +44,27 @@ def test_the_chain_is_walked_to_its_end(tmp_path):
     assert np.mean(report.lengths) < 8  # five at best
 
 
-def test_cartpole_is_solved(tmp_path):
-    """The preset's agent, over 100 fresh episodes, drawing its actions."""
-    run = bircher.train("CartPole-v1", seed=0, out=tmp_path / "run", **{"evaluation.count": 0})
-    report = bircher.evaluate(run.agent, episodes=100)
+@pytest.mark.parametrize("agent", ["muzero", "gumbel_muzero"])
+def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
+    """Both seats by one network, values from the mover's side: who is to move loses where 3 divides the heap."""
+    settings = {"preset": "board_muzero", "search.num_simulations": 8, "agent.random_action_share": 0.3}
+    settings |= {"model.reward_head": False, "model.value_head": "tanh", "agent.discount": 1.0}
+    trained(tmp_path, "toy/nim", 12_000, agent=agent, **settings)
+    loaded = bircher.load(tmp_path / "run", search={"num_simulations": 0})
+    heaps = np.arange(1, 8)
+    observation = np.eye(8, dtype=np.float32)[heaps]
+    legal = np.arange(1, 3) <= heaps[:, None]
+    won = heaps % 3 > 0
+    actions = loaded.act(observation, greedy=True, legal_actions=legal)
+    np.testing.assert_array_equal((actions + 1)[won], (heaps % 3)[won])
+    model = loaded.policy.params
+    values = model.value(model.represent(jnp.asarray(observation)))
+    assert (np.sign(values) == np.where(won, 1, -1)).all()
+
+
+@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
+def test_cartpole_is_solved(tmp_path, agent):
+    """The preset's agent, over 100 fresh episodes: Muesli drawing its actions, MuZero taking its best."""
+    run = bircher.train("CartPole-v1", agent=agent, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})
+    report = bircher.evaluate(run.agent, episodes=100, greedy=agent != "muesli")
     assert report.mean >= 475

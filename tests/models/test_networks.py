@@ -21,6 +21,10 @@ KEY = jax.random.key(0)
 GRID = EnvSpec("test/grid", jax.ShapeDtypeStruct((6, 5, 2), np.float32), Discrete(ACTIONS))
 
 
+def torso_config(**settings) -> ModelConfig:
+    return ModelConfig(**{"torso_widths": (7,), "latent_width": 12, "channels": 3, **settings})
+
+
 def test_linear_is_its_product_with_the_variance_asked_for():
     layer = Linear(400, 300, KEY, scale=2.0)
     assert float(layer.weight.std()) == pytest.approx(math.sqrt(2 / 400), rel=0.02)
@@ -70,7 +74,7 @@ def test_scale_latent_spans_minus_one_to_one():
 
 @pytest.mark.parametrize(("spec", "kind"), [(SPEC, MLPTorso), (GRID, SmallCNNTorso)])
 def test_the_torso_fits_the_observation(spec, kind):
-    torso = make_torso(spec, "auto", (7,), 12, 3, 1, KEY)
+    torso = make_torso(torso_config(), spec, KEY)
     assert isinstance(torso, kind)
     observation = jax.random.normal(KEY, (2, 5, *spec.observation.shape))
     latent = torso(observation)
@@ -96,20 +100,29 @@ def test_a_grids_latent_is_a_grid_and_its_model_convolves():
         np.testing.assert_allclose(ahead[b, t, actions[b, t]], stepped[b, t], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.unroll(latent, actions[None])[0], stepped, rtol=1e-4, atol=1e-5)
     # One convolution sees one cell further.
-    torso = make_torso(GRID, "grid", (), 1, 3, 1, KEY)
+    torso = make_torso(torso_config(torso="grid"), GRID, KEY)
     moved = observation.at[..., 0, 0, :].add(5.0)
     before, after = (torso.convolution(x)[..., 2:, 2:, :] for x in (observation, moved))
     np.testing.assert_array_equal(before, after)
 
 
+def test_the_kernels_side_is_a_setting():
+    torso = make_torso(torso_config(kernel=4), GRID, KEY)
+    assert torso.convolution.weight.shape == (4 * 4 * 2, 3)
+    assert torso(jnp.ones((2, 6, 5, 2))).shape == (2, 12)
+    assert isinstance(make_torso(torso_config(kernel=6), GRID, KEY), MLPTorso), "auto: too small for it"
+    with pytest.raises(ValueError, match="at least 6 × 6"):
+        make_torso(torso_config(torso="small_cnn", kernel=6), GRID, KEY)
+
+
 def test_a_grid_of_vectors_is_refused():
     with pytest.raises(ValueError, match="grid needs an observation of height"):
-        make_torso(SPEC, "grid", (7,), 12, 3, 1, KEY)
+        make_torso(torso_config(torso="grid"), SPEC, KEY)
 
 
 def test_a_convolution_of_vectors_is_refused():
     with pytest.raises(ValueError, match="small_cnn needs an observation of height"):
-        make_torso(SPEC, "small_cnn", (7,), 12, 3, 1, KEY)
+        make_torso(torso_config(torso="small_cnn"), SPEC, KEY)
 
 
 @pytest.mark.parametrize("wrong", [{"torso_widths": (0,)}, {"dynamics_widths": ()}, {"num_atoms": 1}, {"depth": 3}])

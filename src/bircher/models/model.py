@@ -8,35 +8,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from bircher.models.dynamics import DynamicsMLP, GridDynamics
 from bircher.models.heads import Heads
 from bircher.models.projection import Projection
-from bircher.models.torsos import GridTorso, make_torso
+from bircher.models.torsos import GridTorso, TorsoConfig, make_torso
 from bircher.ops.transforms import Bounded, Support, scale_gradient
 from bircher.types import EnvSpec, Key, Prediction
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(TorsoConfig):
     """The network and how far its model is unrolled."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    torso: Literal["auto", "mlp", "small_cnn", "grid"] = "auto"
-    """`auto` takes the small convolution for three axes and the MLP for the rest; with `grid` the latent
-    is a grid too, and dynamics are convolutions: for boards."""
-    torso_widths: tuple[int, ...] = (128,)
-    """Hidden layers between the observation and the latent."""
-    latent_width: int = Field(128, gt=0)
     dynamics_widths: tuple[int, ...] = (128,)
     """Hidden layers of the transition from a latent and an action to the next latent."""
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
-    channels: int = Field(16, gt=0)
-    """Channels of the small convolution, or of a grid's latent."""
-    num_blocks: int = Field(1, ge=1)
-    """Residual blocks of a grid's representation; its dynamics have one less."""
     unroll_steps: int = Field(5, ge=1)
     """K, the steps that the model is unrolled in the loss (Muesli: 5)."""
     num_atoms: int = Field(601, ge=2)
@@ -84,9 +72,7 @@ class Model(eqx.Module):
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
-        self.representation = make_torso(
-            spec, config.torso, config.torso_widths, config.latent_width, config.channels, config.num_blocks, torso_key
-        )
+        self.representation = make_torso(config, spec, torso_key)
         latent_width = config.latent_width
         if isinstance(self.representation, GridTorso):
             height, width, _ = spec.observation.shape

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.models.layers import MLP, Convolution, ResidualBlock, scale_latent
 from bircher.types import EnvSpec, Key
+
+
+class TorsoConfig(BaseModel):
+    """How an observation becomes a latent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    torso: Literal["auto", "mlp", "small_cnn", "grid"] = "auto"
+    """`auto` takes the small convolution for three axes and the MLP for the rest; with `grid` the latent
+    is a grid too, and dynamics are convolutions: for boards."""
+    torso_widths: tuple[int, ...] = (128,)
+    """Hidden layers between the observation and the latent."""
+    latent_width: int = Field(128, gt=0)
+    channels: int = Field(16, gt=0)
+    """Channels of the small convolution, or of a grid's latent."""
+    kernel: int = Field(3, ge=1)
+    """Side of the convolution that sees the observation: for four in a row 4."""
+    num_blocks: int = Field(1, ge=1)
+    """Residual blocks of a grid's representation; its dynamics have one less."""
 
 
 class MLPTorso(eqx.Module):
@@ -32,16 +53,18 @@ class MLPTorso(eqx.Module):
 
 
 class SmallCNNTorso(eqx.Module):
-    """One 3 × 3 convolution, then an MLP: the network of MinAtar's paper (Young and Tian 2019) for small grids."""
+    """One convolution, then an MLP: with 3 × 3 the network of MinAtar's paper (Young and Tian 2019) for small grids."""
 
     convolution: Convolution
     mlp: MLP
 
-    def __init__(self, shape: Sequence[int], channels: int, widths: Sequence[int], latent_width: int, key: Key):
+    def __init__(
+        self, shape: Sequence[int], channels: int, kernel: int, widths: Sequence[int], latent_width: int, key: Key
+    ):
         convolution_key, mlp_key = jax.random.split(key)
         height, width, inputs = shape
-        self.convolution = Convolution(inputs, channels, 3, convolution_key)
-        flat = (height - 2) * (width - 2) * channels
+        self.convolution = Convolution(inputs, channels, kernel, convolution_key)
+        flat = (height - kernel + 1) * (width - kernel + 1) * channels
         self.mlp = MLP(flat, (*widths, latent_width), mlp_key)
 
     def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
@@ -50,14 +73,14 @@ class SmallCNNTorso(eqx.Module):
 
 
 class GridTorso(eqx.Module):
-    """A 3 × 3 convolution and residual blocks: the latent is a grid as large as the observation's, flattened."""
+    """A convolution and residual blocks of 3 × 3: the latent is a grid as large as the observation's, flattened."""
 
     convolution: Convolution
     blocks: tuple[ResidualBlock, ...]
 
-    def __init__(self, shape: Sequence[int], channels: int, num_blocks: int, key: Key):
+    def __init__(self, shape: Sequence[int], channels: int, kernel: int, num_blocks: int, key: Key):
         keys = jax.random.split(key, num_blocks + 1)
-        self.convolution = Convolution(shape[-1], channels, 3, keys[0], pad=True)
+        self.convolution = Convolution(shape[-1], channels, kernel, keys[0], pad=True)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys[1:])
 
     def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
@@ -67,17 +90,22 @@ class GridTorso(eqx.Module):
         return scale_latent(x.reshape(*x.shape[:-3], -1))
 
 
-def make_torso(
-    spec: EnvSpec, name: str, widths: Sequence[int], latent_width: int, channels: int, num_blocks: int, key: Key
-) -> MLPTorso | SmallCNNTorso | GridTorso:
-    """The representation called `name`, fitted to the observation; `auto` chooses by its number of axes."""
-    shape = spec.observation.shape
+def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | SmallCNNTorso | GridTorso:
+    """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
+
+    Raises:
+      ValueError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+    """
+    shape, name = spec.observation.shape, config.torso
     if name == "auto":
-        name = "small_cnn" if len(shape) == 3 and min(shape[:2]) >= 3 else "mlp"
-    if name in ("small_cnn", "grid") and (len(shape) != 3 or min(shape[:2]) < 3):
-        raise ValueError(f"model.torso {name} needs an observation of height, width and channels, not {shape}")
+        name = "small_cnn" if len(shape) == 3 and min(shape[:2]) >= config.kernel else "mlp"
+    if name == "mlp":
+        return MLPTorso(shape, config.torso_widths, config.latent_width, key)
+    if len(shape) != 3 or min(shape[:2]) < config.kernel:
+        raise ValueError(
+            f"model.torso {name} needs an observation of height, width and channels, at least {config.kernel} × "
+            f"{config.kernel}, not {shape}"
+        )
     if name == "grid":
-        return GridTorso(shape, channels, num_blocks, key)
-    if name == "small_cnn":
-        return SmallCNNTorso(shape, channels, widths, latent_width, key)
-    return MLPTorso(shape, widths, latent_width, key)
+        return GridTorso(shape, config.channels, config.kernel, config.num_blocks, key)
+    return SmallCNNTorso(shape, config.channels, config.kernel, config.torso_widths, config.latent_width, key)
