@@ -16,6 +16,8 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- results: made by benchmarks/table.py -->", "<!-- end of results -->"
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """Two-sided 95 % quantile by the number of seeds."""
+ACTIONS = {"sample": "drawn", "greedy": "best"}
+"""How evaluation episodes were acted, by the ledger's word for it."""
 
 
 def newest(names: tuple[str, ...]) -> dict[tuple[str, str], dict[int, dict]]:
@@ -30,8 +32,8 @@ def newest(names: tuple[str, ...]) -> dict[tuple[str, str], dict[int, dict]]:
 def rows() -> list[str]:
     """One row for each environment and agent."""
     lines = [
-        "| environment | agent | steps | mean return by seed | mean, 95 % interval | wall, s | command |",
-        "|---|---|---|---|---|---|---|",
+        "| environment | agent | steps | actions | mean return by seed | mean, 95 % interval | wall, s | command |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (env, agent), seeds in sorted(newest(("learning", "peer-ppo")).items()):
         means = [seeds[seed]["mean"] for seed in sorted(seeds)]
@@ -42,7 +44,8 @@ def rows() -> list[str]:
             interval = f"{statistics.mean(means):.1f} ± {half:.1f}"
         command = seeds[min(seeds)]["command"]
         lines.append(
-            f"| {env} | {agent} | {seeds[min(seeds)]['env_steps']:,} | {', '.join(f'{m:.1f}' for m in means)} "
+            f"| {env} | {agent} | {seeds[min(seeds)]['env_steps']:,} | {ACTIONS[seeds[min(seeds)]['mode']]} "
+            f"| {', '.join(f'{m:.1f}' for m in means)} "
             f"| {interval} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
     return lines

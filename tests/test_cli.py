@@ -62,9 +62,10 @@ def test_the_configuration_is_printed_and_taken_back(tmp_path: Path) -> None:
 
 def test_environments_are_listed_with_all_that_matters() -> None:
     lines = invoke("envs", "minatar").splitlines()
-    assert lines[0].split() == ["environment", "adapter", "observation", "actions", "preset"]
+    assert lines[0].split() == ["environment", "adapter", "observation", "actions", "presets"]
     assert len(lines) == 6
     assert any("Breakout-MinAtar" in line and "(10, 10, 4)" in line and "minatar_breakout" in line for line in lines)
+    assert invoke("envs", "tic_tac").split()[-1] == "tic_tac_toe_muzero", "only MuZero has one of its own"
     assert invoke("envs", "no such thing", expect=2) == ""
 
 
@@ -78,6 +79,13 @@ def test_an_evaluation_as_json_is_one_object_and_nothing_else(run: Path) -> None
     assert again["returns"] == report["returns"]
     other = json.loads(invoke("eval", str(run), "--episodes", "3", "--seed", "6", "--json", "--greedy"))
     assert other["mode"] == "greedy" and other["returns"] != report["returns"]
+
+
+def test_muesli_may_search_after_training(run: Path) -> None:
+    plain = json.loads(invoke("eval", str(run), "--episodes", "3", "--json", "--greedy"))
+    searched = json.loads(invoke("eval", str(run), "search.num_simulations=8", "--episodes", "3", "--json", "--greedy"))
+    assert searched["agent"] == "muesli" and searched["returns"] != plain["returns"]
+    invoke("eval", str(run), "agent.discount=0.5", "--episodes", "3", expect=2)
 
 
 def test_an_evaluation_in_words(run: Path) -> None:

@@ -224,6 +224,12 @@ def find_preset(name: Any) -> str:
     return names[name.lower()]
 
 
+def presets_of(base: str) -> list[str]:
+    """The presets that an environment's agents begin from, by the name that its registration gives."""
+    family = [name for name in (base, f"{base}_muzero") if (PRESETS / f"{name}.yaml").exists()]
+    return family or ["default"]
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """The settings of a preset over those of the preset that it `extends`, not yet checked."""
     layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")

@@ -180,14 +180,18 @@ def config(words: Words = None, config: ConfigFile = None) -> None:
 
 @app.command()
 def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", show_default=False)] = None) -> None:
-    """List known environments whose id contains FILTER, with observation, actions and preset.
+    """List known environments whose id contains FILTER, with observation, actions and presets.
+
+    A preset NAME_muzero is for muzero and gumbel_muzero; an agent without one takes its default.
 
     \b
     bircher envs minatar
     """
+    from bircher import config
     from bircher.envs import registry
 
-    rows = [("environment", "adapter", "observation", "actions", "preset"), *registry.known(name_filter)]
+    found = [(*row[:-1], ", ".join(config.presets_of(str(row[-1])))) for row in registry.known(name_filter)]
+    rows = [("environment", "adapter", "observation", "actions", "presets"), *found]
     if len(rows) == 1:
         print(f"no environment's id contains {name_filter!r}", file=sys.stderr)
         raise typer.Exit(REFUSED)
