@@ -211,12 +211,8 @@ def test_a_share_of_trainings_actions_is_random_and_says_so():
     assert abs(random.mean() - 0.25) < 0.03
     assert abs((action[random] == 0).mean() - 0.5) < 0.06, "the prior prefers one"
     assert not (action == 1).any()
-    assert (
-        "random_action"
-        not in quick_jit(lambda: agent_of().act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()[
-            0
-        ].extras
-    )
+    plain, _ = quick_jit(lambda: agent_of().act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()
+    assert "random_action" not in plain.extras
 
 
 def test_without_simulations_the_network_acts_alone():
@@ -239,6 +235,20 @@ def test_the_temperature_falls_with_training():
         goal = np.array([0.6, 0.4, 0]) ** (1 / temperature)
         np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 20_000, goal / goal.sum(), atol=0.015)
     assert set(np.asarray(muzero.draw(jax.random.key(0), weights, jnp.zeros(()))).tolist()) == {0}
+
+
+def test_the_temperature_scales_gumbels_noise():
+    """The same noise moves fewer actions away from the best one as training goes on."""
+    agent, model, rows = agent_of("gumbel_muzero"), random_model(3), first_rows(1000)
+    act = quick_jit(
+        lambda mode, p: agent.act(Policy(model, ()), (), rows, jax.random.key(0), mode, p), static_argnums=0
+    )
+    best = int(act("greedy", 0.0)[0].action[0])
+    others = [float((act("explore", share)[0].action != best).mean()) for share in (0.0, 0.6, 1.0)]
+    assert others[0] > 1.5 * others[1] > 2 * others[2], others
+    still = agent_of("gumbel_muzero", temperature={"values": [0.0], "changes": []})
+    output, _ = quick_jit(lambda: still.act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()
+    assert (output.action == best).all()
 
 
 def test_only_the_first_moves_are_drawn_where_so_set():

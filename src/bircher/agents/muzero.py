@@ -30,7 +30,10 @@ from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeS
 
 
 class TemperatureConfig(BaseModel):
-    """How visit counts become the actions of training; the defaults are those for Atari."""
+    """How visit counts become the actions of training; the defaults are those for Atari.
+
+    For Gumbel MuZero it multiplies the noise by which its search draws an action.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -148,12 +151,11 @@ def muzero_act(
     if config.temperature.moves:
         moves = jnp.where(timestep.first, 0, carry)
         temperature, carry = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
-    found = plan(policy.params, timestep.observation, timestep.legal_actions, search_key, mode)
-    if mode == "greedy":
+    seen = policy.params, timestep.observation, timestep.legal_actions
+    found = plan(*seen, search_key, mode, temperature=temperature)
+    if mode == "greedy" or (searches and config.name == "gumbel_muzero"):
+        # That search's choice is a draw already, by its noise.
         action = found.action
-    elif searches and config.name == "gumbel_muzero":
-        # The search's own choice is a draw already: its Gumbel noise.
-        action = jnp.where(temperature > 0, found.action, jnp.argmax(found.weights, -1))
     else:
         action = draw(draw_key, found.weights, temperature if searches else jnp.ones(()))
     extras = {"search_policy": found.weights, "search_value": found.value}
@@ -176,7 +178,8 @@ def muzero_look(model: Model, observation: Array, legal_actions: Array, found: S
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
     """(model, observation [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
 
-    Without simulations it is what the network alone says.
+    Without simulations it is what the network alone says.  `temperature` multiplies the noise by which Gumbel's search
+    draws its action; PUCT's visits are drawn from afterwards.
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
     return partial(_plan, searcher, search_config, discount)
@@ -184,14 +187,14 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) 
 
 def _plan(
     searcher, config: SearchConfig, discount: float, model: Model, observation: Array, legal_actions: Array, key: Key,
-    mode: Mode, keep_tree: bool = False,
+    mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
     root = searching.root(model, model.represent(observation.astype(jnp.float32)), legal_actions)
     if config.num_simulations:
-        # Gumbel noise is how that search draws its action; PUCT's noise only explores.
-        noise = mode == "explore" or (mode == "sample" and searcher is search.gumbel_search)
-        simulate = searching.simulator(model, discount)
-        return searcher(config, root, simulate, key, config.num_simulations, noise, keep_tree)
+        arguments = config, root, searching.simulator(model, discount), key, config.num_simulations
+        if searcher is search.gumbel_search:
+            return searcher(*arguments, mode != "greedy", keep_tree, temperature)
+        return searcher(*arguments, mode == "explore", keep_tree)
     weights = jax.nn.softmax(root.logits)
     blank = jnp.zeros_like(weights)
     return SearchResult(jnp.argmax(root.logits, -1), weights, root.value, blank.astype(jnp.int32), blank, None)

@@ -97,6 +97,7 @@ def gumbel_search(
     num_simulations: int,
     explore: bool,
     keep_tree: bool = False,
+    noise_scale: Float[Array, "*#B"] | float = 1.0,
 ) -> SearchResult:
     """Gumbel MuZero's search: sequential halving over actions drawn without replacement, and an improved policy.
 
@@ -105,13 +106,15 @@ def gumbel_search(
     completed Q, unscaled.  The tree's own mean at the root is no estimate of it: sequential halving averages over bad
     actions too.
 
-    Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise.
+    Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise, and `noise_scale`
+    multiplies it: at 1 an action is drawn as from the prior, towards 0 it is the one that seems best.
     """
     require_simulations(num_simulations)
     legal = searched_actions(root.legal_actions)
     logits = distributions.mask_logits(root.logits, legal)
     # The key is split as in mctx, whose policy finds the same tree by the same key.
     noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape) if explore else jnp.zeros(logits.shape)
+    noise = jnp.asarray(noise_scale)[..., None] * noise
     wanted = _wanted_visits(config, legal, num_simulations)
 
     def winner(edges: Edges, visits: Array, spread: Range) -> Array:
