@@ -1,7 +1,7 @@
 """The README's table of results, made from the ledger: python benchmarks/table.py writes it between its two markers.
 
 For every environment and agent the newest line of each seed counts, all seeds are shown, and means come with a 95 %
-interval over seeds (Student's t).
+interval over seeds (Student's t).  Runs with settings other than their preset's are left to the pages that discuss them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ def newest(names: tuple[str, ...]) -> dict[tuple[str, str], dict[int, dict]]:
     """(env, agent) -> seed -> the ledger's last line for it."""
     found: dict[tuple[str, str], dict[int, dict]] = {}
     for line in entries():
-        if line["name"] in names:
+        if line["name"] in names and not changed(line["command"]):
             found.setdefault((line["env"], line["agent"]), {})[line["seed"]] = line
     return found
+
+
+def changed(command: str) -> bool:
+    """Whether a training command sets more than agent and seed."""
+    words = command.removeprefix("bircher train ").split() if command.startswith("bircher train ") else []
+    return any("=" in word and word.split("=")[0] not in ("agent", "seed") for word in words)
 
 
 def rows() -> list[str]:
