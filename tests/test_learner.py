@@ -17,8 +17,10 @@ from bircher.agents.base import Agent, Schedule
 from bircher.agents.unrolling import episode_ends
 from bircher.learner import OptimiserConfig
 from bircher.replay import ReplayConfig
+from bircher.sampling import windows
 from bircher.types import (
     ActOutput,
+    Batch,
     Counters,
     Discrete,
     EnvSpec,
@@ -372,3 +374,34 @@ def test_which_network_acts(with_target):
     _, state, _ = muesli_learner()
     policy = learner.acting_policy(agent, state)
     assert_trees_equal(policy.params, state.target_params if with_target else state.params)
+
+
+def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
+    """Values encode (b, t); wherever a window begins, rows and targets stay together."""
+    rows = random_rows(0, 64, 9)
+    agent = muesli_agent()
+    policy = agent.init(jax.random.key(0), SPEC)
+    batch = Batch(rows, (), jnp.arange(64), jnp.ones(64))
+    place = jnp.arange(64)[:, None] * 100 + jnp.arange(10)
+    batch = batch._replace(trajectory=rows._replace(reward=place.astype(jnp.float32)))
+    targets = agent.targets(policy, batch, jax.random.key(1))[0]
+    cut, cut_targets = quick_jit(lambda key: windows(key, batch, targets, 4))(jax.random.key(2))
+    begin = np.asarray(cut.trajectory.reward[:, 0]).astype(int) - 100 * np.arange(64)
+    assert set(begin) == set(range(6)), "everywhere, and nowhere beyond"
+    for b, t in enumerate(begin):
+        for leaf, whole in zip(jax.tree.leaves(cut.trajectory), jax.tree.leaves(batch.trajectory), strict=True):
+            np.testing.assert_array_equal(leaf[b], whole[b, t : t + 5])
+        np.testing.assert_array_equal(cut_targets.value[b], targets.value[b, t : t + 4])
+        np.testing.assert_array_equal(
+            cut_targets.policy.weights[b], targets.policy.weights[b, t : t + len(cut_targets.policy.weights[b])]
+        )
+    np.testing.assert_array_equal(cut_targets.priority, targets.priority)
+    whole, whole_targets = windows(jax.random.key(2), batch, targets, 9)
+    assert_trees_equal((whole, whole_targets), (batch, targets))
+
+
+def test_a_window_longer_than_a_sequence_is_refused():
+    with pytest.raises(ValueError, match=r"optimiser.window=9 is more than the 8 rows"):
+        learner.make(
+            muesli_agent(), SPEC, OptimiserConfig(window=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1
+        )

@@ -18,7 +18,7 @@ from bircher.agents.base import Agent, weights_at
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
-from bircher.sampling import Shares, draw, fresh_order, take
+from bircher.sampling import Shares, draw, fresh_order, take, windows
 from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
 
 
@@ -96,6 +96,11 @@ def make(
       ValueError: the replay is too small, or there would be no update.
     """
     config = optimiser_config
+    if config.window is not None and config.window > rollout_length:
+        raise ValueError(
+            f"optimiser.window={config.window} is more than the {rollout_length} rows of a sequence "
+            "(loop.rollout_length)"
+        )
     steps = num_envs * rollout_length
     updates = updates_per_iteration(config, steps)
     plan = _Plan(
@@ -175,6 +180,8 @@ def _group(
     sound = all_finite(agent_state)
     agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)
     replay = plan.ring.update_priority(state.replay, batch.indices, targets.priority)
+    if plan.config.window is not None:
+        batch, targets = windows(jax.random.fold_in(update_key, 0), batch, targets, plan.config.window)
     state = _replaced(state, agent_state=agent_state, replay=replay)
     config = plan.config
     count = config.epochs * config.minibatches

@@ -29,6 +29,11 @@ class OptimiserConfig(BaseModel):
     epsilon: float = Field(1e-8, gt=0)
     batch_size: int = Field(32, gt=0)
     """Sequences in each update."""
+    window: int | None = Field(None, gt=0)
+    """Rows of each sequence that an update learns from, at a random place; None: all. Targets see whole sequences.
+
+    A few rows of many sequences are less alike than many rows of few: games whose outcomes are all that is known.
+    """
     updates_per_step: float = Field(1 / 128, gt=0)
     """Updates for each environment step."""
     minibatches: int = Field(1, gt=0)

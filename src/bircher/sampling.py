@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.replay import Draw, Replay
-from bircher.types import Batch, Key, Trajectory
+from bircher.types import Batch, Key, Targets, Trajectory
 
 
 class Shares(NamedTuple):
@@ -98,3 +98,20 @@ def _marks(shares: Shares, drawn: Draw, ready: Array) -> tuple[Array, Array] | N
         jnp.pad(indices, fresh, constant_values=-1).reshape(-1),
         jnp.pad(weights, fresh, constant_values=1.0).reshape(-1),
     )
+
+
+def windows(key: Key, batch: Batch, targets: Targets, length: int) -> tuple[Batch, Targets]:
+    """`length` rows of every sequence, and the row behind them, from a random row on; and the targets there.
+
+    Targets were computed with whole sequences; numbers for a whole sequence or batch stay as they are.
+    """
+    size, rows = targets.mask.shape
+    begin = jax.random.randint(key, (size,), 0, rows - length + 1)
+
+    def cut(x: Array) -> Array:
+        if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
+            return x
+        kept = length + x.shape[1] - rows
+        return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, kept))(x, begin)
+
+    return batch._replace(trajectory=jax.tree.map(cut, batch.trajectory)), jax.tree.map(cut, targets)
