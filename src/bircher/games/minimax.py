@@ -66,7 +66,8 @@ def lost_lines(moves: Int[np.ndarray, " positions"], seat: int, best_only: bool)
 
     Its opponent tries every legal reply, or with `best_only` every one of the best.
     """
-    lost, waiting = [], [((0,) * 9, ())]
+    lost: list[tuple[int, ...]] = []
+    waiting: list[tuple[Cells, tuple[int, ...]]] = [((0,) * 9, ())]
     while waiting:
         cells, line = waiting.pop()
         followers = _followers(cells)

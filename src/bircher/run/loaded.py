@@ -104,7 +104,7 @@ class LoadedAgent:
             row = TimeStep(observation, number, number + 1, flag, flag, flag, legal_actions, flag)
             key = jax.random.fold_in(jax.random.key(self.config.seed), count)
             output = agent.act(policy, agent.start(size), row, key, mode, 1.0)[0]
-            if not thinks:
+            if not thinks or agent.look is None:
                 return output.action
             seen = agent.look(policy, observation, legal_actions, key)
             # The very search that acted, where one did; Muesli after training searches only if it is told to.
