@@ -1,6 +1,6 @@
 """Train a board game for some minutes, and draw how its strength against an opponent grew.
 
-    python benchmarks/strength.py connect_four --minutes 60 --opponent mcts:1000 agent=gumbel_muzero
+    python benchmarks/strength.py connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
 
 The run is one fresh process of the command line, stopped as Ctrl-C would when its time is over.  Its checkpoints are
 copied on the way; afterwards each copy plays the opponent, half of the games in each seat.
@@ -43,7 +43,7 @@ def train(env: str, settings: list[str], run: Path, minutes: float, every: float
                 process.wait()
                 break
             if passed >= next_copy and checkpoint.latest(run / folder.CHECKPOINTS, "train"):
-                found.append((passed, copy(run, copies / f"{passed:.0f}")))
+                found.append((passed, copy(run, copies / str(len(found)))))
                 next_copy += every
     passed = (time.monotonic() - began) / 60
     return [*found, (passed, run)]
