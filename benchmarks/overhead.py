@@ -16,13 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import bare
 import jax
-import jax.numpy as jnp
 from ledger import append, commit, machine
 
-from bircher import actor, config
-from bircher.loops import synchronous
-from bircher.run import assembly, begin
+from bircher import config
+from bircher.run import begin
 
 
 def whole_run(settings: config.Config, folder: Path) -> tuple[float, int]:
@@ -38,16 +37,10 @@ def whole_run(settings: config.Config, folder: Path) -> tuple[float, int]:
 
 def bare_loop(settings: config.Config, iterations: int) -> float:
     """Seconds for so many iterations after the first, with nothing around them."""
-    env = assembly.make_env(settings.env, None, settings.env.num_envs, settings.seed, "train")
-    parts = assembly.make_parts(settings, env.spec)
-    programs = synchronous.make(parts.agent, env, parts.learner, settings.loop.rollout_length, settings.steps)
-    actor_key, train_key = jax.random.split(jax.random.key(settings.seed))
-    state = jax.tree.map(jnp.copy, actor.start(parts.agent, env, actor_key))
-    train = parts.init(train_key, state.timestep)
-    progress = jax.tree.map(jnp.copy, programs.fresh_progress(train, state))
-    train, state, progress = jax.block_until_ready(programs.advance(train, state, progress, 1))
+    env, _, programs, states = bare.start(settings)
+    states = jax.block_until_ready(programs.advance(*states, 1))
     started = time.monotonic()
-    jax.block_until_ready(programs.advance(train, state, progress, iterations))
+    jax.block_until_ready(programs.advance(*states, iterations))
     seconds = time.monotonic() - started
     env.close()
     return seconds

@@ -16,14 +16,13 @@ import statistics
 import time
 from collections.abc import Callable
 
+import bare
 import jax
 import jax.numpy as jnp
 from ledger import append, commit, machine
 
 from bircher import actor, config, learner, search
 from bircher.agents import searching
-from bircher.loops import synchronous
-from bircher.run import assembly
 from bircher.types import Policy
 
 
@@ -63,13 +62,8 @@ def bare_acts(agent, settings: config.Config) -> Callable:
 
 def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
     """Seconds of each program, run by run."""
-    env = assembly.make_env(settings.env, None, settings.env.num_envs, settings.seed, "train")
-    parts = assembly.make_parts(settings, env.spec)
-    programs = synchronous.make(parts.agent, env, parts.learner, settings.loop.rollout_length, settings.steps)
-    actor_key, train_key = jax.random.split(jax.random.key(settings.seed))
-    state = jax.tree.map(jnp.copy, actor.start(parts.agent, env, actor_key))
-    train = parts.init(train_key, state.timestep)
-    progress = jax.tree.map(jnp.copy, programs.fresh_progress(train, state))
+    env, parts, programs, (train, state, progress) = bare.start(settings)
+    key = jax.random.key(settings.seed)
 
     def roll(policy, state):
         return actor.rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
@@ -91,8 +85,8 @@ def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
         train, state, progress = timed("iteration", programs.advance, train, state, progress, 1)
         policy = learner.acting_policy(parts.agent, train)
         state, rows, tally = timed("rollout", roll_program, policy, state)
-        timed("acts", act_program, policy, state.timestep, actor_key)
-        timed("searches", search_program, policy, state.timestep, actor_key)
+        timed("acts", act_program, policy, state.timestep, key)
+        timed("searches", search_program, policy, state.timestep, key)
         timed("updates", learn_program, train, rows, tally)
     env.close()
     return {name: values[1:] for name, values in found.items()}  # the first compiled

@@ -1,7 +1,7 @@
 """The README's table of results, made from the ledger: python benchmarks/table.py writes it between its two markers.
 
 For every environment and agent the newest line of each seed counts, all seeds are shown, and means come with a 95 %
-interval over seeds (Student's t).  Runs with settings other than their preset's are left to the pages that discuss them.
+interval over seeds (Student's t).  Runs with settings other than their preset's are left to the pages about them.
 """
 
 from __future__ import annotations
