@@ -1,4 +1,4 @@
-"""Train a board game for some minutes, and draw how its strength against an opponent grew.
+"""Train a board game for some minutes, and print how its strength against an opponent grew.
 
     python benchmarks/strength.py connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
 

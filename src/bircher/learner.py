@@ -180,12 +180,13 @@ def _group(
     sound = all_finite(agent_state)
     agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)
     replay = plan.ring.update_priority(state.replay, batch.indices, targets.priority)
-    if plan.config.window is not None:
-        batch, targets = windows(jax.random.fold_in(update_key, 0), batch, targets, plan.config.window)
     state = _replaced(state, agent_state=agent_state, replay=replay)
     config = plan.config
     count = config.epochs * config.minibatches
     keys = jax.random.split(update_key, count)
+    if config.window is not None:
+        # A number that no update's key was split off by.
+        batch, targets = windows(jax.random.fold_in(update_key, count), batch, targets, config.window)
     if count == 1:
         return _update(plan, state, batch, targets, sound, keys[0])
 
