@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from bircher import actor, config
 from bircher.envs.base import Env
-from bircher.loops import synchronous
-from bircher.loops.synchronous import Programs
+from bircher.loops.base import Programs
 from bircher.run import assembly
 from bircher.run.assembly import Parts
 
@@ -29,9 +28,10 @@ def start(settings: config.Config) -> Bare:
     """As a run of these settings would begin."""
     env = assembly.make_env(settings.env, None, settings.env.num_envs, settings.seed, "train")
     parts = assembly.make_parts(settings, env.spec)
-    programs = synchronous.make(parts.agent, env, parts.learner, settings.loop.rollout_length, settings.steps)
+    programs = assembly.make_loop(settings, env, parts)
     actor_key, train_key = jax.random.split(jax.random.key(settings.seed))
     state = jax.tree.map(jnp.copy, actor.start(parts.agent, env, actor_key))
     train = parts.init(train_key, state.timestep)
+    state = programs.begin(train, state)
     progress = jax.tree.map(jnp.copy, programs.fresh_progress(train, state))
     return Bare(env, parts, programs, (train, state, progress))

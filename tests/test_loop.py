@@ -1,4 +1,4 @@
-"""The synchronous loop: iterations in one call or many, pure or not, and what a failure leaves."""
+"""The loops: iterations in one call or many, pure or not, what lags behind what, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from bircher import actor, learner
 from bircher.envs.toys import make_toy
 from bircher.learner import OptimiserConfig
-from bircher.loops import synchronous
+from bircher.loops import pipeline, synchronous
 from bircher.replay import ReplayConfig
 from builders import SMALL, assert_trees_equal, muesli_agent
 
@@ -52,22 +52,54 @@ class Handed:
         """Nothing is held."""
 
 
-@functools.cache
-def loop(pure: bool = True):
-    """A loop's programs, and how to begin it."""
-    env = Handed(pure)
+def made_learner():
+    """A learner for the cliff."""
     config = OptimiserConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
-    made = learner.make(AGENT, env.spec, config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
-    programs = synchronous.make(AGENT, env, made, LENGTH, 400)
+    spec = Handed(True).spec
+    return learner.make(AGENT, spec, config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
+
+
+@functools.cache
+def loop(kind: str = "joined"):
+    """A loop's programs, and how to begin it: synchronous as one program or two, or the pipeline."""
+    env = Handed(kind == "joined")
+    made = made_learner()
+    programs = (pipeline if kind == "pipeline" else synchronous).make(AGENT, env, made, LENGTH, 400)
     init = jax.jit(made.init)
 
     def begin(fails_at: int = -1):
         env.fails_at = fails_at
         start = actor.start(AGENT, env, jax.random.key(1))
         train = init(jax.random.key(0), start.timestep)
-        return train, start, programs.fresh_progress(train, start)
+        state = programs.begin(train, start)
+        return train, state, programs.fresh_progress(train, state)
 
     return programs, begin
+
+
+def test_the_pipeline_acts_by_the_policy_of_one_rollout_ago():
+    """Against a plain loop: r_1 and r_2 by the first parameters, r_3 by those that r_1 taught, and so on."""
+    programs, begin = loop("pipeline")
+    train, state, progress = begin()
+    env, learn = Handed(False), made_learner()
+    rollout = jax.jit(lambda policy, actor_state, share: actor.rollout(AGENT, env, policy, actor_state, LENGTH, share))
+    update = jax.jit(learn.learn)
+    plain, env.fails_at = train, -1
+    acting = [learner.acting_policy(AGENT, plain)] * 2
+    seen = [plain.counters.env_steps] * 2
+    where = actor.start(AGENT, env, jax.random.key(1))
+    for number in range(5):
+        where, rows, tally = rollout(acting[number], where, seen[number] / 400)
+        if number == 0:
+            assert_trees_equal(rows, state.rollout)
+        plain, _ = update(plain, rows, tally)
+        acting.append(learner.acting_policy(AGENT, plain))
+        seen.append(plain.counters.env_steps)
+    train, state, _ = advanced(programs, (train, state, progress), 5)
+    assert_trees_equal(plain, train)
+    assert_trees_equal(rollout(acting[5], where, seen[5] / 400)[1], state.rollout)
+    newer = rollout(acting[6], where, seen[6] / 400)[1]
+    assert not np.array_equal(newer.extras["behaviour_logits"], state.rollout.extras["behaviour_logits"])
 
 
 def learnt(train):
@@ -81,10 +113,10 @@ def advanced(programs, state, *calls: int):
     return state
 
 
-@pytest.mark.parametrize("pure", [True, False])
-def test_iterations_in_one_call_or_in_many_are_the_same(pure):
+@pytest.mark.parametrize("kind", ["joined", "split", "pipeline"])
+def test_iterations_in_one_call_or_in_many_are_the_same(kind):
     """Bit for bit: parameters, optimiser, replay, keys, counters, environments and the sums."""
-    programs, begin = loop(pure)
+    programs, begin = loop(kind)
     once = advanced(programs, begin(), 6)
     often = advanced(programs, begin(), 1, 1, 1, 1, 1, 1)
     unevenly = advanced(programs, begin(), 2, 4)
@@ -99,7 +131,7 @@ def test_iterations_in_one_call_or_in_many_are_the_same(pure):
 
 def test_one_program_or_two_learn_the_same():
     """The joined program and the pair take the same decisions; only rounding may tell them apart."""
-    one, two = (advanced(loop(pure)[0], loop(pure)[1](), 3) for pure in (True, False))
+    one, two = (advanced(loop(kind)[0], loop(kind)[1](), 3) for kind in ("joined", "split"))
     assert_trees_equal(one[0].counters, two[0].counters)
     np.testing.assert_array_equal(one[0].replay.experience.action, two[0].replay.experience.action)
     for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(two[0].params), strict=True):
@@ -118,10 +150,10 @@ def test_metrics_are_sums_over_the_iterations():
     assert {name: float(value) for name, value in together.items()} == pytest.approx(total, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("pure", [True, False])
-def test_a_failure_is_named_with_its_step_and_nothing_learnt_is_lost(pure):
+@pytest.mark.parametrize("kind", ["joined", "split", "pipeline"])
+def test_a_failure_is_named_with_its_step_and_nothing_learnt_is_lost(kind):
     """It comes in the third rollout of a call of five; what was learnt in the first two stays."""
-    programs, begin = loop(pure)
+    programs, begin = loop(kind)
     healthy = advanced(programs, begin(), 2)[0]
     kept = learnt(healthy)
     steps = int(healthy.counters.env_steps)

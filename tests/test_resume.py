@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from bircher import actor, checkpoint, config
+from bircher import checkpoint, config
 from bircher.run import assembly, begin, folder, loaded
 from bircher.run.folder import RunFolderError
 from bircher.run.journal import Journal
@@ -36,7 +36,7 @@ def state_of(path: Path) -> dict[str, np.ndarray]:
         "replay": checkpoint.restore(saved, "replay", parts.template.replay),
     }
     if env.pure:
-        tree["actor"] = checkpoint.restore(saved, "actor", actor.start(parts.agent, env, jax.random.key(0)))
+        tree["actor"] = begin._restored_actor(saved, composed, env, parts)
 
     def plain(leaf):
         is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -60,11 +60,11 @@ def run_to(training, env_steps: int) -> Run:
         return training.run()
 
 
-@pytest.mark.parametrize("priority_exponent", [0.0, 0.6])
+@pytest.mark.parametrize(("loop", "priority_exponent"), [("synchronous", 0.0), ("synchronous", 0.6), ("pipeline", 0.0)])
 def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
-    tmp_path: Path, priority_exponent: float
+    tmp_path: Path, loop: str, priority_exponent: float
 ) -> None:
-    settings = {**SETTINGS, "steps": 800, "seed": 1, "replay.priority_exponent": priority_exponent}
+    settings = {**SETTINGS, "steps": 800, "seed": 1, "loop": loop, "replay.priority_exponent": priority_exponent}
     composed = config.compose("CartPole-v1", settings)
     whole = begin.start(composed, out=tmp_path / "whole").run()
     half = run_to(begin.start(composed, out=tmp_path / "half"), 300)

@@ -27,7 +27,7 @@ from bircher.search import SearchConfig
 from bircher.settings import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
-LOOPS = ("synchronous",)
+LOOPS = ("synchronous", "pipeline")
 CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 
@@ -67,7 +67,8 @@ class LoopConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["synchronous"] = "synchronous"
+    name: Literal["synchronous", "pipeline"] = "synchronous"
+    """`pipeline` makes a rollout while it learns from the one before, on two cores; its policy is one rollout older."""
     rollout_length: int = Field(16, ge=1)
     """T, the steps of each environment in a rollout; also the length of the sequences learnt from."""
 

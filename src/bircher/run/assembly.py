@@ -20,6 +20,8 @@ from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
 from bircher.envs.registry import EnvSource
 from bircher.learner import Learner, TrainState
+from bircher.loops import pipeline, synchronous
+from bircher.loops.base import Programs
 from bircher.types import EnvSpec, TimeStep
 
 
@@ -99,6 +101,12 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
     init = jax.jit(learn.init)
     template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
     return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
+
+
+def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
+    """The loop that the configuration names; nothing is compiled."""
+    make = {"synchronous": synchronous.make, "pipeline": pipeline.make}[config.loop.name]
+    return make(parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
 
 
 def without_replay(train: TrainState) -> TrainState:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from bircher import actor, checkpoint, machine, settings, viz
-from bircher.actor import ActorState
 from bircher.agents import base as agents_base
 from bircher.checkpoint import CheckpointError
 from bircher.config import Config, validated
@@ -99,7 +98,7 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
         train = checkpoint.restore(saved, "train", parts.saved)
         held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
         replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
-        restored = _restored_actor(saved, env, parts) if held == saved else None
+        restored = _restored_actor(saved, config, env, parts) if held == saved else None
     except CheckpointError:
         env.close()
         raise
@@ -133,10 +132,13 @@ def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple
     return device, env, parts, sentence
 
 
-def _restored_actor(saved: Path, env: Env, parts: Parts) -> ActorState | None:
+def _restored_actor(saved: Path, config: Config, env: Env, parts: Parts) -> Any:
+    """The loop's state, where the environments can be put back; else None."""
     if not env.pure or "actor" not in checkpoint.parts(saved):
         return None
-    return checkpoint.restore(saved, "actor", actor.start(parts.agent, env, jax.random.key(0)))
+    begin = assembly.make_loop(config, env, parts).begin
+    shapes = jax.eval_shape(begin, parts.template, actor.start(parts.agent, env, jax.random.key(0)))
+    return checkpoint.restore(saved, "actor", shapes)
 
 
 def _changed(config: Config, given: Mapping[str, Any]) -> Config:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bircher.config import CALLABLE, Config
 from bircher.evaluation import Report
-from bircher.loops.synchronous import Progress
+from bircher.loops.base import Progress
 from bircher.run import folder
 from bircher.writers import Console, JsonLines, TensorBoard, Writer
 

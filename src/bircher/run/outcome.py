@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bircher.actor import ActorState
 from bircher.learner import TrainState
 from bircher.run.loaded import LoadedAgent
 
@@ -28,7 +27,8 @@ class Origin(NamedTuple):
     """Where a run goes on from: the start, or a checkpoint."""
 
     train: TrainState | None = None
-    actor: ActorState | None = None
+    actor: Any = None
+    """The loop's state: where the environments stood; None where they begin anew."""
     env_steps: int | None = None
     wall_seconds: float = 0.0
     generation: int = 0

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from bircher import actor, learner, machine
+from bircher.actor import ActorState
 from bircher.config import Config
 from bircher.envs.base import Env, failure
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
-from bircher.loops import synchronous
-from bircher.loops.synchronous import Progress
+from bircher.loops.base import Progress
 from bircher.run import assembly, diagnosing, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
@@ -61,6 +61,7 @@ class Training:
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
         self._begun: list[_Begun] = []
         self._train: Any = None
+        self._actor: Any = None
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode = config.evaluation.mode
@@ -109,19 +110,11 @@ class Training:
     def _begin(self) -> None:
         """Make or take over the state, and the programs."""
         actor_key, train_key = jax.random.split(jax.random.key(self._config.seed))
-        if self._origin.actor is None:
-            try:
-                fresh = actor.start(self._agent, self._env, jax.random.fold_in(actor_key, self._origin.generation))
-            except Exception as error:  # whatever an environment's own package raises
-                raise RunFailed(f"{self._env.spec.id} failed at its first reset: {error}") from error
-            # In buffers of their own, for they will be donated.
-            self._actor = copied(fresh)
-        else:
-            self._actor = self._origin.actor
-        if self._origin.train is None:
+        resumed = self._origin.actor is not None
+        self._actor = self._origin.actor if resumed else self._first_rows(actor_key)
+        self._train = self._origin.train
+        if self._train is None:
             self._train = self._parts.init(train_key, self._actor.timestep)
-        else:
-            self._train = self._origin.train
         counters, _ = jax.device_get(_look(self._train))
         self._counters = {name: int(value) for name, value in counters._asdict().items()}
         config, count = self._config, self._config.evaluation.count
@@ -129,12 +122,20 @@ class Training:
         self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
         if self._done():
             return
-        self._programs = synchronous.make(
-            self._agent, self._env, self._parts.learner, config.loop.rollout_length, config.steps
-        )
-        self._zero = self._programs.fresh_progress(self._train, self._actor)
+        self._programs = assembly.make_loop(config, self._env, self._parts)
+        state = self._actor if resumed else jax.eval_shape(self._programs.begin, self._train, self._actor)
+        self._zero = self._programs.fresh_progress(self._train, state)
         if not config.debug:
-            self._programs.compile(self._train, self._actor, self._zero)
+            self._programs.compile(self._train, state, self._zero)
+        if not resumed:
+            self._actor = self._programs.begin(self._train, self._actor)
+
+    def _first_rows(self, key: jax.Array) -> ActorState:
+        """The environments, reset, in buffers of their own, for they will be donated."""
+        try:
+            return copied(actor.start(self._agent, self._env, jax.random.fold_in(key, self._origin.generation)))
+        except Exception as error:  # whatever an environment's own package raises
+            raise RunFailed(f"{self._env.spec.id} failed at its first reset: {error}") from error
 
     def _loop(self) -> None:
         """Keep one chunk running while the one before it is read, so that the device never waits for Python."""

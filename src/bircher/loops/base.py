@@ -1,0 +1,73 @@
+"""What every loop is to a run: programs, and what they tell of the iterations that they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bircher.actor import ActorState
+from bircher.learner import Learner, TrainState
+from bircher.types import Tally, Trajectory
+
+
+class Progress(eqx.Module):
+    """Sums over the iterations since they were last read; on the device, so that nothing waits for Python."""
+
+    iterations: Int[Array, ""]
+    tally: Tally
+    metrics: dict[str, Float[Array, ""]]
+    failed_at: Int[Array, ""]
+    """Environment steps of the run when an environment first failed; -1 while none did."""
+
+
+class Programs(NamedTuple):
+    """A loop's functions.  Its state is where the environments stand, and whatever else it must hold to go on."""
+
+    begin: Callable[[TrainState, ActorState], PyTree]
+    """(train, environments at their start) -> the loop's state; traceable, so that its shapes are known at once"""
+    advance: Callable[[TrainState, Any, Progress, int], tuple[TrainState, Any, Progress]]
+    """(train, state, progress, iterations): runs them and returns without waiting; its arguments are donated"""
+    fresh_progress: Callable[[TrainState, PyTree], Progress]
+    """(train, state or its shapes) -> zeros of the right shapes; traces, does not compile"""
+    compile: Callable[[TrainState, PyTree, Progress], None]
+    """compiles what `begin` and `advance` will run for arguments of these shapes, several programs at once where there
+    are any; optional: without it they compile at their first call"""
+
+
+Learn = Callable[[TrainState, Progress, Trajectory, Tally], tuple[TrainState, Progress]]
+
+
+def learning(learn: Learner) -> tuple[Learn, Callable[[TrainState, Trajectory, Tally], Progress]]:
+    """The learner with its sums, and zeros for these."""
+    # A program of its own within the others, so that it is traced only once.
+    learn_once = jax.jit(learn.learn)
+
+    def learn_from(train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally):
+        train, metrics = learn_once(train, rollout, tally)
+        return train, _add(progress, tally, metrics, train.counters.env_steps)
+
+    def zeros(train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
+        _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (tally, metrics))
+        # Two arrays, for both will be donated.
+        blank_tally = blank[0]._replace(failed=jnp.full((), -1, jnp.int32))
+        return Progress(jnp.zeros((), jnp.int32), blank_tally, blank[1], jnp.full((), -1, jnp.int32))
+
+    return learn_from, zeros
+
+
+def _add(progress: Progress, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
+    total = jax.tree.map(jnp.add, progress.tally, tally)
+    newly = (progress.tally.failed < 0) & (tally.failed >= 0)
+    total = total._replace(failed=jnp.where(progress.tally.failed >= 0, progress.tally.failed, tally.failed))
+    return Progress(
+        progress.iterations + 1,
+        total,
+        jax.tree.map(jnp.add, progress.metrics, metrics),
+        jnp.where(newly, env_steps, progress.failed_at),
+    )

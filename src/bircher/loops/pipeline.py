@@ -1,0 +1,82 @@
+"""A rollout is made while the one before it is learnt from: two programs at once, on two cores or more.
+
+    iteration i:    collect r_{i+1} by the policy that learnt r_1 ... r_{i-1}   |   learn from r_i
+
+Which policy makes which rollout is fixed, however the iterations are cut into calls and however long each part takes:
+a run can be had again, and resumed bit for bit, as with the synchronous loop.  The price is that the policy that acts is
+one rollout older.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from bircher import actor, learner
+from bircher.actor import ActorState
+from bircher.agents.base import Agent
+from bircher.envs.base import Env
+from bircher.learner import Learner, TrainState
+from bircher.loops.base import Programs, Progress, learning
+from bircher.types import Counters, Policy, Tally, Trajectory
+
+
+class PipelineState(eqx.Module):
+    """Where the environments stand, and the rollout that brought them there, not yet learnt from."""
+
+    actor: ActorState
+    rollout: Trajectory
+    tally: Tally
+
+
+def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_steps: int) -> Programs:
+    """Programs for one agent, environment and learner; the last rollout of a run is never learnt from, nor counted."""
+    learn_from, zeros = learning(learn)
+
+    def collect(seen: tuple[Policy, Counters], actor_state: ActorState) -> PipelineState:
+        policy, counters = seen
+        progress = counters.env_steps / total_steps
+        return PipelineState(*actor.rollout(agent, env, policy, actor_state, rollout_length, progress))
+
+    def see(train: TrainState) -> tuple[Policy, Counters]:
+        # In buffers of its own: the learner's next update overwrites its own while this still acts.
+        return jax.tree.map(jnp.copy, (learner.acting_policy(agent, train), train.counters))
+
+    def learn_and_see(train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally):
+        train, progress = learn_from(train, progress, rollout, tally)
+        return train, progress, see(train)
+
+    collect_program: Any = jax.jit(collect, donate_argnums=1)
+    learn_program: Any = jax.jit(learn_and_see, donate_argnums=(0, 1))
+    see_program = jax.jit(see)
+
+    def begin(train: TrainState, actor_state: ActorState) -> PipelineState:
+        return collect_program(see_program(train), actor_state)
+
+    def advance(train: TrainState, state: PipelineState, progress: Progress, iterations: int):
+        seen = see_program(train)
+        # What two threads dispatch runs at the same time; what one dispatches runs one after the other.
+        with ThreadPoolExecutor(1, "actor") as pool:
+            for _ in range(iterations):
+                collecting = pool.submit(collect_program, seen, state.actor)
+                train, progress, seen = learn_program(train, progress, state.rollout, state.tally)
+                state = collecting.result()
+        return train, state, progress
+
+    def compile(train: TrainState, state: PipelineState, progress: Progress) -> None:
+        nonlocal collect_program, learn_program
+        collecting = collect_program.lower(jax.eval_shape(see, train), state.actor)
+        # The one is compiled while the other is traced.
+        with ThreadPoolExecutor(1) as pool:
+            compiled = pool.submit(collecting.compile)
+            learn_program = learn_program.lower(train, progress, state.rollout, state.tally).compile()
+            collect_program = compiled.result()
+
+    def fresh_progress(train: TrainState, state: PipelineState) -> Progress:
+        return zeros(train, state.rollout, state.tally)
+
+    return Programs(begin, advance, fresh_progress, compile)
