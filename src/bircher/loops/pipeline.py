@@ -3,8 +3,8 @@
     iteration i:    collect r_{i+1} by the policy that learnt r_1 ... r_{i-1}   |   learn from r_i
 
 Which policy makes which rollout is fixed, however the iterations are cut into calls and however long each part takes:
-a run can be had again, and resumed bit for bit, as with the synchronous loop.  The price is that the policy that acts is
-one rollout older.
+a run can be had again, and resumed bit for bit, as with the synchronous loop.  The price is that the policy that acts
+is one rollout older.
 """
 
 from __future__ import annotations
