@@ -18,8 +18,8 @@ from bircher.agents.base import Agent, weights_at
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
-from bircher.sampling import Shares, draw, fresh_order, take, windows
-from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
+from bircher.sampling import Shares, draw, fresh_order, take, turned, windows
+from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Symmetry, Tally, Targets, TimeStep, Trajectory
 
 
 class TrainState(eqx.Module):
@@ -78,6 +78,8 @@ class _Plan(NamedTuple):
     groups: int
     """Computations of targets after each rollout; each serves epochs × minibatches updates."""
     target_update_rate: float
+    symmetries: tuple[Symmetry, ...]
+    """Of the board, where sequences are to be turned; else ()."""
 
 
 def make(
@@ -118,6 +120,7 @@ def make(
         total_steps=total_steps,
         groups=updates // (config.epochs * config.minibatches),
         target_update_rate=target_update_rate,
+        symmetries=spec.symmetries if replay_config.symmetries else (),
     )
 
     def init(key: Key, timestep: TimeStep) -> TrainState:
@@ -174,6 +177,10 @@ def _group(
     draw_key, target_key, update_key = jax.random.split(key, 3)
     carry = plan.agent.start(plan.shares.sequences)
     batch = draw(plan.shares, plan.ring, state.replay, rollout, order, carry, draw_key)
+    if plan.symmetries:
+        # A key of its own: without symmetries the draws are what they were.
+        turn_key = jax.random.fold_in(draw_key, len(plan.symmetries))
+        batch = batch._replace(trajectory=turned(plan.symmetries, batch.trajectory, turn_key))
     target_policy = Policy(state.target_params, state.agent_state)
     targets, agent_state = plan.agent.targets(target_policy, batch, target_key)
     # A reward beyond a float's square would leave a normaliser infinite for ever.

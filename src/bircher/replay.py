@@ -42,6 +42,9 @@ class ReplayConfig(BaseModel):
     importance_exponent: float = Field(1.0, ge=0.0, le=1.0)
     """beta: how much of the bias of such draws importance weights undo, 1 is all; without effect if alpha is 0."""
 
+    symmetries: bool = False
+    """Whether each sequence of a batch is turned by a random symmetry of the board: for games that have some."""
+
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> ReplayConfig:
         if self.priority_exponent and not self.fraction:

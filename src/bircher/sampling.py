@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.replay import Draw, Replay
-from bircher.types import Batch, Key, Targets, Trajectory
+from bircher.types import Batch, Key, Symmetry, Targets, Trajectory
 
 
 class Shares(NamedTuple):
@@ -97,6 +97,26 @@ def _marks(shares: Shares, drawn: Draw, ready: Array) -> tuple[Array, Array] | N
     return (
         jnp.pad(indices, fresh, constant_values=-1).reshape(-1),
         jnp.pad(weights, fresh, constant_values=1.0).reshape(-1),
+    )
+
+
+def turned(symmetries: tuple[Symmetry, ...], rows: Trajectory, key: Key) -> Trajectory:
+    """Every sequence as it would be on a board turned by one of the symmetries, drawn for each.
+
+    Extras of three axes hold a number for each action, and are turned too.
+    """
+    choice = jax.random.randint(key, rows.action.shape[:1], 0, len(symmetries))
+    cells = jnp.array([symmetry.cells for symmetry in symmetries])[choice]
+    actions = jnp.array([symmetry.actions for symmetry in symmetries])[choice]
+    pick = jax.vmap(lambda x, index: jnp.take(x, index, axis=-1))
+    board = rows.observation.shape
+    flat = rows.observation.reshape(*board[:2], -1, board[-1])
+    return rows._replace(
+        observation=jax.vmap(lambda x, index: x[:, index])(flat, cells).reshape(board),
+        legal_actions=pick(rows.legal_actions, actions),
+        # Which action of the turned board is the one that was taken.
+        action=jax.vmap(jnp.take)(jnp.argsort(actions, axis=-1), rows.action).astype(rows.action.dtype),
+        extras={name: pick(x, actions) if x.ndim == 3 else x for name, x in rows.extras.items()},
     )
 
 

@@ -59,6 +59,15 @@ class Unsupported(NamedTuple):
         return self.description
 
 
+class Symmetry(NamedTuple):
+    """A way to turn or mirror a board that changes nothing about the game."""
+
+    cells: tuple[int, ...]
+    """Cell i of the turned board is cell ``cells[i]`` of the board, row by row."""
+    actions: tuple[int, ...]
+    """Action a on the turned board is action ``actions[a]`` on the board."""
+
+
 class EnvSpec(NamedTuple):
     """What an environment takes and gives, without its batch axis.
 
@@ -73,6 +82,8 @@ class EnvSpec(NamedTuple):
     action: Discrete | Continuous | Unsupported
     max_steps: int | None = None
     num_players: int = 1
+    symmetries: tuple[Symmetry, ...] = ()
+    """Of an observation [height, width, channels], what leaves it as it is among them; () where none are known."""
 
     @property
     def num_actions(self) -> int:

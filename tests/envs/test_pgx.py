@@ -39,6 +39,36 @@ def test_observations_and_actions():
         assert spec.num_players == (1 if game == "2048" else 2) and spec.max_steps is None
 
 
+@pytest.mark.parametrize("game", sorted(GAMES))
+def test_a_turned_board_is_the_same_game(game):
+    """Random games and the same ones on every turned board: observations, legal actions and rewards correspond."""
+    spec = registry.spec(game)
+    known = {"connect_four": 2, "hex": 2, "othello": 4, "tic_tac_toe": 8, "go_9x9": 8, "go_19x19": 8}
+    assert len(spec.symmetries) == known.get(game, 0)
+    if not spec.symmetries or game == "go_19x19":
+        return
+    module, name, arguments = GAMES[game]
+    rules = getattr(importlib.import_module(f"pgx.{module}"), name)(**arguments)
+    start, step = quick_jit(rules.init), quick_jit(rules.step)
+    assert len({symmetry.cells for symmetry in spec.symmetries}) == len(spec.symmetries)
+    for number, (cells, actions) in enumerate(spec.symmetries):
+        cells, actions = np.array(cells), np.array(actions)
+        random = np.random.default_rng(number)
+        one = other = start(jax.random.key(0))
+        for _ in range(12):
+            board = np.asarray(one.observation)
+            np.testing.assert_array_equal(
+                board.reshape(len(cells), -1)[cells].reshape(board.shape), np.asarray(other.observation)
+            )
+            np.testing.assert_array_equal(np.asarray(one.legal_action_mask)[actions], other.legal_action_mask)
+            np.testing.assert_array_equal(one.rewards, other.rewards)
+            if one.terminated:
+                break
+            action = random.choice(np.flatnonzero(one.legal_action_mask))
+            one = step(one, jnp.int32(action))
+            other = step(other, jnp.int32(np.flatnonzero(actions == action)[0]))
+
+
 def stepped(env, actions: np.ndarray):
     """The rows [T + 1, B] that actions [T, B] lead to."""
     moves = iter(actions)

@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from bircher.envs.base import array_dtype
 from bircher.envs.pure import PureEnv
-from bircher.types import Discrete, EnvSpec, Key
+from bircher.types import Discrete, EnvSpec, Key, Symmetry
 
 GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "tic_tac_toe": ("tic_tac_toe", "TicTacToe", {}),
@@ -34,6 +35,30 @@ GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "2048": ("play2048", "Play2048", {}),
 }
 """pgx's module, class and arguments by the game's id."""
+
+
+SQUARES = ("tic_tac_toe", "go_9x9", "go_19x19")
+"""Games with all eight symmetries of the square, whose actions are the cells, and perhaps to pass."""
+
+
+def symmetries(env_id: str, shape: Sequence[int], num_actions: int) -> tuple[Symmetry, ...]:
+    """How a game's board may be turned; () where nothing is known of it."""
+    cells = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+    if env_id == "connect_four":
+        return tuple(Symmetry(tuple(x.ravel().tolist()), tuple(x[0].tolist())) for x in (cells, cells[:, ::-1]))
+    if env_id == "hex":
+        # Half a turn: each player's sides stay that player's.
+        boards = [cells, cells[::-1, ::-1]]
+    elif env_id == "othello":
+        # Those of the first four discs.
+        boards = [np.rot90(board, times) for board in (cells, cells.T) for times in (0, 2)]
+    elif env_id in SQUARES:
+        boards = [np.rot90(board, times) for board in (cells, cells.T) for times in range(4)]
+    else:
+        return ()
+    turned = [board.ravel().tolist() for board in boards]
+    passing = range(cells.size, num_actions)
+    return tuple(Symmetry(tuple(x), (*x, *passing)) for x in turned)
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
@@ -68,7 +93,8 @@ class _Single:
         moved = jax.eval_shape(self.game.step, begun, jax.ShapeDtypeStruct((), jnp.int32), key)
         observation = jax.ShapeDtypeStruct(moved.observation.shape, array_dtype(moved.observation.dtype))
         action = Discrete(moved.legal_action_mask.shape[0])
-        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players)
+        turns = symmetries(env_id, observation.shape, action.num_actions)
+        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players, turns)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
         """A new game."""

@@ -103,6 +103,18 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
     return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
 
 
+def require_symmetries(config: Config, spec: EnvSpec) -> None:
+    """Refuse to turn what is no board.
+
+    Raises:
+      UnsupportedEnvironment: `replay.symmetries` is set, and none are known of the environment.
+    """
+    if config.replay.symmetries and not spec.symmetries:
+        raise UnsupportedEnvironment(
+            f"replay.symmetries=true needs a board whose symmetries are known, and {spec.id} has none"
+        )
+
+
 def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
     """The loop that the configuration names; nothing is compiled."""
     make = {"synchronous": synchronous.make, "pipeline": pipeline.make}[config.loop.name]

@@ -120,6 +120,7 @@ def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple
     machine.keep_programs()
     env = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "train", generation)
     try:
+        assembly.require_symmetries(config, env.spec)
         parts = assembly.make_parts(config, env.spec)
         sentence = assembly.replay_sentence(config, parts, device)
         if config.debug:
