@@ -5,7 +5,8 @@
 
 Five programs with the run's own agent, network, batch and settings take turns in one process, on one core: a whole
 iteration (a rollout and its updates), a rollout, the same number of acts without an environment, the same number of
-searches without an agent around them, and a rollout's updates.  Medians are printed.
+searches without an agent around them, and a rollout's updates.  Medians are printed.  The loop
+is the synchronous one.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    settings = config.compose(options.env, options.settings)
+    # On one core nothing overlaps, whatever loop the preset names.
+    settings = config.compose(options.env, [*options.settings, "loop.name=synchronous"])
     if "muzero" not in settings.agent.name or not settings.search.num_simulations:
         parser.error(f"agent {settings.agent.name} does not search while it learns: give agent=muzero or gumbel_muzero")
     seconds = measure(settings, options.runs)
