@@ -67,6 +67,14 @@ def play(run: Path, opponent: str, episodes: int, seed: int, settings: list[str]
     return json.loads(answer.stdout)
 
 
+def asked(arguments: list[str]) -> list[str]:
+    """What to ask for to have the same run again: without where it was kept."""
+    if "--out" not in arguments:
+        return arguments
+    place = arguments.index("--out")
+    return arguments[:place] + arguments[place + 2 :]
+
+
 def main() -> None:
     """Train, play, print a line for each copy, and append to the ledger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,7 +98,8 @@ def main() -> None:
             meta = checkpoint.read_meta(folder.last_checkpoint(saved))
             report = play(saved, options.opponent, options.episodes, options.seed, options.search)
             steps = meta["counters"]["env_steps"]
-            curve.append({"minutes": round(passed, 1), "env_steps": steps, **report})
+            # `env_steps` of the report are the moves of the games played.
+            curve.append({"minutes": round(passed, 1), "trained_steps": steps, **report})
             print(
                 f"{passed:5.1f} minutes, {steps:,} steps: score {report['score']:.3f} "
                 f"({report['score_low']:.3f} to {report['score_high']:.3f}), first {report['first']}, "
@@ -100,7 +109,7 @@ def main() -> None:
     if not options.dry:
         append({
             "name": "strength",
-            "command": "python benchmarks/strength.py " + " ".join(sys.argv[1:]),
+            "command": "python benchmarks/strength.py " + " ".join(asked(sys.argv[1:])),
             "commit": commit(),
             "machine": machine() + f", {len(os.sched_getaffinity(0))} of them used",
             "env": options.env,
