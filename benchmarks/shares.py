@@ -5,8 +5,7 @@
 
 Five programs with the run's own agent, network, batch and settings take turns in one process, on one core: a whole
 iteration (a rollout and its updates), a rollout, the same number of acts without an environment, the same number of
-searches without an agent around them, and a rollout's updates.  Medians are printed.  The loop
-is the synchronous one.
+searches without an agent around them, and a rollout's updates.  Medians are printed.  The loop is the synchronous one.
 """
 
 from __future__ import annotations

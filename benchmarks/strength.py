@@ -69,10 +69,8 @@ def play(run: Path, opponent: str, episodes: int, seed: int, settings: list[str]
 
 def asked(arguments: list[str]) -> list[str]:
     """What to ask for to have the same run again: without where it was kept."""
-    if "--out" not in arguments:
-        return arguments
-    place = arguments.index("--out")
-    return arguments[:place] + arguments[place + 2 :]
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if "--out" not in (before, word) and not word.startswith("--out=")]
 
 
 def main() -> None:
