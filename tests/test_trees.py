@@ -14,10 +14,10 @@ from bircher.cli import app
 from tiny import WORDS
 
 EDGES = (
-    trees.Edge(0, 1, 0, 5, 0.5, 0.0, 0.25),
-    trees.Edge(0, 2, 1, 3, 0.3, 1.5, -0.5),
-    trees.Edge(1, 3, 1, 4, 0.9, 0.0, 0.75),
-    trees.Edge(2, 4, 0, 2, 0.4, 0.0, 0.0),
+    trees.Edge(0, 1, 0, 5, 0.5, 0.0, 0.25, 0.2),
+    trees.Edge(0, 2, 1, 3, 0.3, 1.5, -0.5, 1.1),
+    trees.Edge(1, 3, 1, 4, 0.9, 0.0, 0.75, 0.6),
+    trees.Edge(2, 4, 0, 2, 0.4, 0.0, 0.0, 0.0),
 )
 TREE = trees.Tree(EDGES, 0.1, 9)
 
@@ -67,6 +67,7 @@ def test_the_command_draws_a_decision_on_its_board(run, tmp_path):
     found = json.loads(told.stdout)
     assert sum(edge["visits"] for edge in found["children"]) == 20
     assert len({edge["action"] for edge in found["children"]}) <= 7, "two squares are taken"
+    assert all(edge["q_value"] == pytest.approx(edge["reward"] - edge["value"], abs=1e-5) for edge in found["children"])
     svg = out.read_text()
     assert len(ElementTree.fromstring(svg)) > 40
     assert len(re.findall(r"[XO]", " ".join(re.findall(r'monospace">([^<]*)<', svg)))) >= 2

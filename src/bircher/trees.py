@@ -24,6 +24,8 @@ class Edge(NamedTuple):
     reward: float
     value: float
     """Mean value of the child, from the side of who moves there."""
+    q_value: float
+    """reward + discount x value: what the action is worth to who takes it."""
 
 
 class Tree(NamedTuple):
@@ -38,16 +40,18 @@ class Tree(NamedTuple):
         """The first element of a searched `mctx.Tree`, as plain numbers."""
         children, visits = np.asarray(tree.children_index[0]), np.asarray(tree.children_visits[0])
         logits, rewards = np.asarray(tree.children_prior_logits[0], float), np.asarray(tree.children_rewards[0])
-        values = np.asarray(tree.node_values[0])
+        values, discounts = np.asarray(tree.node_values[0]), np.asarray(tree.children_discounts[0])
         priors = np.exp(logits - logits.max(-1, keepdims=True))
         priors /= priors.sum(-1, keepdims=True)
-        edges = [
-            Edge(
-                int(parent), int(children[parent, action]), int(action), int(visits[parent, action]),
-                float(priors[parent, action]), float(rewards[parent, action]), float(values[children[parent, action]]),
-            )
-            for parent, action in zip(*np.nonzero(visits > 0), strict=True)
-        ]  # fmt: skip
+
+        def edge(parent: int, action: int) -> Edge:
+            child, reward = int(children[parent, action]), float(rewards[parent, action])
+            value = float(values[child])
+            q_value = reward + float(discounts[parent, action]) * value
+            shares = int(visits[parent, action]), float(priors[parent, action])
+            return Edge(parent, child, action, *shares, reward, value, q_value)
+
+        edges = [edge(*place) for place in np.argwhere(visits > 0).tolist()]
         return cls(tuple(edges), float(values[0]), int(np.asarray(tree.node_visits)[0, 0]))
 
     def following(self, node: int) -> list[Edge]:

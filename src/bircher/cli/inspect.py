@@ -90,5 +90,5 @@ def search(
         return
     print(f"{agent.spec.id}, {agent.name}, step {step}: value {tree.root_value:.3f}, action {decision.action}")
     for edge in tree.following(0):
-        print(f"action {edge.action:3d}  visits {edge.visits:4d}  prior {edge.prior:.3f}  value {edge.value:8.3f}")
+        print(f"action {edge.action:3d}  visits {edge.visits:4d}  prior {edge.prior:.3f}  q {edge.q_value:8.3f}")
     print(path)
