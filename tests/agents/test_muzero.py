@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,9 +102,6 @@ def test_losses_are_the_slow_references(head, reward_head):
         "policy": np.asarray(improvement.dense(target.policy, ACTIONS)),
         "mask": np.asarray(target.mask),
     }
-    # Legal actions bound the network's own policy: the reference sees the same logits.
-    rows = rows._replace(legal_actions=jnp.ones_like(rows.legal_actions))
-    terms, _ = quick_jit(agent.loss)(model, (), batch_of(rows), target, jax.random.key(0))
     slow = slow_losses(model, rows, held, SMALL.unroll_steps, turn, not reward_head)
     assert set(terms) == set(slow) - (set() if reward_head else {"model_reward"})
     for name, values in terms.items():
@@ -125,12 +123,18 @@ def test_a_fixture_that_encodes_place_and_time_shows_every_shift():
     np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), rows.extras["search_policy"])
 
 
-def test_every_part_learns():
-    """Trap 2, with the consistency term's projection."""
-    agent = agent_of(loss={"consistency": {"weight": 1.0}})
-    rows = rows_of(1)
-    target = targets_of(agent, rows)
-    policy = agent.init(jax.random.key(1), SPEC)
+@pytest.mark.parametrize("torso", ["mlp", "identity"])
+def test_every_part_learns(torso):
+    """Trap 2, with the consistency term's projection, or with the observation itself as latent and no projection."""
+    model, spec, rows = SMALL, SPEC, rows_of(1)
+    if torso == "identity":
+        settings = {"torso": torso, "dynamics_widths": (5,), "prediction_channels": 3, "prediction_kernel": 4}
+        model = SMALL.model_copy(update=settings)
+        spec = SPEC._replace(observation=jax.ShapeDtypeStruct((4, 5, 2), bool))
+        rows = rows._replace(observation=jax.random.bernoulli(jax.random.key(2), 0.5, (*rows.reward.shape, 4, 5, 2)))
+    agent = agent_of(loss={"consistency": {"weight": 1.0}}, model=model)
+    policy = agent.init(jax.random.key(1), spec)
+    target = targets_of(agent, rows, model=policy.params)
     model = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), policy.params)
 
     def total(model):
@@ -140,6 +144,30 @@ def test_every_part_learns():
     gradient = quick_jit(jax.grad(total))(model)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_policies_learn_which_actions_are_illegal():
+    """Below its root a search sees no mask: only the network can keep it from moves that there are none of."""
+    rows = rows_of(5)
+    agent, model = agent_of(loss={"entropy": {"weight": 1.0}}), random_model(7)
+    target = targets_of(agent, rows)
+
+    def term(bias, name):
+        policy = eqx.tree_at(lambda model: model.heads.policy.layers[-1].bias, model, bias)
+        return (agent.loss(policy, (), batch_of(rows), target, jax.random.key(0))[0][name] * target.mask).sum()
+
+    bias = model.heads.policy.layers[-1].bias
+    only = jnp.arange(ACTIONS) == 1  # the others are illegal wherever this one is forced
+    rows = rows._replace(
+        legal_actions=jnp.broadcast_to(only, rows.legal_actions.shape),
+        extras=rows.extras | {"search_policy": jnp.broadcast_to(only * 1.0, rows.legal_actions.shape)},
+    )
+    target = targets_of(agent, rows)
+    for name in ("policy", "model_policy"):
+        gradient = np.asarray(quick_jit(jax.grad(term), static_argnums=1)(bias, name))
+        assert gradient[1] < -0.1 and (gradient[[0, 2]] > 0.1).all()
+    # An entropy of what cannot be done would pull the other way.
+    np.testing.assert_allclose(quick_jit(jax.grad(term), static_argnums=1)(bias, "entropy"), 0, atol=1e-6)
 
 
 def test_additions_are_absent_unless_weighted():

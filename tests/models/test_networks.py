@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bircher.models.dynamics import GridDynamics
-from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, scale_latent
+from bircher.models.heads import GridReader
+from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, least, scale_latent
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso
@@ -83,6 +84,14 @@ def test_the_torso_fits_the_observation(spec, kind):
     assert float(jnp.abs(latent).max()) <= 1 + 1e-5
 
 
+def test_the_minimum_is_jaxs_own_with_its_gradient():
+    x = jnp.array([[3.0, -1.0, -1.0, 2.0], [0.5, 0.25, 0.75, 1.0]])
+    np.testing.assert_array_equal(least(x), x.min(-1, keepdims=True))
+    gradient = jax.grad(lambda x: (least(x) ** 2).sum())(x)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: (x.min(-1) ** 2).sum())(x))
+    np.testing.assert_allclose(gradient[0], [0, -1, -1, 0])
+
+
 def test_a_grids_latent_is_a_grid_and_its_model_convolves():
     config = SMALL.model_copy(update={"torso": "grid", "channels": 3, "num_blocks": 2})
     model = random_model(0, config, GRID)
@@ -104,6 +113,52 @@ def test_a_grids_latent_is_a_grid_and_its_model_convolves():
     moved = observation.at[..., 0, 0, :].add(5.0)
     before, after = (torso.convolution(x)[..., 2:, 2:, :] for x in (observation, moved))
     np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("torso", ["grid", "identity"])
+def test_a_grids_latent_can_be_read_by_a_convolution(torso):
+    settings = {"torso": torso, "kernel": 1, "prediction_channels": 8, "prediction_kernel": 4}
+    model = random_model(0, torso_config(**settings), GRID)
+    latent = model.represent(jax.random.bernoulli(KEY, 0.5, (2, 5, *GRID.observation.shape)).astype(jnp.float32))
+    channels = 3 if torso == "grid" else 2
+    assert latent.shape == (2, 5, 30 * channels) and isinstance(model.reader, GridReader)
+    features, reader = model.read(latent), model.reader
+    kernel = reader.convolution.weight.reshape(4, 4, channels, 8)
+    grid = latent.reshape(10, 6, 5, channels)
+    oracle = jax.lax.conv_general_dilated(grid, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    hidden = np.maximum(oracle + reader.convolution.bias, 0).reshape(2, 5, -1)
+    expected = np.maximum(hidden @ np.asarray(reader.linear.weight) + np.asarray(reader.linear.bias), 0)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    # Every head sees the same features, by each of the model's doors.
+    prediction = model.predict(latent)
+    np.testing.assert_array_equal(prediction.policy_logits, model.heads.policy(features))
+    np.testing.assert_array_equal(model.value(latent), model.value_support.mean(prediction.value_logits))
+    np.testing.assert_array_equal(model.reward(latent), model.reward_support.mean(model.reward_logits(features)))
+
+
+def test_the_latent_can_be_the_observation_itself():
+    model = random_model(0, torso_config(torso="identity", dynamics_widths=(7,)), GRID)
+    observation = jax.random.bernoulli(KEY, 0.5, (2, 5, *GRID.observation.shape)).astype(jnp.float32)
+    latent = model.represent(observation)
+    np.testing.assert_array_equal(latent.reshape(observation.shape), np.where(observation > 0, 1.0, -1.0))
+    assert isinstance(model.dynamics, GridDynamics) and not model.dynamics.blocks
+    assert model.dynamics.from_latent.weight.shape == (9 * 2, 7), "channels of its own between the convolutions"
+    actions = jnp.asarray([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    ahead, stepped = model.dynamics.all_actions(latent), model.step(latent, actions)
+    for b, t in np.ndindex(2, 5):
+        np.testing.assert_allclose(ahead[b, t, actions[b, t]], stepped[b, t], rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(ahead).max()) <= 1 + 1e-5
+
+
+def test_what_does_not_fit_a_grid_is_refused():
+    with pytest.raises(ValueError, match="model.prediction_channels=8 reads a latent that is a grid"):
+        Model(GRID, torso_config(prediction_channels=8), KEY)
+    with pytest.raises(ValueError, match="at least 7 × 7"):
+        Model(GRID, torso_config(torso="grid", prediction_channels=8, prediction_kernel=7), KEY)
+    with pytest.raises(ValueError, match="identity needs an observation of height"):
+        Model(SPEC, torso_config(torso="identity"), KEY)
+    with pytest.raises(ValueError, match="one number with model.torso=identity, not \\[7, 5\\]"):
+        Model(GRID, torso_config(torso="identity", dynamics_widths=(7, 5)), KEY)
 
 
 def test_the_kernels_side_is_a_setting():

@@ -23,7 +23,7 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
     error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
     spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
     overflow = model.value_support.overflow(target.value) | model.reward_support.overflow(target.reward)
-    entropy = distributions.entropy(unrolled.prediction.policy_logits[0])
+    entropy = distributions.entropy(unrolled.acting_logits[0])
     return {
         "act/entropy": losses.masked_mean(entropy, target.mask),
         "target/value_mean": mean(target.value),
@@ -52,7 +52,7 @@ def of_cmpo(clip_bound: float, model: Model, unrolled: Unrolled, target: Targets
 def of_search(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
     """The same of an agent that improves by search, with how much the searches ask for."""
     improved = unrolled.policy[0]
-    network = jax.nn.softmax(unrolled.prediction.policy_logits[0])
+    network = jax.nn.softmax(unrolled.acting_logits[0])
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
     return common(model, unrolled, target) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),

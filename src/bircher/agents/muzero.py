@@ -85,7 +85,7 @@ class MuZeroLosses(LossTable):
     model_value: Term = Term(weight=0.25)
     model_reward: Term = Term()
     consistency: Term = Term(weight=0.0)
-    """Of EfficientZero; its projection is made only where the weight is above 0."""
+    """Of EfficientZero; its projection is made only where the weight is above 0, and none with `torso=identity`."""
     entropy: Term = Term(weight=0.0)
     additions = frozenset({"consistency", "entropy"})
 
@@ -231,7 +231,7 @@ def muzero_loss(
     used = rows.observation if "consistency" in enabled else rows.observation[:, :-1]
     encoded = model.represent(used.astype(jnp.float32))
     latent = encoded[:, : target.value.shape[1]]
-    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing)
+    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
     builders = {
         "policy": lambda: terms.policy(unrolled),
         "model_policy": lambda: terms.model_policy(unrolled),

@@ -67,7 +67,7 @@ def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
 
 def entropy(unrolled: Unrolled) -> Float[Array, "B T"]:
     """Minus the entropy of the root's policy: a weight above 0 keeps it from becoming certain too soon."""
-    return -distributions.entropy(unrolled.prediction.policy_logits[0])
+    return -distributions.entropy(unrolled.acting_logits[0])
 
 
 def consistency(
@@ -76,9 +76,12 @@ def consistency(
     """1/K sum over k of 1 - cosine between the latent imagined after k steps and that of the real row there.
 
     "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1.
+
+    Without a projection, where latents are observations, the mean squared distance instead.
     """
-    if projection is None:
-        raise ValueError("the consistency term needs a model made with a projection")
     depths, _, length = unrolled.reward.shape
     later = windows(encoded, depths + 1, length)[1:]
+    if projection is None:
+        distance = jnp.square(unrolled.latent - jax.lax.stop_gradient(later)).mean(-1)
+        return _over_depths(distance, unrolled.encoded_mask)
     return _over_depths(projection.distance(unrolled.latent, later), unrolled.encoded_mask)

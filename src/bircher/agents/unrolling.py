@@ -22,7 +22,7 @@ class Unrolled(NamedTuple):
     latent: Float[Array, "K B T latent"]
     """depth 1 … K"""
     prediction: Prediction
-    """logits [K + 1, B, T, …]"""
+    """logits [K + 1, B, T, …]; the policy's of illegal actions masked, if `unroll` was asked to"""
     reward_logits: Float[Array, "K B T atoms"]
     """depth 1 … K"""
     policy: Float[Array, "D B T A"]
@@ -33,6 +33,12 @@ class Unrolled(NamedTuple):
     reward_mask: Bool[Array, "K B T"]
     encoded_mask: Bool[Array, "K B T"]
     """whether the row at that depth belongs to the same episode"""
+    legal_actions: Bool[Array, "D B T A"]
+
+    @property
+    def acting_logits(self) -> Float[Array, "D B T A"]:
+        """The policy's logits with illegal actions masked, as it acts."""
+        return distributions.mask_logits(self.prediction.policy_logits, self.legal_actions)
 
 
 class Absorbing(NamedTuple):
@@ -67,13 +73,15 @@ def unroll(
     target: Targets,
     unroll_steps: int,
     absorbing: Absorbing | None = None,
+    mask_illegal: bool = True,
 ) -> Unrolled:
     """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
 
     Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
     on a terminal row, towards 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
     return, nor where the targets' own `value_mask` says that there is none.  Policy: rows where an action counts.
-    With `absorbing` values and rewards go on behind a terminal row.
+    With `absorbing` values and rewards go on behind a terminal row.  Without `mask_illegal` the policy must learn
+    that illegal actions get no probability: a search knows which they are at its root alone.
     """
     length = target.value.shape[1]
     depths = unroll_steps + 1
@@ -89,7 +97,8 @@ def unroll(
     following = latents
     latents = jnp.concatenate([latent[None], latents])
     policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
-    prediction = model.predict(latents)
+    features = model.read(latents)
+    prediction = model.prediction(features)
     legal = windows(rows.legal_actions, depths, length)
     value = windows(target.value, depths, length) * has_return
     value_mask = reached & (has_return | terminal)
@@ -101,10 +110,12 @@ def unroll(
         value_mask |= dead
         reward = jnp.where(dead[:-1], 0.0, reward)
         reward_mask |= dead[:-1]
+    if mask_illegal:
+        prediction = prediction._replace(policy_logits=distributions.mask_logits(prediction.policy_logits, legal))
     return Unrolled(
         latent=following,
-        prediction=prediction._replace(policy_logits=distributions.mask_logits(prediction.policy_logits, legal)),
-        reward_logits=model.reward_logits(following),
+        prediction=prediction,
+        reward_logits=model.reward_logits(features[1:]),
         policy=windows(policy, depths, length),
         policy_mask=reached & open_rows & (in_range <= length),
         value=value,
@@ -112,6 +123,7 @@ def unroll(
         reward=reward,
         reward_mask=reward_mask,
         encoded_mask=reached[1:] & (in_range[1:] <= length),
+        legal_actions=legal,
     )
 
 

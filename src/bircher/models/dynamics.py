@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -55,16 +54,18 @@ class GridDynamics(eqx.Module):
     blocks: tuple[ResidualBlock, ...]
     shape: tuple[int, int, int] = eqx.field(static=True)
 
-    def __init__(self, shape: tuple[int, int, int], num_actions: int, num_blocks: int, key: Key):
+    def __init__(self, shape: tuple[int, int, int], num_actions: int, hidden: int, num_blocks: int, key: Key):
         latent_key, action_key, last_key, *keys = jax.random.split(key, num_blocks + 2)
-        channels = shape[-1]
-        self.from_latent = Convolution(channels, channels, 3, latent_key, pad=True)
-        self.from_action = jax.random.normal(action_key, (num_actions, math.prod(shape))) * 0.5
-        self.last = Convolution(channels, channels, 3, last_key, pad=True, scale=0.1)
+        height, width, channels = shape
+        self.from_latent = Convolution(channels, hidden, 3, latent_key, pad=True)
+        self.from_action = jax.random.normal(action_key, (num_actions, height * width * hidden)) * 0.5
+        self.last = Convolution(hidden, channels, 3, last_key, pad=True, scale=0.1)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
         self.shape = shape
 
-    def _finish(self, grid: Float[Array, "*#B H W C"], hidden: Float[Array, "*#B H W C"]) -> Float[Array, "*B latent"]:
+    def _finish(
+        self, grid: Float[Array, "*#B H W C"], hidden: Float[Array, "*#B H W hidden"]
+    ) -> Float[Array, "*B latent"]:
         following = grid + self.last(jax.nn.relu(hidden))
         for block in self.blocks:
             following = block(following)
@@ -73,10 +74,12 @@ class GridDynamics(eqx.Module):
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         grid = latent.reshape(*latent.shape[:-1], *self.shape)
         one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=latent.dtype)
-        return self._finish(grid, self.from_latent(grid) + (one_hot @ self.from_action).reshape(grid.shape))
+        hidden = self.from_latent(grid)
+        return self._finish(grid, hidden + (one_hot @ self.from_action).reshape(hidden.shape))
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
         """The next latent for every action."""
         grid = latent.reshape(*latent.shape[:-1], *self.shape)
-        actions = self.from_action.reshape(-1, *self.shape)
-        return self._finish(grid[..., None, :, :, :], self.from_latent(grid)[..., None, :, :, :] + actions)
+        hidden = self.from_latent(grid)
+        actions = self.from_action.reshape(-1, *hidden.shape[-3:])
+        return self._finish(grid[..., None, :, :, :], hidden[..., None, :, :, :] + actions)

@@ -1,4 +1,4 @@
-"""Prediction heads: policy, value, categorical reward."""
+"""Prediction: policy, value and categorical reward, and the convolution that may read a grid for all of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+from jaxtyping import Array, Float
 
-from bircher.models.layers import MLP
+from bircher.models.layers import MLP, Convolution, Linear
 from bircher.types import Key
 
 
@@ -25,3 +26,23 @@ class Heads(eqx.Module):
         self.policy = MLP(inputs, (*widths, num_actions), policy_key, last_scale=0.0)
         self.value = MLP(inputs, (*widths, value_size), value_key, last_scale=0.0)
         self.reward = MLP(inputs, (*widths, reward_size), reward_key, last_scale=0.0) if reward_size else None
+
+
+class GridReader(eqx.Module):
+    """What the heads see of a grid's latent: relu(linear(relu(convolution))), once for all of them."""
+
+    convolution: Convolution
+    linear: Linear
+    shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, int, int], channels: int, kernel: int, width: int, key: Key):
+        convolution_key, linear_key = jax.random.split(key)
+        height, wide, inputs = shape
+        self.convolution = Convolution(inputs, channels, kernel, convolution_key)
+        cells = (height - kernel + 1) * (wide - kernel + 1)
+        self.linear = Linear(cells * channels, width, linear_key, scale=2.0)
+        self.shape = shape
+
+    def __call__(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
+        x = jax.nn.relu(self.convolution(latent.reshape(*latent.shape[:-1], *self.shape)))
+        return jax.nn.relu(self.linear(x.reshape(*x.shape[:-3], -1)))

@@ -114,8 +114,24 @@ class ResidualBlock(eqx.Module):
         return x + self.second(jax.nn.relu(self.first(jax.nn.relu(x))))
 
 
+@jax.custom_jvp
+def least(x: Float[Array, "*B features"]) -> Float[Array, "*B 1"]:
+    """The minimum; its gradient goes to all that are it, in equal parts, as JAX's own does.
+
+    JAX's is NaN where a compiler computes `x` twice, and rounds it so that no entry equals the minimum.
+    """
+    return x.min(-1, keepdims=True)
+
+
+@least.defjvp
+def _least_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    low = least(x)
+    where = (x <= low).astype(x.dtype)
+    return low, (tangent * where).sum(-1, keepdims=True) / jnp.maximum(where.sum(-1, keepdims=True), 1.0)
+
+
 def scale_latent(latent: Float[Array, "*B features"]) -> Float[Array, "*B features"]:
     """Each latent vector scaled to [-1, 1] by its own minimum and maximum (MuZero, appendix G, there [0, 1])."""
-    low = latent.min(-1, keepdims=True)
-    high = latent.max(-1, keepdims=True)
+    low, high = least(latent), -least(-latent)
     return 2.0 * (latent - low) / jnp.maximum(high - low, 1e-5) - 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -11,9 +12,9 @@ from jaxtyping import Array, Float, Int
 from pydantic import Field, model_validator
 
 from bircher.models.dynamics import DynamicsMLP, GridDynamics
-from bircher.models.heads import Heads
+from bircher.models.heads import GridReader, Heads
 from bircher.models.projection import Projection
-from bircher.models.torsos import GridTorso, TorsoConfig, make_torso
+from bircher.models.torsos import GridTorso, IdentityTorso, TorsoConfig, make_torso
 from bircher.ops.transforms import Bounded, Support, scale_gradient
 from bircher.types import EnvSpec, Key, Prediction
 
@@ -22,7 +23,13 @@ class ModelConfig(TorsoConfig):
     """The network and how far its model is unrolled."""
 
     dynamics_widths: tuple[int, ...] = (128,)
-    """Hidden layers of the transition from a latent and an action to the next latent."""
+    """Hidden layers of the transition from a latent and an action to the next latent; with `torso=identity` one, of so
+    many channels, between two convolutions of 3 × 3."""
+    prediction_channels: int = Field(0, ge=0)
+    """Channels of a convolution that reads a grid's latent for all heads, with `latent_width` units behind it; 0: the
+    heads see the grid's numbers as they are."""
+    prediction_kernel: int = Field(3, ge=1)
+    """Side of that convolution: for four in a row 4."""
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
     unroll_steps: int = Field(5, ge=1)
@@ -63,9 +70,11 @@ class Model(eqx.Module):
 
     representation: eqx.Module
     dynamics: DynamicsMLP | GridDynamics
+    reader: GridReader | None
+    """Between a latent and the heads, where a grid is read by a convolution."""
     heads: Heads
     projection: Projection | None
-    """Only where latents are held against encoded ones: the `consistency` term."""
+    """Only where latents that are learnt are held against encoded ones: the `consistency` term."""
     value_support: Support | Bounded
     reward_support: Support
     latent_gradient_scale: float = eqx.field(static=True)
@@ -73,21 +82,17 @@ class Model(eqx.Module):
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         self.representation = make_torso(config, spec, torso_key)
-        latent_width = config.latent_width
-        if isinstance(self.representation, GridTorso):
-            height, width, _ = spec.observation.shape
-            latent_width = height * width * config.channels
-            self.dynamics = GridDynamics(
-                (height, width, config.channels), spec.num_actions, config.num_blocks, dynamics_key
-            )
-        else:
-            self.dynamics = DynamicsMLP(latent_width, spec.num_actions, config.dynamics_widths, dynamics_key)
+        grid = latent_grid(config, self.representation, spec)
+        latent_width = math.prod(grid) if grid else config.latent_width
+        self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key)
+        self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
         self.heads = Heads(
-            latent_width, spec.num_actions, self.value_support.num_atoms,
+            config.latent_width if self.reader else latent_width, spec.num_actions, self.value_support.num_atoms,
             config.num_atoms if config.reward_head else 0, config.head_widths, heads_key,
         )  # fmt: skip
-        self.projection = Projection(latent_width, jax.random.fold_in(key, 3)) if project else None
+        learnt = not isinstance(self.representation, IdentityTorso)
+        self.projection = Projection(latent_width, jax.random.fold_in(key, 3)) if project and learnt else None
         self.latent_gradient_scale = config.latent_gradient_scale
 
     def represent(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:
@@ -98,25 +103,33 @@ class Model(eqx.Module):
         """g: the latent after an action; its reward is `reward_logits` of the result."""
         return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
 
-    def reward_logits(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B atoms"]:
-        """Categorical reward got on arriving in a latent that `step` returned; no atoms where none is predicted."""
+    def read(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
+        """What the heads look at: the latent itself, or a convolution's reading of its grid."""
+        return latent if self.reader is None else self.reader(latent)
+
+    def reward_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
+        """Categorical reward got on arriving in a latent, of its features; no atoms where none is predicted."""
         if self.heads.reward is None:
-            return jnp.zeros((*latent.shape[:-1], 0))
-        return self.heads.reward(latent)
+            return jnp.zeros((*features.shape[:-1], 0))
+        return self.heads.reward(features)
 
     def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
         """The reward got on arriving in a latent that `step` returned; 0 where none is predicted."""
         if self.heads.reward is None:
             return jnp.zeros(latent.shape[:-1])
-        return self.reward_support.mean(self.heads.reward(latent))
+        return self.reward_support.mean(self.heads.reward(self.read(latent)))
 
     def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
         """The value of a latent."""
-        return self.value_support.mean(self.heads.value(latent))
+        return self.value_support.mean(self.heads.value(self.read(latent)))
+
+    def prediction(self, features: Float[Array, "*B features"]) -> Prediction:
+        """Logits of policy and value, of a latent's features."""
+        return Prediction(self.heads.policy(features), self.heads.value(features))
 
     def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
         """f: logits of policy and value in a latent."""
-        return Prediction(self.heads.policy(latent), self.heads.value(latent))
+        return self.prediction(self.read(latent))
 
     def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
         """The latents after each of K actions, from a latent onwards."""
@@ -135,3 +148,48 @@ class Model(eqx.Module):
         """
         following = self.dynamics.all_actions(latent)
         return self.reward(following) + discount * self.value(following)
+
+
+def latent_grid(config: ModelConfig, torso: eqx.Module, spec: EnvSpec) -> tuple[int, int, int] | None:
+    """Height, width and channels of the latent, where it is a grid."""
+    if isinstance(torso, IdentityTorso):
+        return spec.observation.shape
+    return (*spec.observation.shape[:2], config.channels) if isinstance(torso, GridTorso) else None
+
+
+def make_dynamics(
+    config: ModelConfig, grid: tuple[int, int, int] | None, latent_width: int, num_actions: int, key: Key
+) -> DynamicsMLP | GridDynamics:
+    """Convolutions for a grid, an MLP for the rest.
+
+    Raises:
+      ValueError: more than one hidden layer for the convolutions over an observation.
+    """
+    if grid is None:
+        return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key)
+    if config.torso == "grid":
+        return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key)
+    if len(config.dynamics_widths) > 1:
+        raise ValueError(
+            f"model.dynamics_widths must be one number with model.torso=identity, not {list(config.dynamics_widths)}"
+        )
+    return GridDynamics(grid, num_actions, config.dynamics_widths[0], 1, key)
+
+
+def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key) -> GridReader:
+    """The convolution between a grid's latent and the heads.
+
+    Raises:
+      ValueError: the latent is no grid, or one smaller than the kernel.
+    """
+    kernel = config.prediction_kernel
+    if grid is None:
+        raise ValueError(
+            f"model.prediction_channels={config.prediction_channels} reads a latent that is a grid, "
+            f"as with model.torso=grid or identity, not {config.torso}"
+        )
+    if min(grid[:2]) < kernel:
+        raise ValueError(
+            f"model.prediction_kernel={kernel} needs a grid of at least {kernel} × {kernel}, not {grid[0]} × {grid[1]}"
+        )
+    return GridReader(grid, config.prediction_channels, kernel, config.latent_width, key)

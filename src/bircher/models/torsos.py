@@ -20,9 +20,9 @@ class TorsoConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    torso: Literal["auto", "mlp", "small_cnn", "grid"] = "auto"
+    torso: Literal["auto", "mlp", "small_cnn", "grid", "identity"] = "auto"
     """`auto` takes the small convolution for three axes and the MLP for the rest; with `grid` the latent
-    is a grid too, and dynamics are convolutions: for boards."""
+    is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is the observation."""
     torso_widths: tuple[int, ...] = (128,)
     """Hidden layers between the observation and the latent."""
     latent_width: int = Field(128, gt=0)
@@ -90,7 +90,14 @@ class GridTorso(eqx.Module):
         return scale_latent(x.reshape(*x.shape[:-3], -1))
 
 
-def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | SmallCNNTorso | GridTorso:
+class IdentityTorso(eqx.Module):
+    """The latent is the observation itself, flattened and taken from [0, 1] to [-1, 1]: boards, whose cells are all."""
+
+    def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
+        return 2.0 * observation.reshape(*observation.shape[:-3], -1) - 1.0
+
+
+def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | SmallCNNTorso | GridTorso | IdentityTorso:
     """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
 
     Raises:
@@ -101,6 +108,8 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | Small
         name = "small_cnn" if len(shape) == 3 and min(shape[:2]) >= config.kernel else "mlp"
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, config.latent_width, key)
+    if name == "identity" and len(shape) == 3:
+        return IdentityTorso()
     if len(shape) != 3 or min(shape[:2]) < config.kernel:
         raise ValueError(
             f"model.torso {name} needs an observation of height, width and channels, at least {config.kernel} × "
