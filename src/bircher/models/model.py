@@ -169,11 +169,10 @@ def make_dynamics(
         return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key)
     if config.torso == "grid":
         return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key)
-    if len(config.dynamics_widths) > 1:
-        raise ValueError(
-            f"model.dynamics_widths must be one number with model.torso=identity, not {list(config.dynamics_widths)}"
-        )
-    return GridDynamics(grid, num_actions, config.dynamics_widths[0], 1, key)
+    hidden, *more = config.dynamics_widths
+    if more:
+        raise ValueError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
+    return GridDynamics(grid, num_actions, hidden, 1, key)
 
 
 def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key) -> GridReader:
