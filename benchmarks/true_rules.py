@@ -3,8 +3,9 @@
     python benchmarks/true_rules.py RUN --opponent mcts:1000 --simulations 200
 
 The network that was trained plays the opponent several times.  First its search walks in the learned model alone; then
-rewards, the game's end, or both are those of the rules; at last values and policies are those of the true position,
-encoded, instead of the imagined one: a search that no model's error reaches.  Nothing is appended to the ledger.
+rewards, the game's end, or both are those of the rules; then values and policies are those of the true position,
+encoded, instead of the imagined one; at last its legal moves are known as well: a search that no model's error reaches.
+Nothing is appended to the ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import bircher
 from bircher import search
 from bircher.agents import searching
 from bircher.envs.pure import PureEnv
-from bircher.games import matches, opponents, player
+from bircher.games import matches, mcts, opponents, player
+from bircher.ops import distributions
 from bircher.run import assembly
 
 
@@ -30,9 +32,17 @@ class Truth(NamedTuple):
     rewards: bool = False
     ends: bool = False
     positions: bool = False
+    moves: bool = False
 
 
-ROWS = (Truth(), Truth(rewards=True), Truth(ends=True), Truth(True, True), Truth(True, True, True))
+ROWS = (
+    Truth(),
+    Truth(rewards=True),
+    Truth(ends=True),
+    Truth(True, True),
+    Truth(True, True, True),
+    Truth(True, True, True, True),
+)
 
 
 def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, truth: Truth) -> player.Player:
@@ -49,10 +59,15 @@ def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, t
             shown = model.represent(observation.astype(jnp.float32)) if truth.positions else imagined
             prediction = model.predict(shown)
             ended = over | terminal | truncated
+            logits = prediction.policy_logits
+            if truth.moves:
+                # A game that is over has none left: there any is as good.
+                legal = mcts.legal_actions(rules, following, games) | ended[:, None]
+                logits = distributions.mask_logits(logits, legal)
             return search.Step(
                 reward=jnp.where(over, 0.0, reward) if truth.rewards else model.reward(imagined),
                 discount=jnp.where(ended, 0.0, -1.0) if truth.ends else -jnp.ones(games),
-                logits=prediction.policy_logits,
+                logits=logits,
                 value=model.value_support.mean(prediction.value_logits),
                 latent=(shown, following, ended),
             )
