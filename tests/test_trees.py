@@ -68,6 +68,8 @@ def test_the_command_draws_a_decision_on_its_board(run, tmp_path):
     assert sum(edge["visits"] for edge in found["children"]) == 20
     assert len({edge["action"] for edge in found["children"]}) <= 7, "two squares are taken"
     assert all(edge["q_value"] == pytest.approx(edge["reward"] - edge["value"], abs=1e-5) for edge in found["children"])
+    qs = [edge["q_value"] for edge in found["children"]]
+    assert min(qs) - 0.2 <= found["value"] <= max(qs) + 0.2, "of who moves, as the actions' are"
     svg = out.read_text()
     assert len(ElementTree.fromstring(svg)) > 40
     assert len(re.findall(r"[XO]", " ".join(re.findall(r'monospace">([^<]*)<', svg)))) >= 2

@@ -84,11 +84,11 @@ def search(
         children = [edge._asdict() for edge in tree.following(0)]
         found = {
             "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": decision.action,
-            "value": tree.root_value, "children": children, "best_line": line, "picture": str(path),
+            "value": decision.value, "children": children, "best_line": line, "picture": str(path),
         }  # fmt: skip
         print(json.dumps(found))
         return
-    print(f"{agent.spec.id}, {agent.name}, step {step}: value {tree.root_value:.3f}, action {decision.action}")
+    print(f"{agent.spec.id}, {agent.name}, step {step}: value {decision.value:.3f}, action {decision.action}")
     for edge in tree.following(0):
         print(f"action {edge.action:3d}  visits {edge.visits:4d}  prior {edge.prior:.3f}  q {edge.q_value:8.3f}")
     print(path)

@@ -23,6 +23,8 @@ class Decision(NamedTuple):
     """Who moves, 0 or 1, in games of two."""
     action: int
     """What the search chose."""
+    value: float
+    """What the search found the observation to be worth; the tree's own mean at its root counts bad actions too."""
     tree: trees.Tree
 
 
@@ -52,7 +54,8 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         env.close()
     found = jax.jit(plan)(agent.policy, row.observation, row.legal_actions, jax.random.key(seed))
     mover = step % 2 if agent.spec.num_players == 2 else 0
-    return Decision(np.asarray(row.observation[0]), step, mover, int(found.action[0]), trees.Tree.of(found.tree))
+    observation, action, value = np.asarray(row.observation[0]), int(found.action[0]), float(found.value[0])
+    return Decision(observation, step, mover, action, value, trees.Tree.of(found.tree))
 
 
 def draw(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
@@ -67,6 +70,6 @@ def draw(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
     chosen = describe(decision.action)
     title = (
         f"{agent.spec.id}, {agent.name}, step {decision.step}: {decision.tree.root_visits} visits, "
-        f"value {decision.tree.root_value:.3f}, chose {chosen}"
+        f"value {decision.value:.3f}, chose {chosen}"
     )
     return trees.draw(decision.tree.pruned(nodes), title, describe, head)
