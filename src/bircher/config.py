@@ -227,7 +227,7 @@ def find_preset(name: Any) -> str:
 
 def presets_of(base: str) -> list[str]:
     """The presets that an environment's agents begin from, by the name that its registration gives."""
-    family = [name for name in (base, f"{base}_muzero") if (PRESETS / f"{name}.yaml").exists()]
+    family = [name for name in (base, f"{base}_muzero", f"{base}_gumbel_muzero") if (PRESETS / f"{name}.yaml").exists()]
     return family or ["default"]
 
 
