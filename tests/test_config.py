@@ -52,7 +52,8 @@ def test_every_environment_has_its_preset() -> None:
     for env_id, name in PRESET_OF.items():
         assert compose(env_id).preset == (name if name in NAMES else "default")
         found = compose(env_id, ["agent=gumbel_muzero"])
-        assert found.preset in (f"{name}_gumbel_muzero", f"{name}_muzero", "default_muzero") and found.agent.name == "gumbel_muzero"
+        own = (f"{name}_gumbel_muzero", f"{name}_muzero", "default_muzero")
+        assert found.preset in own and found.agent.name == "gumbel_muzero"
         assert {name, f"{name}_muzero"} & set(NAMES)
 
 
