@@ -55,6 +55,9 @@ def test_every_environment_has_its_preset() -> None:
         own = (f"{name}_gumbel_muzero", f"{name}_muzero", "default_muzero")
         assert found.preset in own and found.agent.name == "gumbel_muzero"
         assert {name, f"{name}_muzero"} & set(NAMES)
+    lander = {agent: compose("LunarLander-v3", [f"agent={agent}"]) for agent in ("muzero", "gumbel_muzero")}
+    assert [found.preset for found in lander.values()] == ["lunarlander_muzero", "lunarlander_gumbel_muzero"]
+    assert [found.search.num_simulations for found in lander.values()] == [50, 16], "an agent's own before its family's"
 
 
 def test_a_preset_chosen_by_name_brings_its_agent() -> None:

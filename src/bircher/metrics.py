@@ -40,7 +40,7 @@ TERMS = {
     "model_policy": "KL from the improved policies to those predicted after 1 to K steps of the model",
     "model_value": "excess cross-entropy of the values predicted after 1 to K steps of the model",
     "entropy": "minus the entropy of the root's policy",
-    "consistency": "1 - cosine between imagined and encoded latents after 1 to K steps of the model",
+    "consistency": "1 - cosine between imagined and encoded latents after 1 to K steps; or their squared distance",
     "model_reward": "excess cross-entropy of the rewards predicted by 1 to K steps of the model",
 }
 """Every loss term by its name in ``losses.TERM``."""

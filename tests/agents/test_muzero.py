@@ -146,11 +146,26 @@ def test_every_part_learns(torso):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
+def test_latents_that_are_observations_are_held_together_by_their_squared_distance():
+    model = SMALL.model_copy(update={"torso": "identity", "dynamics_widths": (5,), "unroll_steps": 1})
+    rows = rows_of(1)
+    shown = jax.random.bernoulli(jax.random.key(2), 0.5, (*rows.reward.shape, 4, 5, 2)).astype(jnp.float32)
+    rows = rows._replace(observation=shown)
+    agent = agent_of(loss={"consistency": {"weight": 1.0}}, model=model)
+    network = agent.init(jax.random.key(1), SPEC._replace(observation=jax.ShapeDtypeStruct((4, 5, 2), bool))).params
+    target = targets_of(agent, rows, model=network)
+    found = quick_jit(agent.loss)(network, (), batch_of(rows), target, jax.random.key(0))[0]["consistency"]
+    board = 2 * np.asarray(shown).reshape(BATCH, LENGTH + 1, -1) - 1
+    imagined = np.asarray(network.step(jnp.asarray(board), rows.action))
+    for b, t in np.ndindex(BATCH, LENGTH):
+        expected = np.square(imagined[b, t] - board[b, t + 1]).mean() if target.mask[b, t] else 0.0
+        assert float(found[b, t]) == pytest.approx(expected, abs=1e-4)
+
+
 def test_policies_learn_which_actions_are_illegal():
     """Below its root a search sees no mask: only the network can keep it from moves that there are none of."""
     rows = rows_of(5)
     agent, model = agent_of(loss={"entropy": {"weight": 1.0}}), random_model(7)
-    target = targets_of(agent, rows)
 
     def term(bias, name):
         policy = eqx.tree_at(lambda model: model.heads.policy.layers[-1].bias, model, bias)
