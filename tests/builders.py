@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.agents import muesli
+from bircher.agents import muesli, policy
 from bircher.models.model import Model, ModelConfig
 from bircher.ops.distributions import ILLEGAL
 from bircher.types import Batch, Discrete, EnvSpec, Policy, Trajectory
@@ -28,7 +28,7 @@ SMALL = ModelConfig(
 
 def muesli_agent(model: ModelConfig = SMALL, losses: dict[str, Any] | None = None, **settings: Any):
     """A small Muesli; settings as in its configuration, nested."""
-    return muesli.make(muesli.MuesliConfig(**settings), model, muesli.MuesliLosses(**(losses or {})))
+    return policy.make(muesli.MuesliConfig(**settings), model, muesli.MuesliLosses(**(losses or {})))
 
 
 def random_model(seed: int, config: ModelConfig = SMALL, spec: EnvSpec = SPEC) -> Model:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from bircher import settings
 from bircher.agents.muesli import MuesliConfig
-from bircher.config import AGENTS, DEBUG, PRESETS, Config, compose, find_preset, read_preset
+from bircher.config import AGENTS, DEBUG, Config, compose
 from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.registry import PRESETS as PRESET_OF
+from bircher.preset_files import FAMILIES, PRESETS, find_preset, read_preset
 from bircher.settings import ConfigError
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -25,7 +26,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     assert (config.agent.discount, config.replay.capacity, config.steps, config.seed) == (0.25, 4096, 30_000, 7)
     preset = read_preset("default")
     assert preset["model"]["num_atoms"] == config.model.num_atoms != Config.model_fields["model"].default.num_atoms
-    assert config.agent.retrace == MuesliConfig.model_validate({}).retrace
+    assert config.agent.returns == MuesliConfig.model_validate({}).returns
 
 
 def test_the_preset_is_found_by_the_environment_and_can_be_chosen(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
     assert config.steps == 2_000_000 and isinstance(config.steps, int)
     assert config.optimiser.learning_rate == 1e-3 and config.replay.capacity == 9000
     assert compose("toy/cliff", ["env.max_steps=null"]).env.max_steps is None
-    assert compose("toy/cliff", ["agent.retrace.lambda=1"]).agent.retrace.lambda_ == 1.0
+    assert compose("toy/cliff", ["agent.returns.lambda=1"]).agent.returns.lambda_ == 1.0
 
 
 def test_a_group_set_in_part_keeps_its_other_defaults() -> None:
@@ -123,7 +124,7 @@ REFUSED = {
     "learning_rate=1": r"unknown setting learning_rate; did you mean optimiser\.learning_rate\?",
     "model.unrol_steps=1": r"did you mean model\.unroll_steps\?",
     "zzz=1": "unknown setting zzz; `bircher config ENV` shows every setting",
-    "agent=ppp": "unknown agent 'ppp'; known: muesli",
+    "agent=ppp": r"unknown agent 'ppp'; did you mean ppo\?; known: muesli",
     "agent=musli": "unknown agent 'musli'; did you mean muesli",
     "loop=pipelin": r"unknown loop 'pipelin'; did you mean pipeline\?; known: synchronous, pipeline",
     "preset=cartpol": "unknown preset 'cartpol'; did you mean cartpole",
@@ -205,7 +206,7 @@ def test_presets_are_found_in_any_case() -> None:
 
 
 def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
-    own = {"muesli": {"agent.retrace.lambda", "losses.cmpo.weight"}, "muzero": {"agent.returns.steps"}}
+    own = {"muesli": {"agent.returns.lambda", "losses.cmpo.weight"}, "muzero": {"agent.returns.steps"}}
     for agent, kind in AGENTS.items():
         names = settings.names(kind)
         assert {"seed", "env.num_envs", "loop.name"} | own.get(agent, set()) <= set(names)
@@ -219,8 +220,9 @@ def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
 def test_each_agent_has_its_own_settings_and_presets(agent: str) -> None:
     config = compose("CartPole-v1", [f"agent={agent}"])
     assert config.agent.name == agent and type(config) is AGENTS[agent]
-    assert config.preset == ("cartpole" if agent == "muesli" else "cartpole_muzero")
-    assert compose("toy/cliff", [f"agent={agent}"]).preset == ("default" if agent == "muesli" else "default_muzero")
+    family = FAMILIES.get(agent)
+    assert config.preset == (f"cartpole_{family}" if family else "cartpole")
+    assert compose("toy/cliff", [f"agent={agent}"]).preset == (f"default_{family}" if family else "default")
 
 
 def test_settings_of_another_agent_are_refused() -> None:

@@ -17,7 +17,7 @@ from bircher.agents.base import Agent, Schedule
 from bircher.agents.unrolling import episode_ends
 from bircher.learner import OptimiserConfig
 from bircher.replay import ReplayConfig
-from bircher.sampling import windows
+from bircher.sampling import pieces, windows
 from bircher.types import (
     ActOutput,
     Batch,
@@ -92,8 +92,8 @@ def marked_rollout(iteration: int) -> Trajectory:
 
 
 def tally(env_steps=ENVS * LENGTH, episodes=0, failed=-1) -> Tally:
-    integers = [jnp.int32(x) for x in (env_steps, episodes, 0, failed)]
-    return Tally(integers[0], integers[1], jnp.zeros(()), integers[2], integers[3])
+    counts = {"env_steps": env_steps, "episodes": episodes, "failed": failed}
+    return Tally.zero()._replace(**{name: jnp.int32(count) for name, count in counts.items()})
 
 
 def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
@@ -176,7 +176,7 @@ def test_without_priorities_the_program_knows_nothing_of_them():
     assert set(state.replay) == {"experience", "is_full", "current_index"}
     for iteration in range(3):
         state, metrics = learn(state, marked_rollout(iteration), tally())
-    assert not [name for name in metrics if name.startswith("target/")]
+    assert [name for name in metrics if name.startswith("target/")] == ["target/replay_age"]
     np.testing.assert_allclose(np.asarray(metrics["importance"]).sum(), 4, rtol=1e-6)
     drawn = made.replay.sample(state.replay, jax.random.key(3), 50)
     expected = trajectory_buffer.sample(state.replay, jax.random.key(3), 50, LENGTH + 1, 1).experience
@@ -401,7 +401,63 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
 
 
 def test_a_window_longer_than_a_sequence_is_refused():
-    with pytest.raises(ValueError, match=r"optimiser.window=9 is more than the 8 rows"):
+    with pytest.raises(ValueError, match=r"optimiser.window=9 is more than a sequence's 8 rows"):
         learner.make(
             muesli_agent(), SPEC, OptimiserConfig(window=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1
         )
+
+
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_pieces_hold_every_transition_once_with_its_own_targets(length):
+    rows, agent = random_rows(0, 5, 9), muesli_agent()
+    place = jnp.arange(5)[:, None] * 100 + jnp.arange(10)
+    batch = Batch(rows._replace(reward=place.astype(jnp.float32)), (), jnp.arange(5), jnp.arange(5) / 5)
+    targets = agent.targets(agent.init(jax.random.key(0), SPEC), batch, jax.random.key(1))[0]
+    cut, cut_targets = quick_jit(lambda: pieces(batch, targets, length))()
+    assert cut_targets.value.shape == (5 * 9 // length, length)
+    begin = np.asarray(cut.trajectory.reward[:, 0]).astype(int)
+    assert sorted(begin) == [100 * b + t for b in range(5) for t in range(0, 9, length)]
+    for piece, (b, t) in enumerate(divmod(x, 100) for x in begin):
+        for leaf, whole in zip(jax.tree.leaves(cut.trajectory), jax.tree.leaves(batch.trajectory), strict=True):
+            np.testing.assert_array_equal(leaf[piece], whole[b, t : t + length + 1])
+        np.testing.assert_array_equal(cut_targets.value[piece], targets.value[b, t : t + length])
+        np.testing.assert_array_equal(cut_targets.policy.weights[piece], targets.policy.weights[b, t : t + length + 1])
+        assert cut.indices[piece] == b and float(cut.importance[piece]) == pytest.approx(b / 5)
+    np.testing.assert_array_equal(cut_targets.extras["advantage_scale"], targets.extras["advantage_scale"])
+
+
+def test_every_epoch_deals_out_all_rows_anew():
+    """Of 4 environments × 3 rows, 2 epochs of 3 minibatches; the slope's gradient does not depend on which."""
+    made, state, learn = probe_learner(
+        0.0, batch_size=2, minibatches=2, epochs=2, pieces=1, updates_per_step=4 / 12, learning_rate=0.5
+    )
+    assert made.updates_per_iteration == 4
+    _, metrics = learn(state, marked_rollout(0), tally())
+    # Pieces of one row: each environment's three rows come up once an epoch, in 4 updates of 6 rows.
+    np.testing.assert_allclose(np.asarray(metrics["fresh"] + metrics["replayed"]) * 4, np.full(ENVS, 6.0))
+
+
+def test_updates_stop_where_the_policy_has_gone_too_far():
+    """The whole rest of the group is left out; without a stop the same updates go further."""
+    rows = random_rows(0, ENVS, LENGTH)
+    learnt, steps = {}, {}
+    for stop in (None, 1e-9, 1e9):
+        config = OptimiserConfig(
+            batch_size=4, epochs=5, updates_per_step=5 / 12, learning_rate=0.05, pieces=3, kl_stop=stop
+        )
+        agent = muesli_agent()
+        made = learner.make(agent, SPEC, config, ReplayConfig(capacity=48, fraction=0.0), ENVS, LENGTH, 120, 0.1)
+        state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, ENVS))
+        state, _ = quick_jit(made.learn)(state, rows, tally())
+        learnt[stop], steps[stop] = state.params, int(state.counters.learner_steps)
+    assert steps[None] == steps[1e9] == 5 and steps[1e-9] < 5
+
+    def furthest(stop):
+        return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learnt[None], learnt[stop])))
+
+    assert furthest(1e9) < 1e-5 and furthest(1e-9) > 1e-3
+
+
+def test_a_stop_needs_the_policy_that_acted():
+    with pytest.raises(ValueError, match="optimiser.kl_stop needs the policy that acted, which probe does not keep"):
+        probe_learner(**PLAIN, kl_stop=0.1)

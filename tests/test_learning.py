@@ -62,9 +62,9 @@ def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     assert (np.sign(values) == np.where(won, 1, -1)).all()
 
 
-@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
+@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero", "ppo"])
 def test_cartpole_is_solved(tmp_path, agent):
-    """The preset's agent, over 100 fresh episodes: Muesli drawing its actions, MuZero taking its best."""
+    """The preset's agent, over 100 fresh episodes: MuZero taking its best action, the others drawing."""
     run = bircher.train("CartPole-v1", agent=agent, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})
-    report = bircher.evaluate(run.agent, episodes=100, greedy=agent != "muesli")
+    report = bircher.evaluate(run.agent, episodes=100, greedy=agent == "gumbel_muzero")
     assert report.mean >= 475

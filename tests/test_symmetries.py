@@ -77,7 +77,7 @@ def learnt(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent: 
     no = jnp.zeros(4, bool)
     start = TimeStep(jnp.zeros((4, 2, 3, 2)), jnp.zeros(4), jnp.ones(4), ~no, no, no, jnp.ones((4, 3), bool), no)
     state = quick_jit(made.init)(jax.random.key(0), start)
-    tally = Tally(jnp.int32(32), jnp.int32(0), jnp.zeros(()), jnp.int32(0), jnp.int32(-1))
+    tally = Tally.zero()._replace(env_steps=jnp.int32(32))
     return quick_jit(made.learn)(state, rows, tally)[0].params
 
 

@@ -18,7 +18,7 @@ from bircher.agents.unrolling import episode_ends
 from bircher.envs import registry
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
-from bircher.types import Policy
+from bircher.types import Policy, Tally
 from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 MODEL = random_model(0)
@@ -36,7 +36,7 @@ def targets_of(rows):
 def counted(name: str):
     """A rollout of three counters of three steps, its policy and the targets that Muesli makes of it."""
     env = make_toy(name, [0, 1, 2], options={"length": 3})
-    agent = muesli_agent(discount=0.5, retrace={"lambda": 0.0})
+    agent = muesli_agent(discount=0.5, returns={"lambda": 0.0})
     policy = Policy(random_model(2, spec=env.spec), agent.init(jax.random.key(0), env.spec).state)
     start = actor.start(agent, env, jax.random.key(1))
     rows = quick_jit(lambda state: actor.rollout(agent, env, policy, state, 9, NOW)[1])(start)
@@ -61,14 +61,13 @@ def test_2_after_one_update_every_part_has_a_gradient():
     config = learner.OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
     made = learner.make(agent, SPEC, config, learner.ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
     rows = random_rows(1, 4, 8)
-    none = jnp.full((), -1, jnp.int32)
     begin = jax.tree.map(lambda x: x[:, 0], rows)
     timestep = actor.TimeStep(
         begin.observation, begin.reward, begin.discount, begin.first, begin.last, begin.terminal,
         begin.legal_actions, begin.first & False,
     )  # fmt: skip
     state = quick_jit(made.init)(jax.random.key(0), timestep)
-    state, _ = quick_jit(made.learn)(state, rows, actor.Tally(none, none, jnp.zeros(()), none, none))
+    state, _ = quick_jit(made.learn)(state, rows, Tally.zero())
     assert int(state.counters.learner_steps) == 1
     batch = batch_of(random_rows(2, 4, 8))
     policy = Policy(state.target_params, state.agent_state)

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from bircher import replay, settings
+from bircher import mixtures, replay, settings
+from bircher.agents import baselines, muesli, ppo
 from bircher.agents.base import AgentConfig, LossTable
-from bircher.agents.muesli import MuesliConfig, MuesliLosses
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
+from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses, requirements
 from bircher.envs import registry
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
-from bircher.optimiser import OptimiserConfig, updates_per_iteration
+from bircher.optimiser import OptimiserConfig, require_rows, updates_per_iteration
+from bircher.preset_files import find_preset, preset_for, read_layer, read_preset
 from bircher.replay import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.settings import ConfigError
 
-PRESETS = Path(__file__).parent / "presets"
 LOOPS = ("synchronous", "pipeline")
 CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
@@ -117,6 +118,7 @@ class Config(BaseModel):
         """Refuse combinations that cannot work; the learner and the replay say so themselves."""
         rollout = self.env.num_envs * self.loop.rollout_length
         updates_per_iteration(self.optimiser, rollout)
+        require_rows(self.optimiser, self.loop.rollout_length)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
         weights = self.losses.weights()
         if not weights:
@@ -142,12 +144,30 @@ class Config(BaseModel):
         return validated(read_layer(path), f" ({path})")
 
 
-class MuesliRun(Config):
-    """Settings of a run of Muesli, which searches only where it is asked to after training."""
+class PolicyRun(Config):
+    """Settings of a run of an agent that searches only where it is asked to after training."""
 
-    agent: MuesliConfig = MuesliConfig.model_validate({})
-    losses: MuesliLosses = MuesliLosses.model_validate({})
+    agent: PolicyAgentConfig
+    losses: PolicyLosses
     search: SearchConfig = SearchConfig.model_validate({"num_simulations": 0})
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> PolicyRun:
+        names = frozenset(self.losses.weights())
+        requirements(self.agent, names, self.model.reward_head)
+        pieces, steps = self.optimiser.pieces, self.model.unroll_steps
+        if pieces is not None and pieces < steps and names & set(mixtures.MODEL_TERMS):
+            raise ValueError(
+                f"optimiser.pieces={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
+                "(model.unroll_steps)"
+            )
+        return self
+
+
+def _policy_run(agent: type[PolicyAgentConfig], losses: type[PolicyLosses]) -> type[PolicyRun]:
+    """Settings of a run of one of these agents."""
+    fields: Any = {"agent": (agent, agent.model_validate({})), "losses": (losses, losses.model_validate({}))}
+    return create_model(agent.__name__.replace("Config", "Run"), __base__=PolicyRun, **fields)
 
 
 class MuZeroRun(Config):
@@ -164,7 +184,15 @@ class GumbelMuZeroRun(MuZeroRun):
     agent: MuZeroConfig = MuZeroConfig.model_validate({"name": "gumbel_muzero"})
 
 
-AGENTS: dict[str, type[Config]] = {"muesli": MuesliRun, "muzero": MuZeroRun, "gumbel_muzero": GumbelMuZeroRun}
+AGENTS: dict[str, type[Config]] = {
+    "muesli": _policy_run(muesli.MuesliConfig, muesli.MuesliLosses),
+    "muzero": MuZeroRun,
+    "gumbel_muzero": GumbelMuZeroRun,
+    "ppo": _policy_run(ppo.PPOConfig, ppo.PPOLosses),
+    "pg": _policy_run(baselines.PGConfig, baselines.PGLosses),
+    "mpo": _policy_run(baselines.MPOConfig, baselines.MPOLosses),
+    "trpo_penalty": _policy_run(baselines.TRPOPenaltyConfig, baselines.TRPOPenaltyLosses),
+}
 
 
 def compose(
@@ -196,60 +224,18 @@ def compose(
         raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
     backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
     registry.resolve(env_id if env is None else env, backend)
-    name = _preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
+    name = preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
     if any(layer.get("debug") for layer in layers):
         layers.insert(1, DEBUG)
     merged = settings.checked(read_preset(name), AGENTS[agent], f" (preset {name})")
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
+    if agent == "ppo":
+        merged = mixtures.complete(merged, layers, settings.defaults(AGENTS[agent]))
     config = validated(merged)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config
-
-
-def _preset_for(env: str | Callable[[], Any], agent: str) -> str:
-    """The preset of an environment's id for an agent: its own, that of its family, or the family's default."""
-    base = registry.preset_name(env)
-    known = {path.stem for path in PRESETS.glob("*.yaml")}
-    if agent == "muesli":
-        return base if base in known else "default"
-    return next(name for name in (f"{base}_{agent}", f"{base}_muzero", "default_muzero") if name in known)
-
-
-def find_preset(name: Any) -> str:
-    """The preset of this name, in any case; raises ConfigError with the nearest names."""
-    names = {path.stem.lower(): path.stem for path in sorted(PRESETS.glob("*.yaml"))}
-    if not isinstance(name, str) or name.lower() not in names:
-        raise ConfigError(f"unknown preset {name!r}{settings.near(str(name), names.values())}")
-    return names[name.lower()]
-
-
-def presets_of(base: str) -> list[str]:
-    """The presets that an environment's agents begin from, by the name that its registration gives."""
-    family = [name for name in (base, f"{base}_muzero", f"{base}_gumbel_muzero") if (PRESETS / f"{name}.yaml").exists()]
-    return family or ["default"]
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset over those of the preset that it `extends`, not yet checked."""
-    layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
-    base = layer.pop("extends", None)
-    return settings.merge(read_preset(base), layer) if base is not None else layer
-
-
-def read_layer(path: str | Path) -> dict[str, Any]:
-    """A YAML file's settings as nested dictionaries, not yet checked."""
-    try:
-        content = settings.load_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings: expected KEY: VALUE lines, not {type(content).__name__}")
-    return settings.nested(content)
 
 
 def _named(layer: Mapping[str, Any]) -> dict[str, Any]:

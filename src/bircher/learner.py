@@ -16,10 +16,13 @@ from jaxtyping import Array, PyTree
 from bircher import replay as replay_room
 from bircher.agents.base import Agent, weights_at
 from bircher.ops import losses
-from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, updates_per_iteration
+from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, require_rows, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
-from bircher.sampling import Shares, draw, fresh_order, take, turned, windows
+from bircher.sampling import Shares, draw, fresh_order, pieces, take, turned, windows
 from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Symmetry, Tally, Targets, TimeStep, Trajectory
+
+DISTANCE = "act/kl_to_behaviour"
+"""The metric that `optimiser.kl_stop` looks at."""
 
 
 class TrainState(eqx.Module):
@@ -78,6 +81,7 @@ class _Plan(NamedTuple):
     groups: int
     """Computations of targets after each rollout; each serves epochs × minibatches updates."""
     target_update_rate: float
+    rollout_length: int
     symmetries: tuple[Symmetry, ...]
     """Of the board, where sequences are to be turned; else ()."""
 
@@ -95,14 +99,12 @@ def make(
     """The learner for `num_envs` environments and rollouts of `rollout_length` steps.
 
     Raises:
-      ValueError: the replay is too small, or there would be no update.
+      ValueError: the replay is too small, sequences cannot be cut as asked, or there would be no update.
     """
     config = optimiser_config
-    if config.window is not None and config.window > rollout_length:
-        raise ValueError(
-            f"optimiser.window={config.window} is more than the {rollout_length} rows of a sequence "
-            "(loop.rollout_length)"
-        )
+    require_rows(config, rollout_length)
+    if config.kl_stop is not None and not agent.keeps_behaviour:
+        raise ValueError(f"optimiser.kl_stop needs the policy that acted, which {agent.name} does not keep")
     steps = num_envs * rollout_length
     updates = updates_per_iteration(config, steps)
     plan = _Plan(
@@ -120,6 +122,7 @@ def make(
         total_steps=total_steps,
         groups=updates // (config.epochs * config.minibatches),
         target_update_rate=target_update_rate,
+        rollout_length=rollout_length,
         symmetries=spec.symmetries if replay_config.symmetries else (),
     )
 
@@ -167,7 +170,10 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
         env_frames=state.counters.env_frames + tally.env_steps,
         episodes=state.counters.episodes + tally.episodes,
     )
-    return _replaced(state, counters=counters), jax.tree.map(lambda x: x.mean(0), metrics)
+    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    share = plan.shares.num_replayed / plan.shares.batch_size
+    metrics["target/replay_age"] = share * plan.ring.age(state.replay)
+    return _replaced(state, counters=counters), metrics
 
 
 def _group(
@@ -194,16 +200,36 @@ def _group(
     if config.window is not None:
         # A number that no update's key was split off by.
         batch, targets = windows(jax.random.fold_in(update_key, count), batch, targets, config.window)
-    if count == 1:
+    if count == 1 and config.pieces is None:
         return _update(plan, state, batch, targets, sound, keys[0])
+    index = _minibatches(plan, jax.random.fold_in(update_key, count + 1))
+    if config.pieces is not None:
+        batch, targets = pieces(batch, targets, config.pieces)
 
-    def one(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
-        index, key = inputs
-        return _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key)
+    def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key]) -> tuple[tuple, dict[str, Array]]:
+        (state, stopped), (index, key) = carry, inputs
+        new, metrics = _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key)
+        if config.kl_stop is None:
+            return (new, stopped), metrics
+        stopped |= metrics[DISTANCE] > config.kl_stop
+        kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learnt(state), _learnt(new))
+        new = _replaced(eqx.tree_at(_learnt, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
+        counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
+        return (_replaced(new, counters=counters), stopped), metrics
 
-    index = jnp.tile(jnp.arange(plan.shares.sequences).reshape(config.minibatches, -1), (config.epochs, 1))
-    state, metrics = jax.lax.scan(one, state, (index, keys))
+    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys))
     return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+
+def _minibatches(plan: _Plan, key: Key) -> Array:
+    """[epochs × minibatches, items]: what each update of a group takes, of its sequences or of their pieces."""
+    config = plan.config
+    if config.pieces is None:
+        order = jnp.arange(plan.shares.sequences).reshape(config.minibatches, -1)
+        return jnp.tile(order, (config.epochs, 1))
+    items = plan.shares.sequences * (plan.rollout_length // config.pieces)
+    order = jnp.stack([jax.random.permutation(k, items) for k in jax.random.split(key, config.epochs)])
+    return order.reshape(config.epochs * config.minibatches, -1)
 
 
 def _update(

@@ -40,6 +40,12 @@ class OptimiserConfig(BaseModel):
     """Updates that share one computation of targets; 1 recomputes them for each (the paper)."""
     epochs: int = Field(1, gt=0)
     """Times each of those batches is used."""
+    pieces: int | None = Field(None, gt=0)
+    """Rows of the pieces that sequences are cut into and dealt out to minibatches, anew for each epoch (PPO: 1); None:
+    whole sequences, each minibatch the same in every epoch."""
+    kl_stop: float | None = Field(None, gt=0)
+    """A minibatch whose policy lies further than this from the one that acted, by KL(pi_b, pi), ends its batch's
+    updates."""
 
 
 def updates_per_iteration(config: OptimiserConfig, steps: int) -> int:
@@ -77,3 +83,16 @@ def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
         optax.clip(config.update_clip),
         optax.add_decayed_weights(config.weight_decay) if config.weight_decay else optax.identity(),
     )
+
+
+def require_rows(config: OptimiserConfig, rollout_length: int) -> None:
+    """Refuse windows and pieces that sequences cannot be cut into, as a ValueError."""
+    rows = f"a sequence's {rollout_length} rows (loop.rollout_length)"
+    if config.window is not None and config.window > rollout_length:
+        raise ValueError(f"optimiser.window={config.window} is more than {rows}")
+    if config.pieces is None:
+        return
+    if config.window is not None:
+        raise ValueError(f"optimiser.pieces={config.pieces} and optimiser.window={config.window} exclude one another")
+    if rollout_length % config.pieces:
+        raise ValueError(f"optimiser.pieces={config.pieces} must divide {rows}")

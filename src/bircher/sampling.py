@@ -135,3 +135,23 @@ def windows(key: Key, batch: Batch, targets: Targets, length: int) -> tuple[Batc
         return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, kept))(x, begin)
 
     return batch._replace(trajectory=jax.tree.map(cut, batch.trajectory)), jax.tree.map(cut, targets)
+
+
+def pieces(batch: Batch, targets: Targets, length: int) -> tuple[Batch, Targets]:
+    """All sequences cut into pieces of `length` rows and the row behind each; numbers of a sequence go with its pieces.
+
+    Targets were computed with whole sequences.  Every transition is in one piece; `length` divides the sequences'.
+    """
+    size, rows = targets.mask.shape
+    count = rows // length
+
+    def cut(x: Array) -> Array:
+        if not x.ndim or x.shape[0] != size:
+            return x
+        if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
+            return jnp.repeat(x, count, axis=0)
+        kept = length + x.shape[1] - rows
+        index = jnp.arange(count)[:, None] * length + jnp.arange(kept)
+        return x[:, index].reshape(size * count, kept, *x.shape[2:])
+
+    return jax.tree.map(cut, batch), jax.tree.map(cut, targets)

@@ -8,7 +8,7 @@ import muesli_reference as reference
 import numpy as np
 import pytest
 
-from bircher.agents import muesli
+from bircher.agents import muesli, policy
 from bircher.agents.base import UnsupportedEnvironment
 from bircher.models.model import ModelConfig
 from bircher.ops import improvement, losses
@@ -56,7 +56,7 @@ def test_targets_with_other_settings_equal_the_slow_reference():
     rows = random_rows(11, BATCH, LENGTH)
     settings = {"clip_bound": 0.5, "baseline": "expected_q"}
     other = compiled_targets(
-        cmpo=settings, retrace={"lambda": 0.5}, prior={"behaviour_share": 0.3, "uniform_share": 0.1}
+        cmpo=settings, returns={"lambda": 0.5}, prior={"behaviour_share": 0.3, "uniform_share": 0.1}
     )
     target, _ = other(MODEL, rows, jax.random.key(0))
     expected = reference.targets(MODEL, rows, DISCOUNT, 0.5, 0.5, (0.3, 0.1), "expected_q")
@@ -206,7 +206,7 @@ def test_default_weights_are_the_papers():
         "model_policy": 1.0, "model_value": 0.25, "model_reward": 1.0,
     }  # fmt: skip
     config = muesli.MuesliConfig()
-    assert (config.discount, config.cmpo.clip_bound, config.retrace.lambda_) == (0.995, 1.0, 0.95)
+    assert (config.discount, config.cmpo.clip_bound, config.returns.lambda_) == (0.995, 1.0, 0.95)
     assert (config.prior.behaviour_share, config.prior.uniform_share) == (0.03, 0.003)
     assert (config.advantage.decay, config.advantage.epsilon) == (0.99, 1e-12)
     assert (config.target_update_rate, config.acts_with, config.normalise_observations) == (0.1, "target", False)
@@ -268,17 +268,17 @@ def test_normalised_observations_act_and_learn_alike():
 
 def test_a_search_takes_part_in_acting_after_training_only():
     """Exploring and learning are those of an agent without one."""
-    agent = muesli.make(
+    agent = policy.make(
         muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), SearchConfig(num_simulations=8)
     )
-    plain = muesli.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses())
+    plain = policy.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses())
     rows = jax.tree.map(lambda x: x[:, 0], random_rows(3, 64, 2))
     rows = TimeStep(*rows[:6], rows.legal_actions, jnp.zeros(64, bool))
-    policy = policy_of(agent, MODEL)
+    acting = policy_of(agent, MODEL)
     acted = {}
     for mode in ("explore", "greedy"):
         for name, one in (("search", agent), ("plain", plain)):
-            output, _ = one.act(policy, (), rows, jax.random.key(0), mode, 0.0)
+            output, _ = one.act(acting, (), rows, jax.random.key(0), mode, 0.0)
             acted[mode, name] = np.asarray(output.action)
             assert np.asarray(rows.legal_actions)[np.arange(64), acted[mode, name]].all()
     np.testing.assert_array_equal(acted["explore", "search"], acted["explore", "plain"])
@@ -289,7 +289,7 @@ def test_a_search_takes_part_in_acting_after_training_only():
 def test_in_a_game_of_two_the_next_value_is_the_opponents():
     """The look-ahead is r - gamma v: the sign of the turn is in the agent's discount."""
     alone, two = (
-        muesli.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), None, players)
+        policy.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), None, players)
         for players in (1, 2)
     )
     assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)

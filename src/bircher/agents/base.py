@@ -117,6 +117,8 @@ class Agent(NamedTuple):
     """(policy, observation, legal actions, key) -> what its model says; None for an agent without a model"""
     plan: Callable[[Policy, PyTree, Array, Key], Any] | None = None
     """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
+    keeps_behaviour: bool = False
+    """Whether rows hold `behaviour_logits`, from which the distance to the policy that acted is measured"""
 
 
 class UnsupportedEnvironment(ValueError):

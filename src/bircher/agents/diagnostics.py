@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bircher.agents.terms import Products
 from bircher.agents.unrolling import Unrolled
 from bircher.models.model import Model
 from bircher.ops import distributions, losses
@@ -33,20 +34,34 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
     }
 
 
-def of_cmpo(clip_bound: float, model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
-    """The same of an agent that improves by CMPO, with the advantages' scale and how many the bound clips."""
+def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> dict[str, Array]:
+    """The same of an agent without a search: distances between its policies, its advantages, and what is clipped."""
+    unrolled, target = held.unrolled, held.target
 
     def mean(values: Array) -> Array:
         return losses.masked_mean(values, target.mask)
 
-    prior = target.extras["prior"][:, :-1]
-    q_advantage = target.extras["q_advantage"][:, :-1]
-    return common(model, unrolled, target) | {
+    length = target.mask.shape[1]
+    prior = target.extras["prior"][:, :length]
+    policy = jax.nn.softmax(held.logits)
+    log_ratio = distributions.log_probability(held.logits, held.action) - distributions.log_probability(
+        held.behaviour_logits, held.action
+    )
+    metrics = common(held.model, unrolled, target) | {
+        "act/kl_to_behaviour": mean(distributions.kl_divergence(jax.nn.softmax(held.behaviour_logits), policy)),
+        "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
+        "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
+        "target/advantage_mean": mean(target.advantage),
         "target/advantage_scale": target.extras["advantage_scale"],
         "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
-        "target/clipped_advantages": mean((jnp.abs(q_advantage) > clip_bound).mean(-1)),
-        "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
     }
+    if "q_advantage" in target.extras:
+        clipped = jnp.abs(target.extras["q_advantage"][:, :length]) > (jnp.inf if clip_bound is None else clip_bound)
+        metrics |= {
+            "target/clipped_advantages": mean(clipped.mean(-1)),
+            "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
+        }
+    return metrics
 
 
 def of_search(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:

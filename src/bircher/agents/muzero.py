@@ -232,14 +232,6 @@ def muzero_loss(
     encoded = model.represent(used.astype(jnp.float32))
     latent = encoded[:, : target.value.shape[1]]
     unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    builders = {
-        "policy": lambda: terms.policy(unrolled),
-        "model_policy": lambda: terms.model_policy(unrolled),
-        "value": lambda: terms.value(unrolled, model.value_support),
-        "model_value": lambda: terms.model_value(unrolled, model.value_support),
-        "model_reward": lambda: terms.model_reward(unrolled, model.reward_support),
-        "entropy": lambda: terms.entropy(unrolled),
-        "consistency": lambda: terms.consistency(model.projection, unrolled, encoded),
-    }
     metrics = of_search(model, unrolled, target)
-    return {name: builders[name]() for name in builders if name in enabled}, jax.lax.stop_gradient(metrics)
+    held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon)
+    return terms.build(enabled, held), jax.lax.stop_gradient(metrics)

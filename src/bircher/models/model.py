@@ -15,7 +15,7 @@ from bircher.models.dynamics import DynamicsMLP, GridDynamics
 from bircher.models.heads import GridReader, Heads
 from bircher.models.projection import Projection
 from bircher.models.torsos import GridTorso, IdentityTorso, TorsoConfig, make_torso
-from bircher.ops.transforms import Bounded, Support, scale_gradient
+from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.types import EnvSpec, Key, Prediction
 
 
@@ -40,8 +40,10 @@ class ModelConfig(TorsoConfig):
     """The atoms lie on [-support, support] of h(x) (papers: 300)."""
     transform: bool = True
     """Whether values and rewards pass the signed hyperbolic h before they become categories."""
-    value_head: Literal["categorical", "tanh"] = "categorical"
-    """`tanh` learns a scalar in [-1, 1] by squared error, for games that are won or lost."""
+    policy_horizon: int | None = Field(None, ge=1)
+    """Steps over which the model's policies are learnt, at most K; None: all K."""
+    value_head: Literal["categorical", "tanh", "scalar"] = "categorical"
+    """`tanh` learns a scalar in [-1, 1] by squared error, for games that are won or lost; `scalar` any (PPO)."""
     reward_head: bool = True
     """False: the model predicts no reward, and a game's outcome is the value of its last position (MuZero, boards)."""
     latent_gradient_scale: float = Field(0.5, ge=0.0, le=1.0)
@@ -54,42 +56,48 @@ class ModelConfig(TorsoConfig):
                 raise ValueError(f"{name} must hold positive widths, not {list(getattr(self, name))}")
         if not self.dynamics_widths:
             raise ValueError("dynamics_widths must hold at least one width")
+        if self.policy_horizon is not None and self.policy_horizon > self.unroll_steps:
+            raise ValueError(
+                f"policy_horizon={self.policy_horizon} is more than the unroll_steps={self.unroll_steps} "
+                "that the model is unrolled"
+            )
         return self
 
     def make_support(self) -> Support:
         """The atoms as an object."""
         return Support(-self.support, self.support, self.num_atoms, self.transform)
 
-    def make_value_support(self) -> Support | Bounded:
+    def make_value_support(self) -> Support | Bounded | Unbounded:
         """How a value's logits become a scalar."""
-        return self.make_support() if self.value_head == "categorical" else Bounded()
+        return {"categorical": self.make_support, "tanh": Bounded, "scalar": Unbounded}[self.value_head]()
 
 
 class Model(eqx.Module):
     """Parameters of representation, dynamics and prediction; every leaf is an array."""
 
     representation: eqx.Module
-    dynamics: DynamicsMLP | GridDynamics
+    dynamics: DynamicsMLP | GridDynamics | None
+    """None where nothing is imagined: an agent without a term of the model has no part that never learns."""
     reader: GridReader | None
     """Between a latent and the heads, where a grid is read by a convolution."""
     heads: Heads
     projection: Projection | None
     """Only where latents that are learnt are held against encoded ones: the `consistency` term."""
-    value_support: Support | Bounded
+    value_support: Support | Bounded | Unbounded
     reward_support: Support
     latent_gradient_scale: float = eqx.field(static=True)
 
-    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False):
+    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         self.representation = make_torso(config, spec, torso_key)
         grid = latent_grid(config, self.representation, spec)
         latent_width = math.prod(grid) if grid else config.latent_width
-        self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key)
+        self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
         self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
         self.heads = Heads(
             config.latent_width if self.reader else latent_width, spec.num_actions, self.value_support.num_atoms,
-            config.num_atoms if config.reward_head else 0, config.head_widths, heads_key,
+            config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
         )  # fmt: skip
         learnt = not isinstance(self.representation, IdentityTorso)
         self.projection = Projection(latent_width, jax.random.fold_in(key, 3)) if project and learnt else None
@@ -101,6 +109,7 @@ class Model(eqx.Module):
 
     def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         """g: the latent after an action; its reward is `reward_logits` of the result."""
+        assert self.dynamics is not None
         return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
 
     def read(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
@@ -138,6 +147,8 @@ class Model(eqx.Module):
             latent = self.step(latent, action)
             return latent, latent
 
+        if not len(actions):
+            return jnp.zeros((0, *latent.shape), latent.dtype)
         # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
         return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
@@ -146,6 +157,7 @@ class Model(eqx.Module):
 
         `discount` is gamma, negative where the next value is the opponent's.
         """
+        assert self.dynamics is not None
         following = self.dynamics.all_actions(latent)
         return self.reward(following) + discount * self.value(following)
 

@@ -14,7 +14,7 @@ from bircher.types import Key, PolicyTarget
 
 
 def cmpo_policy(
-    prior: Float[Array, "*B A"], advantage: Float[Array, "*B A"], clip_bound: float
+    prior: Float[Array, "*B A"], advantage: Float[Array, "*B A"], clip_bound: float | None
 ) -> Float[Array, "*B A"]:
     """Clipped MPO policy, pi_CMPO(a) = pi_prior(a) exp(clip(adv(a), -c, c)) / z (equation 7).
 
@@ -23,13 +23,15 @@ def cmpo_policy(
     Args:
       prior: probabilities.
       advantage: q^(s, a) - v^(s) *for each action*; one advantage per state would cancel in z.
-      clip_bound: c.
+      clip_bound: c; None leaves advantages as they are (MPO's policy, whose distance from the prior has no bound).
     """
     if prior.shape != advantage.shape:
         raise ValueError(
             f"CMPO needs one advantage per action: the prior has shape {prior.shape}, the advantages {advantage.shape}"
         )
-    weights = prior * jnp.exp(jnp.clip(advantage, -clip_bound, clip_bound))
+    clipped = advantage if clip_bound is None else jnp.clip(advantage, -clip_bound, clip_bound)
+    # The greatest exponent cancels in z; without a bound it would overflow.
+    weights = prior * jnp.exp(clipped - jnp.where(prior > 0, clipped, -jnp.inf).max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
 

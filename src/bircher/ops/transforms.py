@@ -106,6 +106,24 @@ class Bounded(eqx.Module):
         return jnp.abs(x) > 1.0 + 1e-6
 
 
+class Unbounded(eqx.Module):
+    """A scalar as it is, learnt by squared error: the value of PPO, with the same methods as `Support`."""
+
+    num_atoms: int = eqx.field(static=True, default=1)
+
+    def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
+        """The scalar of a prediction."""
+        return logits[..., 0].astype(jnp.float32)
+
+    def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
+        """(x - prediction)^2."""
+        return jnp.square(x - self.mean(logits))
+
+    def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
+        """False: any number can be reached."""
+        return jnp.zeros(x.shape, bool)
+
+
 def scale_gradient(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:
     """x, with the gradient that flows back through it multiplied by `scale` (MuZero, appendix G)."""
     if scale == 1.0:

@@ -1,0 +1,126 @@
+"""Agents that learn a policy without a search, as pure functions: Muesli, PPO and the paper's baselines.
+
+They differ in settings and in the weights of the terms alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bircher import search
+from bircher.agents import searching, terms
+from bircher.agents.base import Agent, Look, Mode, require_discrete
+from bircher.agents.diagnostics import of_policy
+from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
+from bircher.agents.policy_targets import PolicyAgentState, Wanted, normalised, policy_targets
+from bircher.agents.unrolling import unroll
+from bircher.models.model import Model, ModelConfig
+from bircher.models.statistics import ObservationStatistics
+from bircher.ops import distributions, improvement
+from bircher.search import SearchConfig, SearchResult
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep
+
+
+def make(
+    config: PolicyAgentConfig,
+    model_config: ModelConfig,
+    loss_config: PolicyLosses,
+    search_config: SearchConfig | None = None,
+    num_players: int = 1,
+) -> Agent:
+    """One of these agents as a tuple of pure functions.
+
+    It learns and explores without a search; one with at least one simulation takes part in acting afterwards only.
+    """
+    weights = loss_config.weights()
+    enabled = frozenset(weights)
+    wanted = products(config, enabled)
+    imagines = wanted.look_ahead or terms.need(enabled, "unroll")
+    discount = searching.signed_discount(config.discount, num_players)
+    simulations = search_config.num_simulations if search_config is not None and imagines else 0
+
+    def init(key: Key, spec: EnvSpec) -> Policy:
+        require_discrete(config.name, spec)
+        statistics = ObservationStatistics.zero(spec) if config.normalise_observations else None
+        model = Model(spec, model_config, key, terms.need(enabled, "projection"), imagines)
+        return Policy(model, PolicyAgentState(improvement.AdvantageNormaliser.zero(), statistics))
+
+    def act(
+        policy: Policy, carry: tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, tuple]:
+        del progress
+        model: Model = policy.params
+        latent = model.represent(normalised(policy.state, timestep.observation))
+        logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
+        if mode != "explore" and simulations:
+            found = searched(policy, timestep.observation, timestep.legal_actions, key, mode == "sample", False)
+            return ActOutput(found.action.astype(jnp.int32), {"behaviour_logits": logits}), carry
+        action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
+        return ActOutput(action.astype(jnp.int32), {"behaviour_logits": logits}), carry
+
+    def searched(
+        policy: Policy, observation: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
+    ) -> SearchResult:
+        assert search_config is not None
+        model: Model = policy.params
+        root = searching.root(model, model.represent(normalised(policy.state, observation)), legal_actions)
+        simulate = searching.simulator(model, discount)
+        return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
+
+    targets = partial(policy_targets, config, wanted, discount)
+    loss = partial(policy_loss, config, model_config, enabled)
+    look = partial(policy_look, config, discount)
+    return Agent(
+        config.name, init, lambda _: (), act, targets, loss, weights, config.acts_with == "target", discount,
+        look if imagines else None, searched if simulations else None, True,
+    )  # fmt: skip
+
+
+def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> Wanted:
+    """What the targets must hold for these terms."""
+    cmpo = "cmpo" in enabled or ("model_policy" in enabled and config.policy_target == "cmpo")
+    mpo = "mpo" in enabled
+    looks = config.returns.kind == "retrace" or config.advantage.source == "look_ahead"
+    return Wanted(look_ahead=cmpo or mpo or looks, cmpo=cmpo, mpo=mpo)
+
+
+def policy_look(
+    config: PolicyAgentConfig, discount: float, policy: Policy, observation: Array, legal_actions: Array, key: Key
+) -> Look:
+    """The one-step look-ahead and the CMPO policy of B observations, without the behaviour that only replay knows."""
+    del key
+    model: Model = policy.params
+    latent = model.represent(normalised(policy.state, observation))
+    prediction = model.predict(latent)
+    value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
+    prior = jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, legal_actions))
+    advantage = (q - value[..., None]) / policy.state.normaliser.scale(config.advantage.epsilon)
+    return Look(latent, value, prior, q, improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound))
+
+
+def policy_loss(
+    config: PolicyAgentConfig,
+    model_config: ModelConfig,
+    enabled: frozenset[str],
+    model: Model,
+    state: PolicyAgentState,
+    batch: Batch,
+    target: Targets,
+    key: Key,
+) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+    """The enabled terms, and what to log of them."""
+    del key
+    rows = batch.trajectory
+    # The last row is encoded for the consistency term alone; without a term of the model nothing looks below the root.
+    used = rows.observation if terms.need(enabled, "projection") else rows.observation[:, :-1]
+    encoded = model.represent(normalised(state, used))
+    depth = model_config.unroll_steps if terms.need(enabled, "unroll") else 0
+    unrolled = unroll(model, encoded[:, : target.value.shape[1]], rows, target, depth)
+    clips = terms.Clips(config.clip.ratio, config.clip.value)
+    held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon, clips)
+    metrics = of_policy(config.cmpo.clip_bound, config.clip.ratio, held)
+    return terms.build(enabled, held), jax.lax.stop_gradient(metrics)

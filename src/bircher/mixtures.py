@@ -1,0 +1,72 @@
+"""What PPO's own settings imply, and what a mixture of it with Muesli's terms needs, where nobody said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bircher import settings
+from bircher.settings import ConfigError
+
+MODEL_TERMS = ("model_policy", "model_value", "model_reward", "consistency")
+LOOK_AHEAD = ("cmpo", "mpo")
+
+
+def complete(
+    merged: Mapping[str, Any], given: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """PPO's settings, completed by what `given` leaves open.
+
+    The minibatches of an epoch hold every environment's rollout once, and a rollout gets epochs × minibatches updates;
+    the replay holds at least a rollout.
+
+    Terms that look ahead need a model that learns rewards and values: with weight 1, unless `given` has a weight.  A
+    model is unrolled within a piece of a sequence, so that pieces have at least four times as many rows, as far as
+    sequences have them.
+
+    Raises:
+      ConfigError: the environments cannot be dealt out to the minibatches.
+    """
+    everything = settings.merge(dict(defaults), dict(merged))
+    filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
+    said = {name for layer in given for name in layer.get("optimiser", {})}
+    optimiser = {} if "batch_size" in said else _deal(everything)
+    if "updates_per_step" in said:
+        optimiser.pop("updates_per_step", None)
+    if "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), MODEL_TERMS)):
+        rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
+        optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
+    filled["optimiser"] = optimiser
+    if not any("capacity" in layer.get("replay", {}) for layer in given):
+        rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
+        filled["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
+    return settings.merge(dict(merged), filled)
+
+
+def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether one of these terms has a weight."""
+    terms = [losses.get(name, {}) for name in names]
+    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in terms)
+
+
+def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of the model's terms that a look-ahead needs and nobody gave."""
+    if not _weighted(losses, LOOK_AHEAD):
+        return {}
+    terms = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
+    return {name: {"weight": 1.0} for name, term in terms.items() if "weight" not in term and term.get("enabled", True)}
+
+
+def _deal(everything: Mapping[str, Any]) -> dict[str, Any]:
+    """Sequences a minibatch and updates a step by which an epoch is the rollout once."""
+    optimiser, envs = everything["optimiser"], everything["env"]["num_envs"]
+    minibatches = optimiser["minibatches"]
+    if not (isinstance(envs, int) and isinstance(minibatches, int) and minibatches > 0):
+        return {}  # refused by name, later
+    if envs % minibatches:
+        raise ConfigError(
+            f"optimiser.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
+            "environment's rollout to equal minibatches"
+        )
+    steps = envs * everything["loop"]["rollout_length"]
+    return {"batch_size": envs // minibatches, "updates_per_step": optimiser["epochs"] * minibatches / steps}

@@ -1,0 +1,63 @@
+"""Files of settings: YAML, and the presets that come with the package, by environment and agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bircher import settings
+from bircher.envs import registry
+from bircher.settings import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+FAMILIES = {"muzero": "muzero", "gumbel_muzero": "muzero", "ppo": "ppo"}
+"""What follows an environment's name in the presets of an agent; the others begin where Muesli does."""
+
+
+def preset_for(env: str | Callable[[], Any], agent: str) -> str:
+    """The preset of an environment's id for an agent: its own, that of its family, or the family's default."""
+    base = registry.preset_name(env)
+    known = {path.stem for path in PRESETS.glob("*.yaml")}
+    if agent not in FAMILIES:
+        return base if base in known else "default"
+    family = FAMILIES[agent]
+    return next(name for name in (f"{base}_{agent}", f"{base}_{family}", f"default_{family}") if name in known)
+
+
+def find_preset(name: Any) -> str:
+    """The preset of this name, in any case; raises ConfigError with the nearest names."""
+    names = {path.stem.lower(): path.stem for path in sorted(PRESETS.glob("*.yaml"))}
+    if not isinstance(name, str) or name.lower() not in names:
+        raise ConfigError(f"unknown preset {name!r}{settings.near(str(name), names.values())}")
+    return names[name.lower()]
+
+
+def presets_of(base: str) -> list[str]:
+    """The presets that an environment's agents begin from, by the name that its registration gives."""
+    named = (base, *(f"{base}_{family}" for family in sorted({*FAMILIES, *FAMILIES.values()})))
+    family = [name for name in named if (PRESETS / f"{name}.yaml").exists()]
+    return family or ["default"]
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset over those of the preset that it `extends`, not yet checked."""
+    layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
+    base = layer.pop("extends", None)
+    return settings.merge(read_preset(base), layer) if base is not None else layer
+
+
+def read_layer(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings as nested dictionaries, not yet checked."""
+    try:
+        content = settings.load_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings: expected KEY: VALUE lines, not {type(content).__name__}")
+    return settings.nested(content)

@@ -1,0 +1,273 @@
+"""PPO's and the baselines' terms and targets against plain loops, and what their mixtures need."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import muesli_reference as reference
+import numpy as np
+import pytest
+
+from bircher.agents import policy, terms
+from bircher.agents.baselines import MPOConfig, MPOLosses, TRPOPenaltyConfig, TRPOPenaltyLosses
+from bircher.agents.ppo import PPOConfig, PPOLosses
+from bircher.config import AGENTS, compose
+from bircher.ops import losses
+from bircher.optimiser import updates_per_iteration
+from bircher.settings import ConfigError
+from bircher.types import Policy
+from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, random_rows
+
+BATCH, LENGTH, DISCOUNT = 6, 8, 0.9
+MODEL = random_model(0)
+
+
+def agent_of(config, loss):
+    return policy.make(config, SMALL, loss)
+
+
+def policy_of(agent, model=MODEL):
+    return Policy(model, agent.init(jax.random.key(0), SPEC).state)
+
+
+def ppo(loss=None, **settings):
+    settings = {"discount": DISCOUNT, **settings}
+    return agent_of(PPOConfig.model_validate(settings), PPOLosses.model_validate(loss or {}))
+
+
+def numbers(shape, seed, low=-2.0, high=2.0):
+    return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
+
+
+def softmax(x):
+    return reference.softmax(np.asarray(x, float))
+
+
+def test_ppo_clip_is_the_lesser_of_two_surrogates():
+    logits, behaviour = numbers((4, 7, ACTIONS), 0), numbers((4, 7, ACTIONS), 1)
+    action = np.random.default_rng(2).integers(0, ACTIONS, (4, 7))
+    advantage = numbers((4, 7), 3)
+    found = terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behaviour, advantage)), 0.2)
+    clipped = 0
+    for b, t in np.ndindex(4, 7):
+        ratio = softmax(logits[b, t])[action[b, t]] / softmax(behaviour[b, t])[action[b, t]]
+        bounded = min(max(ratio, 0.8), 1.2)
+        clipped += bounded != ratio
+        assert float(found[b, t]) == pytest.approx(-min(ratio * advantage[b, t], bounded * advantage[b, t]), rel=1e-4)
+    assert 5 < clipped < 28
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "learns"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)]
+)
+def test_ppo_clip_stops_only_what_goes_further(ratio, advantage, learns):
+    """Beyond the bound no gradient is left in the advantage's direction, and all of it back."""
+    logits = jnp.zeros((1, 1, 2))
+    behaviour = (
+        jnp.log(jnp.asarray([[[0.5 / ratio, 1 - 0.5 / ratio]]])) if ratio > 0.5 else jnp.asarray([[[20.0, 0.0]]])
+    )
+
+    def term(x):
+        return terms.ppo_clip(x, jnp.zeros((1, 1), int), behaviour, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
+
+    assert (float(jnp.abs(jax.grad(term)(logits)).max()) > 1e-3) == learns
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_ppo_value_is_the_greater_of_two_errors(clip):
+    value, old, target = numbers((5, 6), 0), numbers((5, 6), 1), numbers((5, 6), 2)
+    found = terms.ppo_value(jnp.asarray(value), jnp.asarray(old), jnp.asarray(target), clip)
+    for b, t in np.ndindex(5, 6):
+        errors = [(value[b, t] - target[b, t]) ** 2]
+        if clip is not None:
+            moved = old[b, t] + min(max(value[b, t] - old[b, t], -clip), clip)
+            errors.append((moved - target[b, t]) ** 2)
+        assert float(found[b, t]) == pytest.approx(max(errors) / 2, rel=1e-4)
+
+
+def test_the_penalty_is_the_divergence_from_the_behaviour():
+    logits, behaviour = numbers((3, 4, ACTIONS), 0), numbers((3, 4, ACTIONS), 1)
+    found = terms.kl_to_behaviour(jnp.asarray(logits), jnp.asarray(behaviour))
+    for b, t in np.ndindex(3, 4):
+        p, q = softmax(behaviour[b, t]), softmax(logits[b, t])
+        assert float(found[b, t]) == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3, abs=1e-5)
+
+
+def slow_gae(rows, value, lambda_):
+    """Advantages by walking on from each row: the sum of (gamma lambda)^n delta up to the episode's end."""
+    batch, length = value.shape[0], value.shape[1] - 1
+    result = np.zeros((batch, length))
+    for b, t in np.ndindex(batch, length):
+        weight = 1.0
+        for s in range(t, length):
+            discount = DISCOUNT * rows.discount[b, s + 1]
+            result[b, t] += weight * (rows.reward[b, s + 1] + discount * value[b, s + 1] - value[b, s])
+            weight *= discount * lambda_
+            if reference.leads_nowhere(rows, b, s + 1):
+                break
+    return result
+
+
+def slow_v_trace(rows, value, ratio, lambda_):
+    """V-trace's targets by its sum (IMPALA, equation 1), cut at episode ends, and the returns of its gradient."""
+    batch, length = value.shape[0], value.shape[1] - 1
+    target = value.astype(float).copy()
+    of_gradient = np.zeros((batch, length))
+    for b, t in np.ndindex(batch, length):
+        weight = 1.0
+        for s in range(t, length):
+            discount = DISCOUNT * rows.discount[b, s + 1]
+            delta = min(1, ratio[b, s]) * (rows.reward[b, s + 1] + discount * value[b, s + 1] - value[b, s])
+            target[b, t] += weight * delta
+            if reference.leads_nowhere(rows, b, s + 1):
+                break
+            weight *= discount * lambda_ * min(1, ratio[b, s])
+    for b, t in np.ndindex(batch, length):
+        ends = reference.leads_nowhere(rows, b, t + 1) or t + 1 == length
+        after = value[b, t + 1] if ends else target[b, t + 1]
+        of_gradient[b, t] = rows.reward[b, t + 1] + DISCOUNT * rows.discount[b, t + 1] * after
+    return target[:, :-1], of_gradient
+
+
+@pytest.mark.parametrize("kind", ["gae", "v_trace"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_returns_without_a_model_are_the_slow_references(kind, seed):
+    rows = random_rows(seed, BATCH, LENGTH)
+    agent = ppo(returns={"kind": kind, "lambda": 0.7}, advantage={"normalisation": "none"})
+    target, _ = quick_jit(agent.targets)(policy_of(agent), batch_of(rows), jax.random.key(0))
+    plain = jax.tree.map(np.asarray, rows)
+    latent = MODEL.represent(rows.observation)
+    prediction = MODEL.predict(latent)
+    value = np.asarray(MODEL.value_support.mean(prediction.value_logits))
+    if kind == "gae":
+        advantage = slow_gae(plain, value, 0.7)
+        goal = advantage + value[:, :-1]
+    else:
+        pi = reference.masked_softmax(prediction.policy_logits, plain.legal_actions)
+        pi_b = softmax(rows.extras["behaviour_logits"])
+        chosen = np.asarray(rows.action)[..., None]
+        ratio = (np.take_along_axis(pi, chosen, -1) / np.take_along_axis(pi_b, chosen, -1))[..., 0]
+        goal, of_gradient = slow_v_trace(plain, value, ratio, 0.7)
+        advantage = of_gradient - value[:, :-1]
+    mask = np.asarray(target.mask)
+    assert mask.sum() > 15
+    np.testing.assert_allclose(np.asarray(target.value)[mask], goal[mask], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(target.advantage)[mask], advantage[mask], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(target.extras["old_value"], value[:, :-1], rtol=1e-4, atol=1e-4)
+
+
+def test_advantages_of_a_batch_have_mean_0_and_deviation_1_over_valid_rows():
+    rows = random_rows(2, BATCH, LENGTH)
+    agent = ppo()
+    target, _ = quick_jit(agent.targets)(policy_of(agent), batch_of(rows), jax.random.key(0))
+    valid = np.asarray(target.advantage)[np.asarray(target.mask)]
+    assert valid.mean() == pytest.approx(0, abs=1e-5) and valid.std() == pytest.approx(1, abs=1e-4)
+
+
+def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
+    agent = agent_of(MPOConfig.model_validate({"discount": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
+    rows = random_rows(3, BATCH, LENGTH)
+    target, _ = quick_jit(agent.targets)(policy_of(agent), batch_of(rows), jax.random.key(0))
+    expected = reference.targets(MODEL, rows, DISCOUNT, 0.95, 1.0, (0.03, 0.003))
+    q = reference.looked_at(MODEL, rows, DISCOUNT)
+    goal = expected["prior"] * np.exp((q["q"] - q["v"][..., None]) / expected["scale"] / 0.5)
+    goal /= goal.sum(-1, keepdims=True)
+    np.testing.assert_allclose(target.extras["mpo_policy"], goal[:, :-1], rtol=1e-3, atol=1e-4)
+    # The model's policies learn the prior.
+    np.testing.assert_allclose(target.policy.weights, expected["prior"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"muzero", "gumbel_muzero"}))
+def test_every_part_of_every_agent_learns(name):
+    config = compose("toy/cliff", {"agent": name})
+    agent = policy.make(config.agent, SMALL, config.losses)
+    rows, made = random_rows(1, BATCH, LENGTH), agent.init(jax.random.key(1), SPEC)
+    noisy = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made.params)
+    assert (noisy.dynamics is None) == (name == "ppo")
+
+    def total(model):
+        target, state = agent.targets(Policy(noisy, made.state), batch_of(rows), jax.random.key(0))
+        found, _ = agent.loss(model, state, batch_of(rows), target, jax.random.key(0))
+        return losses.combine(found, agent.weights, target.mask, jnp.ones(BATCH))[0]
+
+    gradient = quick_jit(jax.grad(total))(noisy)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_a_term_without_weight_changes_nothing_and_is_not_there():
+    rows = random_rows(4, BATCH, LENGTH)
+    plain, mixed = ppo(), ppo({"cmpo": {"weight": 0.0}, "model_value": {"weight": 0.0}})
+    assert set(plain.weights) == set(mixed.weights) == {"ppo_clip", "entropy", "value"}
+    assert plain.look is None
+    texts = [
+        jax.jit(agent.loss).lower(made.params, made.state, batch_of(rows), target, jax.random.key(0)).as_text()
+        for agent in (plain, mixed)
+        for made in [agent.init(jax.random.key(0), SPEC)]
+        for target in [agent.targets(made, batch_of(rows), jax.random.key(0))[0]]
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "words"),
+    [
+        ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_value.weight": 0.0}, "losses.cmpo needs the look-ahead"),
+        ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_reward.enabled": False}, "give losses.model_reward a"),
+        ("ppo", {"losses.mpo.weight": 1.0, "losses.model_reward.weight": 0.0}, "losses.mpo needs"),
+        ("ppo", {"losses.cmpo.weight": 0.01, "optimiser.pieces": 1}, "optimiser.pieces=1 cuts sequences shorter"),
+        ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace needs"),
+        ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead needs"),
+        ("muesli", {"losses.model_reward.enabled": False}, "losses.model_reward a weight"),
+        ("ppo", {"model.policy_horizon": 9}, "policy_horizon=9 is more than the unroll_steps"),
+        ("ppo", {"optimiser.pieces": 5}, "optimiser.pieces=5 must divide"),
+        ("ppo", {"env.num_envs": 9}, "optimiser.minibatches=16 does not divide env.num_envs=9"),
+    ],
+)
+def test_a_mixture_without_what_it_needs_is_refused_by_name(agent, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        compose("toy/cliff", {"agent": agent, **settings})
+
+
+def test_a_mixture_gets_what_its_terms_need():
+    given = {"losses.cmpo.weight": 0.01, "losses.model_policy.weight": 0.001, "model.unroll_steps": 3}
+    mixed, plain = compose("CartPole-v1", {"agent": "ppo", **given}), compose("CartPole-v1", {"agent": "ppo"})
+    assert set(mixed.losses.weights()) - set(plain.losses.weights()) == {
+        "cmpo", "model_policy", "model_value", "model_reward"
+    }  # fmt: skip
+    assert mixed.losses.weights()["model_reward"] == 1.0
+    assert plain.optimiser.pieces == 1 and mixed.optimiser.pieces == 16
+    own = compose("CartPole-v1", {"agent": "ppo", **given, "losses.model_value.weight": 0.5, "optimiser.pieces": 8})
+    assert own.losses.weights()["model_value"] == 0.5 and own.optimiser.pieces == 8
+    again = compose("CartPole-v1", mixed.model_dump(mode="json", by_alias=True, exclude={"env"}))
+    assert again.losses == mixed.losses and again.optimiser == mixed.optimiser
+
+
+def test_policies_are_learnt_over_their_own_horizon():
+    rows = random_rows(5, BATCH, LENGTH)
+    weights = {"model_policy": {"weight": 0.1}, "model_value": {"weight": 0.1}, "model_reward": {"weight": 0.1}}
+    found = {}
+    for steps, horizon in ((3, None), (3, 1), (1, None)):
+        model = SMALL.model_copy(update={"unroll_steps": steps, "policy_horizon": horizon})
+        agent = policy.make(PPOConfig(), model, PPOLosses.model_validate(weights))
+        target, state = agent.targets(policy_of(agent), batch_of(rows), jax.random.key(0))
+        found[steps, horizon], _ = quick_jit(agent.loss)(MODEL, state, batch_of(rows), target, jax.random.key(0))
+    np.testing.assert_allclose(found[3, 1]["model_policy"], found[1, None]["model_policy"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[3, 1]["model_value"], found[3, None]["model_value"], rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(found[3, None]["model_policy"] - found[1, None]["model_policy"]).max()) > 1e-3
+
+
+def test_the_penalised_gradient_has_both_terms():
+    agent = agent_of(TRPOPenaltyConfig(), TRPOPenaltyLosses())
+    assert set(agent.weights) == {
+        "policy_gradient", "kl_to_behaviour", "value", "model_policy", "model_value", "model_reward"
+    }  # fmt: skip
+
+
+def test_ppo_deals_out_every_rollout_once_an_epoch():
+    found = compose("toy/cliff", {"agent": "ppo", "env.num_envs": 64, "optimiser.epochs": 3})
+    assert found.optimiser.batch_size == 4 and found.optimiser.minibatches == 16
+    assert updates_per_iteration(found.optimiser, 64 * found.loop.rollout_length) == 3 * 16
+    said = {"optimiser.batch_size": 1, "optimiser.updates_per_step": 1 / 32}
+    mine = compose("toy/cliff", {"agent": "ppo", **said}).optimiser
+    assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 32)
