@@ -12,10 +12,7 @@ STARTED = time.perf_counter()  # before the imports: the wall time counts them a
 
 import argparse  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
-import platform  # noqa: E402
 import shlex  # noqa: E402
-import subprocess  # noqa: E402
 import sys  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -25,12 +22,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from common import LEDGER, append, commit, machine  # noqa: E402
 from gymnax.wrappers.compat import LegacyStepAPIWrapper  # noqa: E402
 from gymnax.wrappers.purerl import LogWrapper  # noqa: E402
 from rejax import PPO  # noqa: E402
 from rejax.evaluate import evaluate  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 GAMES = ("Breakout-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
 CURVE_POINTS = 20
 
@@ -103,26 +100,6 @@ def build(env_id: str, settings: str, steps: int) -> tuple[PPO, int]:
     return algo.replace(eval_callback=training_return), iterations * iteration
 
 
-def machine() -> dict:
-    """Processor, cores of the machine and cores that this process may use, and the versions that matter."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    packages = ("jax", "jaxlib", "gymnax", "rejax", "flax", "optax", "distrax", "numpy")
-    return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "cores_used": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
-def commit() -> str:
-    """The short hash of the checked-out commit, or `uncommitted` outside a repository."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return git.stdout.strip() if git.returncode == 0 else "uncommitted"
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=lambda text: int(float(text)), default=2_000_000, help="environment steps")
     parser.add_argument("--settings", choices=sorted(SETTINGS), default="purejaxrl")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--ledger", type=Path, default=ROOT / "benchmarks" / "ledger.jsonl")
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
     return parser.parse_args()
 
 
@@ -156,7 +133,7 @@ def main() -> None:
         "env_steps": env_steps,
         "command": "python " + shlex.join(sys.argv),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine("jax", "jaxlib", "gymnax", "rejax", "flax", "optax", "distrax", "numpy"),
         "eval_seed": eval_seed,
         "mode": "sample",
         "episodes": args.episodes,
@@ -169,8 +146,7 @@ def main() -> None:
         "cpu_seconds": round(cpu_seconds, 1),
         "eval_wall_seconds": round(time.perf_counter() - STARTED - wall_seconds, 1),
     }
-    with args.ledger.open("a") as ledger:
-        ledger.write(json.dumps(line) + "\n")
+    append(line, args.ledger)
     shown = ("env", "settings", "seed", "env_steps", "mean", "wall_seconds", "cpu_seconds")
     print(json.dumps({**{name: line[name] for name in shown}, "training_return": line["training_return"][-1]}))
 

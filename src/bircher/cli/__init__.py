@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bircher.cli import games, inspect
+from bircher.cli import compare, games, inspect
 from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, SavedRun, Seed, told
 from bircher.version import __version__
 
@@ -114,7 +114,10 @@ def train(
 app.command("eval")(games.evaluate)
 app.command()(games.match)
 app.command()(games.play)
+app.command()(compare.compare)
+app.command()(compare.protocol)
 app.command()(inspect.diagnose)
+app.command()(inspect.doctor)
 app.command()(inspect.search)
 
 
@@ -187,10 +190,10 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     \b
     bircher envs minatar
     """
-    from bircher import config
+    from bircher import preset_files
     from bircher.envs import registry
 
-    found = [(*row[:-1], ", ".join(config.presets_of(str(row[-1])))) for row in registry.known(name_filter)]
+    found = [(*row[:-1], ", ".join(preset_files.presets_of(str(row[-1])))) for row in registry.known(name_filter)]
     rows = [("environment", "adapter", "observation", "actions", "presets"), *found]
     if len(rows) == 1:
         print(f"no environment's id contains {name_filter!r}", file=sys.stderr)

@@ -10,6 +10,33 @@ import typer
 
 from bircher.cli.shared import AsJson, Overrides, SavedRun, Seed, told
 
+FLAGGED = 3
+"""Exit status of `bircher doctor` where there are flags."""
+
+
+def doctor(run: SavedRun, as_json: AsJson = False) -> None:
+    """Say why a run does not learn: red flags with evidence, likely cause and the setting to change.
+
+    \b
+    bircher doctor runs/mine
+    bircher doctor runs/mine --json
+
+    Exit status 0 without flags, 3 with some.
+    """
+    with told():
+        from bircher.run import doctoring
+
+        flags = doctoring.examine(run)
+    if as_json:
+        print(json.dumps({"flags": [flag._asdict() for flag in flags]}))
+    else:
+        for flag in flags:
+            print(f"{flag.number:2d} {flag.name}\n   {flag.evidence}\n   likely: {flag.cause}\n   try: {flag.advice}")
+        if not flags:
+            print("no red flag")
+    if flags:
+        raise typer.Exit(FLAGGED)
+
 
 def diagnose(
     run: SavedRun,

@@ -1,0 +1,114 @@
+"""The commands that make and compare many runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bircher.cli.shared import FAILED, STOPPED, AsJson, told
+
+Steps = Annotated[int | None, typer.Option(min=1, help="Environment steps of each run; else the presets'.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, …")]
+Processes = Annotated[int, typer.Option(min=1, help="Runs side by side; the cores are shared out among them.")]
+Episodes = Annotated[int, typer.Option(min=1, help="Fresh episodes that each final agent is evaluated on.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where runs and pages go; give it again to go on.")]
+
+
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="(AGENT | RUN | KEY=VALUE)...", help="Agents, or runs that are there; then settings."),
+    ],
+    env: Annotated[list[str] | None, typer.Option("--env", metavar="ENV", help="Once for each environment.")] = None,
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    processes: Processes = 1,
+    episodes: Episodes = 100,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare agents over environments and seeds: train what is not there yet, evaluate, and write one page.
+
+    \b
+    bircher compare muesli ppo --env LunarLander-v3 --seeds 3
+    bircher compare ppo ppo,losses.cmpo.weight=0.01 --env CartPole-v1 --env Acrobot-v1 steps=1e5
+    bircher compare runs/one runs/two --out runs/both
+
+    An agent's own settings follow it behind commas.  Exit status 1 where a run failed, 130 where it was stopped.
+    """
+    with told():
+        from bircher.config import ConfigError
+        from bircher.run import cells, comparing, folder
+
+        settings = [word for word in words if "=" in word.split(",")[0]]
+        named = [word for word in words if word not in settings]
+        runs = [Path(word) for word in named if (Path(word) / folder.CONFIG).is_file()]
+        agents = [word for word in named if Path(word) not in runs]
+        if not named:
+            raise ConfigError("nothing to compare: give agents, such as muesli ppo, or the folders of runs")
+        if runs and (settings or steps is not None):
+            raise ConfigError("runs that are there keep their settings: leave KEY=VALUE and --steps out")
+        if agents and not env:
+            raise ConfigError(f"{agents[0]} needs an environment: --env ENV")
+        place = out or folder.RUNS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+        pairs = [*settings, *([] if steps is None else [f"steps={steps}"])]
+        made = cells.plan(comparing.variants(agents), env or [], range(seeds), pairs, place) if agents else []
+        every = [*comparing.existing(runs), *made]
+        title = " against ".join(dict.fromkeys(cell.variant for cell in every))
+    _make(every, place, title, (), processes, episodes, as_json)
+
+
+def protocol(
+    env: Annotated[str, typer.Argument(metavar="ENV", help="An environment's id.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For all five.")] = None,
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    processes: Processes = 1,
+    episodes: Episodes = 100,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """From PPO to Muesli in five steps, and one page that says what each of them added.
+
+    \b
+    bircher protocol CartPole-v1 --steps 100000
+    """
+    with told():
+        from bircher.run import cells, folder
+        from bircher.run import protocol as five
+
+        place = out or folder.RUNS / f"protocol-{time.strftime('%Y%m%d-%H%M%S')}"
+        pairs = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
+        every = cells.plan(five.STEPS, [env], range(seeds), pairs, place)
+    _make(every, place, f"From PPO to Muesli: {env}", five.NOTES, processes, episodes, as_json)
+
+
+def _make(
+    every: list, place: Path, title: str, notes: tuple[str, ...], processes: int, episodes: int, as_json: bool
+) -> None:
+    """Run what is missing, and write and print what was found."""
+    with told(FAILED):
+        from bircher.run import cells, comparing
+
+        place.mkdir(parents=True, exist_ok=True)
+        done, failed = cells.run(every, processes, episodes, lambda text: print(text, file=sys.stderr, flush=True))
+        missing = len(every) - len(done)
+        if not done:
+            raise typer.Exit(FAILED if failed else STOPPED)
+        said = (*notes, *([f"{missing} of {len(every)} runs are missing."] if missing else []))
+        found = comparing.findings(done, title, said)
+        numbers = comparing.write(found, place)
+    if as_json:
+        print(json.dumps(numbers))
+    else:
+        from bircher import pages
+
+        print(pages.markdown(found))
+        print(place / comparing.PAGE)
+    if missing:
+        raise typer.Exit(FAILED if failed else STOPPED)

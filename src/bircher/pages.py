@@ -1,0 +1,139 @@
+"""A comparison as one Markdown table, and as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from bircher import charts
+from bircher.comparison import Band, Estimate
+
+
+class Row(NamedTuple):
+    """One agent on one environment."""
+
+    env: str
+    agent: str
+    mean: Estimate
+    """Over the runs' own means, with its bootstrap interval."""
+    runs: tuple[float, ...]
+    """The mean return of each run, by seed."""
+    env_steps: int
+    wall_seconds: float
+    """Mean of the runs."""
+
+
+class Findings(NamedTuple):
+    """All that a page says."""
+
+    title: str
+    rows: Sequence[Row]
+    aggregates: Mapping[str, Mapping[str, Estimate]]
+    """By statistic, then by agent."""
+    improvement: Mapping[tuple[str, str], Estimate]
+    """How probably a run of the first beats one of the second."""
+    over_steps: Mapping[str, Mapping[str, Band]]
+    """By environment, then by agent."""
+    over_seconds: Mapping[str, Mapping[str, Band]]
+    commands: Sequence[str]
+    notes: Sequence[str]
+
+
+def markdown(found: Findings) -> str:
+    """Tables, notes and the exact commands."""
+    parts = [f"# {found.title}", "", *_markdown_table(*_scores(found))]
+    if found.aggregates:
+        parts += ["", *_markdown_table(*_aggregates(found))]
+    if found.improvement:
+        parts += ["", *_markdown_table(*_improvement(found))]
+    parts += ["", *(f"- {note}" for note in found.notes), "", "```", *found.commands, "```", ""]
+    return "\n".join(parts)
+
+
+def html(found: Findings) -> str:
+    """The same with pictures."""
+    body = [f"<h1>{escape(found.title)}</h1>", _html_table(*_scores(found))]
+    if found.aggregates:
+        body += ["<h2>Over all environments</h2>", charts.intervals(found.aggregates), _html_table(*_aggregates(found))]
+    if found.improvement:
+        body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(found))]
+    if found.over_steps:
+        body += ["<h2>By environment steps</h2>", charts.bands(found.over_steps, "environment steps")]
+    if found.over_seconds:
+        body += ["<h2>By wall time</h2>", charts.bands(found.over_seconds, "seconds")]
+    body += ["<ul>", *(f"<li>{escape(note)}</li>" for note in found.notes), "</ul>"]
+    body += ["<h2>Commands</h2>", "<pre>", *(escape(command) for command in found.commands), "</pre>"]
+    return _PAGE.format(title=escape(found.title), body="\n".join(body))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) {{ text-align: left; }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
+svg {{ max-width: 100%; height: auto; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
+    heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
+    return heads, [
+        [
+            row.env, row.agent, f"{row.mean.value:.1f}", f"{row.mean.low:.1f} to {row.mean.high:.1f}",
+            ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
+        ]
+        for row in found.rows
+    ]  # fmt: skip
+
+
+def _aggregates(found: Findings) -> tuple[list[str], list[list[str]]]:
+    statistics = list(found.aggregates)
+    agents = list(found.aggregates[statistics[0]])
+    cells = [[agent, *(_interval(found.aggregates[name][agent]) for name in statistics)] for agent in agents]
+    return ["agent", *statistics], cells
+
+
+def _improvement(found: Findings) -> tuple[list[str], list[list[str]]]:
+    return ["agent", "over", "probability"], [
+        [ours, theirs, _interval(estimate)] for (ours, theirs), estimate in found.improvement.items()
+    ]
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _html_table(heads: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])
+
+
+def as_json(found: Findings) -> dict[str, Any]:
+    """The numbers alone, as one object."""
+    return {
+        "title": found.title,
+        "rows": [{**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)} for row in found.rows],
+        "aggregates": {
+            name: {agent: estimate._asdict() for agent, estimate in agents.items()}
+            for name, agents in found.aggregates.items()
+        },
+        "probability_of_improvement": [
+            {"agent": ours, "over": theirs, **estimate._asdict()}
+            for (ours, theirs), estimate in found.improvement.items()
+        ],
+        "commands": list(found.commands),
+        "notes": list(found.notes),
+    }

@@ -1,0 +1,159 @@
+"""Many runs from one command: each a folder and a process of its own, some side by side, and any of them resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bircher.config import compose
+from bircher.run import folder
+from bircher.run.signals import StopRequest
+
+EVALUATION, LOG = "evaluation.json", "log.txt"
+BIRCHER = (sys.executable, "-m", "bircher")
+
+
+class Variant(NamedTuple):
+    """An agent as it is compared: a name, and the settings that make it."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+class Cell(NamedTuple):
+    """One run: a variant on an environment with a seed."""
+
+    variant: str
+    env: str
+    seed: int
+    path: Path
+    settings: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What a user would type for this run alone."""
+        return " ".join(["bircher train", self.env, *self.settings])
+
+    def done(self) -> bool:
+        """Whether it was trained and evaluated."""
+        return (self.path / EVALUATION).exists()
+
+    def evaluation(self) -> dict[str, Any]:
+        """The report of `bircher eval`, as it was printed."""
+        return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))
+
+
+class _Job(NamedTuple):
+    cell: Cell
+    process: subprocess.Popen
+    evaluating: bool
+    slot: int
+
+
+def plan(
+    variants: Sequence[Variant], envs: Sequence[str], seeds: Sequence[int], settings: Sequence[str], out: Path
+) -> list[Cell]:
+    """Every variant on every environment with every seed; each configuration is composed once, so that none fails late.
+
+    Seeds come first: whatever is stopped early has as many of each.
+
+    Raises:
+      ConfigError, UnknownEnvironment: a cell cannot be run, with its own sentence.
+    """
+    cells = []
+    for env in envs:
+        for variant in variants:
+            compose(env, [*variant.settings, *settings])
+    for seed in seeds:
+        for env in envs:
+            for variant in variants:
+                path = out / _file_name(env) / _file_name(variant.name) / str(seed)
+                cells.append(Cell(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}")))
+    return cells
+
+
+def run(
+    cells: Sequence[Cell], processes: int, episodes: int, tell: Callable[[str], None] = print
+) -> tuple[list[Cell], list[Cell]]:
+    """Train and evaluate what is not done yet, `processes` at a time: (done, failed); stops early where it is asked to.
+
+    Cores are shared out, so that processes do not fight for them.  A run that was interrupted goes on from its last
+    checkpoint.
+    """
+    waiting = [cell for cell in cells if not cell.done()]
+    if len(waiting) < len(cells):
+        tell(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
+    slots, jobs, failed = list(range(processes)), [], []
+    with StopRequest() as stop:
+        while jobs or (waiting and not stop.requested):
+            while waiting and slots and not stop.requested:
+                jobs.append(_begin(waiting.pop(0), slots.pop(0), processes, tell))
+            if stop.requested:
+                for job in jobs:
+                    job.process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            for job in [job for job in jobs if job.process.poll() is not None]:
+                jobs.remove(job)
+                following = _next(job, processes, episodes, stop.requested, failed, tell)
+                if following is None:
+                    slots.append(job.slot)
+                else:
+                    jobs.append(following)
+    return [cell for cell in cells if cell.done()], failed
+
+
+def _begin(cell: Cell, slot: int, processes: int, tell: Callable[[str], None]) -> _Job:
+    resumes = (cell.path / folder.CONFIG).exists()
+    tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: " + ("going on" if resumes else "training"))
+    arguments = ["--resume", str(cell.path)] if resumes else [cell.env, *cell.settings, "--out", str(cell.path)]
+    return _Job(cell, _spawn(cell, ["train", *arguments], None, slot, processes), False, slot)
+
+
+def _next(
+    job: _Job, processes: int, episodes: int, stopping: bool, failed: list[Cell], tell: Callable[[str], None]
+) -> _Job | None:
+    """What follows a process that ended: the evaluation, or nothing."""
+    cell, code = job.cell, job.process.returncode
+    unfinished = cell.path / f"{EVALUATION}.unfinished"
+    if code != 0:
+        if not stopping:
+            failed.append(cell)
+            tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: failed, see {cell.path.parent / f'{cell.seed}.{LOG}'}")
+        return None
+    if job.evaluating:
+        os.replace(unfinished, cell.path / EVALUATION)
+        tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: mean return {cell.evaluation()['mean']:.1f}")
+        return None
+    if stopping:
+        return None
+    arguments = ["eval", str(cell.path), "--episodes", str(episodes), "--seed", str(cell.seed), "--json"]
+    return _Job(cell, _spawn(cell, arguments, unfinished, job.slot, processes), True, job.slot)
+
+
+def _spawn(cell: Cell, arguments: list[str], output: Path | None, slot: int, processes: int) -> subprocess.Popen:
+    """A command line of its own, on its share of the cores; what it says goes to the log beside its run."""
+    log = cell.path.parent / f"{cell.seed}.{LOG}"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    share = set(cores[slot % len(cores) :: processes]) if cores else set()
+
+    with log.open("a") as said, output.open("w") if output else log.open("a") as printed:
+        # In a session of its own: Ctrl-C reaches it through `run` alone.
+        process = subprocess.Popen([*BIRCHER, *arguments], stdout=printed, stderr=said, start_new_session=True)
+    if share:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, share)
+    return process
+
+
+def _file_name(text: str) -> str:
+    """A name that every file system takes."""
+    return "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")

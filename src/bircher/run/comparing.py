@@ -1,0 +1,163 @@
+"""Agents compared: which runs, what they say together, and where that is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bircher import comparison, metrics, pages
+from bircher.comparison import Band, Curve
+from bircher.config import AGENTS, ConfigError
+from bircher.run import folder
+from bircher.run.cells import Cell, Variant
+from bircher.settings import near
+
+PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
+POINTS = 60
+"""Places at which a curve is known."""
+
+
+def variants(words: Sequence[str]) -> list[Variant]:
+    """Agents by name, each with settings of its own behind commas: `ppo,losses.cmpo.weight=0.01`.
+
+    Raises:
+      ConfigError: no such agent, or the same one twice.
+    """
+    found = []
+    for word in words:
+        agent, *settings = word.split(",")
+        if agent not in AGENTS:
+            raise ConfigError(f"unknown agent {agent!r}{near(agent, AGENTS)}: expected one of {', '.join(AGENTS)}")
+        found.append(Variant(word, (f"agent={agent}", *settings)))
+    twice = next((word for word in words if list(words).count(word) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is given twice")
+    return found
+
+
+def existing(paths: Sequence[Path]) -> list[Cell]:
+    """Runs that are there already, each as a cell of its agent; what differs in more than its seed has its own name.
+
+    Raises:
+      RunFolderError: one is no run.
+      ConfigError: one is given twice.
+    """
+    found: list[Cell] = []
+    kinds: dict[tuple[str, str], str] = {}
+    for path in paths:
+        config = folder.read_config(path)
+        agent = config.agent.name
+        kind = config.model_copy(update={"seed": 0, "env": config.env.model_copy(update={"id": ""})}).to_yaml()
+        if kinds.setdefault((agent, config.env.id), kind) != kind:
+            agent = f"{agent} ({path.name})"
+        if any(cell.path == path for cell in found):
+            raise ConfigError(f"{path} is given twice")
+        found.append(Cell(agent, config.env.id, config.seed, path, (f"agent={config.agent.name}",)))
+    return found
+
+
+def curve(path: Path) -> Curve | None:
+    """A run's training returns over steps and seconds, as means between evenly spaced places; None without any."""
+    lines = [
+        line for line in metrics.read(path / folder.METRICS) if np.isfinite(line.get("act/episode_return", np.nan))
+    ]
+    if len(lines) < 2:
+        return None
+    steps, seconds, returns = (
+        np.array([line[name] for line in lines], float) for name in ("env_steps", "wall_seconds", "act/episode_return")
+    )
+    edges = np.linspace(0, steps[-1], min(POINTS, len(lines)) + 1)
+    place = np.clip(np.searchsorted(edges, steps, side="left") - 1, 0, len(edges) - 2)
+    kept = np.unique(place)
+    means = [[float(column[place == index].mean()) for index in kept] for column in (steps, seconds, returns)]
+    return Curve([int(value) for value in means[0]], means[1], means[2])
+
+
+def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pages.Findings:
+    """What these runs, all of them done, say together.
+
+    Raises:
+      RunFolderError: a run's evaluation or metrics cannot be read.
+    """
+    agents = list(dict.fromkeys(cell.variant for cell in cells))
+    envs = list(dict.fromkeys(cell.env for cell in cells))
+    generator = np.random.default_rng(0)
+    reports = {cell: cell.evaluation() for cell in cells}
+    curves = {cell: curve(cell.path) for cell in cells}
+    lines = {cell: metrics.read(cell.path / folder.METRICS)[-1] for cell in cells}
+    scores: dict[str, dict[str, list[float]]] = {agent: {} for agent in agents}
+    rows = []
+    for env in envs:
+        for agent in agents:
+            own = [cell for cell in cells if (cell.env, cell.variant) == (env, agent)]
+            if not own:
+                continue
+            means = [float(reports[cell]["mean"]) for cell in own]
+            scores[agent][env] = means
+            estimate = comparison.aggregate({env: means}, lambda values: values.mean(-1), generator)
+            steps = max(int(lines[cell]["env_steps"]) for cell in own)
+            seconds = float(np.mean([lines[cell]["wall_seconds"] for cell in own]))
+            rows.append(pages.Row(env, agent, estimate, tuple(means), steps, seconds))
+    floors = {env: _untrained([curves[cell] for cell in cells if cell.env == env]) for env in envs}
+    scaled = comparison.normalised(scores, floors) if len(envs) > 1 else scores
+    unit = "normalised" if len(envs) > 1 else "return"
+    aggregates = {
+        f"IQM, {unit}": {agent: comparison.iqm(scaled[agent], generator) for agent in agents},
+        f"median, {unit}": {agent: comparison.median(scaled[agent], generator) for agent in agents},
+    }
+    improvement = {
+        (ours, theirs): comparison.probability_of_improvement(scores[ours], scores[theirs], generator)
+        for ours, theirs in permutations(agents, 2)
+        if set(scores[ours]) & set(scores[theirs])
+    }
+    said = [
+        *notes,
+        "A run counts as one number, the mean return of its final agent's evaluation; intervals are 95 % stratified "
+        f"bootstrap intervals of {comparison.RESAMPLES:,} resamples.",
+    ]
+    if len(envs) > 1:
+        said.append(
+            "Normalised: 0 is the return of training's first episodes, 1 that of the best agent, in each environment."
+        )
+    over = {
+        axis: {env: _bands(cells, curves, env, agents, axis) for env in envs} for axis in ("env_steps", "wall_seconds")
+    }
+    commands = [cell.command for cell in cells]
+    return pages.Findings(
+        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, said
+    )  # fmt: skip
+
+
+def _untrained(curves: Sequence[Curve | None]) -> float:
+    """The mean return of the first episodes of these runs; 0 where none ended."""
+    first = [found.returns[0] for found in curves if found is not None]
+    return float(np.mean(first)) if first else 0.0
+
+
+def _bands(
+    cells: Sequence[Cell], curves: dict[Cell, Curve | None], env: str, agents: Sequence[str], axis: str
+) -> dict[str, Band]:
+    found = {}
+    for agent in agents:
+        own = [curves[cell] for cell in cells if (cell.env, cell.variant) == (env, agent)]
+        known = [one for one in own if one is not None]
+        if known:
+            found[agent] = comparison.band(known, axis)
+    return found
+
+
+def write(found: pages.Findings, out: Path) -> dict[str, Any]:
+    """Page, table and numbers in a folder, each at once or not at all; returns the numbers."""
+    numbers = pages.as_json(found)
+    texts = {PAGE: pages.html(found), TABLE: pages.markdown(found), NUMBERS: json.dumps(numbers, indent=1)}
+    for name, text in texts.items():
+        temporary = out / f".{name}.unfinished"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out / name)
+    return numbers

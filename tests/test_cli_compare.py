@@ -1,0 +1,91 @@
+"""`bircher compare`, `protocol` and `doctor` as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from bircher.cli import app
+from bircher.run import cells, comparing, protocol
+from tiny import WORDS
+
+SHORT = ["--steps", "64", "--seeds", "1", "--episodes", "4", "optimiser.minibatches=1", "optimiser.epochs=1"]
+
+
+def invoke(*words: str):
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two agents, a process each: trained, evaluated, and a page of both."""
+    out = tmp_path_factory.mktemp("compare") / "both"
+    words = ["compare", "muesli", "ppo", *WORDS, "--env", "toy/cliff", *SHORT, "--processes", "2", "--out", str(out)]
+    told = invoke(*words, "--json")
+    assert told.exit_code == 0, told.output
+    return out, words, json.loads(told.stdout)
+
+
+def test_a_comparison_holds_every_run_and_its_command(compared):
+    out, _, found = compared
+    assert [row["agent"] for row in found["rows"]] == ["muesli", "ppo"]
+    for row in found["rows"]:
+        run = out / "toy-cliff" / row["agent"] / "0"
+        report = json.loads((run / cells.EVALUATION).read_text())
+        assert row["runs"] == [report["mean"]] and report["episodes"] == 4
+        assert row["env_steps"] >= 64 and row["wall_seconds"] > 0
+    assert found["commands"][0].startswith("bircher train toy/cliff agent=muesli")
+    assert (out / comparing.PAGE).read_text().count("<svg") >= 2
+    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+
+
+def test_asked_again_it_trains_nothing_anew(compared):
+    out, words, found = compared
+    told = invoke(*words, "--json")
+    assert told.exit_code == 0 and "2 of 2 runs are done already" in told.stderr
+    assert json.loads(told.stdout) == found
+
+
+def test_runs_that_are_there_can_be_compared(compared, tmp_path):
+    out, _, found = compared
+    runs = [str(out / "toy-cliff" / agent / "0") for agent in ("muesli", "ppo")]
+    told = invoke("compare", *runs, "--out", str(tmp_path / "again"))
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "again" / comparing.TABLE).read_text().splitlines()[2] in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["compare", "muesly", "--env", "toy/cliff"], "unknown agent 'muesly'; did you mean muesli"),
+        (["compare", "muesli"], "muesli needs an environment"),
+        (["compare", "steps=5", "--env", "toy/cliff"], "nothing to compare"),
+        (["compare", "muesli", "muesli", "--env", "toy/cliff"], "muesli is given twice"),
+        (["compare", "muesli", "--env", "toy/clif"], "toy/clif"),
+        (["compare", "ppo,losses.cmpo.wight=1", "--env", "toy/cliff"], "losses.cmpo.wight"),
+        (["protocol", "toy/clif"], "toy/clif"),
+        (["doctor", "nowhere"], "nowhere is no run"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = invoke(*words)
+    assert told.exit_code == 2 and sentence in told.stderr
+    assert not list(tmp_path.iterdir()), "refused before anything is made"
+
+
+def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
+    made = cells.plan(protocol.STEPS, ["toy/cliff"], range(2), ["steps=64"], tmp_path)
+    assert len(made) == 10 and len({cell.path for cell in made}) == 10
+    assert [cell.seed for cell in made] == [0] * 5 + [1] * 5, "seeds come first"
+
+
+def test_the_doctor_of_a_short_run(compared):
+    out, _, _ = compared
+    told = invoke("doctor", str(out / "toy-cliff" / "muesli" / "0"), "--json")
+    assert told.exit_code in (0, 3), told.output
+    flags = json.loads(told.stdout)["flags"]
+    assert (told.exit_code == 3) == bool(flags)
+    assert all(set(flag) == {"number", "name", "evidence", "cause", "advice"} for flag in flags)

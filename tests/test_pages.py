@@ -1,0 +1,51 @@
+"""A comparison's page: all numbers are on it, and nothing that it would have to fetch."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+from bircher import pages
+from bircher.comparison import Band, Estimate
+
+BAND = Band([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [0.5, 1.5, 2.0], [1.5, 2.5, 4.0])
+FOUND = pages.Findings(
+    title="a <b> against c",
+    rows=[
+        pages.Row("toy/one", "a <b>", Estimate(1.25, 1.0, 1.5), (1.0, 1.5), 1000, 2.0),
+        pages.Row("toy/one", "c", Estimate(-3.0, -4.0, -2.0), (-4.0, -2.0), 1000, 3.0),
+    ],
+    aggregates={"IQM, return": {"a <b>": Estimate(1.25, 1.0, 1.5), "c": Estimate(-3.0, -4.0, -2.0)}},
+    improvement={("a <b>", "c"): Estimate(1.0, 1.0, 1.0)},
+    over_steps={"toy/one": {"a <b>": BAND, "c": BAND}},
+    over_seconds={"toy/one": {"a <b>": BAND}},
+    commands=["bircher train toy/one agent=a seed=0"],
+    notes=["two runs & no more"],
+)
+
+
+def test_the_table_says_each_number():
+    text = pages.markdown(FOUND)
+    assert "| toy/one | a <b> | 1.2 | 1.0 to 1.5 | 1.0, 1.5 | 1,000 | 2 |" in text
+    assert "| a <b> | c | 1.00 (1.00 to 1.00) |" in text and "| c | -3.00 (-4.00 to -2.00) |" in text
+    assert "bircher train toy/one agent=a seed=0" in text and "- two runs & no more" in text
+
+
+def test_the_page_is_whole_and_holds_its_pictures():
+    page = pages.html(FOUND)
+    assert "a &lt;b&gt; against c" in page and "two runs &amp; no more" in page
+    assert page.count("<svg") == 3 and "<script" not in page and 'src="' not in page
+    for part in page.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + part[: part.index("</svg>") + len("</svg>")])
+    assert page == pages.html(FOUND), "the same numbers give the same page"
+
+
+def test_numbers_are_plain_json():
+    told = json.loads(json.dumps(pages.as_json(FOUND)))
+    assert told["rows"][0]["mean"] == {"value": 1.25, "low": 1.0, "high": 1.5} and told["rows"][1]["runs"] == [
+        -4.0,
+        -2.0,
+    ]
+    assert told["probability_of_improvement"] == [
+        {"agent": "a <b>", "over": "c", "value": 1.0, "low": 1.0, "high": 1.0}
+    ]
