@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from bircher import actor
-from bircher.agents import muesli
+from bircher.agents import muesli, policy
 from bircher.envs import registry
 from bircher.models.model import ModelConfig
 from bircher.ops.losses import combine
@@ -15,7 +15,7 @@ from bircher.types import Batch, Policy
 def main(iterations: int = 200) -> list[float]:
     """Train for so many rollouts of 64 environments and 16 steps; returns each one's mean episode length."""
     env = registry.make("CartPole-v1", num_envs=64, seed=0)
-    agent = muesli.make(muesli.MuesliConfig(), ModelConfig(num_atoms=51, support=20), muesli.MuesliLosses())
+    agent = policy.make(muesli.MuesliConfig(), ModelConfig(num_atoms=51, support=20), muesli.MuesliLosses())
     (params, state), optimiser = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)
     learnt = (params, params, state, optimiser.init(params))  # online, target, agent's state, moments
 

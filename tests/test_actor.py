@@ -10,7 +10,7 @@ import pytest
 
 from bircher import actor
 from bircher.envs.toys import counter_reward, make_toy
-from bircher.types import Policy
+from bircher.types import Policy, Tally
 from builders import assert_trees_equal, muesli_agent, quick_jit, random_model
 
 AGENT = muesli_agent()
@@ -75,6 +75,7 @@ def test_tallies_against_a_plain_loop(name, request):
     for _ in range(3):
         state, rows, tally = program(state, 7)
         expected = {"env_steps": 0, "episodes": 0, "return_sum": 0.0, "length_sum": 0}
+        ends = []
         for t in range(1, 8):
             for b in range(3):
                 if rows.first[b, t]:
@@ -86,11 +87,28 @@ def test_tallies_against_a_plain_loop(name, request):
                     expected["episodes"] += 1
                     expected["return_sum"] += episode[b, 0]
                     expected["length_sum"] += episode[b, 1]
+                    ends.append((episode[b, 1], bool(rows.terminal[b, t])))
+        expected["longest"] = max((length for length, _ in ends), default=0)
+        expected["died_at_longest"] = ends.count((expected["longest"], True))
         for field, value in expected.items():
             assert float(getattr(tally, field)) == pytest.approx(value), field
         assert int(tally.failed) == -1
         np.testing.assert_allclose(state.episode_return, episode[:, 0])
         np.testing.assert_array_equal(state.episode_length, episode[:, 1])
+
+
+def test_tallies_follow_one_another():
+    """Sums add up; of the longest episodes only those of the longest of all are counted."""
+    short = Tally.zero()._replace(env_steps=jnp.int32(7), longest=jnp.int32(3), died_at_longest=jnp.int32(2))
+    long = Tally.zero()._replace(env_steps=jnp.int32(5), longest=jnp.int32(4), died_at_longest=jnp.int32(1))
+    failed = Tally.zero()._replace(failed=jnp.int32(6), longest=jnp.int32(4), died_at_longest=jnp.int32(3))
+    for tallies, died in (((short, long), 1), ((long, short), 1), ((short, long, failed), 4), ((short, short), 4)):
+        total = Tally.zero()
+        for tally in tallies:
+            total = total.then(tally)
+        assert int(total.died_at_longest) == died
+        assert int(total.env_steps) == sum(int(tally.env_steps) for tally in tallies)
+        assert int(total.failed) == (6 if failed in tallies else -1)
 
 
 def test_in_games_of_two_the_return_is_the_first_movers():

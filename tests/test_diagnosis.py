@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from agents.muesli_reference import leads_nowhere, step
 from bircher import diagnosis
-from bircher.agents import muesli
+from bircher.agents import muesli, policy
 from bircher.cli import app
 from builders import SMALL, SPEC, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
@@ -92,7 +92,7 @@ def test_without_a_reward_head_the_outcome_is_the_last_positions_value():
     """Rewards are not judged, and a value is held against the outcome seen from its own side."""
     board = SMALL.model_copy(update={"value_head": "tanh", "reward_head": False})
     model = random_model(11, board)
-    agent = muesli.make(muesli.MuesliConfig(discount=1.0), board, muesli.MuesliLosses(), None, 2)
+    agent = policy.make(muesli.MuesliConfig(discount=1.0), board, muesli.MuesliLosses(), None, 2)
     rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
     discount = np.where(rows.terminal | rows.first, rows.discount, -1.0).astype(np.float32)
     rows = rows._replace(reward=np.where(rows.terminal, 1.0, 0.0).astype(np.float32), discount=discount)

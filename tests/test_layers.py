@@ -25,11 +25,12 @@ ADAPTERS = {
     "pgx": {"envs"},
     "gymnasium": {"envs", "viz"},
     "tensorboardX": {"writers"},
-    "matplotlib": {"viz"},
+    "matplotlib": {"viz", "charts"},
     "PIL": {"panels"},
     "imageio_ffmpeg": {"viz"},
     "ray": {"cluster"},
     "rlax": set(),
+    "rliable": set(),
 }
 """A third party's package, and the rooms that may import it."""
 

@@ -57,7 +57,11 @@ def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
     trained = [line for line in lines if "loss/cmpo" in line]
     for name in ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward"):
         assert f"weighted/{name}" in trained[-1] and f"loss/{name}" in trained[-1]
-    assert "model/value_error_last" in next(line for line in lines if "eval/return_mean" in line)
+    evaluated = next(line for line in lines if "eval/return_mean" in line)
+    assert "model/value_error_last" in evaluated
+    shares = [value for name, value in evaluated.items() if name.startswith("gradient/") and name.endswith("_share")]
+    assert len(shares) == 6 and sum(shares) == pytest.approx(1.0)
+    assert all(line["act/deaths_at_longest"] <= 1 for line in lines if "act/episode_return" in line)
     value = trained[-1]
     assert value["weighted/value"] == pytest.approx(0.25 * value["loss/value"])
 
@@ -233,12 +237,12 @@ def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Pat
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None)
+    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None, 4)
     counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
     for share in (0.0, 0.25, 0.5):
-        journal.write(counters, {"target/support_overflow": share})
+        journal.write(counters, {"target/support_overflow": share, "eval/return_mean": 0.0})
     journal.close()
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("red flag 8")]
     assert len(said) == 1 and "25.0% of the value and reward targets" in said[0] and "model.support=3" in said[0]
 
 

@@ -85,12 +85,16 @@ def rollout(
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
         # Both ends: a rollout may begin where the one before it failed.
         bad = not_finite(timestep) | not_finite(following)
+        lengths = jnp.where(following.last, episode_length, 0)
+        longest = lengths.max()
         tally = Tally(
             env_steps=(~fresh).sum(),
             episodes=following.last.sum(),
             return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
-            length_sum=jnp.where(following.last, episode_length, 0).sum(),
+            length_sum=lengths.sum(),
             failed=jnp.where(bad.any(), jnp.argmax(bad), -1),
+            longest=longest,
+            died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
         )
         side = next_side(state.side, following)
         return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
@@ -102,8 +106,15 @@ def rollout(
     output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
     last = Trajectory.of(state.timestep, output.action, output.extras)
     rows = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]).swapaxes(0, 1), rows, last)
-    tally = Tally(
+    return state, rows, _total(tallies)
+
+
+def _total(tallies: Tally) -> Tally:
+    """Those of each step as one."""
+    longest = tallies.longest.max()
+    return Tally(
         *(getattr(tallies, name).sum() for name in ("env_steps", "episodes", "return_sum", "length_sum")),
         failed=tallies.failed[jnp.argmax(tallies.failed >= 0)],
+        longest=longest,
+        died_at_longest=jnp.where(tallies.longest == longest, tallies.died_at_longest, 0).sum(),
     )
-    return state, rows, tally

@@ -48,6 +48,8 @@ class EvaluationConfig(BaseModel):
     """Whether actions are drawn from the policy or are its most probable ones."""
     diagnose: bool = True
     """Whether each also holds the agent's model against sequences of the replay."""
+    gradients: bool = True
+    """Whether each also measures what every loss term asks of every part of the network."""
 
 
 class EvaluationFailed(RuntimeError):

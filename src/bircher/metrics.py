@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ GROUPS = {
     "weighted": "the loss terms times their weights: what is summed and minimised",
     "target": "what the loss trains towards",
     "model": "parameters and gradients",
+    "gradient": "what each term asks of each part of the network, weighted",
     "speed": "how fast, and how large",
     "eval": "fresh episodes that training never sees",
 }
@@ -35,6 +37,10 @@ GROUPS = {
 TERMS = {
     "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalised",
     "cmpo": "KL from the clipped-MPO policy to the root's policy",
+    "ppo_clip": "PPO's clipped surrogate of the policy gradient",
+    "mpo": "KL from the unclipped MPO policy to the root's policy",
+    "kl_to_behaviour": "KL from the policy that acted to the root's policy, as its excess over the former's entropy",
+    "ppo_value": "half the squared error of the root's value, clipped around what it was",
     "value": "categorical cross-entropy of the root's value, as its excess over the target's entropy",
     "policy": "KL from the search's policy to the root's policy",
     "model_policy": "KL from the improved policies to those predicted after 1 to K steps of the model",
@@ -44,6 +50,17 @@ TERMS = {
     "model_reward": "excess cross-entropy of the rewards predicted by 1 to K steps of the model",
 }
 """Every loss term by its name in ``losses.TERM``."""
+
+PARTS = {
+    "encoder": "the representation",
+    "dynamics": "the dynamics",
+    "reader": "what reads a latent for the heads",
+    "policy_head": "the policy's head",
+    "value_head": "the value's head",
+    "reward_head": "the reward's head",
+    "projection": "the consistency term's projection",
+}
+"""The parts of a network that gradients are told apart by."""
 
 
 class Metric(NamedTuple):
@@ -60,8 +77,18 @@ class Metric(NamedTuple):
 _TABLE = (
     ("act/episode_return", "reward", "mean undiscounted return of the training episodes ended since the last line"),
     ("act/episode_length", "env steps", "mean length of the same episodes"),
+    (
+        "act/deaths_at_longest",
+        "share",
+        "of the same episodes that died at exactly the greatest length of the run so far",
+    ),
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
+    ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),
+    ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
+    ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),
     ("target/value_mean", "return", "mean of the value targets"),
+    ("target/replay_age", "env steps", "mean age of the batch's steps: the replayed share times the ring's mean age"),
+    ("target/advantage_mean", "1", "mean of the normalised advantages"),
     ("target/advantage_scale", "return", "root of the moving second moment by which advantages are divided"),
     ("target/advantage_deviation", "1", "root mean square of the normalised advantages; 1 when the scale is right"),
     ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
@@ -91,6 +118,7 @@ _TABLE = (
     ("model/advantage_correlation", "1", "between the model's advantages and those that returns showed; 0: no use"),
     ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
     ("speed/updates_per_second", "1/s", "updates a second since the last line"),
+    ("speed/acting_share", "share", "of acting in the time of acting and learning; where these are two programs"),
     ("speed/memory_bytes", "bytes", "memory that the process holds (on a GPU: on the device)"),
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
     ("eval/return_median", "reward", "median of the same returns"),
@@ -103,6 +131,16 @@ GLOSSARY: dict[str, Metric] = {
     for metric in (
         *(Metric(*line) for line in _TABLE),
         *(Metric(f"loss/{term}", "nats", text) for term, text in TERMS.items()),
+        *(
+            Metric(f"gradient/{term}_{part}", "1", f"norm of {term}'s gradient for {text}")
+            for term in TERMS
+            for part, text in PARTS.items()
+        ),
+        *(Metric(f"gradient/{term}_share", "share", f"of {term} in the sum of the encoder's norms") for term in TERMS),
+        *(
+            Metric(f"gradient/cosine_{first}_{second}", "1", f"between the gradients of {first} and {second}, encoder")
+            for first, second in permutations(TERMS, 2)
+        ),
         *(Metric(f"weighted/{term}", "nats", f"{text}; times its weight") for term, text in TERMS.items()),
     )
 }

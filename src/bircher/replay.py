@@ -77,6 +77,8 @@ class Replay(NamedTuple):
     """(state, key, B) -> B of all whole sequences that are held, uniformly or by priority"""
     update_priority: Callable[[Any, Array, Array], Any]
     """(state, indices [B], priorities [B]) -> state; -1 stands for a sequence that is not in here"""
+    age: Callable[[Any], Array]
+    """(state) -> mean age of the steps that are held, in steps of all environments"""
     ready: Callable[[Any], Array]
     """(state) -> whether a whole sequence can be drawn; asked too early, flashbax gives rows of zeros"""
     capacity: int
@@ -106,8 +108,13 @@ def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: f
         min_length_time_axis=sequence_length,
         max_length_time_axis=length,
     )
+
+    def age(state: Any) -> Array:
+        held = jnp.where(state.is_full, length, state.current_index)
+        return num_envs * jnp.maximum(held - 1, 0) / 2
+
     if priority_exponent:
-        return _prioritised(buffer, num_envs, length, rollout_length, priority_exponent)
+        return _prioritised(buffer, num_envs, length, rollout_length, priority_exponent, age)
 
     def sample(state: Any, key: Key, batch_size: int) -> Draw:
         return Draw(trajectory_buffer.sample(state, key, batch_size, sequence_length, 1).experience, None, None)
@@ -116,7 +123,9 @@ def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: f
         del indices, priorities
         return state
 
-    return Replay(buffer.init, buffer.add, sample, update_priority, buffer.can_sample, num_envs * length, False)
+    return Replay(
+        buffer.init, buffer.add, sample, update_priority, age, buffer.can_sample, num_envs * length, False
+    )  # fmt: skip
 
 
 class Weights(NamedTuple):
@@ -178,7 +187,9 @@ class PrioritisedState(NamedTuple):
     weights: Weights
 
 
-def _prioritised(buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float) -> Replay:
+def _prioritised(
+    buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float, age: Callable[[Any], Array]
+) -> Replay:
     """The same ring, drawn from by priority; index e * length + t stands for environment e from row t on."""
 
     def init(row: PyTree) -> PrioritisedState:
@@ -212,7 +223,10 @@ def _prioritised(buffer: Any, num_envs: int, length: int, rollout_length: int, e
     def ready(state: PrioritisedState) -> Array:
         return buffer.can_sample(state.ring)
 
-    return Replay(init, add, sample, update_priority, ready, num_envs * length, True)
+    def age_of_ring(state: PrioritisedState) -> Array:
+        return age(state.ring)
+
+    return Replay(init, add, sample, update_priority, age_of_ring, ready, num_envs * length, True)
 
 
 def num_bytes(row: PyTree, capacity: int) -> int:

@@ -204,6 +204,30 @@ class Tally(NamedTuple):
     length_sum: Int[Array, ""]
     failed: Int[Array, ""]
     """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
+    longest: Int[Array, ""]
+    """Actions of the longest episode that ended; 0 where none did."""
+    died_at_longest: Int[Array, ""]
+    """Episodes of that very length that ended in a death: nearly all where an environment calls its time limit one."""
+
+    def then(self, later: Tally) -> Tally:
+        """Both as one."""
+        longest = jnp.maximum(self.longest, later.longest)
+        died = [jnp.where(tally.longest == longest, tally.died_at_longest, 0) for tally in (self, later)]
+        return Tally(
+            env_steps=self.env_steps + later.env_steps,
+            episodes=self.episodes + later.episodes,
+            return_sum=self.return_sum + later.return_sum,
+            length_sum=self.length_sum + later.length_sum,
+            failed=jnp.where(self.failed >= 0, self.failed, later.failed),
+            longest=longest,
+            died_at_longest=died[0] + died[1],
+        )
+
+    @classmethod
+    def zero(cls) -> Tally:
+        """Of nothing yet, in buffers of its own."""
+        count = [jnp.zeros((), jnp.int32) for _ in range(5)]
+        return cls(count[0], count[1], jnp.zeros(()), count[2], jnp.full((), -1, jnp.int32), count[3], count[4])
 
 
 class Counters(NamedTuple):

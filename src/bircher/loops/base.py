@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +38,35 @@ class Programs(NamedTuple):
     compile: Callable[[TrainState, PyTree, Progress], None]
     """compiles what `begin` and `advance` will run for arguments of these shapes, several programs at once where there
     are any; optional: without it they compile at their first call"""
+    stopwatch: Stopwatch | None = None
+    """None where acting and learning are one program, whose parts nobody can tell apart"""
+
+
+class Stopwatch:
+    """Times an iteration now and then, by waiting for it: what share of it is acting."""
+
+    SECONDS = 10.0
+    """Between two that are timed; in between nothing waits."""
+
+    def __init__(self) -> None:
+        self.acting_share: float | None = None
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether to time the iteration that begins."""
+        return time.monotonic() >= self._next
+
+    def record(self, acting: float, learning: float) -> None:
+        """What was measured, in seconds."""
+        self.acting_share = acting / max(acting + learning, 1e-9)
+        self._next = time.monotonic() + self.SECONDS
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, when it is there, and the seconds that took."""
+    began = time.monotonic()
+    result = jax.block_until_ready(call())
+    return result, time.monotonic() - began
 
 
 Learn = Callable[[TrainState, Progress, Trajectory, Tally], tuple[TrainState, Progress]]
@@ -53,21 +83,17 @@ def learning(learn: Learner) -> tuple[Learn, Callable[[TrainState, Trajectory, T
 
     def zeros(train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
         _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (tally, metrics))
-        # Two arrays, for both will be donated.
-        blank_tally = blank[0]._replace(failed=jnp.full((), -1, jnp.int32))
-        return Progress(jnp.zeros((), jnp.int32), blank_tally, blank[1], jnp.full((), -1, jnp.int32))
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return Progress(jnp.zeros((), jnp.int32), Tally.zero(), blank, jnp.full((), -1, jnp.int32))
 
     return learn_from, zeros
 
 
 def _add(progress: Progress, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
-    total = jax.tree.map(jnp.add, progress.tally, tally)
     newly = (progress.tally.failed < 0) & (tally.failed >= 0)
-    total = total._replace(failed=jnp.where(progress.tally.failed >= 0, progress.tally.failed, tally.failed))
     return Progress(
         progress.iterations + 1,
-        total,
+        progress.tally.then(tally),
         jax.tree.map(jnp.add, progress.metrics, metrics),
         jnp.where(newly, env_steps, progress.failed_at),
     )

@@ -10,6 +10,7 @@ is one rollout older.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +22,7 @@ from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState
-from bircher.loops.base import Programs, Progress, learning
+from bircher.loops.base import Programs, Progress, Stopwatch, learning, timed
 from bircher.types import Counters, Policy, Tally, Trajectory
 
 
@@ -53,6 +54,7 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
     collect_program: Any = jax.jit(collect, donate_argnums=1)
     learn_program: Any = jax.jit(learn_and_see, donate_argnums=(0, 1))
     see_program = jax.jit(see)
+    stopwatch = Stopwatch()
 
     def begin(train: TrainState, actor_state: ActorState) -> PipelineState:
         return collect_program(see_program(train), actor_state)
@@ -62,9 +64,18 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         # What two threads dispatch runs at the same time; what one dispatches runs one after the other.
         with ThreadPoolExecutor(1, "actor") as pool:
             for _ in range(iterations):
-                collecting = pool.submit(collect_program, seen, state.actor)
-                train, progress, seen = learn_program(train, progress, state.rollout, state.tally)
-                state = collecting.result()
+                acting = partial(collect_program, seen, state.actor)
+                learning_from = partial(learn_program, train, progress, state.rollout, state.tally)
+                if not stopwatch.due():
+                    collecting = pool.submit(acting)
+                    train, progress, seen = learning_from()
+                    state = collecting.result()
+                    continue
+                jax.block_until_ready((train, state))
+                collecting = pool.submit(timed, acting)
+                (train, progress, seen), learnt = timed(learning_from)
+                state, acted = collecting.result()
+                stopwatch.record(acted, learnt)
         return train, state, progress
 
     def compile(train: TrainState, state: PipelineState, progress: Progress) -> None:
@@ -79,4 +90,4 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
     def fresh_progress(train: TrainState, state: PipelineState) -> Progress:
         return zeros(train, state.rollout, state.tally)
 
-    return Programs(begin, advance, fresh_progress, compile)
+    return Programs(begin, advance, fresh_progress, compile, stopwatch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState
-from bircher.loops.base import Learn, Programs, Progress, learning
+from bircher.loops.base import Learn, Programs, Progress, Stopwatch, learning, timed
 
 
 def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_steps: int) -> Programs:
@@ -30,8 +31,12 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
         return zeros(train, rollout, tally)
 
-    advance, compile = (_joined if env.pure else _split)(agent, collect, learn_from)
-    return Programs(lambda train, actor_state: actor_state, advance, fresh_progress, compile)
+    stopwatch = None if env.pure else Stopwatch()
+    if stopwatch is None:
+        advance, compile = _joined(agent, collect, learn_from)
+    else:
+        advance, compile = _split(agent, collect, learn_from, stopwatch)
+    return Programs(lambda train, actor_state: actor_state, advance, fresh_progress, compile, stopwatch)
 
 
 def _joined(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callable, Callable]:
@@ -58,7 +63,7 @@ def _joined(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callabl
     return advance, compile
 
 
-def _split(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callable, Callable]:
+def _split(agent: Agent, collect: Callable, learn_from: Learn, stopwatch: Stopwatch) -> tuple[Callable, Callable]:
     """A program each, for environments that are no arrays: `advance` and `compile`."""
     collect_program: Any = jax.jit(collect, donate_argnums=1)
     learn_program: Any = jax.jit(learn_from, donate_argnums=(0, 1))
@@ -66,8 +71,15 @@ def _split(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callable
     def advance(train, actor_state, progress, iterations):
         for _ in range(iterations):
             policy = learner.acting_policy(agent, train)
-            actor_state, rollout, tally = collect_program(policy, actor_state, train.counters)
-            train, progress = learn_program(train, progress, rollout, tally)
+            acting = partial(collect_program, policy, actor_state, train.counters)
+            if not stopwatch.due():
+                actor_state, rollout, tally = acting()
+                train, progress = learn_program(train, progress, rollout, tally)
+                continue
+            jax.block_until_ready(train)
+            (actor_state, rollout, tally), acted = timed(acting)
+            (train, progress), learnt = timed(partial(learn_program, train, progress, rollout, tally))
+            stopwatch.record(acted, learnt)
         return train, actor_state, progress
 
     def compile(train, actor_state, progress):

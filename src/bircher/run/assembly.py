@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from bircher import learner, machine
-from bircher.agents import muesli, muzero
+from bircher.agents import muzero, policy
 from bircher.agents.base import Agent, require_discrete
-from bircher.agents.muesli import MuesliConfig, MuesliLosses
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
+from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
 from bircher.config import CALLABLE, Config, EnvConfig
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
@@ -82,8 +82,8 @@ def make_agent(config: Config, spec: EnvSpec) -> Agent:
     agent, losses = config.agent, config.losses
     if isinstance(agent, MuZeroConfig) and isinstance(losses, MuZeroLosses):
         return muzero.make(agent, config.model, losses, config.search, spec.num_players)
-    assert isinstance(agent, MuesliConfig) and isinstance(losses, MuesliLosses)
-    return muesli.make(agent, config.model, losses, config.search, spec.num_players)
+    assert isinstance(agent, PolicyAgentConfig) and isinstance(losses, PolicyLosses)
+    return policy.make(agent, config.model, losses, config.search, spec.num_players)
 
 
 def make_parts(config: Config, spec: EnvSpec) -> Parts:

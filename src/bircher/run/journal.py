@@ -8,23 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from bircher import metrics as glossary
 from bircher.config import CALLABLE, Config
 from bircher.evaluation import Report
 from bircher.loops.base import Progress
-from bircher.run import folder
+from bircher.run import doctoring, folder
 from bircher.writers import Console, JsonLines, TensorBoard, Writer
 
-OVERFLOW = 0.001
-"""Share of targets beyond the support from which on a warning is due."""
 
+class Averages:
+    """What chunks of iterations measured: means over their iterations, and over their episodes where any ended."""
 
-def averages(progress: Progress) -> dict[str, float]:
-    """What a chunk of iterations measured: means over its iterations, and over its episodes where any ended."""
-    tally, metrics = progress.tally, {}
-    if episodes := int(tally.episodes):
-        metrics["act/episode_return"] = float(tally.return_sum) / episodes
-        metrics["act/episode_length"] = float(tally.length_sum) / episodes
-    return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
+    def __init__(self) -> None:
+        self._longest = 0
+
+    def __call__(self, progress: Progress) -> dict[str, float]:
+        """One chunk's, by name; it knows the longest episode of the run so far."""
+        tally, metrics = progress.tally, {}
+        if episodes := int(tally.episodes):
+            metrics["act/episode_return"] = float(tally.return_sum) / episodes
+            metrics["act/episode_length"] = float(tally.length_sum) / episodes
+            self._longest = max(self._longest, int(tally.longest))
+            died = int(tally.died_at_longest) if int(tally.longest) == self._longest else 0
+            metrics["act/deaths_at_longest"] = died / episodes
+        return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
 
 
 def scores(report: Report) -> dict[str, float]:
@@ -40,9 +47,9 @@ def scores(report: Report) -> dict[str, float]:
 class Journal:
     """`metrics.jsonl`, TensorBoard events and the console, as one."""
 
-    def __init__(self, path: Path, config: Config, restored_env_steps: int | None):
-        self._support = config.model.support
-        self._warned = False
+    def __init__(self, path: Path, config: Config, restored_env_steps: int | None, num_actions: int):
+        before = glossary.read(path / folder.METRICS) if (path / folder.METRICS).exists() else []
+        self._watch = doctoring.Watch(doctoring.facts(config, num_actions), before)
         name = config.env.id.removeprefix(CALLABLE)
         self._console = Console(f"{name}, {config.agent.name}, seed {config.seed}: {path}", config.steps)
         self._writers: list[Writer] = [
@@ -55,13 +62,9 @@ class Journal:
         """One line of metrics."""
         for writer in self._writers:
             writer.write(counters, metrics)
-        overflow = metrics.get("target/support_overflow", 0.0)
-        if overflow > OVERFLOW and not self._warned:
-            self._warned = True
-            self.say(
-                f"warning: {overflow:.1%} of the value and reward targets lie beyond what model.support="
-                f"{self._support:g} can tell, and are clipped: raise it"
-            )
+        # An evaluation is worth a look at once.
+        for flag in self._watch({**counters, **metrics}, "eval/return_mean" in metrics):
+            self.say(doctoring.sentence(flag))
 
     def image(self, tag: str, picture: np.ndarray, counters: Mapping[str, Any]) -> None:
         """A picture [height, width, 3] of bytes."""

@@ -19,10 +19,10 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
 from bircher.loops.base import Progress
-from bircher.run import assembly, diagnosing, loaded
+from bircher.run import assembly, diagnosing, gauging, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
-from bircher.run.journal import Journal, averages, scores
+from bircher.run.journal import Averages, Journal, scores
 from bircher.run.loaded import LoadedAgent
 from bircher.run.outcome import Origin, Run, RunFailed
 from bircher.run.pace import Pace
@@ -59,6 +59,7 @@ class Training:
         self._origin, self._sentences = origin, sentences
         self._agent = parts.agent
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
+        self._averages = Averages()
         self._begun: list[_Begun] = []
         self._train: Any = None
         self._actor: Any = None
@@ -67,6 +68,7 @@ class Training:
         mode = config.evaluation.mode
         model = parts.agent.look is not None and config.evaluation.diagnose
         self._monitor = diagnosing.Monitor(parts.agent, parts.learner.replay, config) if model else None
+        self._gauge = gauging.Gauge(parts, config) if config.evaluation.gradients else None
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
 
     def hold(self, descriptor: int) -> None:
@@ -88,7 +90,7 @@ class Training:
             self._began_at = time.monotonic()
             stack.callback(os.close, self._claim)
             stack.callback(self._release)
-            self._journal = Journal(self.path, self._config, self._origin.env_steps)
+            self._journal = Journal(self.path, self._config, self._origin.env_steps, self._env.spec.num_actions)
             stack.callback(self._journal.close)
             keep = self._config.checkpoint
             self._saver = Saver(self.path / CHECKPOINTS, keep.keep, keep.replay_every)
@@ -126,6 +128,8 @@ class Training:
         state = self._actor if resumed else jax.eval_shape(self._programs.begin, self._train, self._actor)
         self._zero = self._programs.fresh_progress(self._train, state)
         if not config.debug:
+            if self._gauge and self._milestones:
+                self._gauge.compile(self._train)  # on another core than what follows
             self._programs.compile(self._train, state, self._zero)
         if not resumed:
             self._actor = self._programs.begin(self._train, self._actor)
@@ -186,9 +190,12 @@ class Training:
         seconds = now - max(begun.at, self._read_at)
         before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
         self._read_at = now
-        metrics = averages(progress)
+        metrics = self._averages(progress)
         metrics["speed/env_steps_per_second"] = (self._counters["env_steps"] - before["env_steps"]) / seconds
         metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
+        stopwatch = self._programs.stopwatch
+        if stopwatch is not None and stopwatch.acting_share is not None:
+            metrics["speed/acting_share"] = stopwatch.acting_share
         used = machine.used_bytes(self._device)
         if used is not None:
             metrics["speed/memory_bytes"] = used
@@ -222,6 +229,7 @@ class Training:
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
             told = self._monitor(policy, self._train.replay) if self._monitor else {}
+            told |= self._gauge(self._train) if self._gauge else {}
             self._journal.write(self._counters_now(), scores(report) | told)
         self._read_at = time.monotonic()
 

@@ -1,0 +1,280 @@
+"""Why a run does not learn: numbered red flags, read from what it logged, each with evidence, cause and a setting.
+
+A flag is a function of the lines of ``metrics.jsonl`` so far and of a few facts of the configuration; so the same
+flags are raised while a run learns and afterwards, and a test can plant each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bircher import metrics
+from bircher.series import Line, held, last_run, series
+
+
+class Facts(NamedTuple):
+    """What the lines do not say of a run."""
+
+    steps: int
+    """Environment steps that it is to take."""
+    num_actions: int
+    support: float
+    """model.support"""
+    terms: tuple[str, ...]
+    """Enabled loss terms."""
+    replay_capacity: int
+    replay_fraction: float
+
+
+class Flag(NamedTuple):
+    """One finding."""
+
+    number: int
+    name: str
+    evidence: str
+    cause: str
+    advice: str
+
+
+def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
+    """All flags that these lines raise, by number."""
+    return [flag for rule in RULES for flag in rule(lines, facts)]
+
+
+Rule = Callable[[Sequence[Line], Facts], Iterator[Flag]]
+
+
+DOMINANT, DOMINANT_STAYS, DOMINANT_UPDATES = 0.9, 0.8, 500
+"""A share is measured on few sequences: above 90 %, and then not below 80 %."""
+
+
+def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """One term holds nearly all of the encoder's gradient."""
+    if len(facts.terms) < 2:
+        return
+    for term in facts.terms:
+        share = series(lines, f"gradient/{term}_share")
+        run = held(share, DOMINANT, DOMINANT_STAYS)
+        if len(run) >= 2 and run.updates >= DOMINANT_UPDATES:
+            yield Flag(
+                1, "dominant term",
+                f"{term} has {run.values.mean():.0%} of the encoder's gradient norm, over {run.updates:,} updates",
+                "its weight drowns what the other terms ask of the encoder",
+                f"lower losses.{term}.weight by {_factor(run.values.mean())}",
+            )  # fmt: skip
+
+
+def _factor(share: float) -> str:
+    """How much less would leave a term half of the norm."""
+    return f"{share / max(1 - share, 1e-6):,.0f} times at least"
+
+
+COLLAPSED, COLLAPSE_BEFORE = 0.02, 0.1
+
+
+def entropy_collapse(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """The policy became certain long before it had seen much."""
+    entropy = series(lines, "act/entropy")
+    early = entropy.values[entropy.env_steps <= COLLAPSE_BEFORE * facts.steps] / math.log(max(facts.num_actions, 2))
+    if len(early) and early[-1] < COLLAPSED:
+        yield Flag(
+            2, "entropy collapse",
+            f"entropy fell to {early[-1]:.1%} of log A within the first {COLLAPSE_BEFORE:.0%} of the steps",
+            "the policy became certain before values could tell actions apart",
+            "give losses.entropy.weight a value such as 0.01, or lower optimiser.learning_rate",
+        )  # fmt: skip
+
+
+UNIFORM, UNIFORM_AFTER = 0.95, 0.5
+
+
+def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """The policy is still as good as uniform when half of the steps are gone."""
+    late = series(lines, "act/entropy").since(UNIFORM_AFTER * facts.steps)
+    share = late.values / math.log(max(facts.num_actions, 2))
+    if len(share) and share.min() > UNIFORM:
+        yield Flag(
+            3, "entropy stuck",
+            f"entropy never fell below {share.min():.0%} of log A in the second half of the steps",
+            "nothing that the policy is taught tells one action from another, or an entropy term holds it back",
+            "lower losses.entropy.weight, raise optimiser.learning_rate, and see whether rewards are ever met",
+        )  # fmt: skip
+
+
+UNEXPLAINED_UPDATES = 1000
+
+
+def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Values predict returns worse than a constant would."""
+    late = series(lines, "target/explained_variance")
+    run = last_run(late, late.values < 0)
+    if run.updates >= UNEXPLAINED_UPDATES and run.updates > 0.3 * max(late.updates, 1):
+        yield Flag(
+            4, "values explain nothing",
+            f"explained variance below 0 over the last {run.updates:,} updates (mean {run.values.mean():.2f})",
+            "the value learns too slowly, or its targets move faster than it can follow",
+            "raise losses.value.weight, lower agent.target_update_rate or agent.returns.lambda",
+        )  # fmt: skip
+
+
+IDLE_KL, IDLE_UPDATES = 1e-5, 300
+
+
+def idle_cmpo(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """CMPO's target is the prior itself."""
+    kl = series(lines, "target/cmpo_kl")
+    run = last_run(kl, kl.values < IDLE_KL)
+    if "cmpo" in facts.terms and run.updates >= IDLE_UPDATES:
+        yield Flag(
+            5, "idle CMPO",
+            f"CMPO's policy is within {run.values.max():.0e} nats of its prior over the last {run.updates:,} updates",
+            "normalised advantages of the model are all near 0: q^ is the same for every action",
+            "see gradient/model_reward_share and gradient/model_value_share; raise losses.model_value.weight",
+        )  # fmt: skip
+
+
+def dead_part(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """A part of the network that no term moves."""
+    measured = [line for line in lines if any(name.startswith("gradient/") for name in line)]
+    parts: dict[str, float] = {}
+    for line in measured[1:]:  # last layers begin at zero: at first nothing passes them
+        for name, value in line.items():
+            for part in metrics.PARTS:
+                if name.startswith("gradient/") and name.endswith(f"_{part}"):
+                    parts[part] = max(parts.get(part, 0.0), 0.0 if math.isnan(value) else value)
+    for part, greatest in parts.items():
+        if greatest == 0.0:
+            yield Flag(
+                6, "part without gradient",
+                f"no term has had a gradient for the {part.replace('_', ' ')} in {len(measured) - 1} measurements",
+                "its terms are switched off, or something before it is constant",
+                "give a term that reaches it a weight above 0 (losses.TERM.weight)",
+            )  # fmt: skip
+
+
+SPIKE, SPIKE_BEFORE = 20.0, 20
+
+
+def spike(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """The gradient's norm left all that it was before."""
+    norm = series(lines, "model/gradient_norm")
+    for at in range(SPIKE_BEFORE, len(norm)):
+        usual = float(np.median(norm.values[at - SPIKE_BEFORE : at]))
+        if usual > 0 and norm.values[at] > SPIKE * usual:
+            yield Flag(
+                7, "loss spike",
+                f"the gradient's norm was {norm.values[at]:.3g} at learner step {norm.learner_steps[at]:,.0f}, "
+                f"{norm.values[at] / usual:.0f} times its median before",
+                "a step that was too large, or a reward far beyond those before it",
+                "lower optimiser.learning_rate or optimiser.clip, and see target/support_overflow",
+            )  # fmt: skip
+            return
+
+
+OVERFLOW = 0.001
+
+
+def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Targets beyond what the atoms can tell."""
+    overflow = series(lines, "target/support_overflow")
+    if len(overflow) and overflow.values.max() > OVERFLOW:
+        worst = int(overflow.values.argmax())
+        yield Flag(
+            8, "saturated support",
+            f"{overflow.values[worst]:.1%} of the value and reward targets lay beyond model.support={facts.support:g} "
+            f"at learner step {overflow.learner_steps[worst]:,.0f}, and were clipped",
+            "returns are greater than the categorical support reaches",
+            "raise model.support (of h(x) where model.transform is true)",
+        )  # fmt: skip
+
+
+STALE = 1.0
+
+
+def stale_replay(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """What is replayed was done by another policy than the one that learns from it."""
+    distance = series(lines, "act/kl_to_behaviour").since(0.5 * facts.steps)
+    age = series(lines, "target/replay_age").since(0.5 * facts.steps)
+    if facts.replay_fraction and len(distance) and len(age) and distance.values.mean() > STALE:
+        yield Flag(
+            9, "stale replay",
+            f"the policy is {distance.values.mean():.2f} nats from the one that acted in its batches, which are "
+            f"{age.values.mean():,.0f} environment steps old on average",
+            "the replay holds more than the agent can still learn from",
+            f"lower replay.capacity (now {facts.replay_capacity:,}) or replay.fraction (now {facts.replay_fraction:g})",
+        )  # fmt: skip
+
+
+FAR, EVALUATIONS = 0.5, 2
+
+
+def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Fresh episodes go otherwise than training's."""
+    training, tested = series(lines, "act/episode_return"), series(lines, "eval/return_mean")
+    if len(tested) < EVALUATIONS or len(training) < SPIKE_BEFORE:
+        return
+    spread = float(np.quantile(training.values, 0.95) - np.quantile(training.values, 0.05))
+    apart = []
+    for value, step in zip(tested.values[-EVALUATIONS:], tested.env_steps[-EVALUATIONS:], strict=True):
+        near = training.values[np.argsort(np.abs(training.env_steps - step))[:10]]
+        apart.append((value - near.mean()) / max(spread, 1e-8))
+    if all(gap < -FAR for gap in apart):
+        yield Flag(
+            10, "evaluation apart from training",
+            f"the last {EVALUATIONS} evaluations lie {-np.mean(apart):.0%} of training's range below its returns",
+            "the evaluated policy acts otherwise (greedy, no noise), or training's episodes all begin alike",
+            "compare evaluation.mode=sample and greedy, and give training different starts",
+        )  # fmt: skip
+
+
+WAITING = 0.8
+
+
+def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Acting and learning take turns, and one of them has nearly all of the time."""
+    share = series(lines, "speed/acting_share").since(0.2 * facts.steps)
+    if not len(share):
+        return
+    mean = float(share.values.mean())
+    if mean > WAITING:
+        yield Flag(
+            11, "learner waits for environments",
+            f"acting takes {mean:.0%} of the time",
+            "environments are slow beside the updates",
+            "more env.num_envs or env.num_threads, loop=pipeline, or more optimiser.updates_per_step for the same wait",
+        )  # fmt: skip
+    elif mean < 1 - WAITING and facts.replay_fraction == 0:
+        yield Flag(
+            11, "environments wait for the learner",
+            f"learning takes {1 - mean:.0%} of the time",
+            "updates are slow beside the environments",
+            "fewer optimiser.epochs, larger minibatches, a smaller network, or loop=pipeline",
+        )  # fmt: skip
+
+
+LIMITED = 0.5
+
+
+def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Most episodes die at the very same length: a time limit that the environment calls an end."""
+    share = series(lines, "act/deaths_at_longest").since(0.2 * facts.steps)
+    if len(share) >= 3 and float(np.median(share.values)) > LIMITED:
+        length = series(lines, "act/episode_length").since(0.2 * facts.steps)
+        yield Flag(
+            12, "time limit treated as death",
+            f"{np.median(share.values):.0%} of the episodes end as terminal at exactly the greatest length there is "
+            f"(mean {length.values.mean():,.0f})",
+            "the environment reports its time limit as termination: values learn that it is an end",
+            "report it as truncation (Gymnasium: truncated=True), or set env.max_steps just below it",
+        )  # fmt: skip
+
+
+RULES: tuple[Rule, ...] = (
+    dominant_term, entropy_collapse, entropy_stuck, unexplained, idle_cmpo, dead_part, spike, saturated, stale_replay,
+    evaluation_apart, waiting, limit_as_death,
+)  # fmt: skip
+"""By number, from 1."""

@@ -1,0 +1,61 @@
+"""Metrics over a run: the lines of ``metrics.jsonl`` as arrays, one metric at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Line = Mapping[str, Any]
+"""One line of metrics."""
+
+
+class Series(NamedTuple):
+    """One metric of the lines that have it."""
+
+    values: np.ndarray
+    learner_steps: np.ndarray
+    env_steps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def since(self, env_steps: float) -> Series:
+        """Its part from a number of environment steps on."""
+        late = self.env_steps >= env_steps
+        return Series(self.values[late], self.learner_steps[late], self.env_steps[late])
+
+    @property
+    def updates(self) -> int:
+        """Updates between its first and its last line."""
+        return int(self.learner_steps[-1] - self.learner_steps[0]) if len(self) else 0
+
+
+def series(lines: Sequence[Line], name: str) -> Series:
+    """A metric's numbers, oldest first; NaN and lines without it are left out."""
+    found = [line for line in lines if not math.isnan(line.get(name, math.nan))]
+    columns = [np.array([line[key] for line in found], float) for key in (name, "learner_steps", "env_steps")]
+    return Series(*columns)
+
+
+def last_run(values: Series, holds: np.ndarray) -> Series:
+    """The lines at the end where something holds without a break."""
+    broken = np.flatnonzero(~holds)
+    begin = int(broken[-1]) + 1 if len(broken) else 0
+    return Series(values.values[begin:], values.learner_steps[begin:], values.env_steps[begin:])
+
+
+def held(values: Series, enter: float, stay: float) -> Series:
+    """The longest stretch, by updates, that begins above `enter` and goes on while values stay above `stay`."""
+    best, begin = Series(*(column[:0] for column in values)), None
+    for at, value in enumerate(values.values):
+        if begin is None and value > enter:
+            begin = at
+        if begin is not None and value <= stay:
+            begin = None
+        if begin is not None:
+            stretch = Series(*(column[begin : at + 1] for column in values))
+            best = stretch if stretch.updates >= best.updates else best
+    return best

@@ -1,0 +1,132 @@
+"""Each red flag on a story that plants it, and none on a healthy one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bircher import doctor
+
+FACTS = doctor.Facts(100_000, 4, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75)
+PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
+SHARES = {"cmpo": 0.2, "value": 0.5, "model_reward": 0.3}
+
+
+def healthy(lines: int = 100) -> list[dict[str, float]]:
+    """A run that learns: a line a second, gradients on every tenth, an evaluation on every twentieth."""
+    rng = np.random.default_rng(0)
+    story = []
+    for i in range(lines):
+        share = i / (lines - 1)
+        line = {
+            "env_steps": 1000 * (i + 1), "learner_steps": 50 * (i + 1), "wall_seconds": i,
+            "act/entropy": (0.9 - 0.6 * share) * math.log(4), "act/episode_return": 200 * share + rng.normal(0, 5),
+            "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
+            "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
+            "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
+        }  # fmt: skip
+        if i % 10 == 0:
+            line |= {f"gradient/{term}_share": value for term, value in SHARES.items()}
+            line |= {f"gradient/{term}_{part}": 0.1 for term in SHARES for part in PARTS}
+        if i % 20 == 19:
+            line["eval/return_mean"] = line["act/episode_return"] + 3
+        story.append(line)
+    return story
+
+
+def set_all(story, name, value, since=0.0):
+    for i, line in enumerate(story):
+        if name in line and i >= since * len(story):
+            line[name] = value
+
+
+def plant_dominant(story):
+    for term in SHARES:
+        set_all(story, f"gradient/{term}_share", 0.97 if term == "model_reward" else 0.015, 0.5)
+
+
+def plant_dead_part(story):
+    for term in SHARES:
+        set_all(story, f"gradient/{term}_dynamics", 0.0)
+
+
+PLANTED = {
+    1: plant_dominant,
+    2: lambda story: set_all(story, "act/entropy", 0.001),
+    3: lambda story: set_all(story, "act/entropy", 0.99 * math.log(4)),
+    4: lambda story: set_all(story, "target/explained_variance", -0.4),
+    5: lambda story: set_all(story, "target/cmpo_kl", 1e-8, 0.3),
+    6: plant_dead_part,
+    7: lambda story: story[60].update({"model/gradient_norm": 90.0}),
+    8: lambda story: set_all(story, "target/support_overflow", 0.05, 0.8),
+    9: lambda story: set_all(story, "act/kl_to_behaviour", 2.5, 0.4),
+    10: lambda story: set_all(story, "eval/return_mean", -100.0),
+    11: lambda story: set_all(story, "speed/acting_share", 0.95),
+    12: lambda story: set_all(story, "act/deaths_at_longest", 0.9),
+}
+
+
+def test_a_healthy_run_raises_none():
+    assert doctor.examine(healthy(), FACTS) == []
+
+
+@pytest.mark.parametrize("number", PLANTED)
+def test_each_flag_is_raised_by_what_it_is_for_and_by_nothing_else(number):
+    story = healthy()
+    PLANTED[number](story)
+    (flag,) = doctor.examine(story, FACTS)
+    assert flag.number == number
+    assert all(len(text) > 5 for text in flag[1:])
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 5])
+def test_a_run_that_has_hardly_begun_raises_none(lines):
+    assert doctor.examine(healthy()[:lines], FACTS) == []
+
+
+def test_a_flag_needs_its_updates():
+    """Two measurements of a dominant term, with 500 updates between them or with fewer."""
+    story = healthy()[:31]
+    plant_dominant(story)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [1]
+    assert doctor.examine(story[:30], FACTS) == [], "one measurement since then"
+
+
+def test_a_single_term_dominates_nothing():
+    story = healthy()
+    set_all(story, "gradient/value_share", 1.0)
+    alone = FACTS._replace(terms=("value",))
+    assert doctor.examine(story, alone) == []
+
+
+def test_a_slow_learner_is_a_flag_on_policy_only():
+    story = healthy()
+    set_all(story, "speed/acting_share", 0.05)
+    assert doctor.examine(story, FACTS) == []
+    (flag,) = doctor.examine(story, FACTS._replace(replay_fraction=0.0))
+    assert flag.number == 11 and "learning takes 95%" in flag.evidence
+
+
+def test_numbers_that_are_none_are_left_out():
+    story = healthy()
+    for line in story[::3]:
+        line["act/entropy"] = math.nan
+    assert doctor.examine(story, FACTS) == []
+    assert len(doctor.series(story, "act/entropy")) == 66
+    assert len(doctor.series(story, "no/such")) == 0
+
+
+def test_a_share_that_wavers_is_dominant_until_it_falls():
+    """Measured on few sequences it goes up and down; below 80 % it begins anew."""
+    for shares, raised in (((0.92, 0.85, 0.95), True), ((0.92, 0.75, 0.95), False), ((0.88, 0.85, 0.88), False)):
+        story = healthy()
+        measured = [line for line in story if "gradient/value_share" in line]
+        for line in measured:
+            line["gradient/value_share"] = 0.5
+        for line, share in zip(measured[4:7], shares, strict=True):
+            line["gradient/value_share"] = share
+        for line in story:
+            line["learner_steps"] /= 2  # 250 updates from one measurement to the next
+        assert [flag.number for flag in doctor.examine(story, FACTS)] == ([1] if raised else [])
