@@ -154,7 +154,7 @@ class PolicyRun(Config):
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> PolicyRun:
         names = frozenset(self.losses.weights())
-        requirements(self.agent, names, self.model.reward_head)
+        requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
         pieces, steps = self.optimiser.pieces, self.model.unroll_steps
         if pieces is not None and pieces < steps and names & set(mixtures.MODEL_TERMS):
             raise ValueError(

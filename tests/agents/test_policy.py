@@ -219,6 +219,7 @@ def test_a_term_without_weight_changes_nothing_and_is_not_there():
         ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace needs"),
         ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead needs"),
         ("muesli", {"losses.model_reward.enabled": False}, "losses.model_reward a weight"),
+        ("ppo", {"search.num_simulations": 9}, "search.num_simulations=9 needs the look-ahead"),
         ("ppo", {"model.policy_horizon": 9}, "policy_horizon=9 is more than the unroll_steps"),
         ("ppo", {"optimiser.pieces": 5}, "optimiser.pieces=5 must divide"),
         ("ppo", {"env.num_envs": 9}, "optimiser.minibatches=16 does not divide env.num_envs=9"),
@@ -271,3 +272,10 @@ def test_ppo_deals_out_every_rollout_once_an_epoch():
     said = {"optimiser.batch_size": 1, "optimiser.updates_per_step": 1 / 32}
     mine = compose("toy/cliff", {"agent": "ppo", **said}).optimiser
     assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 32)
+
+
+def test_a_model_of_policies_alone_has_no_head_for_rewards():
+    """Nothing would ever move it."""
+    assert ppo({"model_policy": {"weight": 0.1}}).init(jax.random.key(0), SPEC).params.heads.reward is None
+    both = ppo({"model_value": {"weight": 1.0}, "model_reward": {"weight": 1.0}})
+    assert both.init(jax.random.key(0), SPEC).params.heads.reward is not None

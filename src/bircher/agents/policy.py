@@ -41,7 +41,9 @@ def make(
     wanted = products(config, enabled)
     imagines = wanted.look_ahead or terms.need(enabled, "unroll")
     discount = searching.signed_discount(config.discount, num_players)
-    simulations = search_config.num_simulations if search_config is not None and imagines else 0
+    simulations = search_config.num_simulations if search_config is not None else 0
+    if "model_reward" not in enabled:
+        model_config = model_config.model_copy(update={"reward_head": False})  # nothing would ever move it
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)

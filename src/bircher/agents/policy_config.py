@@ -133,7 +133,7 @@ class PolicyLosses(LossTable):
     )  # fmt: skip
 
 
-def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: bool) -> None:
+def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: bool, simulations: int) -> None:
     """Refuse a mixture in which something has no source, with its name and what it needs.
 
     Raises:
@@ -148,5 +148,7 @@ def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: 
         wants.append("agent.returns.kind=retrace")
     if config.advantage.source == "look_ahead":
         wants.append("agent.advantage.source=look_ahead")
+    if simulations:
+        wants.append(f"search.num_simulations={simulations}")
     if wants and missing:
         raise ValueError(f"{wants[0]} needs the look-ahead of a model that is learnt: give {missing} a weight above 0")
