@@ -25,7 +25,7 @@ class Facts(NamedTuple):
     support: float
     """model.support"""
     terms: tuple[str, ...]
-    """Enabled loss terms."""
+    """Loss terms that have a weight."""
     replay_capacity: int
     replay_fraction: float
 
@@ -41,8 +41,14 @@ class Flag(NamedTuple):
 
 
 def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
-    """All flags that these lines raise, by number."""
-    return [flag for rule in RULES for flag in rule(lines, facts)]
+    """All flags that these lines raise, by number, without those that are another's consequence."""
+    flags = [flag for rule in RULES for flag in rule(lines, facts)]
+    explained = {number for flag in flags for number in CONSEQUENCES.get(flag.number, ())}
+    return [flag for flag in flags if flag.number not in explained]
+
+
+CONSEQUENCES = {2: (1, 6)}
+"""A policy that is certain has no gradient left: the other terms have all of it."""
 
 
 Rule = Callable[[Sequence[Line], Facts], Iterator[Flag]]
@@ -110,12 +116,12 @@ UNEXPLAINED_UPDATES = 1000
 
 def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Values predict returns worse than a constant would."""
-    late = series(lines, "target/explained_variance")
-    run = last_run(late, late.values < 0)
-    if run.updates >= UNEXPLAINED_UPDATES and run.updates > 0.3 * max(late.updates, 1):
+    explained = series(lines, "target/explained_variance")
+    late = explained.since(explained.env_steps.max(initial=0.0) / 2)
+    if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < 0:
         yield Flag(
             4, "values explain nothing",
-            f"explained variance below 0 over the last {run.updates:,} updates (mean {run.values.mean():.2f})",
+            f"explained variance is {np.median(late.values):.2f}, the median over the last {late.updates:,} updates",
             "the value learns too slowly, or its targets move faster than it can follow",
             "raise losses.value.weight, lower agent.target_update_rate or agent.returns.lambda",
         )  # fmt: skip
@@ -170,7 +176,7 @@ def spike(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
                 f"the gradient's norm was {norm.values[at]:.3g} at learner step {norm.learner_steps[at]:,.0f}, "
                 f"{norm.values[at] / usual:.0f} times its median before",
                 "a step that was too large, or a reward far beyond those before it",
-                "lower optimiser.learning_rate or optimiser.clip, and see target/support_overflow",
+                "lower optimiser.learning_rate or optimiser.update_clip, and see target/support_overflow",
             )  # fmt: skip
             return
 
@@ -209,7 +215,8 @@ def stale_replay(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-FAR, EVALUATIONS = 0.5, 2
+FAR, EVALUATIONS = 0.5, 3
+"""Of training's range of returns, or of half of their size where that is greater."""
 
 
 def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -221,7 +228,7 @@ def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     apart = []
     for value, step in zip(tested.values[-EVALUATIONS:], tested.env_steps[-EVALUATIONS:], strict=True):
         near = training.values[np.argsort(np.abs(training.env_steps - step))[:10]]
-        apart.append((value - near.mean()) / max(spread, 1e-8))
+        apart.append((value - near.mean()) / max(spread, abs(near.mean()) / 2, 1e-8))
     if all(gap < -FAR for gap in apart):
         yield Flag(
             10, "evaluation apart from training",
@@ -231,7 +238,8 @@ def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-WAITING = 0.8
+ACTING, LEARNING = 0.8, 0.95
+"""Of the time; several epochs over a rollout may well take most of it."""
 
 
 def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -240,14 +248,14 @@ def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     if not len(share):
         return
     mean = float(share.values.mean())
-    if mean > WAITING:
+    if mean > ACTING:
         yield Flag(
             11, "learner waits for environments",
             f"acting takes {mean:.0%} of the time",
             "environments are slow beside the updates",
             "more env.num_envs or env.num_threads, loop=pipeline, or more optimiser.updates_per_step for the same wait",
         )  # fmt: skip
-    elif mean < 1 - WAITING and facts.replay_fraction == 0:
+    elif 1 - mean > LEARNING and facts.replay_fraction == 0:
         yield Flag(
             11, "environments wait for the learner",
             f"learning takes {1 - mean:.0%} of the time",
@@ -256,7 +264,8 @@ def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-LIMITED = 0.5
+LIMITED, SHORTEST = 0.5, 10
+"""Of the episodes; and the length from which on a common length is no nature of the game."""
 
 
 def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -264,6 +273,8 @@ def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     share = series(lines, "act/deaths_at_longest").since(0.2 * facts.steps)
     if len(share) >= 3 and float(np.median(share.values)) > LIMITED:
         length = series(lines, "act/episode_length").since(0.2 * facts.steps)
+        if length.values.mean() < SHORTEST:
+            return
         yield Flag(
             12, "time limit treated as death",
             f"{np.median(share.values):.0%} of the episodes end as terminal at exactly the greatest length there is "

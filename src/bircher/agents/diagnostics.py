@@ -23,7 +23,9 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
     value = model.value_support.mean(unrolled.prediction.value_logits[0])
     error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
     spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
-    overflow = model.value_support.overflow(target.value) | model.reward_support.overflow(target.reward)
+    overflow = model.value_support.overflow(target.value)
+    if model.heads.reward is not None:
+        overflow |= model.reward_support.overflow(target.reward)
     entropy = distributions.entropy(unrolled.acting_logits[0])
     return {
         "act/entropy": losses.masked_mean(entropy, target.mask),

@@ -17,10 +17,10 @@ SECONDS, SHARE = 10.0, 0.01
 
 def facts(config: Config, num_actions: int) -> doctor.Facts:
     """What the flags must know besides the metrics."""
+    terms = tuple(name for name, weight in config.losses.weights().items() if weight != 0.0)
     return doctor.Facts(
-        config.steps, num_actions, config.model.support, tuple(config.losses.weights()), config.replay.capacity,
-        config.replay.fraction,
-    )  # fmt: skip
+        config.steps, num_actions, config.model.support, terms, config.replay.capacity, config.replay.fraction
+    )
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:

@@ -1,0 +1,130 @@
+"""Plants each of the doctor's twelve faults in a real run, and asks the doctor: it must name that one and no other.
+
+    python benchmarks/planted.py
+    python benchmarks/planted.py 1 7
+
+A fault is a setting or an environment.  Each run is one process's work of about a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from ledger import append, commit, machine
+
+import bircher
+from bircher.run import doctoring
+
+
+class Corridor(gymnasium.Env):
+    """Six states that look alike, and the second turns both actions round (Sutton and Barto, example 13.1, longer).
+
+    No certain policy reaches the end; one that mostly goes right does.
+    """
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.place = self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: int):
+        right = (action == 1) != (self.place == 1)
+        self.place = max(self.place + (1 if right else -1), 0)
+        self.steps += 1
+        return np.ones(1, np.float32), -1.0, self.place == 6, self.steps == 200, {}
+
+
+class Pole(gymnasium.Wrapper):
+    """CartPole-v1 with a fault in it."""
+
+    def __init__(self, end: int | None = None, sleep: float = 0.0, burst: int | None = None):
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self._end, self._sleep, self._burst = end, sleep, burst
+        self._steps = self._total = 0
+
+    def reset(self, **arguments: Any):
+        self._steps = 0
+        return self.env.reset(**arguments)
+
+    def step(self, action: Any):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._steps, self._total = self._steps + 1, self._total + 1
+        if self._sleep:
+            time.sleep(self._sleep)
+        if self._burst is not None and self._total == self._burst:
+            reward = 1e5
+        if self._end is not None and self._steps >= self._end:
+            return observation, reward, True, False, info
+        return observation, reward, terminated, truncated, info
+
+
+class Plant(NamedTuple):
+    """A run with a fault."""
+
+    env: str | Callable[[], gymnasium.Env]
+    settings: dict[str, Any]
+
+
+POLE = {"preset": "cartpole_ppo", "agent": "ppo", "steps": 60_000}
+MUESLI = {"evaluation.count": 10, "evaluation.diagnose": False}
+PLANTS = {
+    1: Plant("CartPole-v1", {**MUESLI, "losses.model_policy.weight": 1000}),
+    2: Plant(
+        "CartPole-v1",
+        {**POLE, "losses.ppo_clip.weight": 0, "losses.policy_gradient.weight": 100, "optimiser.learning_rate": 1e-2},
+    ),
+    3: Plant("CartPole-v1", {**POLE, "losses.entropy.weight": 30}),
+    4: Plant("CartPole-v1", {**MUESLI, "losses.value.weight": 0}),
+    5: Plant("CartPole-v1", {**MUESLI, "agent.cmpo.clip_bound": 1e-6}),
+    6: Plant("CartPole-v1", {**POLE, "losses.value.weight": 0}),
+    7: Plant(
+        lambda: Pole(burst=5_000),
+        {**POLE, "model.value_head": "scalar", "losses.value.weight": 0, "losses.ppo_value.weight": 0.01},
+    ),
+    8: Plant("LunarLander-v3", {"steps": 100_000, "model.support": 2}),
+    9: Plant("CartPole-v1", {**MUESLI, "agent": "mpo", "agent.mpo.temperature": 0.01, "agent.prior.uniform_share": 0}),
+    10: Plant(Corridor, {**POLE, "evaluation.mode": "greedy", "losses.value.weight": 0.05}),
+    11: Plant(lambda: Pole(sleep=1e-3), {**POLE, "steps": 20_000}),
+    12: Plant(lambda: Pole(end=40), POLE),
+}
+"""By the number of the flag."""
+
+
+def main() -> None:
+    """Run the plants asked for, and say for each what the doctor said."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", type=int, choices=PLANTS, default=list(PLANTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
+    options = parser.parse_args()
+    for number in options.numbers:
+        plant = PLANTS[number]
+        with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
+            path = Path(folder) / "run"
+            bircher.train(plant.env, seed=options.seed, out=path, **plant.settings)
+            flags = doctoring.examine(path)
+        raised = [flag.number for flag in flags]
+        verdict = "named" if raised == [number] else "NOT NAMED" if number not in raised else "named, and others"
+        print(f"{number:2d}: {verdict} {raised} " + "; ".join(flag.evidence for flag in flags), flush=True)
+        if not options.dry:
+            append(
+                {
+                    "name": "planted", "command": f"python benchmarks/planted.py {number}", "commit": commit(),
+                    "machine": machine(), "seed": options.seed, "planted": number, "raised": raised,
+                    "evidence": [flag.evidence for flag in flags],
+                }
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
