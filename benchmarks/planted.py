@@ -103,11 +103,11 @@ PLANTS = {
 def main() -> None:
     """Run the plants asked for, and say for each what the doctor said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", type=int, choices=PLANTS, default=list(PLANTS))
+    parser.add_argument("numbers", nargs="*", type=int, help="of the flags; all where none is given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
     options = parser.parse_args()
-    for number in options.numbers:
+    for number in options.numbers or PLANTS:
         plant = PLANTS[number]
         with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
             path = Path(folder) / "run"
