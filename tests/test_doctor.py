@@ -144,3 +144,9 @@ def test_a_collapsed_policy_explains_what_has_no_gradient_any_more():
     for number in (1, 2, 6):
         PLANTED[number](story)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [2]
+
+
+def test_what_nothing_can_foretell_is_no_fault_of_the_value():
+    story = healthy()
+    set_all(story, "target/explained_variance", -0.01)
+    assert doctor.examine(story, FACTS) == []

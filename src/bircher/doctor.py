@@ -111,14 +111,15 @@ def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-UNEXPLAINED_UPDATES = 1000
+UNEXPLAINED, UNEXPLAINED_UPDATES = -0.05, 1000
+"""A constant explains 0, and so does a value where nothing can be foretold."""
 
 
 def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Values predict returns worse than a constant would."""
     explained = series(lines, "target/explained_variance")
     late = explained.since(explained.env_steps.max(initial=0.0) / 2)
-    if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < 0:
+    if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < UNEXPLAINED:
         yield Flag(
             4, "values explain nothing",
             f"explained variance is {np.median(late.values):.2f}, the median over the last {late.updates:,} updates",
