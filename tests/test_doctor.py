@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bircher import doctor
+from bircher.run import doctoring
 
 FACTS = doctor.Facts(100_000, 4, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75)
 PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
@@ -150,3 +151,13 @@ def test_what_nothing_can_foretell_is_no_fault_of_the_value():
     story = healthy()
     set_all(story, "target/explained_variance", -0.01)
     assert doctor.examine(story, FACTS) == []
+
+
+def test_a_watch_raises_each_flag_once_and_does_not_remember_everything(monkeypatch):
+    monkeypatch.setattr(doctoring, "LINES", 60)
+    story = healthy()
+    PLANTED[1](story)
+    watch = doctoring.Watch(FACTS)
+    raised = [flag.number for line in story for flag in watch(line, at_once=True)]
+    assert raised == [1] and len(watch._lines) <= 60
+    assert sum("eval/return_mean" in line for line in watch._lines) == 5, "evaluations stay"

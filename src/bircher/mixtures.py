@@ -30,9 +30,9 @@ def complete(
     everything = settings.merge(dict(defaults), dict(merged))
     filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
     said = {name for layer in given for name in layer.get("optimiser", {})}
-    optimiser = {} if "batch_size" in said else _deal(everything)
-    if "updates_per_step" in said:
-        optimiser.pop("updates_per_step", None)
+    optimiser = _deal(everything, "batch_size" not in said)
+    for name in said & optimiser.keys():
+        del optimiser[name]
     if "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), MODEL_TERMS)):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
         optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
@@ -57,13 +57,13 @@ def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {"weight": 1.0} for name, term in terms.items() if "weight" not in term and term.get("enabled", True)}
 
 
-def _deal(everything: Mapping[str, Any]) -> dict[str, Any]:
-    """Sequences a minibatch and updates a step by which an epoch is the rollout once."""
+def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
+    """Sequences a minibatch and updates a step by which an epoch is the rollout once; `equally` refuses a remainder."""
     optimiser, envs = everything["optimiser"], everything["env"]["num_envs"]
     minibatches = optimiser["minibatches"]
     if not (isinstance(envs, int) and isinstance(minibatches, int) and minibatches > 0):
         return {}  # refused by name, later
-    if envs % minibatches:
+    if equally and envs % minibatches:
         raise ConfigError(
             f"optimiser.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
             "environment's rollout to equal minibatches"

@@ -272,6 +272,8 @@ def test_ppo_deals_out_every_rollout_once_an_epoch():
     said = {"optimiser.batch_size": 1, "optimiser.updates_per_step": 1 / 32}
     mine = compose("toy/cliff", {"agent": "ppo", **said}).optimiser
     assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 32)
+    half = compose("toy/cliff", {"agent": "ppo", "optimiser.batch_size": 3}).optimiser
+    assert half.batch_size == 3 and half.updates_per_step == found.optimiser.updates_per_step * 2 * 4 / 3
 
 
 def test_a_model_of_policies_alone_has_no_head_for_rewards():

@@ -13,6 +13,8 @@ from bircher.run import folder, loaded
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
+LINES = 20_000
+"""Most that a watch remembers; of more, every second is forgotten, but for evaluations."""
 
 
 def facts(config: Config, num_actions: int) -> doctor.Facts:
@@ -51,6 +53,8 @@ class Watch:
     def __call__(self, line: Mapping[str, Any], at_once: bool = False) -> list[doctor.Flag]:
         """Flags that are new with this line; looks only now and then, unless it is to `at_once`."""
         self._lines.append(dict(line))
+        if len(self._lines) > LINES:
+            self._lines = [kept for at, kept in enumerate(self._lines) if at % 2 or "eval/return_mean" in kept]
         began = time.monotonic()
         if not at_once and began < self._next:
             return []
