@@ -6,7 +6,7 @@
 Every seed is one fresh process of the command line.  Its wall time runs from the start of that process to its end,
 compilation included; --cold gives it an empty compilation cache.  The agent scored is the run's last checkpoint, on
 100 fresh episodes whose starts the run never saw, sampling from its policy; with --greedy taking its best action,
-as the MuZero papers do after training.
+as the MuZero papers do after training.  The flags that `bircher doctor` raises on the run are kept with its returns.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool,
     evaluation += ["--greedy"] if greedy else []
     answer = subprocess.run([*bircher, *evaluation], check=True, capture_output=True, text=True, env=environment)
     report = json.loads(answer.stdout)
+    doctor = subprocess.run([*bircher, "doctor", str(run), "--json"], capture_output=True, text=True, env=environment)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         "name": "learning",
@@ -57,6 +58,7 @@ def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool,
         "mode": report["mode"],
         "mean": report["mean"],
         "returns": [round(value, 2) for value in report["returns"]],
+        "flags": json.loads(doctor.stdout)["flags"],
     }
 
 
@@ -81,7 +83,8 @@ def main() -> None:
             returns = entry["returns"]
             print(
                 f"{options.env} seed {seed}: mean {entry['mean']:.1f}, least {min(returns):.1f}, "
-                f"{entry['env_steps']:,} steps, wall {entry['wall_seconds']:.1f} s",
+                f"{entry['env_steps']:,} steps, wall {entry['wall_seconds']:.1f} s, "
+                f"flags {[flag['number'] for flag in entry['flags']]}",
                 flush=True,
             )
 
