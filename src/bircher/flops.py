@@ -1,0 +1,48 @@
+"""Floating-point operations of a function, counted from what JAX traces of it: nothing is run or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def count(function: Callable, *arguments: Any) -> int:
+    """Operations of the matrix products and convolutions in ``function(*arguments)``; a multiply-add is two.
+
+    A scan counts as often as it goes round, the dearest branch of a condition counts, and a while loop, whose number of
+    rounds nobody knows, counts once.  Everything else, element by element, is left out.  Arguments may be shapes.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr: core.Jaxpr) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> int:
+    name, inner = equation.primitive.name, [_of(jaxpr) for jaxpr in _inner(equation.params)]
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * prod(equation.outvars[0].aval.shape) * prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * prod(equation.outvars[0].aval.shape) * prod(kernel) // outputs
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """The programs within an operation."""
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
