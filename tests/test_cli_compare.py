@@ -56,6 +56,13 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
     assert (tmp_path / "again" / comparing.TABLE).read_text().splitlines()[2] in told.stdout
 
 
+@pytest.mark.parametrize(("names", "pairs"), [("ab", {"ab", "ba"}), ("abcd", {"ba", "ca", "da"})])
+def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
+    path = compared[0] / "toy-cliff" / "ppo" / "0"
+    found = comparing.findings([cells.Cell(name, "toy/cliff", 0, path, ()) for name in names], "title")
+    assert {ours + theirs for ours, theirs in found.improvement} == pairs
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

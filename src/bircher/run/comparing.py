@@ -21,6 +21,8 @@ from bircher.settings import near
 PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
 POINTS = 60
 """Places at which a curve is known."""
+MANY = 4
+"""Agents from which on each is held against the first alone, not against every other."""
 
 
 def variants(words: Sequence[str]) -> list[Variant]:
@@ -113,7 +115,7 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
     }
     improvement = {
         (ours, theirs): comparison.probability_of_improvement(scores[ours], scores[theirs], generator)
-        for ours, theirs in permutations(agents, 2)
+        for ours, theirs in _pairs(agents)
         if set(scores[ours]) & set(scores[theirs])
     }
     said = [
@@ -132,6 +134,12 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
     return pages.Findings(
         title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, said
     )  # fmt: skip
+
+
+def _pairs(agents: Sequence[str]) -> list[tuple[str, str]]:
+    """Who is held against whom."""
+    every = list(permutations(agents, 2))
+    return every if len(agents) < MANY else [pair for pair in every if pair[1] == agents[0]]
 
 
 def _untrained(curves: Sequence[Curve | None]) -> float:
