@@ -1,0 +1,125 @@
+"""What a run's measures cost: gradients by term, the doctor's looks, and the numbers that every update gives.
+
+    python benchmarks/measures.py LunarLander-v3
+    python benchmarks/measures.py CartPole-v1 agent=ppo
+
+Two runs are made, the first with an empty compilation cache: their gauge (compiled, called) and doctor are timed where
+they stand.  Then a rollout's updates take turns with the same updates that give no numbers at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import bare
+import jax
+from ledger import append, commit, machine
+
+from bircher import actor, config, learner
+from bircher.run import begin, doctoring, gauging
+
+TIMED = {
+    "compiled": (gauging.Gauge, "_compile"),
+    "measured": (gauging.Gauge, "__call__"),
+    "doctor": (doctoring.Watch, "__call__"),
+}
+
+
+def timing(spent: dict[str, float], name: str, function: Callable) -> Callable:
+    """The function, and its seconds added up."""
+
+    @wraps(function)
+    def timed(*arguments: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **more)
+        finally:
+            spent[name] += time.perf_counter() - began
+
+    return timed
+
+
+def run_seconds(env: str, settings: list[str], out: Path) -> dict[str, float]:
+    """Of a whole run, and within it of each measure; compiling happens beside the run's own compilation."""
+    spent = dict.fromkeys(TIMED, 0.0)
+    originals = {name: getattr(owner, method) for name, (owner, method) in TIMED.items()}
+    for name, (owner, method) in TIMED.items():
+        setattr(owner, method, timing(spent, name, originals[name]))
+    began = time.perf_counter()
+    try:
+        begin.start(config.compose(env, settings), None, out).run()
+    finally:
+        for name, (owner, method) in TIMED.items():
+            setattr(owner, method, originals[name])
+    return {"run": time.perf_counter() - began, **spent}
+
+
+def update_seconds(settings: config.Config, repeats: int) -> dict[str, list[float]]:
+    """Of a rollout's updates with their numbers and without, and of a rollout."""
+    env, parts, programs, (train, state, progress) = bare.start(settings)
+    train, state, progress = programs.advance(train, state, progress, 4)  # the replay has something
+    roll = jax.jit(
+        lambda policy, state: actor.rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
+    )
+    with_numbers = jax.jit(parts.learner.learn)
+    without = jax.jit(lambda *arguments: parts.learner.learn(*arguments)[0])
+    found: dict[str, list[float]] = {"with": [], "without": [], "rollout": []}
+
+    def timed(name: str, program: Callable, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(program(*arguments))
+        found[name].append(time.perf_counter() - began)
+        return result
+
+    for _ in range(repeats + 1):
+        state, rows, tally = timed("rollout", roll, learner.acting_policy(parts.agent, train), state)
+        timed("with", with_numbers, train, rows, tally)
+        timed("without", without, train, rows, tally)
+    env.close()
+    return {name: values[1:] for name, values in found.items()}  # the first compiled
+
+
+def main() -> None:
+    """Measure, print shares of the wall, and append to the ledger."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env")
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE, as for bircher train")
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
+        os.environ["BIRCHER_CACHE"] = str(Path(folder) / "cache")
+        runs = {name: run_seconds(options.env, options.settings, Path(folder) / name) for name in ("cold", "warm")}
+    updates = update_seconds(config.compose(options.env, options.settings), options.repeats)
+    median = {name: statistics.median(values) for name, values in updates.items()}
+    numbers = (median["with"] - median["without"]) / (median["with"] + median["rollout"])
+    for name, seconds in runs.items():
+        share = {part: value / seconds["run"] for part, value in seconds.items() if part != "run"}
+        total = sum(share.values()) + numbers
+        told = ", ".join(f"{part} {value:.2%}" for part, value in share.items())
+        print(
+            f"{options.env}, {name} cache, {seconds['run']:.0f} s: {told}, numbers {numbers:.2%}; together {total:.2%}"
+        )
+    rounded = {name: {part: round(value, 3) for part, value in seconds.items()} for name, seconds in runs.items()}
+    if not options.dry:
+        append({
+            "name": "measures",
+            "command": "python benchmarks/measures.py " + " ".join([options.env, *options.settings]),
+            "commit": commit(),
+            "machine": machine(),
+            "env": options.env,
+            "runs": rounded,
+            "updates": {name: round(value, 6) for name, value in median.items()},
+        })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
