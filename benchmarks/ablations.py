@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     out = options.out or Path("runs") / f"ablations-{options.env}"
     variants = [WHOLE, *(variant for group in options.group for variant in GROUPS[group])]
     settings = [*options.settings, f"steps={options.steps}"]

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="an empty compilation cache for every seed")
     parser.add_argument("--greedy", action="store_true", help="evaluate without drawing actions")
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
         for seed in options.seeds:
             entry = measure(

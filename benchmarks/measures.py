@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="KEY=VALUE, as for bircher train")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
         os.environ["BIRCHER_CACHE"] = str(Path(folder) / "cache")
         runs = {name: run_seconds(options.env, options.settings, Path(folder) / name) for name in ("cold", "warm")}

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="KEY=VALUE, as for bircher train")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     # On one core nothing overlaps, whatever loop the preset names.
     settings = config.compose(options.env, [*options.settings, "loop.name=synchronous"])

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--search", nargs="*", default=[], help="search.KEY=VALUE of the agent when it plays")
     parser.add_argument("--out", type=Path, help="keep the run here; else it is dropped")
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as name:
         run = options.out or Path(name) / "run"
         copies = Path(name) / "copies"

@@ -10,6 +10,11 @@ from bircher.settings import ConfigError
 
 MODEL_TERMS = ("model_policy", "model_value", "model_reward", "consistency")
 LOOK_AHEAD = ("cmpo", "mpo")
+COUNTS = (
+    ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimiser", "minibatches"),
+    ("optimiser", "epochs"), ("replay", "capacity"),
+)  # fmt: skip
+"""Settings that others follow from."""
 
 
 def complete(
@@ -28,6 +33,8 @@ def complete(
       ConfigError: the environments cannot be dealt out to the minibatches.
     """
     everything = settings.merge(dict(defaults), dict(merged))
+    if not all(_is_count(everything[section][name]) for section, name in COUNTS):
+        return dict(merged)  # refused by name, later
     filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
     said = {name for layer in given for name in layer.get("optimiser", {})}
     optimiser = _deal(everything, "batch_size" not in said)
@@ -41,6 +48,10 @@ def complete(
         rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
         filled["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
     return settings.merge(dict(merged), filled)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
@@ -61,8 +72,6 @@ def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
     """Sequences a minibatch and updates a step by which an epoch is the rollout once; `equally` refuses a remainder."""
     optimiser, envs = everything["optimiser"], everything["env"]["num_envs"]
     minibatches = optimiser["minibatches"]
-    if not (isinstance(envs, int) and isinstance(minibatches, int) and minibatches > 0):
-        return {}  # refused by name, later
     if equally and envs % minibatches:
         raise ConfigError(
             f"optimiser.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
