@@ -45,9 +45,9 @@ class Corridor(gymnasium.Env):
 
 
 class Tide(gymnasium.Env):
-    """What an observation is worth turns round with every rollout of 32 rows, and nothing tells; the action's worth stays.
+    """What an observation is worth turns round with every rollout of 32 rows, and nothing tells.
 
-    Whatever a value learns of one rollout is wrong in the next.
+    Whatever a value learns of one rollout is wrong in the next; the action's worth stays.
     """
 
     observation_space = gymnasium.spaces.Box(-5, 5, (1,), np.float32)
@@ -61,7 +61,7 @@ class Tide(gymnasium.Env):
         return self.worth, {}
 
     def step(self, action: int):
-        reward = float(self.worth[0]) * (1 if self.rows // 32 % 2 else -1) + float(action)
+        reward = float(self.worth[0]) * (1 if self.rows // 32 % 2 else -1) + 0.2 * float(action)
         self.rows, self.steps = self.rows + 1, self.steps + 1
         return self.worth, reward, False, self.steps == 20, {}
 
@@ -106,7 +106,17 @@ PLANTS = {
         {**POLE, "losses.ppo_clip.weight": 0, "losses.policy_gradient.weight": 100, "optimiser.learning_rate": 1e-2},
     ),
     3: Plant("CartPole-v1", {**POLE, "losses.entropy.weight": 30}),
-    4: Plant(Tide, POLE),
+    4: Plant(
+        Tide,
+        {
+            **POLE,
+            "steps": 20_000,
+            "agent.discount": 0.1,
+            "optimiser.minibatches": 4,
+            "losses.value.weight": 0.1,
+            "losses.entropy.weight": 0.1,
+        },
+    ),
     5: Plant("CartPole-v1", {**MUESLI, "agent.cmpo.clip_bound": 1e-6}),
     6: Plant("CartPole-v1", {**POLE, "losses.value.weight": 0}),
     7: Plant(

@@ -97,7 +97,12 @@ _TABLE = (
     ("target/search_kl", "nats", "KL from the search's policy to the network's: how much the search asks for"),
     ("target/search_entropy", "nats", "entropy of the search's policy"),
     ("target/value_change", "return", "mean distance between a return and the search's value of the same row"),
-    ("target/explained_variance", "1", "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1"),
+    (
+        "target/explained_variance",
+        "1",
+        "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1; without a search the value is "
+        "the target network's, before these updates",
+    ),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
     ("target/priority_mean", "return", "mean priority of the batch's sequences, without its exponent; where used"),
     ("target/importance_least", "1", "the batch's least importance weight, of at most 1; where priorities are used"),

@@ -20,7 +20,8 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
     def mean(values: Array) -> Array:
         return losses.masked_mean(values, valued)
 
-    value = model.value_support.mean(unrolled.prediction.value_logits[0])
+    # What was foretold before these updates, where that is known: after some epochs anything is explained.
+    value = target.extras.get("old_value", model.value_support.mean(unrolled.prediction.value_logits[0]))
     error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
     spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
     overflow = model.value_support.overflow(target.value)
