@@ -164,6 +164,21 @@ def test_advantages_of_a_batch_have_mean_0_and_deviation_1_over_valid_rows():
     assert valid.mean() == pytest.approx(0, abs=1e-5) and valid.std() == pytest.approx(1, abs=1e-4)
 
 
+def test_explained_variance_is_of_the_values_before_the_updates():
+    agent, batch = ppo(), batch_of(random_rows(3, BATCH, LENGTH))
+    before = policy_of(agent)
+    targets, state = agent.targets(before, batch, jax.random.key(0))
+    _, metrics = agent.loss(random_model(1), state, batch, targets, jax.random.key(1))
+    rows = jnp.asarray(batch.trajectory.observation, jnp.float32)
+    prediction = MODEL.predict(MODEL.represent(rows))
+    value = np.asarray(MODEL.value_support.mean(prediction.value_logits))[:, :-1]
+    pairs = [(targets.value[b, t], value[b, t]) for b, t in np.ndindex(BATCH, LENGTH) if targets.mask[b, t]]
+    target, foretold = np.array(pairs, float).T
+    expected = 1 - np.var(target - foretold) / np.var(target)
+    assert 0 < len(pairs) < BATCH * LENGTH and expected > -1
+    assert float(metrics["target/explained_variance"]) == pytest.approx(expected, rel=1e-3)
+
+
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
     agent = agent_of(MPOConfig.model_validate({"discount": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
     rows = random_rows(3, BATCH, LENGTH)
