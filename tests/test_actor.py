@@ -74,7 +74,7 @@ def test_tallies_against_a_plain_loop(name, request):
     episode = np.zeros((3, 2))
     for _ in range(3):
         state, rows, tally = program(state, 7)
-        expected = {"env_steps": 0, "episodes": 0, "return_sum": 0.0, "length_sum": 0}
+        expected = {"env_steps": 0, "episodes": 0, "return_sum": 0.0, "length_sum": 0, "last_reward_sum": 0.0}
         ends = []
         for t in range(1, 8):
             for b in range(3):
@@ -87,6 +87,7 @@ def test_tallies_against_a_plain_loop(name, request):
                     expected["episodes"] += 1
                     expected["return_sum"] += episode[b, 0]
                     expected["length_sum"] += episode[b, 1]
+                    expected["last_reward_sum"] += float(rows.reward[b, t])
                     ends.append((episode[b, 1], bool(rows.terminal[b, t])))
         expected["longest"] = max((length for length, _ in ends), default=0)
         expected["died_at_longest"] = ends.count((expected["longest"], True))

@@ -10,7 +10,7 @@ import pytest
 from bircher import doctor
 from bircher.run import doctoring
 
-FACTS = doctor.Facts(100_000, 4, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75)
+FACTS = doctor.Facts(100_000, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75)
 PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
 SHARES = {"cmpo": 0.2, "value": 0.5, "model_reward": 0.3}
 
@@ -23,7 +23,7 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
         share = i / (lines - 1)
         line = {
             "env_steps": 1000 * (i + 1), "learner_steps": 50 * (i + 1), "wall_seconds": i,
-            "act/entropy": (0.9 - 0.6 * share) * math.log(4), "act/episode_return": 200 * share + rng.normal(0, 5),
+            "act/entropy_share": 0.9 - 0.6 * share, "act/episode_return": 200 * share + rng.normal(0, 5),
             "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
             "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
@@ -55,8 +55,8 @@ def plant_dead_part(story):
 
 PLANTED = {
     1: plant_dominant,
-    2: lambda story: set_all(story, "act/entropy", 0.001),
-    3: lambda story: set_all(story, "act/entropy", 0.99 * math.log(4)),
+    2: lambda story: set_all(story, "act/entropy_share", 0.001),
+    3: lambda story: set_all(story, "act/entropy_share", 0.99),
     4: lambda story: set_all(story, "target/explained_variance", -0.4),
     5: lambda story: set_all(story, "target/cmpo_kl", 1e-8, 0.3),
     6: plant_dead_part,
@@ -113,9 +113,9 @@ def test_a_slow_learner_is_a_flag_on_policy_only():
 def test_numbers_that_are_none_are_left_out():
     story = healthy()
     for line in story[::3]:
-        line["act/entropy"] = math.nan
+        line["act/entropy_share"] = math.nan
     assert doctor.examine(story, FACTS) == []
-    assert len(doctor.series(story, "act/entropy")) == 66
+    assert len(doctor.series(story, "act/entropy_share")) == 66
     assert len(doctor.series(story, "no/such")) == 0
 
 

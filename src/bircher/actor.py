@@ -92,6 +92,7 @@ def rollout(
             episodes=following.last.sum(),
             return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
             length_sum=lengths.sum(),
+            last_reward_sum=jnp.where(following.last, following.reward, 0.0).sum(),
             failed=jnp.where(bad.any(), jnp.argmax(bad), -1),
             longest=longest,
             died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
@@ -112,8 +113,9 @@ def rollout(
 def _total(tallies: Tally) -> Tally:
     """Those of each step as one."""
     longest = tallies.longest.max()
+    sums = ("env_steps", "episodes", "return_sum", "length_sum", "last_reward_sum")
     return Tally(
-        *(getattr(tallies, name).sum() for name in ("env_steps", "episodes", "return_sum", "length_sum")),
+        *(getattr(tallies, name).sum() for name in sums),
         failed=tallies.failed[jnp.argmax(tallies.failed >= 0)],
         longest=longest,
         died_at_longest=jnp.where(tallies.longest == longest, tallies.died_at_longest, 0).sum(),

@@ -21,7 +21,6 @@ class Facts(NamedTuple):
 
     steps: int
     """Environment steps that it is to take."""
-    num_actions: int
     support: float
     """model.support"""
     terms: tuple[str, ...]
@@ -84,8 +83,8 @@ COLLAPSED, COLLAPSE_BEFORE = 0.02, 0.1
 
 def entropy_collapse(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """The policy became certain long before it had seen much."""
-    entropy = series(lines, "act/entropy")
-    early = entropy.values[entropy.env_steps <= COLLAPSE_BEFORE * facts.steps] / math.log(max(facts.num_actions, 2))
+    entropy = series(lines, "act/entropy_share")
+    early = entropy.values[entropy.env_steps <= COLLAPSE_BEFORE * facts.steps]
     if len(early) and early[-1] < COLLAPSED:
         yield Flag(
             2, "entropy collapse",
@@ -100,8 +99,7 @@ UNIFORM, UNIFORM_AFTER = 0.95, 0.5
 
 def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """The policy is still as good as uniform when half of the steps are gone."""
-    late = series(lines, "act/entropy").since(UNIFORM_AFTER * facts.steps)
-    share = late.values / math.log(max(facts.num_actions, 2))
+    share = series(lines, "act/entropy_share").since(UNIFORM_AFTER * facts.steps).values
     if len(share) and share.min() > UNIFORM:
         yield Flag(
             3, "entropy stuck",

@@ -25,17 +25,20 @@ def _of(jaxpr: core.Jaxpr) -> int:
 
 def _of_equation(equation: core.JaxprEqn) -> int:
     name, inner = equation.primitive.name, [_of(jaxpr) for jaxpr in _inner(equation.params)]
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * prod(equation.outvars[0].aval.shape) * prod(shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
-        outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * prod(equation.outvars[0].aval.shape) * prod(kernel) // outputs
+    if name in ("dot_general", "conv_general_dilated"):
+        left, right, result = (_shape(variable) for variable in (*equation.invars, *equation.outvars))
+        numbers = equation.params["dimension_numbers"]
+        if name == "dot_general":
+            (contracted, _), _ = numbers
+            return 2 * prod(result) * prod(left[axis] for axis in contracted)
+        return 2 * prod(result) * prod(right) // right[numbers.rhs_spec[0]]
     if name == "cond":
         return max(inner)
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -77,12 +77,14 @@ class Metric(NamedTuple):
 _TABLE = (
     ("act/episode_return", "reward", "mean undiscounted return of the training episodes ended since the last line"),
     ("act/episode_length", "env steps", "mean length of the same episodes"),
+    ("act/last_reward", "reward", "mean reward of the step that ended each of the same episodes"),
     (
         "act/deaths_at_longest",
         "share",
         "of the same episodes that died at exactly the greatest length of the run so far",
     ),
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
+    ("act/entropy_share", "share", "of log A in the same, A the legal actions; where there are two or more"),
     ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),
     ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
     ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),

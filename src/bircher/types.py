@@ -193,6 +193,9 @@ class ActOutput(NamedTuple):
     extras: Mapping[str, Array]
 
 
+_SUMS = ("return_sum", "last_reward_sum")
+
+
 class Tally(NamedTuple):
     """Sums over one rollout."""
 
@@ -202,6 +205,8 @@ class Tally(NamedTuple):
     return_sum: Float[Array, ""]
     """In games of two the returns of who moved first."""
     length_sum: Int[Array, ""]
+    last_reward_sum: Float[Array, ""]
+    """Of the rewards of the steps that ended episodes."""
     failed: Int[Array, ""]
     """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
     longest: Int[Array, ""]
@@ -218,6 +223,7 @@ class Tally(NamedTuple):
             episodes=self.episodes + later.episodes,
             return_sum=self.return_sum + later.return_sum,
             length_sum=self.length_sum + later.length_sum,
+            last_reward_sum=self.last_reward_sum + later.last_reward_sum,
             failed=jnp.where(self.failed >= 0, self.failed, later.failed),
             longest=longest,
             died_at_longest=died[0] + died[1],
@@ -226,8 +232,8 @@ class Tally(NamedTuple):
     @classmethod
     def zero(cls) -> Tally:
         """Of nothing yet, in buffers of its own."""
-        count = [jnp.zeros((), jnp.int32) for _ in range(5)]
-        return cls(count[0], count[1], jnp.zeros(()), count[2], jnp.full((), -1, jnp.int32), count[3], count[4])
+        none = {name: jnp.zeros((), jnp.float32 if name in _SUMS else jnp.int32) for name in cls._fields}
+        return cls(**none | {"failed": jnp.full((), -1, jnp.int32)})
 
 
 class Counters(NamedTuple):

@@ -179,6 +179,23 @@ def test_explained_variance_is_of_the_values_before_the_updates():
     assert float(metrics["target/explained_variance"]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_share_of_entropy_is_of_the_legal_actions():
+    agent, batch = ppo(), batch_of(random_rows(5, BATCH, LENGTH))
+    policy, rows = policy_of(agent), batch.trajectory
+    targets, state = agent.targets(policy, batch, jax.random.key(0))
+    _, metrics = agent.loss(MODEL, state, batch, targets, jax.random.key(1))
+    logits = MODEL.predict(MODEL.represent(jnp.asarray(rows.observation, jnp.float32))).policy_logits
+    chances = reference.masked_softmax(logits, rows.legal_actions)
+    shares = []
+    for b, t in np.ndindex(*targets.mask.shape):
+        legal = np.flatnonzero(rows.legal_actions[b, t])
+        if targets.mask[b, t] and len(legal) > 1:
+            p = chances[b, t, legal].astype(float)
+            shares.append(-(p * np.log(p)).sum() / np.log(len(legal)))
+    assert {1, 2} < set(np.asarray(rows.legal_actions).sum(-1).ravel().tolist())
+    assert float(metrics["act/entropy_share"]) == pytest.approx(np.mean(shares), rel=1e-3)
+
+
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
     agent = agent_of(MPOConfig.model_validate({"discount": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
     rows = random_rows(3, BATCH, LENGTH)

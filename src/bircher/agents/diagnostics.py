@@ -10,10 +10,10 @@ from bircher.agents.terms import Products
 from bircher.agents.unrolling import Unrolled
 from bircher.models.model import Model
 from bircher.ops import distributions, losses
-from bircher.types import Targets
+from bircher.types import Targets, Trajectory
 
 
-def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
+def common(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:
     """Entropy at the roots, and how values compare with their targets; each a mean over valid rows."""
     valued = target.mask & unrolled.value_mask[0]
 
@@ -28,8 +28,10 @@ def common(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array
     if model.heads.reward is not None:
         overflow |= model.reward_support.overflow(target.reward)
     entropy = distributions.entropy(unrolled.acting_logits[0])
+    legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
     return {
         "act/entropy": losses.masked_mean(entropy, target.mask),
+        "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), target.mask & (legal > 1)),
         "target/value_mean": mean(target.value),
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
@@ -50,7 +52,7 @@ def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> di
     log_ratio = distributions.log_probability(held.logits, held.action) - distributions.log_probability(
         held.behaviour_logits, held.action
     )
-    metrics = common(held.model, unrolled, target) | {
+    metrics = common(held.model, unrolled, target, held.rows) | {
         "act/kl_to_behaviour": mean(distributions.kl_divergence(jax.nn.softmax(held.behaviour_logits), policy)),
         "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
@@ -67,12 +69,12 @@ def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> di
     return metrics
 
 
-def of_search(model: Model, unrolled: Unrolled, target: Targets) -> dict[str, Array]:
+def of_search(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:
     """The same of an agent that improves by search, with how much the searches ask for."""
     improved = unrolled.policy[0]
     network = jax.nn.softmax(unrolled.acting_logits[0])
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
-    return common(model, unrolled, target) | {
+    return common(model, unrolled, target, rows) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
         "target/search_entropy": losses.masked_mean(entropy, target.mask),
         "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),

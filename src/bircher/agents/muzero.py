@@ -232,6 +232,6 @@ def muzero_loss(
     encoded = model.represent(used.astype(jnp.float32))
     latent = encoded[:, : target.value.shape[1]]
     unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    metrics = of_search(model, unrolled, target)
+    metrics = of_search(model, unrolled, target, rows)
     held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon)
     return terms.build(enabled, held), jax.lax.stop_gradient(metrics)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bircher import checkpoint, doctor, metrics
+from bircher import doctor, metrics
 from bircher.config import Config
-from bircher.run import folder, loaded
+from bircher.run import folder
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
@@ -17,29 +17,25 @@ LINES = 20_000
 """Most that a watch remembers; of more, every second is forgotten, but for evaluations."""
 
 
-def facts(config: Config, num_actions: int) -> doctor.Facts:
+def facts(config: Config) -> doctor.Facts:
     """What the flags must know besides the metrics."""
     terms = tuple(name for name, weight in config.losses.weights().items() if weight != 0.0)
-    return doctor.Facts(
-        config.steps, num_actions, config.model.support, terms, config.replay.capacity, config.replay.fraction
-    )
+    return doctor.Facts(config.steps, config.model.support, terms, config.replay.capacity, config.replay.fraction)
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:
     """The flags that a run's metrics raise, by number.
 
     Raises:
-      RunFolderError: there is no run, or no checkpoint or metrics of it yet.
-      CheckpointError: its checkpoint is damaged.
+      RunFolderError: there is no run, or no metrics of it yet.
     """
     path = Path(path)
     config = folder.read_config(path)
-    spec = loaded.spec_from(checkpoint.read_meta(folder.last_checkpoint(path))["spec"])
     try:
         lines = metrics.read(path / folder.METRICS)
     except (OSError, ValueError) as error:
         raise folder.RunFolderError(f"{path} has no {folder.METRICS} that can be read: {error}") from error
-    return doctor.examine(lines, facts(config, spec.num_actions))
+    return doctor.examine(lines, facts(config))
 
 
 class Watch:

@@ -28,6 +28,7 @@ class Averages:
         if episodes := int(tally.episodes):
             metrics["act/episode_return"] = float(tally.return_sum) / episodes
             metrics["act/episode_length"] = float(tally.length_sum) / episodes
+            metrics["act/last_reward"] = float(tally.last_reward_sum) / episodes
             self._longest = max(self._longest, int(tally.longest))
             died = int(tally.died_at_longest) if int(tally.longest) == self._longest else 0
             metrics["act/deaths_at_longest"] = died / episodes
@@ -47,9 +48,9 @@ def scores(report: Report) -> dict[str, float]:
 class Journal:
     """`metrics.jsonl`, TensorBoard events and the console, as one."""
 
-    def __init__(self, path: Path, config: Config, restored_env_steps: int | None, num_actions: int):
+    def __init__(self, path: Path, config: Config, restored_env_steps: int | None):
         before = glossary.read(path / folder.METRICS) if (path / folder.METRICS).exists() else []
-        self._watch = doctoring.Watch(doctoring.facts(config, num_actions), before)
+        self._watch = doctoring.Watch(doctoring.facts(config), before)
         name = config.env.id.removeprefix(CALLABLE)
         self._console = Console(f"{name}, {config.agent.name}, seed {config.seed}: {path}", config.steps)
         self._writers: list[Writer] = [

@@ -90,7 +90,7 @@ class Training:
             self._began_at = time.monotonic()
             stack.callback(os.close, self._claim)
             stack.callback(self._release)
-            self._journal = Journal(self.path, self._config, self._origin.env_steps, self._env.spec.num_actions)
+            self._journal = Journal(self.path, self._config, self._origin.env_steps)
             stack.callback(self._journal.close)
             keep = self._config.checkpoint
             self._saver = Saver(self.path / CHECKPOINTS, keep.keep, keep.replay_every)
