@@ -10,40 +10,54 @@ from typing import Any
 from bircher.comparison import Band, Estimate
 
 COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
+DASHES = ("-", "--", ":")
+"""For more agents than there are colours."""
+COLUMNS, CROWDED = 3, 5
+"""Most panels side by side; and the agents from which on shades would hide each other, and names the curves."""
 
 
 def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
-    """A panel for each environment: the mean of each agent's runs as a line, their range as a shade."""
-    figure = _figure(4.6 * len(panels), 3.4)
+    """A panel for each environment: the mean of each agent's runs as a line, their range as a shade (of a few)."""
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    crowded = max(len(agents) for agents in panels.values()) >= CROWDED
+    figure = _figure(4.6 * columns + 2.0 * crowded, 3.4 * rows)
     for number, (title, agents) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), number, title=title, xlabel=xlabel)
-        if number == 1:
+        axes = figure.add_subplot(rows, columns, number, title=title, xlabel=xlabel)
+        if number % columns == 1 % columns:
             axes.set_ylabel("return of training episodes")
-        for colour, (name, band) in zip(_colours(len(agents)), agents.items(), strict=True):
-            axes.plot(band.x, band.mean, color=colour, linewidth=1.4, label=name)
-            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
+        for index, (name, band) in enumerate(agents.items()):
+            dash = DASHES[index // len(COLOURS) % len(DASHES)]
+            axes.plot(band.x, band.mean, dash, color=_colour(index), linewidth=1.4, label=name)
+            if not crowded:
+                axes.fill_between(band.x, band.low, band.high, color=_colour(index), alpha=0.18, linewidth=0)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
+        if not crowded:
+            axes.legend(frameon=False, fontsize=8)
+        elif number == min(columns, len(panels)):
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
 
 def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
     """A panel for each statistic: every agent's estimate as a point within its interval."""
     rows = max(len(agents) for agents in panels.values())
-    figure = _figure(4.6 * len(panels), 1.0 + 0.45 * rows)
+    figure = _figure(4.6 * len(panels), 0.9 + 0.35 * rows)
     for number, (title, agents) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number, title=title)
-        for place, (colour, (_, found)) in enumerate(zip(_colours(len(agents)), agents.items(), strict=True)):
-            axes.plot([found.low, found.high], [place, place], color=colour, linewidth=6, alpha=0.4)
-            axes.plot([found.value], [place], "o", color=colour)
+        for place, found in enumerate(agents.values()):
+            axes.plot([found.low, found.high], [place, place], color=_colour(place), linewidth=6, alpha=0.4)
+            axes.plot([found.value], [place], "o", color=_colour(place))
         axes.set_yticks(range(len(agents)), list(agents))
-        axes.invert_yaxis()
+        axes.set_ylim(len(agents) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     return _svg(figure)
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
 def _figure(width: float, height: float) -> Any:
