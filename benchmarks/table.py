@@ -1,7 +1,8 @@
-"""The README's table of results, made from the ledger: python benchmarks/table.py writes it between its two markers.
+"""Tables made from the ledger: python benchmarks/table.py writes each between its two markers.
 
-For every environment and agent the newest line of each seed counts, all seeds are shown, and means come with a 95 %
-interval over seeds (Student's t).  Runs with settings other than their preset's are left to the pages about them.
+README.md has the results: for every environment and agent the newest line of each seed counts, all seeds are shown, and
+means come with a 95 % interval over seeds (Student's t).  Runs with settings other than their preset's are left to the
+pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py).
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import math
 import statistics
 from pathlib import Path
 
+from ablations import GROUPS, NAME, WHOLE
 from ledger import entries
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- results: made by benchmarks/table.py -->", "<!-- end of results -->"
+ROOT = Path(__file__).parent.parent
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """Two-sided 95 % quantile by the number of seeds."""
 ACTIONS = {"sample": "drawn", "greedy": "best"}
@@ -35,7 +36,15 @@ def changed(command: str) -> bool:
     return any("=" in word and word.split("=")[0] not in ("agent", "seed") for word in words)
 
 
-def rows() -> list[str]:
+def estimate(means: list[float]) -> str:
+    """Mean and half of its interval."""
+    if len(means) == 1:
+        return "one seed"
+    half = STUDENT.get(len(means), 1.96) * statistics.stdev(means) / math.sqrt(len(means))
+    return f"{statistics.mean(means):.1f} ± {half:.1f}"
+
+
+def results() -> list[str]:
     """One row for each environment and agent."""
     lines = [
         "| environment | agent | steps | actions | mean return by seed | mean, 95 % interval | wall, s | command |",
@@ -44,25 +53,59 @@ def rows() -> list[str]:
     for (env, agent), seeds in sorted(newest(("learning", "peer-ppo")).items()):
         means = [seeds[seed]["mean"] for seed in sorted(seeds)]
         walls = [seeds[seed]["wall_seconds"] for seed in sorted(seeds)]
-        interval = "one seed"
-        if len(means) > 1:
-            half = STUDENT.get(len(means), 1.96) * statistics.stdev(means) / math.sqrt(len(means))
-            interval = f"{statistics.mean(means):.1f} ± {half:.1f}"
         command = seeds[min(seeds)]["command"]
         lines.append(
             f"| {env} | {agent} | {seeds[min(seeds)]['env_steps']:,} | {ACTIONS[seeds[min(seeds)]['mode']]} "
             f"| {', '.join(f'{m:.1f}' for m in means)} "
-            f"| {interval} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
+            f"| {estimate(means)} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
     return lines
 
 
+PAPER = {
+    "whole": "",
+    "without cmpo": "a plain policy gradient: clearly worse",
+    "without policy model": "worse than a model of one step",
+    "unroll 1": "worse than five steps",
+    "q^ only": "much worse",
+    "v-trace": "worse, with a value that no model helps",
+    "16 samples": "about as good as exact",
+}
+"""What the paper says of a variant, beside the whole agent."""
+
+
+def ablations() -> list[str]:
+    """One row for each variant: every environment's runs, and their mean."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for line in entries(NAME):
+        found.setdefault((line["variant"], line["env"]), {})[line["seed"]] = line["mean"]
+    envs = sorted({env for _, env in found})
+    lines = [f"| variant | in the paper | {' | '.join(envs)} |", "|---" * (2 + len(envs)) + "|"]
+    for variant in [WHOLE, *(variant for group in GROUPS.values() for variant in group)]:
+        seeds = [found.get((variant.name, env), {}) for env in envs]
+        if any(seeds):
+            cells = [
+                f"{', '.join(f'{one[seed]:.1f}' for seed in sorted(one))}: {estimate(list(one.values()))}"
+                if one
+                else ""
+                for one in seeds
+            ]
+            lines.append(f"| {variant.name} | {PAPER.get(variant.name, '')} | {' | '.join(cells)} |")
+    return lines
+
+
+def write(path: Path, name: str, rows: list[str]) -> None:
+    """Replace what stands between a page's markers of this name."""
+    begin, end = f"<!-- {name}: made by benchmarks/table.py -->", f"<!-- end of {name} -->"
+    before, rest = path.read_text().split(begin, 1)
+    _, after = rest.split(end, 1)
+    path.write_text(f"{before}{begin}\n" + "\n".join(rows) + f"\n{end}{after}")
+
+
 def main() -> None:
-    """Replace what stands between the markers."""
-    text = README.read_text()
-    before, rest = text.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    README.write_text(f"{before}{BEGIN}\n" + "\n".join(rows()) + f"\n{END}{after}")
+    """Write every table."""
+    write(ROOT / "README.md", "results", results())
+    write(ROOT / "docs" / "muesli.md", "ablations", ablations())
 
 
 if __name__ == "__main__":
