@@ -96,3 +96,14 @@ def test_the_doctor_of_a_short_run(compared):
     flags = json.loads(told.stdout)["flags"]
     assert (told.exit_code == 3) == bool(flags)
     assert all(set(flag) == {"number", "name", "evidence", "cause", "advice"} for flag in flags)
+
+
+def test_the_doctor_answers_what_is_usually_asked(compared):
+    run = compared[0] / "toy-cliff" / "ppo" / "0"
+    told = invoke("doctor", str(run))
+    assert told.exit_code in (0, 3), told.output
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["model/gradient_norm"] for line in lines if "model/gradient_norm" in line]
+    for question in ("too slow?", "out of memory?", "the loss explodes?", "nothing is learnt?"):
+        assert question in told.stdout
+    assert f"at most {max(norms):.3g}:" in told.stdout and "nan" not in told.stdout

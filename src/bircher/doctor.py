@@ -121,8 +121,8 @@ def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         yield Flag(
             4, "values explain nothing",
             f"explained variance is {np.median(late.values):.2f}, the median over the last {late.updates:,} updates",
-            "the value learns too slowly, or its targets move faster than it can follow",
-            "raise losses.value.weight, lower agent.target_update_rate or agent.returns.lambda",
+            "the value learns too slowly, its targets move faster than it can follow, or it fits what was chance",
+            "raise losses.value.weight; lower agent.target_update_rate, agent.returns.lambda or optimiser.epochs",
         )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ FLAGGED = 3
 
 
 def doctor(run: SavedRun, as_json: AsJson = False) -> None:
-    """Say why a run does not learn: red flags with evidence, likely cause and the setting to change.
+    """Say why a run does not learn: red flags with evidence, likely cause and the setting to change; then what is
+    usually asked, with this run's numbers.
 
     \b
     bircher doctor runs/mine
@@ -26,7 +27,7 @@ def doctor(run: SavedRun, as_json: AsJson = False) -> None:
     with told():
         from bircher.run import doctoring
 
-        flags = doctoring.examine(run)
+        flags, asked = doctoring.examine(run), doctoring.questions(run)
     if as_json:
         print(json.dumps({"flags": [flag._asdict() for flag in flags]}))
     else:
@@ -34,6 +35,8 @@ def doctor(run: SavedRun, as_json: AsJson = False) -> None:
             print(f"{flag.number:2d} {flag.name}\n   {flag.evidence}\n   likely: {flag.cause}\n   try: {flag.advice}")
         if not flags:
             print("no red flag")
+        for question, answer in asked:
+            print(f"{question}\n   {answer}")
     if flags:
         raise typer.Exit(FLAGGED)
 

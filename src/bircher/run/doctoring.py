@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bircher import doctor, metrics
 from bircher.config import Config
 from bircher.run import folder
+from bircher.series import series
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
@@ -29,13 +33,64 @@ def examine(path: str | Path) -> list[doctor.Flag]:
     Raises:
       RunFolderError: there is no run, or no metrics of it yet.
     """
-    path = Path(path)
+    config, lines = _read(Path(path))
+    return doctor.examine(lines, facts(config))
+
+
+def _read(path: Path) -> tuple[Config, list[dict[str, Any]]]:
     config = folder.read_config(path)
     try:
-        lines = metrics.read(path / folder.METRICS)
+        return config, metrics.read(path / folder.METRICS)
     except (OSError, ValueError) as error:
         raise folder.RunFolderError(f"{path} has no {folder.METRICS} that can be read: {error}") from error
-    return doctor.examine(lines, facts(config))
+
+
+def questions(path: str | Path) -> list[tuple[str, str]]:
+    """What is usually asked of a run, each with this run's numbers and what could be changed.
+
+    Raises:
+      RunFolderError: as `examine`.
+    """
+    config, lines = _read(Path(path))
+
+    def usual(name: str) -> float:
+        values = series(lines, name).values
+        return float(np.median(values)) if len(values) else math.nan
+
+    acting, memory = usual("speed/acting_share"), series(lines, "speed/memory_bytes").values
+    norms, returns = series(lines, "model/gradient_norm").values, series(lines, "act/episode_return").values
+    tenth = max(len(returns) // 10, 1)
+    speed = [f"{usual(f'speed/{name}_per_second'):,.0f} {word}" for name, word in _SPEEDS]
+    slow = "more env.num_envs or env.num_threads" if acting > 0.5 else "fewer optimiser.updates_per_step"
+    replay, optimiser = config.replay, config.optimiser
+    return [
+        (
+            "too slow?",
+            " and ".join(speed) + " a second" + ("" if math.isnan(acting) else f", {acting:.0%} of it acting") + ": "
+            f"{slow}, loop.name=pipeline, a smaller network, a lower evaluation.count (now {config.evaluation.count})",
+        ),
+        (
+            "out of memory?",
+            (f"{memory.max() / 2**20:,.0f} MiB at most: " if len(memory) else "")
+            + f"lower replay.capacity (now {replay.capacity:,}), env.num_envs (now {config.env.num_envs}), "
+            f"optimiser.batch_size (now {optimiser.batch_size})",
+        ),
+        (
+            "the loss explodes?",
+            (f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else "")
+            + f"lower optimiser.learning_rate (now {optimiser.learning_rate:g}); optimiser.gradient_clip=norm (now "
+            f"{optimiser.gradient_clip})",
+        ),
+        (
+            "nothing is learnt?",
+            (f"returns of {returns[:tenth].mean():.4g}, then {returns[-tenth:].mean():.4g}: " if len(returns) else "")
+            + "an act/entropy_share near 1 was taught nothing, near 0 it stopped exploring (losses.entropy.weight); "
+            "then more steps, and `bircher diagnose` for the model",
+        ),
+    ]
+
+
+_SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))
 
 
 class Watch:
