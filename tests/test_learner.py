@@ -60,7 +60,7 @@ def probe() -> Agent:
         result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, priority, {})
         return result, {"calls": policy.state["calls"] + 1}
 
-    def loss(params, state, batch, target, key):
+    def loss(params, state, batch, target, key, measured):
         seen = batch.trajectory.observation
         env, time, last = seen[..., 0], seen[..., 1], seen[:, -1, 2]
         each = jax.nn.one_hot(env[:, 0].astype(int), ENVS)
@@ -72,6 +72,7 @@ def probe() -> Agent:
             "oldest": time.min(),
             "indexed": ((batch.indices >= 0) == (last == 0)).mean(),
             "importance": (each * batch.importance[:, None]).sum(0),
+            "asked": jnp.asarray(measured, jnp.float32),
         }
         value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
         return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics
@@ -113,7 +114,14 @@ def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_e
         importance_exponent=importance_exponent,
     )  # fmt: skip
     made = learner.make(probe(), MARKED, config, replay, ENVS, LENGTH, 120, 0.25)
-    return made, quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), quick_jit(made.learn)
+    learn = quick_jit(made.learn)
+
+    def mean(state, rollout, tally):
+        """The probe tells of every update, whether it is asked to or not: what arrives is the sum."""
+        state, metrics = learn(state, rollout, tally)
+        return state, {name: x if "/" in name else x / made.updates_per_iteration for name, x in metrics.items()}
+
+    return made, quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS)), mean
 
 
 PLAIN = {"batch_size": 4, "updates_per_step": 3 / 12, "learning_rate": 0.5}
@@ -160,6 +168,16 @@ def test_priorities_of_what_was_drawn_are_corrected_and_those_of_fresh_sequences
         else:
             assert float(metrics["target/importance_least"]) == 1.0 and float(metrics["target/priority_mean"]) == 7.0
     assert corrected > 50
+
+
+@pytest.mark.parametrize("settings", [
+    PLAIN, {**PLAIN, "updates_per_step": 1.0, "minibatches": 2, "epochs": 3},
+    {"batch_size": 2, "minibatches": 2, "epochs": 2, "pieces": 1, "updates_per_step": 4 / 12},
+])  # fmt: skip
+def test_one_update_of_a_rollout_is_measured(settings):
+    made, state, learn = probe_learner(0.0, **settings)
+    _, metrics = learn(state, marked_rollout(0), tally())
+    assert float(metrics["asked"]) * made.updates_per_iteration == pytest.approx(1.0)
 
 
 def test_without_priorities_the_program_knows_nothing_of_them():

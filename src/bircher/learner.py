@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from bircher import replay as replay_room
 from bircher.agents.base import Agent, weights_at
+from bircher.agents.diagnostics import Told, over, when
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser, require_rows, updates_per_iteration
 from bircher.replay import Replay, ReplayConfig
@@ -85,6 +86,11 @@ class _Plan(NamedTuple):
     symmetries: tuple[Symmetry, ...]
     """Of the board, where sequences are to be turned; else ()."""
 
+    @property
+    def measures_all(self) -> bool:
+        """Whether every update needs its measures: the distance at which updates stop is one."""
+        return self.config.kl_stop is not None
+
 
 def make(
     agent: Agent,
@@ -146,7 +152,7 @@ def make(
 
 
 def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) -> tuple[TrainState, dict[str, Array]]:
-    """Store a rollout, then update; the metrics are means over the updates."""
+    """Store a rollout, then update: losses are means over the updates, what else is measured is the last one's."""
     failed = tally.failed >= 0
     rollout = _sanitised(rollout, failed)
     key, order_key, group_key = jax.random.split(state.key, 3)
@@ -155,12 +161,12 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     before = _learnt(state)
     state = _replaced(state, replay=replay, key=key)
 
-    def step(state: TrainState, inputs: tuple[Array, Key]) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, inputs: tuple[Array, Key, Array]) -> tuple[TrainState, Told]:
         return _group(plan, state, rollout, *inputs)
 
-    state, metrics = jax.lax.scan(
-        step, state, (fresh_order(plan.shares, plan.groups, order_key), jax.random.split(group_key, plan.groups))
-    )
+    last = (jnp.arange(plan.groups) == plan.groups - 1) | plan.measures_all
+    order = fresh_order(plan.shares, plan.groups, order_key)
+    state, told = jax.lax.scan(step, state, (order, jax.random.split(group_key, plan.groups), last))
     # A failed rollout teaches nothing: what was learnt before stays as it was.
     kept = jax.tree.map(lambda x, y: jnp.where(failed, x, y), before, _learnt(state))
     state = eqx.tree_at(_learnt, state, kept, is_leaf=lambda x: x is None)
@@ -170,15 +176,15 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
         env_frames=state.counters.env_frames + tally.env_steps,
         episodes=state.counters.episodes + tally.episodes,
     )
-    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    metrics = over(told, last).metrics()
     share = plan.shares.num_replayed / plan.shares.batch_size
     metrics["target/replay_age"] = share * plan.ring.age(state.replay)
     return _replaced(state, counters=counters), metrics
 
 
 def _group(
-    plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key
-) -> tuple[TrainState, dict[str, Array]]:
+    plan: _Plan, state: TrainState, rollout: Trajectory, order: Array, key: Key, last: Array
+) -> tuple[TrainState, Told]:
     """One computation of targets, and the updates that share it."""
     draw_key, target_key, update_key = jax.random.split(key, 3)
     carry = plan.agent.start(plan.shares.sequences)
@@ -201,24 +207,25 @@ def _group(
         # A number that no update's key was split off by.
         batch, targets = windows(jax.random.fold_in(update_key, count), batch, targets, config.window)
     if count == 1 and config.pieces is None:
-        return _update(plan, state, batch, targets, sound, keys[0])
+        return _update(plan, state, batch, targets, sound, keys[0], last)
     index = _minibatches(plan, jax.random.fold_in(update_key, count + 1))
     if config.pieces is not None:
         batch, targets = pieces(batch, targets, config.pieces)
 
-    def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key]) -> tuple[tuple, dict[str, Array]]:
-        (state, stopped), (index, key) = carry, inputs
-        new, metrics = _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key)
+    def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]) -> tuple[tuple, Told]:
+        (state, stopped), (index, key, measured) = carry, inputs
+        new, told = _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key, measured)
         if config.kl_stop is None:
-            return (new, stopped), metrics
-        stopped |= metrics[DISTANCE] > config.kl_stop
+            return (new, stopped), told
+        stopped |= told.seen[DISTANCE] > config.kl_stop
         kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learnt(state), _learnt(new))
         new = _replaced(eqx.tree_at(_learnt, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
         counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
-        return (_replaced(new, counters=counters), stopped), metrics
+        return (_replaced(new, counters=counters), stopped), told
 
-    (state, _), metrics = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys))
-    return state, jax.tree.map(lambda x: x.mean(0), metrics)
+    measured = (last & (jnp.arange(count) == count - 1)) | plan.measures_all
+    (state, _), told = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, measured))
+    return state, over(told, measured)
 
 
 def _minibatches(plan: _Plan, key: Key) -> Array:
@@ -233,18 +240,18 @@ def _minibatches(plan: _Plan, key: Key) -> Array:
 
 
 def _update(
-    plan: _Plan, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key
-) -> tuple[TrainState, dict[str, Array]]:
+    plan: _Plan, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, measured: Array
+) -> tuple[TrainState, Told]:
     """One step of the optimiser and of the target network; left out where it or its targets are not finite."""
 
-    def objective(params: PyTree) -> tuple[Array, dict[str, Array]]:
-        terms, metrics = plan.agent.loss(params, state.agent_state, batch, targets, key)
+    def objective(params: PyTree) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
+        terms, metrics = plan.agent.loss(params, state.agent_state, batch, targets, key, measured=measured)
         progress = jnp.minimum(state.counters.env_steps / plan.total_steps, 1.0)
         weights = weights_at(plan.agent.weights, progress)
         total, term_metrics = losses.combine(terms, weights, targets.mask, batch.importance)
-        return total, {**metrics, **term_metrics}
+        return total, (term_metrics, metrics)
 
-    (total, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    (total, (always, seen)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     step, optimiser_state = plan.optimiser.update(gradients, state.optimiser_state, state.params)
     rate = learning_rate(plan.config, state.counters.env_steps, plan.total_steps)
     step = jax.tree.map(lambda x: -rate * x, step)
@@ -255,14 +262,10 @@ def _update(
     new = (params, target_params, optimiser_state)
     old = (state.params, state.target_params, state.optimiser_state)
     params, target_params, optimiser_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
-    metrics |= {
-        "model/learning_rate": rate,
-        "model/gradient_norm": norm,
-        "model/update_norm": optax.tree.norm(step),
-        "model/parameter_norm": optax.tree.norm(params),
-    }
+    always |= {"model/learning_rate": rate, "model/gradient_norm": norm}
+    seen |= when(measured, lambda: _norms(step, params))
     if plan.ring.prioritised:
-        metrics |= {
+        always |= {
             "target/priority_mean": targets.priority.mean(),
             "target/importance_least": batch.importance.min(),
         }
@@ -274,7 +277,11 @@ def _update(
         counters=state.counters._replace(learner_steps=state.counters.learner_steps + 1),
         non_finite=state.non_finite + ~finite,
     )
-    return state, metrics
+    return state, Told(always, seen)
+
+
+def _norms(step: PyTree, params: PyTree) -> dict[str, Array]:
+    return {"model/update_norm": optax.tree.norm(step), "model/parameter_norm": optax.tree.norm(params)}
 
 
 def _select_targets(targets: Targets, index: Array) -> Targets:

@@ -179,6 +179,21 @@ def test_explained_variance_is_of_the_values_before_the_updates():
     assert float(metrics["target/explained_variance"]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["muesli", "ppo"])
+def test_what_is_not_measured_is_0_and_changes_no_term(name):
+    config = compose("CartPole-v1", [f"agent={name}"])
+    agent = policy.make(config.agent, SMALL, config.losses)
+    batch = batch_of(random_rows(5, BATCH, LENGTH))
+    targets, state = agent.targets(policy_of(agent), batch, jax.random.key(0))
+    loss = quick_jit(agent.loss)
+    terms_of, told = loss(MODEL, state, batch, targets, jax.random.key(1), measured=jnp.asarray(True))
+    same, nothing = loss(MODEL, state, batch, targets, jax.random.key(1), measured=jnp.asarray(False))
+    for term, values in terms_of.items():
+        np.testing.assert_allclose(values, same[term], rtol=1e-5, atol=1e-6)
+    assert set(told) == set(nothing) and not any(float(value) for value in nothing.values())
+    assert sum(float(value) != 0 for value in told.values()) > 8
+
+
 def test_the_share_of_entropy_is_of_the_legal_actions():
     agent, batch = ppo(), batch_of(random_rows(5, BATCH, LENGTH))
     policy, rows = policy_of(agent), batch.trajectory

@@ -81,6 +81,16 @@ class Act(Protocol):
         ...
 
 
+class Loss(Protocol):
+    """What an agent minimises."""
+
+    def __call__(
+        self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, measured: Array | bool = True
+    ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
+        """Terms by name, and what to log of them; where not `measured` that is 0, and costs nothing."""
+        ...
+
+
 class Look(NamedTuple):
     """What an agent with a model sees in B observations."""
 
@@ -105,8 +115,7 @@ class Agent(NamedTuple):
     act: Act
     targets: Callable[[Policy, Batch, Key], tuple[Targets, Any]]
     """(policy of the target network, batch, key) -> targets without gradient, new state"""
-    loss: Callable[[PyTree, Any, Batch, Targets, Key], tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]]
-    """(parameters, state, batch, targets, key) -> terms by name, metrics"""
+    loss: Loss
     weights: Mapping[str, float | Schedule]
     """The weight of each enabled term; must name exactly the terms that `loss` returns"""
     acts_with_target: bool

@@ -1,6 +1,9 @@
-"""What every agent with a model logs of its targets."""
+"""What is measured of updates and their targets, and when."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,31 @@ from bircher.agents.unrolling import Unrolled
 from bircher.models.model import Model
 from bircher.ops import distributions, losses
 from bircher.types import Targets, Trajectory
+
+
+class Told(NamedTuple):
+    """What updates tell."""
+
+    always: dict[str, Array]
+    """Of every update: losses, rate, the gradient's norm."""
+    seen: dict[str, Array]
+    """Of those that are measured; 0 of the others.  All of it at every update took 4 % of a run."""
+
+    def metrics(self) -> dict[str, Array]:
+        """Both as one."""
+        return self.always | self.seen
+
+
+def over(told: Told, measured: Array) -> Told:
+    """What some updates told, as one: means, of what is measured over those that measure."""
+    count = jnp.maximum(measured.sum(), 1)
+    return Told(jax.tree.map(lambda x: x.mean(0), told.always), jax.tree.map(lambda x: x.sum(0) / count, told.seen))
+
+
+def when(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """The metrics that `build` makes, without gradient; zeros in their places where nobody measures."""
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build))
+    return jax.lax.stop_gradient(jax.lax.cond(measured, build, lambda: nothing))
 
 
 def common(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bircher import search
 from bircher.agents import searching, terms
 from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
-from bircher.agents.diagnostics import of_search
+from bircher.agents.diagnostics import of_search, when
 from bircher.agents.search_targets import ReturnConfig, muzero_targets
 from bircher.agents.unrolling import Absorbing, unroll
 from bircher.models.model import Model, ModelConfig
@@ -124,11 +124,11 @@ def make(
         ), ()  # fmt: skip
 
     def loss(
-        params: Model, state: tuple, batch: Batch, target: Targets, key: Key
+        params: Model, state: tuple, batch: Batch, target: Targets, key: Key, measured: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
         del state, key
         absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
-        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target)
+        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target, measured)
 
     def look(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> Look:
         found = plan(policy.params, observation, legal_actions, key, "sample")
@@ -224,14 +224,16 @@ def muzero_loss(
     model: Model,
     batch: Batch,
     target: Targets,
+    measured: Array | bool,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """The enabled terms, and what to log of them."""
+    """The enabled terms, and what to log of them where it is measured."""
     rows = batch.trajectory
     # Rows that only the consistency term looks at are encoded for it alone.
     used = rows.observation if "consistency" in enabled else rows.observation[:, :-1]
     encoded = model.represent(used.astype(jnp.float32))
     latent = encoded[:, : target.value.shape[1]]
     unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    metrics = of_search(model, unrolled, target, rows)
     held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon)
-    return terms.build(enabled, held), jax.lax.stop_gradient(metrics)
+    seen = jax.lax.stop_gradient(held)
+    metrics = when(measured, lambda: of_search(seen.model, seen.unrolled, seen.target, seen.rows))
+    return terms.build(enabled, held), metrics

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from bircher import search
 from bircher.agents import searching, terms
 from bircher.agents.base import Agent, Look, Mode, require_discrete
-from bircher.agents.diagnostics import of_policy
+from bircher.agents.diagnostics import of_policy, when
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
 from bircher.agents.policy_targets import PolicyAgentState, Wanted, normalised, policy_targets
 from bircher.agents.unrolling import unroll
@@ -113,8 +113,9 @@ def policy_loss(
     batch: Batch,
     target: Targets,
     key: Key,
+    measured: Array | bool = True,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """The enabled terms, and what to log of them."""
+    """The enabled terms, and what to log of them where it is measured."""
     del key
     rows = batch.trajectory
     # The last row is encoded for the consistency term alone; without a term of the model nothing looks below the root.
@@ -124,5 +125,6 @@ def policy_loss(
     unrolled = unroll(model, encoded[:, : target.value.shape[1]], rows, target, depth)
     clips = terms.Clips(config.clip.ratio, config.clip.value)
     held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon, clips)
-    metrics = of_policy(config.cmpo.clip_bound, config.clip.ratio, held)
-    return terms.build(enabled, held), jax.lax.stop_gradient(metrics)
+    seen = jax.lax.stop_gradient(held)
+    metrics = when(measured, lambda: of_policy(config.cmpo.clip_bound, config.clip.ratio, seen))
+    return terms.build(enabled, held), metrics
