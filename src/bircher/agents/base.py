@@ -85,7 +85,7 @@ class Loss(Protocol):
     """What an agent minimises."""
 
     def __call__(
-        self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, measured: Array | bool = True
+        self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, /, measured: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
         """Terms by name, and what to log of them; where not `measured` that is 0, and costs nothing."""
         ...
