@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +52,62 @@ def test_asked_again_it_trains_nothing_anew(compared):
     told = invoke(*words, "--json")
     assert told.exit_code == 0 and "2 of 2 runs are done already" in told.stderr
     assert json.loads(told.stdout) == found
+
+
+def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
+    out, words, _ = compared
+    copy = tmp_path / "both"
+    shutil.copytree(out, copy)
+    again = [str(copy) if word == str(out) else "5" if word == "4" else word for word in words]
+    told = invoke(*again, "--json")
+    assert told.exit_code == 0, told.output
+    reports = [json.loads(path.read_text()) for path in copy.glob(f"*/*/*/{cells.EVALUATION}")]
+    assert [report["episodes"] for report in reports] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--steps", "128"], "holds a run with steps=64, not 128: give another --out"),
+        (["losses.entropy.weight=0.3"], "losses.entropy.weight="),
+        (["--env", "toy/cliff"], "toy/cliff, muesli and toy/cliff, muesli would both be"),
+        (["agent=muesli"], "agent=muesli is not for all runs to share"),
+        (["seed=7"], "seed=7 is not for all runs to share"),
+    ],
+)
+def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, sentence):
+    out, words, found = compared
+    told = invoke(*words, *more)
+    assert told.exit_code == 2 and sentence in told.stderr
+    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+
+
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (signal.signal(signal.SIGINT, signal.SIG_DFL), asked.append(1)))
+asked = []
+print("ready", flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(1.0)  # what is learnt is saved
+print("saved", flush=True)
+"""
+
+
+def test_who_stops_a_comparison_waits_for_its_runs_to_save(tmp_path, monkeypatch):
+    """One signal each, however often the waiting looks: a second would end a run in the middle of its save."""
+    log = tmp_path / "log"
+
+    def spawn(*_):
+        with log.open("w") as file:
+            process = subprocess.Popen([sys.executable, "-c", SAVES], stdout=file, start_new_session=True)
+        threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return process
+
+    monkeypatch.setattr(cells, "_spawn", spawn)
+    (cell,) = cells.plan([cells.Variant("ppo", ("agent=ppo",))], ["toy/cliff"], range(1), [], tmp_path)
+    assert cells.run([cell], 1, 4, lambda _: None) == ([], [])
+    assert log.read_text().split() == ["ready", "saved"]
 
 
 def test_runs_that_are_there_can_be_compared(compared, tmp_path):
@@ -96,6 +158,14 @@ def test_the_doctor_of_a_short_run(compared):
     flags = json.loads(told.stdout)["flags"]
     assert (told.exit_code == 3) == bool(flags)
     assert all(set(flag) == {"number", "name", "evidence", "cause", "advice"} for flag in flags)
+
+
+def test_the_doctor_of_a_run_that_logged_nothing(compared, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(compared[0] / "toy-cliff" / "ppo" / "0", run)
+    (run / "metrics.jsonl").write_text("")
+    told = invoke("doctor", str(run))
+    assert told.exit_code == 2 and "has logged nothing yet" in told.stderr
 
 
 def test_the_doctor_answers_what_is_usually_asked(compared):

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bircher.config import compose
+from bircher.config import Config, ConfigError, compose
 from bircher.run import folder
 from bircher.run.signals import StopRequest
 
@@ -42,13 +42,20 @@ class Cell(NamedTuple):
         """What a user would type for this run alone."""
         return " ".join(["bircher train", self.env, *self.settings])
 
-    def done(self) -> bool:
-        """Whether it was trained and evaluated."""
-        return (self.path / EVALUATION).exists()
+    def done(self, episodes: int | None = None) -> bool:
+        """Whether it was trained and evaluated, on so many episodes where that is asked."""
+        return (self.path / EVALUATION).exists() and episodes in (None, self.evaluation()["episodes"])
 
     def evaluation(self) -> dict[str, Any]:
-        """The report of `bircher eval`, as it was printed."""
-        return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))
+        """The report of `bircher eval`, as it was printed.
+
+        Raises:
+          RunFolderError: it cannot be read.
+        """
+        try:
+            return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise folder.RunFolderError(f"{self.path / EVALUATION} cannot be read: {error}") from error
 
 
 class _Job(NamedTuple):
@@ -66,18 +73,53 @@ def plan(
     Seeds come first: whatever is stopped early has as many of each.
 
     Raises:
-      ConfigError, UnknownEnvironment: a cell cannot be run, with its own sentence.
+      ConfigError, UnknownEnvironment: a cell cannot be run, with its own sentence; two would share a folder; or a
+        folder holds a run of other settings.
     """
-    cells = []
-    for env in envs:
-        for variant in variants:
-            compose(env, [*variant.settings, *settings])
+    cells: list[Cell] = []
+    for word in settings:
+        if word.split("=")[0] in PLANNED:
+            raise ConfigError(
+                f"{word} is not for all runs to share: agents, environments and seeds are what is compared"
+            )
     for seed in seeds:
         for env in envs:
             for variant in variants:
                 path = out / _file_name(env) / _file_name(variant.name) / str(seed)
-                cells.append(Cell(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}")))
+                cell = Cell(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
+                twin = next((other for other in cells if other.path == path), None)
+                if twin is not None:
+                    raise ConfigError(f"{twin.env}, {twin.variant} and {env}, {variant.name} would both be {path}")
+                _require_same(cell, compose(env, cell.settings))
+                cells.append(cell)
     return cells
+
+
+PLANNED = ("agent", "agent.name", "seed", "env.id")
+"""What a plan sets itself."""
+FREE = ("device", "checkpoint", "evaluation")
+"""What may differ in a run that is there already."""
+
+
+def _require_same(cell: Cell, config: Config) -> None:
+    if not (cell.path / folder.CONFIG).exists():
+        return
+    there = folder.read_config(cell.path)
+    before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (there, config))
+    for name in sorted(before.keys() | now.keys()):
+        if name.split(".")[0] not in FREE and before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{cell.path} holds a run with {name}={before.get(name)}, not {now.get(name)}: give another --out"
+            )
+
+
+def _flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in layer.items():
+        found |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+        )
+    return found
 
 
 def run(
@@ -88,17 +130,20 @@ def run(
     Cores are shared out, so that processes do not fight for them.  A run that was interrupted goes on from its last
     checkpoint.
     """
-    waiting = [cell for cell in cells if not cell.done()]
+    waiting = [cell for cell in cells if not cell.done(episodes)]
     if len(waiting) < len(cells):
         tell(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
     slots, jobs, failed = list(range(processes)), [], []
+    told_to_stop: set[int] = set()
     with StopRequest() as stop:
         while jobs or (waiting and not stop.requested):
             while waiting and slots and not stop.requested:
                 jobs.append(_begin(waiting.pop(0), slots.pop(0), processes, tell))
             if stop.requested:
-                for job in jobs:
+                # Once each: a second one would not let it save.
+                for job in [job for job in jobs if job.process.pid not in told_to_stop]:
                     job.process.send_signal(signal.SIGINT)
+                    told_to_stop.add(job.process.pid)
             time.sleep(0.2)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
@@ -107,7 +152,7 @@ def run(
                     slots.append(job.slot)
                 else:
                     jobs.append(following)
-    return [cell for cell in cells if cell.done()], failed
+    return [cell for cell in cells if cell.done(episodes)], failed
 
 
 def _begin(cell: Cell, slot: int, processes: int, tell: Callable[[str], None]) -> _Job:

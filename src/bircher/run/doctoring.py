@@ -40,9 +40,12 @@ def examine(path: str | Path) -> list[doctor.Flag]:
 def _read(path: Path) -> tuple[Config, list[dict[str, Any]]]:
     config = folder.read_config(path)
     try:
-        return config, metrics.read(path / folder.METRICS)
+        lines = metrics.read(path / folder.METRICS)
     except (OSError, ValueError) as error:
         raise folder.RunFolderError(f"{path} has no {folder.METRICS} that can be read: {error}") from error
+    if not lines:
+        raise folder.RunFolderError(f"{path} has logged nothing yet: its {folder.METRICS} is empty")
+    return config, lines
 
 
 def questions(path: str | Path) -> list[tuple[str, str]]:
