@@ -82,6 +82,22 @@ def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, 
     assert json.loads((out / comparing.NUMBERS).read_text()) == found
 
 
+def test_a_comparison_needs_a_folder_and_runs_that_can_be_read(compared, tmp_path):
+    out, words, _ = compared
+    (tmp_path / "file").write_text("mine")
+    told = invoke(*[str(tmp_path / "file") if word == str(out) else word for word in words])
+    assert told.exit_code == 2 and "file cannot be made" in told.stderr
+    run = tmp_path / "run"
+    shutil.copytree(out / "toy-cliff" / "ppo" / "0", run)
+    for name, sentence in (
+        ("metrics.jsonl", "has logged nothing yet"),
+        (cells.EVALUATION, "cannot be read"),
+    ):
+        (run / name).write_text("{")
+        told = invoke("compare", str(run), "--episodes", "4", "--out", str(tmp_path / "page"))
+        assert told.exit_code == 1 and sentence in told.stderr and "Traceback" not in told.stderr
+
+
 SAVES = """
 import signal, sys, time
 signal.signal(signal.SIGINT, lambda *_: (signal.signal(signal.SIGINT, signal.SIG_DFL), asked.append(1)))

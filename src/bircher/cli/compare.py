@@ -92,10 +92,16 @@ def _make(
     every: list, place: Path, title: str, notes: tuple[str, ...], processes: int, episodes: int, as_json: bool
 ) -> None:
     """Run what is missing, and write and print what was found."""
+    with told():
+        from bircher.run import folder
+
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise folder.RunFolderError(f"{place} cannot be made: {error.strerror or error}") from error
     with told(FAILED):
         from bircher.run import cells, comparing
 
-        place.mkdir(parents=True, exist_ok=True)
         done, failed = cells.run(every, processes, episodes, lambda text: print(text, file=sys.stderr, flush=True))
         missing = len(every) - len(done)
         if not done:

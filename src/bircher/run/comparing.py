@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bircher import comparison, metrics, pages
+from bircher import comparison, pages
 from bircher.comparison import Band, Curve
 from bircher.config import AGENTS, ConfigError
 from bircher.run import folder
@@ -21,6 +21,8 @@ from bircher.settings import near
 PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
 POINTS = 60
 """Places at which a curve is known."""
+FEW = 5
+"""Runs from which on a bootstrap's interval means something."""
 MANY = 4
 """Agents from which on each is held against the first alone, not against every other."""
 
@@ -66,9 +68,7 @@ def existing(paths: Sequence[Path]) -> list[Cell]:
 
 def curve(path: Path) -> Curve | None:
     """A run's training returns over steps and seconds, as means between evenly spaced places; None without any."""
-    lines = [
-        line for line in metrics.read(path / folder.METRICS) if np.isfinite(line.get("act/episode_return", np.nan))
-    ]
+    lines = [line for line in folder.read_metrics(path) if np.isfinite(line.get("act/episode_return", np.nan))]
     if len(lines) < 2:
         return None
     steps, seconds, returns = (
@@ -92,7 +92,7 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
     generator = np.random.default_rng(0)
     reports = {cell: cell.evaluation() for cell in cells}
     curves = {cell: curve(cell.path) for cell in cells}
-    lines = {cell: metrics.read(cell.path / folder.METRICS)[-1] for cell in cells}
+    lines = {cell: folder.read_metrics(cell.path)[-1] for cell in cells}
     scores: dict[str, dict[str, list[float]]] = {agent: {} for agent in agents}
     rows = []
     for env in envs:
@@ -123,6 +123,14 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
         "A run counts as one number, the mean return of its final agent's evaluation; intervals are 95 % stratified "
         f"bootstrap intervals of {comparison.RESAMPLES:,} resamples.",
     ]
+    if any(len(row.runs) < FEW for row in rows):
+        said.append(f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are.")
+    for env in envs:
+        steps = [row.env_steps for row in rows if row.env == env]
+        if max(steps) > 1.1 * min(steps):
+            said.append(
+                f"{env}: the agents had different numbers of steps, each its preset's; --steps gives all the same."
+            )
     if len(envs) > 1:
         said.append(
             "Normalised: 0 is the return of training's first episodes, 1 that of the best agent, in each environment."

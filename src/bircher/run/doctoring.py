@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bircher import doctor, metrics
+from bircher import doctor
 from bircher.config import Config
 from bircher.run import folder
 from bircher.series import series
@@ -38,14 +38,7 @@ def examine(path: str | Path) -> list[doctor.Flag]:
 
 
 def _read(path: Path) -> tuple[Config, list[dict[str, Any]]]:
-    config = folder.read_config(path)
-    try:
-        lines = metrics.read(path / folder.METRICS)
-    except (OSError, ValueError) as error:
-        raise folder.RunFolderError(f"{path} has no {folder.METRICS} that can be read: {error}") from error
-    if not lines:
-        raise folder.RunFolderError(f"{path} has logged nothing yet: its {folder.METRICS} is empty")
-    return config, lines
+    return folder.read_config(path), folder.read_metrics(path)
 
 
 def questions(path: str | Path) -> list[tuple[str, str]]:

@@ -7,8 +7,9 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
-from bircher import checkpoint
+from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
 
 RUNS = Path("runs")
@@ -73,6 +74,21 @@ def claim(path: Path) -> int:
     except OSError:
         pass  # A file system without locks.
     return descriptor
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """What a run has logged, a dictionary a line, at least one.
+
+    Raises:
+      RunFolderError: that cannot be read, or there is nothing yet.
+    """
+    try:
+        lines = metrics.read(Path(path) / METRICS)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} has no {METRICS} that can be read: {error}") from error
+    if not lines:
+        raise RunFolderError(f"{path} has logged nothing yet: its {METRICS} is empty")
+    return lines
 
 
 def rewrite_config(path: Path, config: Config) -> None:
