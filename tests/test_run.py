@@ -237,7 +237,7 @@ def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Pat
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None, 4)
+    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None)
     counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
     for share in (0.0, 0.25, 0.5):
         journal.write(counters, {"target/support_overflow": share, "eval/return_mean": 0.0})

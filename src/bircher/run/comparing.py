@@ -118,8 +118,19 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
         for ours, theirs in _pairs(agents)
         if set(scores[ours]) & set(scores[theirs])
     }
+    said = [*notes, *_cautions(rows, envs)]
+    over = {
+        axis: {env: _bands(cells, curves, env, agents, axis) for env in envs} for axis in ("env_steps", "wall_seconds")
+    }
+    commands = [cell.command for cell in cells]
+    return pages.Findings(
+        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, said
+    )  # fmt: skip
+
+
+def _cautions(rows: Sequence[pages.Row], envs: Sequence[str]) -> list[str]:
+    """How the numbers are to be read."""
     said = [
-        *notes,
         "A run counts as one number, the mean return of its final agent's evaluation; intervals are 95 % stratified "
         f"bootstrap intervals of {comparison.RESAMPLES:,} resamples.",
     ]
@@ -135,13 +146,7 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
         said.append(
             "Normalised: 0 is the return of training's first episodes, 1 that of the best agent, in each environment."
         )
-    over = {
-        axis: {env: _bands(cells, curves, env, agents, axis) for env in envs} for axis in ("env_steps", "wall_seconds")
-    }
-    commands = [cell.command for cell in cells]
-    return pages.Findings(
-        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, said
-    )  # fmt: skip
+    return said
 
 
 def _pairs(agents: Sequence[str]) -> list[tuple[str, str]]:
