@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,24 @@ from bircher.envs.base import Env
 from bircher.loops.base import Programs
 from bircher.run import assembly
 from bircher.run.assembly import Parts
+
+
+class Times:
+    """Seconds of programs that take turns, by name, each until what it gives is there."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, program: Callable, *arguments: Any) -> Any:
+        """What the program gives."""
+        began = time.perf_counter()
+        result = jax.block_until_ready(program(*arguments))
+        self._seconds.setdefault(name, []).append(time.perf_counter() - began)
+        return result
+
+    def after_the_first(self) -> dict[str, list[float]]:
+        """Of every turn but the first, which compiled."""
+        return {name: values[1:] for name, values in self._seconds.items()}
 
 
 class Bare(NamedTuple):

@@ -71,20 +71,13 @@ def update_seconds(settings: config.Config, repeats: int) -> dict[str, list[floa
     )
     with_numbers = jax.jit(parts.learner.learn)
     without = jax.jit(lambda *arguments: parts.learner.learn(*arguments)[0])
-    found: dict[str, list[float]] = {"with": [], "without": [], "rollout": []}
-
-    def timed(name: str, program: Callable, *arguments: Any) -> Any:
-        began = time.perf_counter()
-        result = jax.block_until_ready(program(*arguments))
-        found[name].append(time.perf_counter() - began)
-        return result
-
+    timed = bare.Times()
     for _ in range(repeats + 1):
         state, rows, tally = timed("rollout", roll, learner.acting_policy(parts.agent, train), state)
         timed("with", with_numbers, train, rows, tally)
         timed("without", without, train, rows, tally)
     env.close()
-    return {name: values[1:] for name, values in found.items()}  # the first compiled
+    return timed.after_the_first()
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 
 import bare
@@ -72,13 +71,7 @@ def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
     learn_program = jax.jit(parts.learner.learn)
     search_program = jax.jit(bare_search(settings, parts.agent.discount))
     act_program = jax.jit(bare_acts(parts.agent, settings))
-    found: dict[str, list[float]] = {}
-
-    def timed(name: str, program: Callable, *arguments):
-        started = time.perf_counter()
-        result = jax.block_until_ready(program(*arguments))
-        found.setdefault(name, []).append(time.perf_counter() - started)
-        return result
+    timed = bare.Times()
 
     for _ in range(runs + 1):
         # The iteration gives up its arguments' buffers, so it goes first and what it returns serves the others.
@@ -89,7 +82,7 @@ def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
         timed("searches", search_program, policy, state.timestep, key)
         timed("updates", learn_program, train, rows, tally)
     env.close()
-    return {name: values[1:] for name, values in found.items()}  # the first compiled
+    return timed.after_the_first()
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
     def done(self, episodes: int | None = None) -> bool:
         """Whether it was trained and evaluated, on so many episodes where that is asked."""
-        return (self.path / EVALUATION).exists() and episodes in (None, self.evaluation()["episodes"])
+        return (self.path / EVALUATION).exists() and episodes in (None, self.evaluation().get("episodes"))
 
     def evaluation(self) -> dict[str, Any]:
         """The report of `bircher eval`, as it was printed.
