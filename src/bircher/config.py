@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bircher import mixtures, replay, settings
-from bircher.agents import baselines, muesli, ppo
+from bircher.agents import baselines, muesli, ppo, terms
 from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses, requirements
@@ -122,7 +122,7 @@ class Config(BaseModel):
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
         weights = self.losses.weights()
         if not weights:
-            raise ValueError("losses has no term enabled: nothing would be learnt")
+            raise ValueError("losses has no term enabled that has a weight: nothing would be learnt")
         if "model_reward" in weights and not self.model.reward_head:
             raise ValueError(
                 "model.reward_head=false leaves losses.model_reward nothing to learn: "
@@ -155,8 +155,14 @@ class PolicyRun(Config):
     def _has_what_it_needs(self) -> PolicyRun:
         names = frozenset(self.losses.weights())
         requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
-        pieces, steps = self.optimiser.pieces, self.model.unroll_steps
-        if pieces is not None and pieces < steps and names & set(mixtures.MODEL_TERMS):
+        optimiser = self.optimiser
+        if optimiser.kl_stop is not None and optimiser.epochs * optimiser.minibatches == 1:
+            raise ValueError(
+                f"optimiser.kl_stop={optimiser.kl_stop:g} leaves out the rest of a batch's updates, and of "
+                "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
+            )
+        pieces, steps = optimiser.pieces, self.model.unroll_steps
+        if pieces is not None and pieces < steps and terms.need(names, "unroll"):
             raise ValueError(
                 f"optimiser.pieces={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
                 "(model.unroll_steps)"
@@ -176,6 +182,17 @@ class MuZeroRun(Config):
     agent: MuZeroConfig = MuZeroConfig.model_validate({})
     losses: MuZeroLosses = MuZeroLosses.model_validate({})
     search: SearchConfig = SearchConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> MuZeroRun:
+        name, missing = self.agent.name, terms.unlearnt(self.losses.weights(), self.model.reward_head)
+        if missing:
+            raise ValueError(f"{name} searches with a model that is learnt: give {missing} a weight above 0")
+        if self.optimiser.kl_stop is not None:
+            raise ValueError(
+                f"optimiser.kl_stop={self.optimiser.kl_stop:g} needs the policy that acted, which {name} does not keep"
+            )
+        return self
 
 
 class GumbelMuZeroRun(MuZeroRun):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PyTree
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +31,7 @@ class Term(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: Annotated[float, Field(ge=0)] = 1.0
+    """0, without a `final_weight`, leaves the term out as `enabled=false` does."""
     final_weight: Annotated[float, Field(ge=0)] | None = None
     """Where it is set, the weight goes there in a straight line over the run's steps."""
     enabled: bool = True
@@ -45,13 +46,10 @@ class LossTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    additions: ClassVar[frozenset[str]] = frozenset()
-    """Terms that are no part of the agent as published: weight 0 unless set, and then not computed."""
-
     def weights(self) -> dict[str, float | Schedule]:
-        """The weight of each enabled term."""
+        """The weight of each term that takes part; one that is 0 all through a run is not computed."""
         enabled = {name: term.schedule() for name, term in self if term.enabled}
-        return {name: weight for name, weight in enabled.items() if weight or name not in self.additions}
+        return {name: weight for name, weight in enabled.items() if weight not in (0.0, Schedule(0.0, 0.0))}
 
 
 def weights_at(weights: Mapping[str, float | Schedule], progress: Array | float) -> dict[str, Array | float]:
@@ -117,7 +115,7 @@ class Agent(NamedTuple):
     """(policy of the target network, batch, key) -> targets without gradient, new state"""
     loss: Loss
     weights: Mapping[str, float | Schedule]
-    """The weight of each enabled term; must name exactly the terms that `loss` returns"""
+    """The weight of each term that takes part; must name exactly the terms that `loss` returns"""
     acts_with_target: bool
     """Whether the target network acts"""
     discount: float = 1.0

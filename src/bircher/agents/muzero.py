@@ -87,7 +87,6 @@ class MuZeroLosses(LossTable):
     consistency: Term = Term(weight=0.0)
     """Of EfficientZero; its projection is made only where the weight is above 0, and none with `torso=identity`."""
     entropy: Term = Term(weight=0.0)
-    additions = frozenset({"consistency", "entropy"})
 
 
 def make(

@@ -16,6 +16,7 @@ from bircher.models.heads import GridReader, Heads
 from bircher.models.projection import Projection
 from bircher.models.torsos import GridTorso, IdentityTorso, TorsoConfig, make_torso
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, Prediction
 
 
@@ -175,7 +176,7 @@ def make_dynamics(
     """Convolutions for a grid, an MLP for the rest.
 
     Raises:
-      ValueError: more than one hidden layer for the convolutions over an observation.
+      ConfigError: more than one hidden layer for the convolutions over an observation.
     """
     if grid is None:
         return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key)
@@ -183,7 +184,7 @@ def make_dynamics(
         return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key)
     hidden, *more = config.dynamics_widths
     if more:
-        raise ValueError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
+        raise ConfigError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
     return GridDynamics(grid, num_actions, hidden, 1, key)
 
 
@@ -191,16 +192,16 @@ def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key
     """The convolution between a grid's latent and the heads.
 
     Raises:
-      ValueError: the latent is no grid, or one smaller than the kernel.
+      ConfigError: the latent is no grid, or one smaller than the kernel.
     """
     kernel = config.prediction_kernel
     if grid is None:
-        raise ValueError(
+        raise ConfigError(
             f"model.prediction_channels={config.prediction_channels} reads a latent that is a grid, "
             f"as with model.torso=grid or identity, not {config.torso}"
         )
     if min(grid[:2]) < kernel:
-        raise ValueError(
+        raise ConfigError(
             f"model.prediction_kernel={kernel} needs a grid of at least {kernel} × {kernel}, not {grid[0]} × {grid[1]}"
         )
     return GridReader(grid, config.prediction_channels, kernel, config.latent_width, key)

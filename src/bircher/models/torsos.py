@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.models.layers import MLP, Convolution, ResidualBlock, scale_latent
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key
 
 
@@ -101,7 +102,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | Small
     """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
 
     Raises:
-      ValueError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+      ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
     """
     shape, name = spec.observation.shape, config.torso
     if name == "auto":
@@ -111,7 +112,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | Small
     if name == "identity" and len(shape) == 3:
         return IdentityTorso()
     if len(shape) != 3 or min(shape[:2]) < config.kernel:
-        raise ValueError(
+        raise ConfigError(
             f"model.torso {name} needs an observation of height, width and channels, at least {config.kernel} × "
             f"{config.kernel}, not {shape}"
         )

@@ -23,7 +23,7 @@ LINES = 20_000
 
 def facts(config: Config) -> doctor.Facts:
     """What the flags must know besides the metrics."""
-    terms = tuple(name for name, weight in config.losses.weights().items() if weight != 0.0)
+    terms = tuple(config.losses.weights())
     return doctor.Facts(config.steps, config.model.support, terms, config.replay.capacity, config.replay.fraction)
 
 
