@@ -197,7 +197,7 @@ def salvage(path: str | Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
     for number, text in texts.items():
         try:
             content = json.loads(text)
-            content["env_steps"] + 0
+            math.isfinite(content["env_steps"])
         except (ValueError, TypeError, KeyError):
             damaged[number] = text
         else:

@@ -16,7 +16,7 @@ from bircher.agents import searching, terms
 from bircher.agents.base import Agent, Look, Mode, require_discrete
 from bircher.agents.diagnostics import of_policy, when
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.agents.policy_targets import PolicyAgentState, Wanted, normalised, policy_targets
+from bircher.agents.policy_targets import PolicyAgentState, Wanted, improved_policy, normalised, policy_targets
 from bircher.agents.unrolling import unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
@@ -75,7 +75,7 @@ def make(
 
     targets = partial(policy_targets, config, wanted, discount)
     loss = partial(policy_loss, config, model_config, enabled)
-    look = partial(policy_look, config, discount)
+    look = partial(policy_look, config, wanted, discount)
     return Agent(
         config.name, init, lambda _: (), act, targets, loss, weights, config.acts_with == "target", discount,
         look if imagines else None, searched if simulations else None, True,
@@ -91,17 +91,25 @@ def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> Wanted:
 
 
 def policy_look(
-    config: PolicyAgentConfig, discount: float, policy: Policy, observation: Array, legal_actions: Array, key: Key
+    config: PolicyAgentConfig,
+    wanted: Wanted,
+    discount: float,
+    policy: Policy,
+    observation: Array,
+    legal_actions: Array,
+    key: Key,
 ) -> Look:
-    """The one-step look-ahead and the CMPO policy of B observations, without the behaviour that only replay knows."""
+    """The one-step look-ahead of B observations, and the policy learnt towards where the network's own had acted."""
     del key
     model: Model = policy.params
     latent = model.represent(normalised(policy.state, observation))
     prediction = model.predict(latent)
     value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
-    prior = jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, legal_actions))
-    advantage = (q - value[..., None]) / policy.state.normaliser.scale(config.advantage.epsilon)
-    return Look(latent, value, prior, q, improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound))
+    logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
+    shares = config.prior.behaviour_share, config.prior.uniform_share
+    prior = distributions.mixture_prior(logits, logits, legal_actions, *shares)
+    improved = improved_policy(config, wanted, policy.state, prior, q, value)
+    return Look(latent, value, jax.nn.softmax(logits), q, improved)
 
 
 def policy_loss(
