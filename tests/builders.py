@@ -70,7 +70,7 @@ def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> 
 def batch_of(rows: Trajectory) -> Batch:
     """The rows as one batch of an agent without memory."""
     size = len(rows.reward)
-    return Batch(rows, (), jnp.full(size, -1), jnp.ones(size))
+    return Batch(rows, jnp.full(size, -1), jnp.ones(size))
 
 
 def policy_of(agent, params: Any) -> Policy:

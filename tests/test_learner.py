@@ -399,7 +399,7 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
     rows = random_rows(0, 64, 9)
     agent = muesli_agent()
     policy = agent.init(jax.random.key(0), SPEC)
-    batch = Batch(rows, (), jnp.arange(64), jnp.ones(64))
+    batch = Batch(rows, jnp.arange(64), jnp.ones(64))
     place = jnp.arange(64)[:, None] * 100 + jnp.arange(10)
     batch = batch._replace(trajectory=rows._replace(reward=place.astype(jnp.float32)))
     targets = agent.targets(policy, batch, jax.random.key(1))[0]
@@ -429,7 +429,7 @@ def test_a_window_longer_than_a_sequence_is_refused():
 def test_pieces_hold_every_transition_once_with_its_own_targets(length):
     rows, agent = random_rows(0, 5, 9), muesli_agent()
     place = jnp.arange(5)[:, None] * 100 + jnp.arange(10)
-    batch = Batch(rows._replace(reward=place.astype(jnp.float32)), (), jnp.arange(5), jnp.arange(5) / 5)
+    batch = Batch(rows._replace(reward=place.astype(jnp.float32)), jnp.arange(5), jnp.arange(5) / 5)
     targets = agent.targets(agent.init(jax.random.key(0), SPEC), batch, jax.random.key(1))[0]
     cut, cut_targets = quick_jit(lambda: pieces(batch, targets, length))()
     assert cut_targets.value.shape == (5 * 9 // length, length)

@@ -22,7 +22,7 @@ from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses, requir
 from bircher.envs import registry
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
-from bircher.optimiser import OptimiserConfig, require_rows, updates_per_iteration
+from bircher.optimiser import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
 from bircher.preset_files import find_preset, preset_for, read_layer, read_preset
 from bircher.replay import ReplayConfig
 from bircher.search import SearchConfig
@@ -120,6 +120,12 @@ class Config(BaseModel):
         updates_per_iteration(self.optimiser, rollout)
         require_rows(self.optimiser, self.loop.rollout_length)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
+        if self.model.memory != "none":
+            require_memory_rows(self.optimiser, self.model.burn_in, self.loop.rollout_length)
+            if self.replay.symmetries:
+                raise ValueError(
+                    "replay.symmetries=true turns rows, and what model.memory holds of them it cannot turn"
+                )
         weights = self.losses.weights()
         if not weights:
             raise ValueError("losses has no term enabled that has a weight: nothing would be learnt")

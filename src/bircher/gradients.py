@@ -17,6 +17,7 @@ from bircher.types import Batch, Key, Targets
 ENCODER = "encoder"
 PARTS = {
     "representation": ENCODER,
+    "memory": "memory",
     "dynamics": "dynamics",
     "reader": "reader",
     "policy": "policy_head",

@@ -187,8 +187,7 @@ def _group(
 ) -> tuple[TrainState, Told]:
     """One computation of targets, and the updates that share it."""
     draw_key, target_key, update_key = jax.random.split(key, 3)
-    carry = plan.agent.start(plan.shares.sequences)
-    batch = draw(plan.shares, plan.ring, state.replay, rollout, order, carry, draw_key)
+    batch = draw(plan.shares, plan.ring, state.replay, rollout, order, draw_key)
     if plan.symmetries:
         # A key of its own: without symmetries the draws are what they were.
         turn_key = jax.random.fold_in(draw_key, len(plan.symmetries))

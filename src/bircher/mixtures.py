@@ -39,7 +39,9 @@ def complete(
     optimiser = _deal(everything, "batch_size" not in said)
     for name in said & optimiser.keys():
         del optimiser[name]
-    if "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), terms.needing("unroll"))):
+    if "pieces" not in said and everything["model"]["memory"] != "none":
+        optimiser["pieces"] = None  # a memory learns through whole sequences
+    elif "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), terms.needing("unroll"))):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
         optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
     filled["optimiser"] = optimiser

@@ -140,8 +140,6 @@ class Batch(NamedTuple):
 
     trajectory: Trajectory
     """[B, T + 1, ...]"""
-    carry: PyTree[Array]
-    """The agent's memory at the first row, [B, ...]; () for agents without."""
     indices: Int[Array, " B"]
     """Where in the replay each sequence begins; -1 where that is not kept."""
     importance: Float[Array, " B"]

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bircher.agents.base import remembered
 from bircher.agents.policy_config import AdvantageConfig, CMPOConfig, PolicyAgentConfig
-from bircher.agents.unrolling import episode_ends
+from bircher.agents.unrolling import episode_ends, learnt_from
 from bircher.models.model import Model
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement, losses, returns
@@ -54,8 +55,13 @@ def normalised(state: PolicyAgentState, observation: Array) -> Array:
     return observation if state.statistics is None else state.statistics.normalise(observation)
 
 
+def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+    """The latents of rows, with the memory that stands in them."""
+    return model.encode_rows(normalised(state, rows.observation), remembered(rows), rows.first, burn_in)
+
+
 def policy_targets(
-    config: PolicyAgentConfig, wanted: Wanted, discount: float, policy: Policy, batch: Batch, key: Key
+    config: PolicyAgentConfig, wanted: Wanted, discount: float, burn_in: int, policy: Policy, batch: Batch, key: Key
 ) -> tuple[Targets, PolicyAgentState]:
     """Multi-step returns, normalised advantages and improved policies, all from the target network.
 
@@ -64,7 +70,7 @@ def policy_targets(
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
-    mask = ~ends[:, :-1]
+    mask = learnt_from(ends, burn_in)
     state = _observe(policy.state, rows, mask)
     seen = _seen(config, wanted, discount, policy.params, state, rows)
     value, raw_advantage = _returns(config, seen, rows, ends)
@@ -98,7 +104,7 @@ def policy_targets(
 def _seen(
     config: PolicyAgentConfig, wanted: Wanted, discount: float, model: Model, state: PolicyAgentState, rows: Trajectory
 ) -> _Seen:
-    latent = model.represent(normalised(state, rows.observation))
+    latent = encoded(model, state, rows)
     prediction = model.predict(latent)
     behaviour_logits = rows.extras["behaviour_logits"]
     prior = distributions.mixture_prior(

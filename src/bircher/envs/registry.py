@@ -16,7 +16,10 @@ from bircher.types import EnvSpec, Unsupported
 
 BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
 
-TOYS = ("toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/nim")
+TOYS = (
+    "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
+    "toy/nim",
+)  # fmt: skip
 
 # Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
 # and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it

@@ -8,13 +8,14 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import Field, model_validator
 
 from bircher.models.dynamics import DynamicsMLP, GridDynamics
 from bircher.models.heads import GridReader, Heads
+from bircher.models.memory import Memory
 from bircher.models.projection import Projection
-from bircher.models.torsos import GridTorso, IdentityTorso, TorsoConfig, make_torso
+from bircher.models.torsos import GRIDS, GridTorso, IdentityTorso, TorsoConfig, make_torso
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, Prediction
@@ -31,6 +32,12 @@ class ModelConfig(TorsoConfig):
     heads see the grid's numbers as they are."""
     prediction_kernel: int = Field(3, ge=1)
     """Side of that convolution: for four in a row 4."""
+    memory: Literal["none", "lstm"] = "none"
+    """`lstm` puts one between an observation and its latent: what was seen before in the episode is remembered."""
+    memory_width: int = Field(128, gt=0)
+    """Units of that LSTM; each row that is kept holds twice as many numbers."""
+    burn_in: int = Field(0, ge=0)
+    """First rows of each sequence that only bring the memory up to date: nothing is learnt from them (R2D2)."""
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
     unroll_steps: int = Field(5, ge=1)
@@ -57,12 +64,20 @@ class ModelConfig(TorsoConfig):
                 raise ValueError(f"{name} must hold positive widths, not {list(getattr(self, name))}")
         if not self.dynamics_widths:
             raise ValueError("dynamics_widths must hold at least one width")
+        if self.memory != "none" and self.torso in GRIDS:
+            raise ValueError(f"memory={self.memory} needs a latent that is a vector, which torso={self.torso} has not")
+        if self.burn_in and self.memory == "none":
+            raise ValueError(f"burn_in={self.burn_in} warms a memory, and there is none: set memory=lstm")
         if self.policy_horizon is not None and self.policy_horizon > self.unroll_steps:
             raise ValueError(
                 f"policy_horizon={self.policy_horizon} is more than the unroll_steps={self.unroll_steps} "
                 "that the model is unrolled"
             )
         return self
+
+    def start(self, batch_size: int) -> Float[Array, "B state"] | tuple:
+        """The memory at the start of episodes; () without one."""
+        return () if self.memory == "none" else jnp.zeros((batch_size, 2 * self.memory_width))
 
     def make_support(self) -> Support:
         """The atoms as an object."""
@@ -77,6 +92,8 @@ class Model(eqx.Module):
     """Parameters of representation, dynamics and prediction; every leaf is an array."""
 
     representation: eqx.Module
+    memory: Memory | None
+    """Between what the representation shows and the latent."""
     dynamics: DynamicsMLP | GridDynamics | None
     """None where nothing is imagined: an agent without a term of the model has no part that never learns."""
     reader: GridReader | None
@@ -94,6 +111,10 @@ class Model(eqx.Module):
         grid = latent_grid(config, self.representation, spec)
         latent_width = math.prod(grid) if grid else config.latent_width
         self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
+        self.memory = None
+        if config.memory == "lstm":
+            memory_key = jax.random.fold_in(key, 5)
+            self.memory = Memory(latent_width, config.memory_width, latent_width, memory_key)
         self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
         self.heads = Heads(
@@ -105,8 +126,23 @@ class Model(eqx.Module):
         self.latent_gradient_scale = config.latent_gradient_scale
 
     def represent(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:
-        """h: the latent of an observation, in [-1, 1]."""
+        """h: the latent of an observation, in [-1, 1]; what a memory adds to it, `encode` and `encode_rows` know."""
         return self.representation(observation)  # type: ignore[operator]
+
+    def encode(
+        self, observation: Float[Array, ...], state: Float[Array, "B state"] | tuple, first: Bool[Array, " B"]
+    ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | tuple]:
+        """The latents of one row, and the memory after it."""
+        shown = self.represent(observation)
+        return (shown, state) if self.memory is None else self.memory(shown, state, first)
+
+    def encode_rows(
+        self, observation: Float[Array, ...], state: Float[Array, "B state"] | tuple, first: Bool[Array, "B R"],
+        burn_in: int = 0,
+    ) -> Float[Array, "B R latent"]:  # fmt: skip
+        """The latents of sequences of rows, from the memory before their first ones."""
+        shown = self.represent(observation)
+        return shown if self.memory is None else self.memory.rows(shown, state, first, burn_in)
 
     def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         """g: the latent after an action; its reward is `reward_logits` of the result."""

@@ -35,6 +35,10 @@ class TorsoConfig(BaseModel):
     """Residual blocks of a grid's representation; its dynamics have one less."""
 
 
+GRIDS = ("grid", "identity")
+"""Torsos whose latent is a grid."""
+
+
 class MLPTorso(eqx.Module):
     """Flattened observation, hidden layers, latent."""
 

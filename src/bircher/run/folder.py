@@ -6,11 +6,16 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
+from bircher.types import Discrete, EnvSpec
 
 RUNS = Path("runs")
 """Where runs go that are given no folder."""
@@ -118,3 +123,19 @@ def _new_name(config: Config) -> Path:
         count += 1
         path = RUNS / f"{name}-{count}"
     return path
+
+
+def spec_to(spec: EnvSpec) -> dict[str, Any]:
+    """A specification of one observation array and discrete actions, as JSON holds it."""
+    observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
+    return {
+        "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
+        "num_players": spec.num_players,
+    }  # fmt: skip
+
+
+def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
+    """The inverse of `spec_to`."""
+    observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
+    action = Discrete(saved["num_actions"])
+    return EnvSpec(saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1))

@@ -19,7 +19,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
 from bircher.loops.base import Progress
-from bircher.run import assembly, diagnosing, gauging, loaded
+from bircher.run import assembly, diagnosing, folder, gauging, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
@@ -243,7 +243,7 @@ class Training:
         meta = {
             "generation": self._origin.generation,
             "wall_seconds": self._wall_seconds(),
-            "spec": loaded.spec_to(self._env.spec),
+            "spec": folder.spec_to(self._env.spec),
         }
         self._saver.save(parts, meta, counters, last)
 
