@@ -119,7 +119,7 @@ class Config(BaseModel):
         rollout = self.env.num_envs * self.loop.rollout_length
         updates_per_iteration(self.optimiser, rollout)
         require_rows(self.optimiser, self.loop.rollout_length)
-        replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
+        replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
         if self.model.memory != "none":
             require_memory_rows(self.optimiser, self.model.burn_in, self.loop.rollout_length)
             if self.replay.symmetries:

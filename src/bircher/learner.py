@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from bircher import frames
 from bircher import replay as replay_room
 from bircher.agents.base import Agent, weights_at
 from bircher.agents.diagnostics import Told, over, when
@@ -101,8 +102,11 @@ def make(
     rollout_length: int,
     total_steps: int,
     target_update_rate: float,
+    stack: int = 1,
 ) -> Learner:
     """The learner for `num_envs` environments and rollouts of `rollout_length` steps.
+
+    Where observations are `stack` joined ones, the replay keeps each of them once.
 
     Raises:
       ValueError: the replay is too small, sequences cannot be cut as asked, or there would be no update.
@@ -116,7 +120,7 @@ def make(
     plan = _Plan(
         agent=agent,
         optimiser=make_optimiser(config),
-        ring=replay_room.make(num_envs, rollout_length, replay_config.capacity, replay_config.priority_exponent),
+        ring=_ring(replay_config, num_envs, rollout_length, stack),
         shares=Shares(
             num_envs=num_envs,
             minibatches=config.minibatches,
@@ -149,6 +153,11 @@ def make(
         )
 
     return Learner(init, partial(_learn, plan), updates, plan.ring)
+
+
+def _ring(config: ReplayConfig, num_envs: int, rollout_length: int, stack: int) -> Replay:
+    ring = replay_room.make(num_envs, rollout_length, config.capacity, config.priority_exponent, stack - 1)
+    return ring if stack == 1 else frames.kept_once(ring, stack)
 
 
 def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) -> tuple[TrainState, dict[str, Array]]:

@@ -51,9 +51,6 @@ def make(
         model = Model(spec, model_config, key, terms.need(enabled, "projection"), imagines)
         return Policy(model, PolicyAgentState(improvement.AdvantageNormaliser.zero(), statistics))
 
-    def start(batch_size: int) -> Carry:
-        return Carry(memory=model_config.start(batch_size))
-
     def act(
         policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Carry]:
@@ -77,16 +74,18 @@ def make(
         simulate = searching.simulator(model, discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
-    def encode(policy: Policy, rows: Trajectory) -> Array:
-        return encoded(policy.params, policy.state, rows)
-
     targets = partial(policy_targets, config, wanted, discount, model_config.burn_in)
     loss = partial(policy_loss, config, model_config, enabled)
     look = partial(policy_look, config, wanted, discount)
     return Agent(
-        config.name, init, start, act, targets, loss, encode, weights, config.acts_with == "target", discount,
+        config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights, config.acts_with == "target", discount,
         look if imagines else None, searched if simulations else None, True,
     )  # fmt: skip
+
+
+def policy_encode(policy: Policy, rows: Trajectory) -> Array:
+    """The latents of rows [B, R], with the memory that stands in them."""
+    return encoded(policy.params, policy.state, rows)
 
 
 def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> Wanted:

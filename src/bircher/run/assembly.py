@@ -96,7 +96,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
     agent = make_agent(config, spec)
     learn = learner.make(
         agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
-        config.agent.target_update_rate,
+        config.agent.target_update_rate, config.env.stack,
     )  # fmt: skip
     init = jax.jit(learn.init)
     template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
