@@ -70,7 +70,7 @@ def test_no_gradient_reaches_the_rows_that_only_warm_the_memory():
 
 
 def test_a_model_encodes_rows_as_it_acts_on_them():
-    config = ModelConfig(torso_widths=(8,), latent_width=LATENT, dynamics_widths=(8,), memory="lstm", memory_width=WIDTH)
+    config = ModelConfig(torso_widths=(8,), latent_width=LATENT, memory="lstm", memory_width=WIDTH)
     model = Model(SPEC, config, KEY)
     observation = jnp.asarray(RNG.normal(size=(BATCH, ROWS, 4)), jnp.float32)
     unrolled, state = model.encode_rows(observation, STATE, FIRST), STATE

@@ -78,7 +78,8 @@ def make(
     loss = partial(policy_loss, config, model_config, enabled)
     look = partial(policy_look, config, wanted, discount)
     return Agent(
-        config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights, config.acts_with == "target", discount,
+        config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
+        config.acts_with == "target", discount,
         look if imagines else None, searched if simulations else None, True,
     )  # fmt: skip
 
