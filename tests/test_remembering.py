@@ -43,8 +43,9 @@ def parts_of(agent, **settings):
 
 def played(agent, env, policy, length=12):
     state = actor.start(agent, env, jax.random.key(3))
+    play = quick_jit(lambda state: actor.rollout(agent, env, policy, state, length, 0.0))
     for _ in range(2):  # the second rollout begins within episodes
-        state, rows, _ = quick_jit(lambda s: actor.rollout(agent, env, policy, s, length, 0.0))(state)
+        state, rows, _ = play(state)
     return rows
 
 
@@ -123,10 +124,9 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     with pytest.raises(ValueError, match=r"5 episodes are remembered, and 2 observations were given: call reset\(\)"):
         agent.act(np.asarray(row.observation)[:2])
     carry = agent.agent.start(5)
+    act = quick_jit(lambda carry, row: agent.agent.act(agent.policy, carry, row, jax.random.key(0), "greedy", 1.0)[1])
     for one in rows:
-        _, carry = quick_jit(agent.agent.act, static_argnums=4)(
-            agent.policy, carry, one, jax.random.key(0), "greedy", 1.0
-        )
+        carry = act(carry, one)
     np.testing.assert_allclose(held.memory, carry.memory, rtol=1e-4, atol=1e-5)
     agent.reset(np.array([True, False, False, False, True]))
     agent.act(np.asarray(rows[0].observation), greedy=True)
