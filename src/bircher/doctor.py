@@ -53,8 +53,8 @@ CONSEQUENCES = {2: (1, 6)}
 Rule = Callable[[Sequence[Line], Facts], Iterator[Flag]]
 
 
-DOMINANT, DOMINANT_STAYS, DOMINANT_UPDATES = 0.9, 0.8, 500
-"""A share is measured on few sequences: above 90 %, and then not below 80 %."""
+DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES = 0.9, 3, 500
+"""A share is measured on few sequences and seldom: while values are first learnt, sound runs have one or two such."""
 
 
 def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -63,8 +63,8 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         return
     for term in facts.terms:
         share = series(lines, f"gradient/{term}_share")
-        run = held(share, DOMINANT, DOMINANT_STAYS)
-        if len(run) >= 2 and run.updates >= DOMINANT_UPDATES:
+        run = held(share, DOMINANT)
+        if len(run) >= DOMINANT_MEASURES and run.updates >= DOMINANT_UPDATES:
             yield Flag(
                 1, "dominant term",
                 f"{term} has {run.values.mean():.0%} of the encoder's gradient norm, over {run.updates:,} updates",
