@@ -136,6 +136,11 @@ class Config(BaseModel):
             )
         return self
 
+    def reached(self, counters: Mapping[str, int]) -> bool:
+        """Whether a run with these counters is done."""
+        enough = self.episodes is not None and counters.get("episodes", 0) >= self.episodes
+        return enough or counters.get("env_steps", 0) >= self.steps
+
     def to_yaml(self) -> str:
         """Every setting with its value; `from_yaml` gives an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)

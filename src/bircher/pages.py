@@ -86,7 +86,8 @@ def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
     return heads, [
         [
-            row.env, row.agent, f"{row.mean.value:.1f}", f"{row.mean.low:.1f} to {row.mean.high:.1f}",
+            row.env, row.agent, f"{row.mean.value:.1f}",
+            f"{row.mean.low:.1f} to {row.mean.high:.1f}" if len(row.runs) > 1 else "one run",
             ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
         ]
         for row in found.rows

@@ -122,7 +122,7 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{prefix}{key}={_shown(value)}: {prefix}{key} is a group of settings "
+                    f"{prefix}{key}={shown(value)}: {prefix}{key} is a group of settings "
                     f"({', '.join(_fields(group))}), not a value{where}"
                 )
             result[key] = walk(value, group, f"{prefix}{key}.") if group else _converted(fields[key], value)
@@ -150,7 +150,7 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
         model = _group(field) or model
     if field is None:
         return f"{'.'.join(str(part) for part in first['loc'])} is missing"
-    return f"{'.'.join(location)}={_shown(value)} is not possible: expected {expected(field)}"
+    return f"{'.'.join(location)}={shown(value)} is not possible: expected {expected(field)}"
 
 
 def expected(field: FieldInfo) -> str:
@@ -225,7 +225,7 @@ def _converted(field: FieldInfo, value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it would be written in YAML, on one line."""
     if isinstance(value, tuple):
         value = list(value)

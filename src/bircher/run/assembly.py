@@ -103,6 +103,20 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
     return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
 
 
+def require_possible(config: Config) -> None:
+    """Refuse what a run of this configuration would be refused for, short of its device and memory.
+
+    Raises:
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: it cannot be run.
+    """
+    env = make_env(config.env, None, 1, config.seed, "check")
+    try:
+        require_symmetries(config, env.spec)
+        make_parts(config, env.spec)
+    finally:
+        env.close()
+
+
 def require_symmetries(config: Config, spec: EnvSpec) -> None:
     """Refuse to turn what is no board.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -35,7 +36,7 @@ def variants(words: Sequence[str]) -> list[Variant]:
     """
     found = []
     for word in words:
-        agent, *settings = word.split(",")
+        agent, *settings = apart(word)
         if agent not in AGENTS:
             raise ConfigError(f"unknown agent {agent!r}{near(agent, AGENTS)}: expected one of {', '.join(AGENTS)}")
         found.append(Variant(word, (f"agent={agent}", *settings)))
@@ -45,25 +46,39 @@ def variants(words: Sequence[str]) -> list[Variant]:
     return found
 
 
-def existing(paths: Sequence[Path]) -> list[Cell]:
-    """Runs that are there already, each as a cell of its agent; what differs in more than its seed has its own name.
+def apart(word: str) -> list[str]:
+    """An agent and its settings, at the commas that no bracket holds: `ppo,model.head_widths=[64,64]`."""
+    parts, depth = [""], 0
+    for character in word:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def require_own(cells: Sequence[Cell], out: Path) -> None:
+    """Refuse to overwrite what another comparison wrote; the same one, or one that has grown, may.
 
     Raises:
-      RunFolderError: one is no run.
-      ConfigError: one is given twice.
+      ConfigError: says what is there.
     """
-    found: list[Cell] = []
-    kinds: dict[tuple[str, str], str] = {}
-    for path in paths:
-        config = folder.read_config(path)
-        agent = config.agent.name
-        kind = config.model_copy(update={"seed": 0, "env": config.env.model_copy(update={"id": ""})}).to_yaml()
-        if kinds.setdefault((agent, config.env.id), kind) != kind:
-            agent = f"{agent} ({path.name})"
-        if any(cell.path == path for cell in found):
-            raise ConfigError(f"{path} is given twice")
-        found.append(Cell(agent, config.env.id, config.seed, path, (f"agent={config.agent.name}",)))
-    return found
+    there = next((out / name for name in (PAGE, TABLE, NUMBERS) if (out / name).exists()), None)
+    if there is None:
+        return
+    try:
+        found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+        agents = {(row["env"], row["agent"]) for row in found["rows"]}
+        commands = {frozenset(shlex.split(command)) for command in found["commands"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{there} is not this comparison's: give another --out, or move it away") from None
+    ours = {frozenset(shlex.split(cell.command)) for cell in cells}
+    if not (agents <= {(cell.env, cell.variant) for cell in cells} and commands <= ours):
+        raise ConfigError(
+            f"{there} is of another comparison ({found.get('title', 'without a title')}): give another --out, or move "
+            "it away"
+        )
 
 
 def curve(path: Path) -> Curve | None:
@@ -108,10 +123,12 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
             rows.append(pages.Row(env, agent, estimate, tuple(means), steps, seconds))
     floors = {env: _untrained([curves[cell] for cell in cells if cell.env == env]) for env in envs}
     scaled = comparison.normalised(scores, floors) if len(envs) > 1 else scores
-    unit = "normalised" if len(envs) > 1 else "return"
+    unit = "normalised return" if len(envs) > 1 else "return"
     aggregates = {
-        f"IQM, {unit}": {agent: comparison.iqm(scaled[agent], generator) for agent in agents},
-        f"median, {unit}": {agent: comparison.median(scaled[agent], generator) for agent in agents},
+        f"IQM of runs, {unit}": {agent: comparison.iqm(scaled[agent], generator) for agent in agents},
+        f"median over environments of mean {unit}": {
+            agent: comparison.median(scaled[agent], generator) for agent in agents
+        },
     }
     improvement = {
         (ours, theirs): comparison.probability_of_improvement(scores[ours], scores[theirs], generator)
@@ -134,6 +151,8 @@ def _cautions(rows: Sequence[pages.Row], envs: Sequence[str]) -> list[str]:
         "A run counts as one number, the mean return of its final agent's evaluation; intervals are 95 % stratified "
         f"bootstrap intervals of {comparison.RESAMPLES:,} resamples.",
     ]
+    if len(envs) == 1:
+        said.append("The median is over environments, of the means of their runs: of one environment it is that mean.")
     if any(len(row.runs) < FEW for row in rows):
         said.append(f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are.")
     for env in envs:

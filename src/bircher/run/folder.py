@@ -96,6 +96,16 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def counters(path: str | Path) -> dict[str, int]:
+    """What a run had done by its last checkpoint; nothing where it has none.
+
+    Raises:
+      CheckpointError: that is damaged.
+    """
+    saved = checkpoint.latest(Path(path) / CHECKPOINTS, "train")
+    return {} if saved is None else dict(checkpoint.read_meta(saved)["counters"])
+
+
 def rewrite_config(path: Path, config: Config) -> None:
     """Replace a run's `config.yaml`, at once or not at all."""
     temporary = path / f".{CONFIG}.unfinished"

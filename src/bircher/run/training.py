@@ -159,9 +159,7 @@ class Training:
                 self._save()
 
     def _done(self) -> bool:
-        episodes = self._config.episodes
-        enough = episodes is not None and self._counters["episodes"] >= episodes
-        return enough or self._counters["env_steps"] >= self._config.steps
+        return self._config.reached(self._counters)
 
     def _next_iterations(self) -> int:
         """Iterations for the next chunk; 0 where what is under way may already reach a goal."""
