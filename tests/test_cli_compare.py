@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from bircher.cli import app
 from bircher.config import compose
+from bircher.envs.base import UnsupportedEnvironment
 from bircher.run import cells, comparing, protocol
 from tiny import WORDS
 
@@ -142,7 +143,7 @@ def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_p
     planned = ",".join(["ppo", *WORDS, *own])
     words = ["compare", run, planned, "--env", "toy/cliff", "--seeds", "1", "--episodes", "4"]
     told = invoke(*words, "--out", str(tmp_path / "page"), "--json")
-    assert told.exit_code == 0 and "1 of 1 runs are done already" in told.stderr
+    assert told.exit_code == 0 and "1 of 1 runs are done already" in told.stderr, told.stderr
     assert [row["agent"] for row in json.loads(told.stdout)["rows"]] == [planned]
 
 
@@ -232,6 +233,17 @@ def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypat
     told = invoke(*words)
     assert told.exit_code == 2 and sentence in told.stderr
     assert not list(tmp_path.iterdir()), "refused before anything is made"
+
+
+def test_an_agent_of_many_settings_has_a_folder_like_any_other(tmp_path):
+    long = ",".join(["ppo", *(f"env.options.{letter * 40}=1" for letter in "abcdefgh")])
+    both = comparing.variants([f"{long},steps=64", f"{long},steps=65"])
+    with pytest.raises(UnsupportedEnvironment, match="was given options"):
+        cells.plan(both, ["toy/cliff"], range(1), [], tmp_path)
+    names = {cells.folder_name(variant.name) for variant in both}
+    assert len(names) == 2 and all(len(name) < 255 for name in names)
+    for name in names:
+        (tmp_path / name).mkdir()
 
 
 def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):

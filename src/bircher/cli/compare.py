@@ -76,7 +76,7 @@ def _sorted(words: list[str]) -> tuple[list[Path], list[str], list[str]]:
 
     runs, agents, settings = [], [], []
     for word in words:
-        if (Path(word) / folder.CONFIG).is_file():
+        if os.path.isfile(Path(word) / folder.CONFIG):  # also of what is too long for a path
             runs.append(Path(word))
         elif "=" in word.split(",")[0]:
             settings.append(word)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -20,6 +21,8 @@ from bircher.run import assembly, folder
 from bircher.run.signals import StopRequest
 from bircher.settings import shown
 
+LONGEST = 200
+"""Characters of a folder's name."""
 EVALUATION, LOG = "evaluation.json", "log.txt"
 BIRCHER = (sys.executable, "-m", "bircher")
 
@@ -102,7 +105,7 @@ def plan(
     for seed in seeds:
         for env in envs:
             for variant in variants:
-                path = out / _file_name(env) / _file_name(variant.name) / str(seed)
+                path = out / folder_name(env) / folder_name(variant.name) / str(seed)
                 cell = Cell(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
                 twin = next((other for other in cells if other.path == path), None)
                 if twin is not None:
@@ -247,6 +250,7 @@ def _spawn(cell: Cell, arguments: list[str], output: Path | None, slot: int, pro
     return process
 
 
-def _file_name(text: str) -> str:
-    """A name that every file system takes."""
-    return "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")
+def folder_name(text: str) -> str:
+    """A name that every file system takes; a long one ends in a hash of what was cut off."""
+    name = "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
