@@ -116,7 +116,7 @@ def make(
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
         def value(observation: Array) -> Array:
-            return policy.params.value(policy.params.represent(observation.astype(jnp.float32)))
+            return policy.params.value(policy.params.represent(observation))
 
         return muzero_targets(
             config.returns, config.discount, config.reanalyse_fraction, partial(plan, policy.params, mode="sample"),
@@ -167,7 +167,7 @@ def muzero_act(
 
 def muzero_look(model: Model, observation: Array, legal_actions: Array, found: SearchResult) -> Look:
     """What a search found of B observations, with completed values where it did not look."""
-    latent = model.represent(observation.astype(jnp.float32))
+    latent = model.represent(observation)
     root = searching.root(model, latent, legal_actions)
     prior = jax.nn.softmax(root.logits)
     return Look(
@@ -189,7 +189,7 @@ def _plan(
     searcher, config: SearchConfig, discount: float, model: Model, observation: Array, legal_actions: Array, key: Key,
     mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
-    root = searching.root(model, model.represent(observation.astype(jnp.float32)), legal_actions)
+    root = searching.root(model, model.represent(observation), legal_actions)
     if config.num_simulations:
         arguments = config, root, searching.simulator(model, discount), key, config.num_simulations
         if searcher is search.gumbel_search:
@@ -230,7 +230,7 @@ def muzero_loss(
     rows = batch.trajectory
     # Rows that only the consistency term looks at are encoded for it alone.
     used = rows.observation if "consistency" in enabled else rows.observation[:, :-1]
-    encoded = model.represent(used.astype(jnp.float32))
+    encoded = model.represent(used)
     latent = encoded[:, : target.value.shape[1]]
     unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
     held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon)
