@@ -41,7 +41,7 @@ def test_an_lstm_cell_is_its_equations():
 
 @pytest.mark.parametrize("burn_in", [0, 3])
 def test_step_by_step_is_unrolled(burn_in):
-    memory = Memory(FEATURES, WIDTH, LATENT, KEY)
+    memory = Memory(FEATURES, WIDTH, KEY)
     unrolled = quick_jit(lambda m: m.rows(FEATURE_ROWS, STATE, FIRST, burn_in))(memory)
     state, one = STATE, quick_jit(lambda m, *rest: m(*rest))
     for t in range(ROWS):
@@ -50,7 +50,7 @@ def test_step_by_step_is_unrolled(burn_in):
 
 
 def test_a_first_row_forgets_and_others_remember():
-    memory = Memory(FEATURES, WIDTH, LATENT, KEY)
+    memory = Memory(FEATURES, WIDTH, KEY)
     first = jnp.zeros((BATCH, ROWS), bool).at[:, 3].set(True)
     rows = quick_jit(lambda f, s: memory.rows(f, s, first))
     before, after = rows(FEATURE_ROWS, STATE), rows(FEATURE_ROWS.at[:, 1].add(1.0), STATE + 1.0)
@@ -59,7 +59,7 @@ def test_a_first_row_forgets_and_others_remember():
 
 
 def test_no_gradient_reaches_the_rows_that_only_warm_the_memory():
-    memory = Memory(FEATURES, WIDTH, LATENT, KEY)
+    memory = Memory(FEATURES, WIDTH, KEY)
 
     def reached(burn_in, row):
         seen = lambda f: memory.rows(f, STATE, jnp.zeros_like(FIRST), burn_in)[:, row:].sum()  # noqa: E731

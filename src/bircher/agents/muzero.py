@@ -153,7 +153,7 @@ def muzero_act(
         moves = jnp.where(timestep.first, 0, moves)
         temperature, moves = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
     model: Model = policy.params
-    latent, memory = model.encode(timestep.observation.astype(jnp.float32), carry.memory, timestep.first)
+    latent, memory = model.encode(timestep.observation, carry.memory, timestep.first)
     found = plan(model, latent, timestep.legal_actions, search_key, mode, temperature=temperature)
     if mode == "greedy" or (searches and config.name == "gumbel_muzero"):
         # That search's choice is a draw already, by its noise.

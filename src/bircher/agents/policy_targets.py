@@ -50,8 +50,7 @@ class _Seen(NamedTuple):
 
 
 def normalised(state: PolicyAgentState, observation: Array) -> Array:
-    """Observations as the network sees them."""
-    observation = observation.astype(jnp.float32)
+    """Observations as the network is given them: as they were stored, or by their running mean and deviation."""
     return observation if state.statistics is None else state.statistics.normalise(observation)
 
 

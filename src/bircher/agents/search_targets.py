@@ -38,7 +38,7 @@ class ReturnConfig(BaseModel):
 
 def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
     """The latents of rows, with the memory that stands in them."""
-    return model.encode_rows(rows.observation.astype(jnp.float32), remembered(rows), rows.first, burn_in)
+    return model.encode_rows(rows.observation, remembered(rows), rows.first, burn_in)
 
 
 def muzero_targets(
