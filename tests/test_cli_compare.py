@@ -293,3 +293,6 @@ def test_the_doctor_answers_what_is_usually_asked(compared):
     for question in ("too slow?", "out of memory?", "the loss explodes?", "nothing is learnt?"):
         assert question in told.stdout
     assert f"at most {max(norms):.3g}:" in told.stdout and "nan" not in told.stdout
+    # The run was given one epoch, and no evaluations while it learnt.
+    assert "fewer optimiser.updates_per_step, loop=pipeline, a smaller network\n" in told.stdout
+    assert "optimiser.gradient_clip_bound (now 0.5)" in told.stdout and "(now norm)" not in told.stdout

@@ -55,7 +55,11 @@ def html(found: Findings) -> str:
     """The same with pictures."""
     body = [f"<h1>{escape(found.title)}</h1>", _html_table(*_scores(found))]
     if found.aggregates:
-        body += ["<h2>Over all environments</h2>", charts.intervals(found.aggregates), _html_table(*_aggregates(found))]
+        body += [
+            "<h2>Interquartile mean and median</h2>",
+            charts.intervals(found.aggregates),
+            _html_table(*_aggregates(found)),
+        ]
     if found.improvement:
         body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(found))]
     if found.over_steps:
