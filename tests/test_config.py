@@ -41,7 +41,7 @@ def test_the_preset_is_found_by_the_environment_and_can_be_chosen(tmp_path: Path
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_is_valid_and_comes_back_from_yaml(name: str, tmp_path: Path) -> None:
-    config = compose("toy/cliff", {"preset": name})
+    config = compose("CartPole-v1" if "pixels" in name else "toy/cliff", {"preset": name})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     assert Config.from_yaml(path) == config

@@ -59,7 +59,7 @@ def _complete(incomplete: str) -> list[str]:
 
     ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
-    keys = [f"{name}=" for name in ("agent", "loop", *known)]
+    keys = [f"{name}=" for name in ("agent", "loop", "observation", *known)]
     return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
 
 

@@ -15,7 +15,7 @@ from bircher.agents import muzero, policy
 from bircher.agents.base import Agent, require_discrete
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.config import CALLABLE, Config, EnvConfig
+from bircher.config import CALLABLE, Config
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
 from bircher.envs.registry import EnvSource
@@ -43,7 +43,7 @@ class Parts(NamedTuple):
 
 
 def make_env(
-    config: EnvConfig, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
+    config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
 ) -> Env:
     """Environments as configured; `source` is a callable that the configuration only names, or None.
 
@@ -51,17 +51,18 @@ def make_env(
       UnknownEnvironment: no such id.
       UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
     """
+    env = config.env
     try:
         return registry.make(
-            config.id if source is None else source,
-            num_envs, seed, role, config.max_steps, config.stack, config.num_threads, config.backend, config.options,
-            generation,
+            env.id if source is None else source,
+            num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
+            config.observation, env.num_workers,
         )  # fmt: skip
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or "it says no more"
-        raise UnsupportedEnvironment(f"{config.id} cannot be made: {type(error).__name__}: {reason}") from error
+        raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
 
 
 def require_source(config: Config, source: EnvSource | None) -> None:
