@@ -65,6 +65,10 @@ class EnvConfig(BaseModel):
     """Which adapter; null takes the quickest that has the environment."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
+    protocol: Literal["paper", "usual"] | None = None
+    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""
 
 
 class LoopConfig(BaseModel):
@@ -240,7 +244,7 @@ def compose(
     if agent == "ppo":
         merged = mixtures.complete(merged, layers, settings.defaults(AGENTS[agent]))
     config = validated(merged)
-    registry.resolve(source, config.env.backend, config.observation)
+    registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config

@@ -23,7 +23,7 @@ def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -
     For agents that see pictures there are presets of their own, and never those of numbers.
     """
     base, default = registry.preset_name(env), "default"
-    if pixels:
+    if pixels and base != "atari":  # whose games have no other observation
         base, default = f"{base}_pixels", f"{default}_pixels"
     known = {path.stem for path in PRESETS.glob("*.yaml")}
     if agent not in FAMILIES:

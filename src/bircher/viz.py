@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bircher import metrics as glossary
+from bircher.envs import atari
 from bircher.envs.base import Env
 from bircher.envs.observation import ObservationConfig
 
@@ -149,16 +150,16 @@ def render_episode(
     """The frames of one episode, of at most ``max_steps`` actions.
 
     Gymnasium draws those environments that it has under ``env_id`` (with ``options``, its keyword arguments)
-    and can draw.  Of others the observations themselves are drawn: ``make`` makes one such environment,
-    already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in training, pictures
-    where ``observation`` says so; an environment that ``make`` gives joins and draws them itself.
+    and can draw.  Of others the observations themselves are drawn, of Atari games their screens: ``make`` makes one
+    such environment, already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in
+    training, pictures where ``observation`` says so; an environment that ``make`` gives joins and draws them itself.
 
     Raises:
       ValueError: neither can be done.
     """
     from bircher.envs.spaces import draws
 
-    if draws(env_id):
+    if atari.canonical(env_id) is None and draws(env_id):
         return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack, observation)
     if make is None:
         raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
@@ -249,8 +250,15 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     if env.num_envs != 1:
         raise ValueError(f"one environment is drawn at a time, not {env.num_envs}")
 
+    inner: Any = env
+    while hasattr(inner, "env"):
+        inner = inner.env
+    screens = getattr(inner, "pictures", lambda: None)
+
     def draw(observation: Any) -> Frame:
-        newest = np.asarray(observation)[0]
+        newest, shown = np.asarray(observation)[0], screens()
+        if shown is not None:
+            return shown[0]
         return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
 
     import jax

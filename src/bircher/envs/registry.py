@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bircher.envs import atari
+from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
+from bircher.envs.clipping import ClippedEnv
 from bircher.envs.ids import BACKENDS, ENVPOOL, GYMNAX, PGX, PGX_REFUSED, PRESETS, TOYS
 from bircher.envs.observation import ObservationConfig
 from bircher.types import EnvSpec, Unsupported
@@ -32,6 +35,8 @@ class Known(NamedTuple):
 
 def preset_name(env_id: EnvSource) -> str:
     """The name of an environment's preset, a file in ``presets/`` without its ending; ``default`` for most."""
+    if atari.canonical(env_id) is not None:
+        return "atari"
     return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"
 
 
@@ -50,13 +55,24 @@ def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
     return [one(index) for index in range(count)]
 
 
-def resolve(source: object, backend: str | None = None, observation: ObservationConfig | None = None) -> str:
+def resolve(
+    source: object,
+    backend: str | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
+) -> str:
     """The backend that runs an environment: one of ``BACKENDS``; for pictures Gymnasium, which draws them.
 
-    Raises UnknownEnvironment, with the nearest ids, or UnsupportedEnvironment, before an adapter is imported or
-    anything is compiled.
+    Without an ``observation`` the environment's own is meant. Raises UnknownEnvironment, with the nearest ids, or
+    UnsupportedEnvironment, before an adapter is imported or anything is compiled.
     """
     found = _resolve(source, backend)
+    if found == "envpool" and atari.canonical(source) is not None:
+        if observation is not None and observation.name == "state":
+            raise UnsupportedEnvironment(f"{source} has no observation but its screen: set observation=pixels")
+        return found
+    if protocol is not None:
+        raise UnsupportedEnvironment(f"env.protocol={protocol} is for Atari games, such as Breakout-v5, not {source}")
     if observation is None or observation.name == "state":
         return found
     if backend not in (None, "gymnasium"):
@@ -81,11 +97,14 @@ def _resolve(source: object, backend: str | None) -> str:
     for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
         if source in ids and backend in (None, name):
             return name
+    if atari.canonical(source) is not None and backend in (None, "envpool"):
+        return "envpool"
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
     if backend in (None, "gymnasium") and _in_gymnasium(source):
         return "gymnasium"
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "envpool": ENVPOOL, "gymnasium": _gymnasium_ids()}
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": _gymnasium_ids()}
+    known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
     raise UnknownEnvironment(f"unknown environment {source!r}{where}{_near(source, names)}")
@@ -104,6 +123,8 @@ def make(
     generation: int = 0,
     observation: ObservationConfig | None = None,
     num_workers: int | None = None,
+    protocol: ProtocolName | None = None,
+    reward_clip: float | None = None,
 ) -> Env:
     """Make ``num_envs`` environments stepped together.
 
@@ -112,48 +133,53 @@ def make(
     are joined along the last axis; ``num_threads`` is EnvPool's (default: a thread a core), and ``num_workers`` are
     Gymnasium's processes (default: for pictures one a core, else none); ``options`` go to the environment's
     constructor. Another ``generation`` has other seeds. ``observation`` says whether the agent sees the environment's
-    own numbers, the default, or a picture of it.
+    own numbers, the default, or a picture of it; ``protocol`` is how an Atari game is played, by default the paper's.
+    Rewards are clipped to ± ``reward_clip``.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
     """
     for name, number in (("num_envs", num_envs), ("stack", stack), ("max_steps", max_steps)):
         if number is not None and number < 1:
             raise UnsupportedEnvironment(f"{name} must be at least 1, not {number}")
-    adapter = resolve(env, backend, observation)
+    adapter = resolve(env, backend, observation, protocol)
     env_seeds = seeds(seed, role, num_envs, generation)
     with _one_sentence(env, options):
-        if adapter == "gymnasium":
-            from bircher.envs.gymnasium import GymnasiumEnv
-
-            made: Env = GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers)
-        else:
-            made = _adapter(adapter, env, env_seeds, max_steps, num_threads, options)
+        made = _made(adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol)
+    if reward_clip is not None:
+        made = ClippedEnv(made, reward_clip)
     return stack_observations(made, stack) if stack > 1 else made
 
 
-def _adapter(
-    backend: str,
+def _made(
+    adapter: str,
     env: Any,
     env_seeds: Sequence[int],
     max_steps: int | None,
-    num_threads: int | None,
     options: Mapping[str, Any] | None,
+    num_threads: int | None,
+    num_workers: int | None,
+    observation: ObservationConfig | None,
+    protocol: ProtocolName | None,
 ) -> Env:
-    if backend == "toys":
+    if adapter == "toys":
         from bircher.envs.toys import make_toy
 
         return make_toy(env, env_seeds, max_steps, options)
-    if backend == "gymnax":
+    if adapter == "gymnax":
         from bircher.envs.gymnax import GymnaxEnv
 
         return GymnaxEnv(env, env_seeds, max_steps, options)
-    if backend == "pgx":
+    if adapter == "pgx":
         from bircher.envs.pgx import PgxEnv
 
         return PgxEnv(env, env_seeds, max_steps, options)
-    from bircher.envs.envpool import EnvPoolEnv
+    if adapter == "envpool":
+        from bircher.envs.envpool import EnvPoolEnv
 
-    return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options)
+        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol)
+    from bircher.envs.gymnasium import GymnasiumEnv
+
+    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers)
 
 
 def spec(
@@ -162,10 +188,11 @@ def spec(
     backend: str | None = None,
     options: Mapping[str, Any] | None = None,
     observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
 ) -> EnvSpec:
     """The specification of one environment, without its compilation, of single observations (not stacked)."""
-    adapter = resolve(env, backend, observation)
-    more = (observation,) if adapter == "gymnasium" else ()
+    adapter = resolve(env, backend, observation, protocol)
+    more = {"gymnasium": (observation,), "envpool": (observation, protocol)}.get(adapter, ())
     with _one_sentence(env, options):
         return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options, *more)
 
@@ -201,10 +228,13 @@ def known(name_filter: str | None = None) -> list[Known]:
     Each is looked at for its spaces; one whose own packages are not installed says so in their place.
     """
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *_gymnasium_ids())):
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *_gymnasium_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)
+        if backend == "envpool" and atari.canonical(env_id) is not None:
+            lines.append(Known(env_id, backend, *atari.summary(env_id), preset_name(env_id)))
+            continue
         try:
             found = spec(env_id)
             observation, action = describe(found.observation), str(found.action)

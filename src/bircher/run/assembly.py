@@ -22,7 +22,11 @@ from bircher.envs.registry import EnvSource
 from bircher.learner import Learner, TrainState
 from bircher.loops import pipeline, synchronous
 from bircher.loops.base import Programs
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, TimeStep
+
+LEARNT_FROM = ("train", "check", "diagnose")
+"""Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
 
 
 class NotEnoughMemory(ValueError):
@@ -42,9 +46,7 @@ class Parts(NamedTuple):
     """The same without the replay, as a checkpoint holds it."""
 
 
-def make_env(
-    config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
-) -> Env:
+def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
     """Environments as configured; `source` is a callable that the configuration only names, or None.
 
     Raises:
@@ -52,11 +54,12 @@ def make_env(
       UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
     """
     env = config.env
+    clip = env.reward_clip if role in LEARNT_FROM else None
     try:
         return registry.make(
             env.id if source is None else source,
             num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
-            config.observation, env.num_workers,
+            config.observation, env.num_workers, env.protocol, clip,
         )  # fmt: skip
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise
@@ -92,8 +95,14 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
 
     Raises:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
+      ConfigError: the run has more frames than can be counted.
     """
     require_discrete(config.agent.name, spec)
+    if config.steps * spec.action_repeat >= 2**31:
+        raise ConfigError(
+            f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "
+            f"fewer than {2**31 // spec.action_repeat:,} steps"
+        )
     agent = make_agent(config, spec)
     learn = learner.make(
         agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
