@@ -1,8 +1,10 @@
 """Frames a second of environments seen as pictures, by how many processes draw them.
 
     python benchmarks/pixels.py LunarLander-v3 --envs 16 --size 64 96
+    python benchmarks/pixels.py Breakout-v5 Pong-v5 --envs 32
 
-Rows: whole pictures in one process, shrunk at once in one process, a process an environment, a process a core.  Wall
+Rows: whole pictures in one process, shrunk at once in one process, a process an environment, a process a core; of Atari
+games EnvPool's threads by both protocols, each with its own picture, and a frame here is what a decision shows.  Wall
 time is what a run feels; processor time, of all processes together, says what a frame costs where others use the
 machine too: cores divided by it is what there is to be had.
 """
@@ -13,12 +15,17 @@ import argparse
 import os
 import resource
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from bircher.envs import pixels, registry
+from bircher.envs import atari, pixels, registry
 from bircher.envs.observation import ObservationConfig
+
+WHOLE = "one process, whole pictures"
+AT_ONCE = pixels.SHRUNK_AT_ONCE
 
 
 def processor_seconds() -> float:
@@ -27,10 +34,10 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def play(env_id: str, observation: ObservationConfig, envs: int, workers: int, steps: int) -> tuple[float, float]:
+def play(env_id: str, envs: int, steps: int, settings: dict[str, Any]) -> tuple[float, float]:
     """Wall seconds of the steps alone, and processor seconds of everything, start and end included."""
     before = processor_seconds()
-    env = registry.make(env_id, envs, seed=0, observation=observation, num_workers=workers)
+    env = registry.make(env_id, envs, seed=0, **settings)
     step = jax.jit(env.step)
     state, row = env.reset()
     actions = np.random.default_rng(0).integers(env.spec.num_actions, size=(steps + 1, envs), dtype=np.int32)
@@ -44,35 +51,42 @@ def play(env_id: str, observation: ObservationConfig, envs: int, workers: int, s
     return wall, processor_seconds() - before
 
 
+def ways(env_id: str, envs: int, size: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What is to be compared, by name."""
+    if atari.canonical(env_id) is not None:
+        return {f"protocol {name}": {"protocol": name} for name in atari.PROTOCOLS}
+    cores = len(os.sched_getaffinity(0))
+    observation = ObservationConfig.model_validate({"name": "pixels", "size": tuple(size), "grey": True})
+    counts = {WHOLE: 0, "one process": 0, "a process an environment": envs, f"{cores} processes": cores}
+    return {name: {"observation": observation, "num_workers": count} for name, count in counts.items()}
+
+
+def measure(env_id: str, given: argparse.Namespace) -> None:
+    """Each way in turn, some times over; prints the medians."""
+    compared = ways(env_id, given.envs, given.size)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
+    for name in [*compared] * given.repeats:
+        pixels.SHRUNK_AT_ONCE = () if name == WHOLE else AT_ONCE
+        _, idle = play(env_id, given.envs, 1, compared[name])
+        wall, used = play(env_id, given.envs, given.steps + 1, compared[name])
+        frames = given.envs * given.steps
+        found[name].append((frames / wall, 1e3 * (used - idle) / frames))
+    for name, runs in found.items():
+        rate, cost = (float(np.median(column)) for column in zip(*runs, strict=True))
+        print(f"{env_id}, {name:28s} {rate:7.0f} frames/s, {cost:.2f} ms of processor a frame", flush=True)
+
+
 def main() -> None:
-    """Measure each way in turn, some times over, and print the medians."""
+    """Measure the environments that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("env")
+    parser.add_argument("env", nargs="+")
     parser.add_argument("--envs", type=int, default=16)
     parser.add_argument("--size", type=int, nargs=2, default=(64, 64))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    observation = ObservationConfig.model_validate({"name": "pixels", "size": tuple(given.size), "grey": True})
-    cores = len(os.sched_getaffinity(0))
-    at_once = pixels.SHRUNK_AT_ONCE
-    ways = {
-        "one process, whole pictures": (0, ()),
-        "one process": (0, at_once),
-        "a process an environment": (given.envs, at_once),
-        f"{cores} processes": (cores, at_once),
-    }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(given.repeats):
-        for name, (workers, modules) in ways.items():
-            pixels.SHRUNK_AT_ONCE = modules  # of this process alone: the ways with workers take what is quickest
-            _, idle = play(given.env, observation, given.envs, workers, 1)
-            wall, used = play(given.env, observation, given.envs, workers, given.steps + 1)
-            frames = given.envs * given.steps
-            found[name].append((frames / wall, 1e3 * (used - idle) / frames))
-    for name, runs in found.items():
-        rate, cost = (float(np.median(column)) for column in zip(*runs, strict=True))
-        print(f"{name:28s} {rate:7.0f} frames/s, {cost:.2f} ms of processor a frame")
+    for env_id in given.env:
+        measure(env_id, given)
 
 
 if __name__ == "__main__":
