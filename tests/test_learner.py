@@ -106,14 +106,14 @@ def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 
 
 @functools.cache
-def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, **optimiser):
+def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, spec=MARKED, **optimiser):
     """A learner of the probe and its compiled functions."""
     config = OptimiserConfig(**optimiser)
     replay = ReplayConfig(
         capacity=capacity, fraction=fraction, priority_exponent=priority_exponent,
         importance_exponent=importance_exponent,
     )  # fmt: skip
-    made = learner.make(probe(), MARKED, config, replay, ENVS, LENGTH, 120, 0.25)
+    made = learner.make(probe(), spec, config, replay, ENVS, LENGTH, 120, 0.25)
     learn = quick_jit(made.learn)
 
     def mean(state, rollout, tally):
@@ -228,13 +228,14 @@ def test_less_than_one_update_is_refused():
         learner.updates_per_iteration(OptimiserConfig(updates_per_step=0.01), 12)
 
 
-def test_counters_add_up_the_tallies():
+@pytest.mark.parametrize("action_repeat", [1, 4])
+def test_counters_add_up_the_tallies(action_repeat):
     """Reset rows are no decisions: what counts is the tally, not the size of the rollout."""
-    _, state, learn = probe_learner(**PLAIN)
+    _, state, learn = probe_learner(spec=MARKED._replace(action_repeat=action_repeat), **PLAIN)
     for env_steps, episodes in ((12, 0), (9, 3), (10, 2)):
         state, _ = learn(state, marked_rollout(0), tally(env_steps, episodes))
     counters = {name: int(value) for name, value in state.counters._asdict().items()}
-    assert counters == {"env_steps": 31, "env_frames": 31, "learner_steps": 9, "episodes": 5}
+    assert counters == {"env_steps": 31, "env_frames": 31 * action_repeat, "learner_steps": 9, "episodes": 5}
     assert all(leaf is not other for leaf in Counters.zero() for other in Counters.zero())
 
 

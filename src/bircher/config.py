@@ -20,6 +20,7 @@ from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses, requirements
 from bircher.envs import registry
+from bircher.envs.observation import ObservationConfig
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
 from bircher.optimiser import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
@@ -29,6 +30,7 @@ from bircher.search import SearchConfig
 from bircher.settings import ConfigError
 
 LOOPS = ("synchronous", "pipeline")
+OBSERVATIONS = ("state", "pixels")
 CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 
@@ -57,10 +59,16 @@ class EnvConfig(BaseModel):
     """Observations joined along the last axis, the newest last."""
     num_threads: int | None = Field(None, ge=1)
     """EnvPool's threads; null takes one a core."""
+    num_workers: int | None = Field(None, ge=0)
+    """Gymnasium's processes, 0 for none; null takes one a core for pictures, else none."""
     backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
     """Which adapter; null takes the quickest that has the environment."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
+    protocol: Literal["paper", "usual"] | None = None
+    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""
 
 
 class LoopConfig(BaseModel):
@@ -103,6 +111,7 @@ class Config(BaseModel):
     debug: bool = False
     """No compilation, NaN and shape checks, tiny sizes."""
     env: EnvConfig
+    observation: ObservationConfig = ObservationConfig.model_validate({})
     agent: AgentConfig
     losses: LossTable
     search: SearchConfig
@@ -251,8 +260,10 @@ def compose(
     if env_id is None:
         raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
     backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
-    registry.resolve(env_id if env is None else env, backend)
-    name = preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
+    source = env_id if env is None else env
+    registry.resolve(source, backend)
+    seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
+    name = preset_for(source, agent, seen == "pixels") if chosen is None else find_preset(chosen)
     if any(layer.get("debug") for layer in layers):
         layers.insert(1, DEBUG)
     merged = settings.checked(read_preset(name), AGENTS[agent], f" (preset {name})")
@@ -261,15 +272,16 @@ def compose(
     if agent == "ppo":
         merged = mixtures.complete(merged, layers, settings.defaults(AGENTS[agent]))
     config = validated(merged)
+    registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config
 
 
 def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer, its keys nested; an agent or loop that does not exist is refused."""
+    """The layer, its keys nested; an agent, loop or observation that does not exist is refused."""
     layer = settings.nested(layer)
-    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS)):
+    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
             close = settings.near(str(name), known)

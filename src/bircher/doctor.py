@@ -27,6 +27,8 @@ class Facts(NamedTuple):
     """Loss terms that have a weight."""
     replay_capacity: int
     replay_fraction: float
+    rewards_clipped: bool = False
+    """Whether training's returns are of other rewards than those of evaluations."""
 
 
 class Flag(NamedTuple):
@@ -221,7 +223,7 @@ FAR, EVALUATIONS = 0.5, 3
 def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Fresh episodes go otherwise than training's."""
     training, tested = series(lines, "act/episode_return"), series(lines, "eval/return_mean")
-    if len(tested) < EVALUATIONS or len(training) < SPIKE_BEFORE:
+    if len(tested) < EVALUATIONS or len(training) < SPIKE_BEFORE or facts.rewards_clipped:
         return
     spread = float(np.quantile(training.values, 0.95) - np.quantile(training.values, 0.05))
     apart = []

@@ -86,6 +86,7 @@ class _Plan(NamedTuple):
     rollout_length: int
     symmetries: tuple[Symmetry, ...]
     """Of the board, where sequences are to be turned; else ()."""
+    action_repeat: int
 
     @property
     def measures_all(self) -> bool:
@@ -134,6 +135,7 @@ def make(
         target_update_rate=target_update_rate,
         rollout_length=rollout_length,
         symmetries=spec.symmetries if replay_config.symmetries else (),
+        action_repeat=spec.action_repeat,
     )
 
     def init(key: Key, timestep: TimeStep) -> TrainState:
@@ -182,7 +184,7 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     # Counted last: the rate of these updates is that of where the rollout began, and never quite the last one.
     counters = state.counters._replace(
         env_steps=state.counters.env_steps + tally.env_steps,
-        env_frames=state.counters.env_frames + tally.env_steps,
+        env_frames=state.counters.env_frames + plan.action_repeat * tally.env_steps,
         episodes=state.counters.episodes + tally.episodes,
     )
     metrics = over(told, last).metrics()

@@ -130,6 +130,7 @@ _TABLE = (
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
+    ("eval/human_normalised", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
 )
 

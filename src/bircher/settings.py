@@ -48,7 +48,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return nested(flat)
 
 
-SHORTCUTS = {"agent": "agent.name", "loop": "loop.name"}
+SHORTCUTS = {"agent": "agent.name", "loop": "loop.name", "observation": "observation.name"}
 """A value given to a group that has a name is that name."""
 
 
@@ -142,13 +142,13 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
     field, value = None, layer
     for part in first["loc"]:
         fields = _fields(model)
-        # What follows is a place within a list.
-        if part not in fields or first["type"] == "missing":
+        # What is no field is a place within a list; a missing one has no value.
+        if part not in fields or part not in value:
             break
         location.append(str(part))
         field, value = fields[str(part)], value[part]
         model = _group(field) or model
-    if field is None:
+    if field is None or (first["type"] == "missing" and isinstance(first["loc"][-1], str)):
         return f"{'.'.join(str(part) for part in first['loc'])} is missing"
     return f"{'.'.join(location)}={shown(value)} is not possible: expected {expected(field)}"
 

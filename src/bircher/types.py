@@ -84,6 +84,8 @@ class EnvSpec(NamedTuple):
     num_players: int = 1
     symmetries: tuple[Symmetry, ...] = ()
     """Of an observation [height, width, channels], what leaves it as it is among them; () where none are known."""
+    action_repeat: int = 1
+    """Frames of the environment that each action lasts: what `env_frames` counts."""
 
     @property
     def num_actions(self) -> int:

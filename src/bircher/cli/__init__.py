@@ -55,12 +55,12 @@ def _complete(incomplete: str) -> list[str]:
     """Environments' ids and names of settings, for the shell."""
     from bircher import settings
     from bircher.config import AGENTS
-    from bircher.envs import registry
+    from bircher.envs import atari, ids
 
-    ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL]
+    env_ids = [*ids.TOYS, *ids.GYMNAX, *ids.PGX, *ids.ENVPOOL, *atari.ids()]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
-    keys = [f"{name}=" for name in ("agent", "loop", *known)]
-    return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
+    keys = [f"{name}=" for name in ("agent", "loop", "observation", *known)]
+    return [word for word in dict.fromkeys((*env_ids, *keys)) if word.startswith(incomplete)]
 
 
 Words = Annotated[

@@ -24,7 +24,8 @@ LINES = 20_000
 def facts(config: Config) -> doctor.Facts:
     """What the flags must know besides the metrics."""
     terms = tuple(config.losses.weights())
-    return doctor.Facts(config.steps, config.model.support, terms, config.replay.capacity, config.replay.fraction)
+    replay, clipped = config.replay, config.env.reward_clip is not None
+    return doctor.Facts(config.steps, config.model.support, terms, replay.capacity, replay.fraction, clipped)
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:

@@ -140,7 +140,7 @@ def spec_to(spec: EnvSpec) -> dict[str, Any]:
     observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
     return {
         "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
-        "num_players": spec.num_players,
+        "num_players": spec.num_players, "action_repeat": spec.action_repeat,
     }  # fmt: skip
 
 
@@ -148,4 +148,7 @@ def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
     """The inverse of `spec_to`."""
     observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
     action = Discrete(saved["num_actions"])
-    return EnvSpec(saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1))
+    return EnvSpec(
+        saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1),
+        action_repeat=saved.get("action_repeat", 1),
+    )  # fmt: skip

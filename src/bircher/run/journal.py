@@ -37,7 +37,8 @@ class Averages:
 
 def scores(report: Report) -> dict[str, float]:
     """An evaluation's numbers by their glossary names."""
-    return {
+    normalised = report.human_normalised
+    return ({} if normalised is None else {"eval/human_normalised": normalised["mean"]}) | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,
         "eval/return_iqm": report.iqm,

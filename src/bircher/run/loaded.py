@@ -200,7 +200,7 @@ def make_evaluator(
     """An evaluator on fresh environments of a configuration."""
 
     def make(num_envs: int, batch: int):
-        return assembly.make_env(config.env, source, num_envs, seed, role, generation=batch)
+        return assembly.make_env(config, source, num_envs, seed, role, generation=batch)
 
     return Evaluator(agent, make, mode)
 
@@ -242,9 +242,10 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts
         act,
         registry.seeds(seed, "watch", 1)[0],
         agent.spec.max_steps or MAX_FRAMES,
-        lambda: assembly.make_env(env, agent.source, 1, seed, "watch"),
+        lambda: assembly.make_env(agent.config, agent.source, 1, seed, "watch"),
         env.options,
         env.stack,
+        agent.config.observation,
     )
     return panels.beside(frames, thought) if thoughts else frames
 
