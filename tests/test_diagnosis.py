@@ -114,7 +114,7 @@ def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
     reward, behaviour = np.where(rows.first, 0.0, rows.reward + 5.0), mask_logits(logits, rows.legal_actions)
     rows = rows._replace(reward=reward.astype(np.float32), extras={"behaviour_logits": behaviour})
     targets, state = quick_jit(made.targets)(policy_of(made, MODEL), batch_of(rows), jax.random.key(0))
-    look = made.look(Policy(MODEL, state), rows.observation, rows.legal_actions, jax.random.key(0))
+    look = made.look(Policy(MODEL, state), MODEL.represent(rows.observation), rows.legal_actions, jax.random.key(0))
     towards = targets.extras["mpo_policy"] if agent == "mpo" else targets.policy.weights
     np.testing.assert_allclose(look.improved[:, : towards.shape[1]], towards, rtol=1e-3, atol=1e-4)
     moved = np.abs(np.asarray(look.improved) - np.asarray(look.prior)).max()
