@@ -231,7 +231,7 @@ def test_acting_samples_the_policy_and_keeps_its_logits():
     frequencies = np.bincount(output.action, minlength=ACTIONS) / 4000
     np.testing.assert_allclose(frequencies, jax.nn.softmax(logits), atol=0.03)
     greedy, _ = AGENT.act(policy, Carry(), many, jax.random.key(0), "greedy", 0.0)
-    assert (greedy.action == jnp.argmax(logits)).all() and carry == ()
+    assert (greedy.action == jnp.argmax(logits)).all() and carry == Carry()
 
 
 def test_illegal_actions_are_never_taken():

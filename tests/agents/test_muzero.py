@@ -235,7 +235,7 @@ def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
             lambda key, mode=mode: agent.act(Policy(model, ()), Carry(), first_rows(64, legal), key, mode, 0.0)
         )
         output, carry = act(jax.random.key(0))
-        assert carry == () and not (output.action == 1).any()
+        assert carry == Carry() and not (output.action == 1).any()
         policy = output.extras["search_policy"]
         np.testing.assert_allclose(policy.sum(-1), 1, atol=1e-5)
         assert float(policy[:, 1].max()) == 0
@@ -309,7 +309,7 @@ def test_only_the_first_moves_are_drawn_where_so_set():
         kinds.append(len(set(np.asarray(output.action).tolist())))
     assert kinds[0] > 1 and kinds[1] > 1 and kinds[2:] == [1, 1]
     _, carry = act(rows, carry, jax.random.key(9))
-    np.testing.assert_array_equal(carry, 1)
+    np.testing.assert_array_equal(carry.moves, 1)
 
 
 def test_settings_that_cannot_work_are_refused():
