@@ -136,7 +136,7 @@ def make_update(form: Form, batch: int):
 
     def loss(model, images, actions, goals):
         # Of the torso alone: its last layer stands for both heads.
-        out = model.representation.mlp.last(model.encode(images)).astype(jnp.float32)
+        out = model.representation.mlp.last(model.features(images)).astype(jnp.float32)
         policy = optax.softmax_cross_entropy_with_integer_labels(out[:, :-1], actions).mean()
         return policy + jnp.square(out[:, -1] - goals).mean()
 
