@@ -77,10 +77,6 @@ PAPER = {
 """What the paper says of a variant, beside the whole agent."""
 
 
-STEPS = 1_000_000
-"""Of the ablations that are shown: others are no runs to be held against these."""
-
-
 def besides(command: str, variant: Variant) -> tuple[str, ...]:
     """What a run was given besides its variant, its seed and what changes nothing learnt: its steps too."""
     words = shlex.split(command.removeprefix("bircher train "))[1:]
@@ -88,15 +84,19 @@ def besides(command: str, variant: Variant) -> tuple[str, ...]:
     return tuple(sorted(word for word in others if not is_free(word)))
 
 
-def ablations() -> list[str]:
-    """One row for each variant, and for each other way in which it was run: the runs of every environment."""
+def ablations(steps: int) -> list[str]:
+    """One row for each variant, and for each other way in which it was run: the runs of every environment.
+
+    Runs of other numbers of steps are none to be held against these.
+    """
     variants = {variant.name: variant for variant in [WHOLE, *(one for group in GROUPS.values() for one in group)]}
     found: dict[tuple[str, tuple[str, ...]], dict[str, dict[int, float]]] = {}
     for line in entries(NAME):
         if line["variant"] in variants:
-            given = besides(line["command"], variants[line["variant"]])
-            if f"steps={STEPS}" in given:
-                others = tuple(word for word in given if word != f"steps={STEPS}")
+            # Where many runs are one program, the command is the program's.
+            given = besides(line.get("settings", line["command"]), variants[line["variant"]])
+            if f"steps={steps}" in given:
+                others = tuple(word for word in given if word != f"steps={steps}")
                 by_env = found.setdefault((line["variant"], others), {})
                 by_env.setdefault(line["env"], {})[line["seed"]] = line["mean"]
     envs = sorted({env for by_env in found.values() for env in by_env})
@@ -127,7 +127,8 @@ def write(path: Path, name: str, rows: list[str]) -> None:
 def main() -> None:
     """Write every table."""
     write(ROOT / "README.md", "results", results())
-    write(ROOT / "docs" / "muesli.md", "ablations", ablations())
+    write(ROOT / "docs" / "muesli.md", "ablations", ablations(1_000_000))
+    write(ROOT / "docs" / "muesli.md", "shorter ablations", ablations(500_000))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def rollouts(count, exponent=0.0, capacity=90):
     """A ring that was given the rollouts of stacked images, the learner's way; and all that it was given."""
     small = {"model.torso_widths": [4], "model.latent_width": 4, "model.dynamics_widths": [4], "model.head_widths": []}
     config = compose("toy/catch", {"env.stack": STACK, "env.num_envs": ENVS, **small})
-    env = assembly.make_env(config.env, None, ENVS, 0, "train")
+    env = assembly.make_env(config, None, ENVS, 0, "train")
     agent = assembly.make_agent(config, env.spec)
     policy = agent.init(jax.random.key(0), env.spec)
     state = actor.start(agent, env, jax.random.key(1))

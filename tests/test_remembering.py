@@ -32,7 +32,7 @@ AGENTS = {
 def parts_of(agent, **settings):
     """Agent, environments and a policy whose every parameter is away from zero."""
     config = compose("toy/recall", {**RECALL, "agent": agent, **AGENTS[agent], **settings})
-    env = assembly.make_env(config.env, None, config.env.num_envs, 0, "train")
+    env = assembly.make_env(config, None, config.env.num_envs, 0, "train")
     parts = assembly.make_parts(config, env.spec)
     policy = parts.agent.init(jax.random.key(1), env.spec)
     leaves, structure = jax.tree.flatten(policy.params)
@@ -112,7 +112,7 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     settings = {**RECALL, "agent": agent_name, **AGENTS[agent_name], "steps": 300}
     run = bircher.train("toy/recall", seed=0, out=tmp_path / "run", **settings)
     agent = bircher.load(run.path)
-    env = assembly.make_env(agent.config.env, None, 5, 7, "eval")
+    env = assembly.make_env(agent.config, None, 5, 7, "eval")
     rows = []
     state, row = env.reset()
     for _ in range(4):

@@ -29,7 +29,7 @@ from tiny import SETTINGS, WORDS, Countdown
 def state_of(path: Path) -> dict[str, np.ndarray]:
     """Everything that a run's last checkpoint holds, by where it stands."""
     saved, composed = folder.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
-    env = assembly.make_env(composed.env, None, composed.env.num_envs, composed.seed, "train")
+    env = assembly.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
     parts = assembly.make_parts(composed, env.spec)
     tree = {
         "train": checkpoint.restore(saved, "train", parts.saved),

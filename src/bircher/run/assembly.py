@@ -119,7 +119,7 @@ def require_possible(config: Config) -> None:
     Raises:
       ConfigError, UnknownEnvironment, UnsupportedEnvironment: it cannot be run.
     """
-    env = make_env(config.env, None, 1, config.seed, "check")
+    env = make_env(config, None, 1, config.seed, "check")
     try:
         require_symmetries(config, env.spec)
         make_parts(config, env.spec)
