@@ -59,8 +59,8 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         raise ValueError(f"sequences of {length} steps cannot show {depths} steps of the model")
     model: Model = policy.params
     latent = agent.encode(policy, rows)
-    flat = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
-    seen = agent.look(policy, *flat, key)
+    flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
+    seen = agent.look(policy, flat, legal, key)
     seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), seen)
     ends = episode_ends(rows)
     going = ~ends

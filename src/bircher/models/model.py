@@ -91,7 +91,7 @@ class Model(eqx.Module):
     ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | tuple]:
         """The latents of one row, and the memory after it."""
         features = self.features(observation)
-        if self.memory is not None:
+        if self.memory is not None and not isinstance(state, tuple):
             features, state = self.memory(features, state, first)
         return self.settle(features), state
 
@@ -104,7 +104,9 @@ class Model(eqx.Module):
     ) -> Float[Array, "B R latent"]:
         """The latents of sequences of rows, from the memory before their first ones."""
         features = self.features(observation)
-        return self.settle(features if self.memory is None else self.memory.rows(features, state, first, burn_in))
+        if self.memory is not None and not isinstance(state, tuple):
+            features = self.memory.rows(features, state, first, burn_in)
+        return self.settle(features)
 
     def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         """g: the latent after an action; its reward is `reward_logits` of the result."""

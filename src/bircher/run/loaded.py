@@ -93,7 +93,8 @@ class LoadedAgent:
         Raises:
           ValueError: the observation has another shape than the environment's, or the agent does not search.
         """
-        if self._agent.plan is None:
+        plan = self._agent.plan
+        if plan is None:
             raise ValueError(f"{self.name} acts without a search")
         _, batch, legal = self._batch(observation, legal_actions)
 
@@ -101,7 +102,7 @@ class LoadedAgent:
             key = jax.random.key(seed)
             row = self._row(observation, legal_actions, first)
             extras = self._agent.act(policy, carry, row, key, "greedy", 1.0)[0].extras
-            return self._agent.plan(policy, self._latent(policy, row, extras), legal_actions, key)
+            return plan(policy, self._latent(policy, row, extras), legal_actions, key)
 
         return jax.jit(program)(self.policy, *self._memory(len(batch)), batch, legal)
 
