@@ -77,7 +77,8 @@ def probe() -> Agent:
         value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
         return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics
 
-    return Agent("probe", init, lambda size: (), act, targets, loss, {"slope": 1.0}, True)
+    encode = lambda policy, rows: rows.observation  # noqa: E731
+    return Agent("probe", init, lambda size: (), act, targets, loss, encode, {"slope": 1.0}, True)
 
 
 def marked_rollout(iteration: int) -> Trajectory:

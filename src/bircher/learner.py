@@ -112,11 +112,10 @@ def make(
     Raises:
       ValueError: the replay is too small, sequences cannot be cut as asked, or there would be no update.
     """
-    config = optimiser_config
+    config, steps = optimiser_config, num_envs * rollout_length
     require_rows(config, rollout_length)
     if config.kl_stop is not None and not agent.keeps_behaviour:
         raise ValueError(f"optimiser.kl_stop needs the policy that acted, which {agent.name} does not keep")
-    steps = num_envs * rollout_length
     updates = updates_per_iteration(config, steps)
     plan = _Plan(
         agent=agent,

@@ -14,6 +14,7 @@ from bircher.models.convolutions import Convolution, ResidualBlock
 from bircher.models.grids import through
 from bircher.models.layers import MLP, Linear, recur, scale_latent
 from bircher.models.model_config import ModelConfig
+from bircher.settings import ConfigError
 from bircher.types import Key
 
 
@@ -148,7 +149,7 @@ def make_dynamics(
     """The transition that a configuration names, for latents of this width, or of this grid.
 
     Raises:
-      ValueError: the torso's latent is not of the kind that the dynamics move, or there is more than one hidden layer
+      ConfigError: the torso's latent is not of the kind that the dynamics move, or there is more than one hidden layer
         for the convolutions over an observation.
     """
     name, dtype = config.dynamics, config.dtype
@@ -158,13 +159,13 @@ def make_dynamics(
         return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key, dtype)
     if name == "lstm":
         if grid is not None:
-            raise ValueError(
+            raise ConfigError(
                 f"model.dynamics=lstm needs a torso that ends in a projection, which makes [h, c]: one of mlp, "
                 f"small_cnn, nature_cnn and impala, not model.torso={config.torso}"
             )
         return LSTMDynamics(latent_width // 2, num_actions, key, dtype)
     if grid is None:
-        raise ValueError(
+        raise ConfigError(
             f"model.dynamics=convolution moves a latent that is a grid, as with model.torso=grid, identity or "
             f"muzero_resnet, not {config.torso}"
         )
@@ -172,5 +173,5 @@ def make_dynamics(
         return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key, dtype)
     hidden, *more = config.dynamics_widths
     if more:
-        raise ValueError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
+        raise ConfigError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
     return GridDynamics(grid, num_actions, hidden, 1, key, dtype)

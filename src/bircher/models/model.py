@@ -17,6 +17,7 @@ from bircher.models.model_config import ModelConfig
 from bircher.models.projection import Projection
 from bircher.models.torsos import IdentityTorso, Torso, make_torso
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, Prediction
 
 
@@ -172,16 +173,16 @@ def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key
     """The convolution between a grid's latent and the heads.
 
     Raises:
-      ValueError: the latent is no grid, or one smaller than the kernel.
+      ConfigError: the latent is no grid, or one smaller than the kernel.
     """
     kernel = config.prediction_kernel
     if grid is None:
-        raise ValueError(
+        raise ConfigError(
             f"model.prediction_channels={config.prediction_channels} reads a latent that is a grid, "
             f"as with model.torso=grid, identity or muzero_resnet, not {config.torso}"
         )
     if min(grid[:2]) < kernel:
-        raise ValueError(
+        raise ConfigError(
             f"model.prediction_kernel={kernel} needs a grid of at least {kernel} × {kernel}, not {grid[0]} × {grid[1]}"
         )
     return GridReader(grid, config.prediction_channels, kernel, config.latent_width, key)

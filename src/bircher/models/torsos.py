@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bircher.models import images
 from bircher.models.grids import GridTorso, IdentityTorso, MLPTorso, SmallCNNTorso, Torso
 from bircher.models.images import ImpalaTorso, MuZeroTorso, NatureTorso
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key
 
 IMAGE = 32
@@ -64,7 +65,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
     `latent_width` is the configuration's own where it is None; where the latent is a grid it plays no part.
 
     Raises:
-      ValueError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+      ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
     """
     shape, name, width = spec.observation.shape, config.torso, latent_width or config.latent_width
     if name == "auto":
@@ -73,7 +74,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         return MLPTorso(shape, config.torso_widths, width, key)
     least = {"identity": 1, "nature_cnn": images.NATURE_LEAST, "impala": 1, "muzero_resnet": 2}.get(name, config.kernel)
     if len(shape) != 3 or min(shape[:2]) < least:
-        raise ValueError(
+        raise ConfigError(
             f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "
             f"not {shape}"
         )
