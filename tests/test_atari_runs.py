@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -15,8 +16,10 @@ from bircher import evaluation
 from bircher.cli import app
 from bircher.config import compose
 from bircher.envs import atari
+from bircher.envs.clipping import ClippedEnv
 from bircher.run import assembly, loaded
 from bircher.settings import ConfigError
+from bircher.types import TimeStep
 from tiny import SETTINGS
 
 TINY = {"observation.size": [8, 6], "observation.grey": True, "model.torso": "mlp", "env.stack": 2, "env.max_steps": 12}
@@ -64,16 +67,37 @@ def test_an_episode_is_watched_on_the_whole_screen(run: Any) -> None:
     assert any((frame != frames[0]).any() for frame in frames)
 
 
-def test_rewards_are_clipped_where_they_are_learnt_from_and_whole_where_they_are_counted() -> None:
-    config = compose("toy/chain", ["env.reward_clip=0.25", "env.options.length=1"])
+class Given:
+    """An environment of five rewards, which knows what it was asked to be made with."""
 
-    def reward(role: str) -> float:
-        env = assembly.make_env(config, None, 1, 0, role)
-        state, row = env.reset()
-        return float(env.step(state, np.zeros(1, np.int32) + row.legal_actions.argmax(-1))[1].reward[0])
+    spec, num_envs, pure = None, 5, True
+    rewards = jnp.array([-3.0, 0.2, 0.7, jnp.inf, jnp.nan])
 
-    assert [reward(role) for role in ("train", "diagnose", "check")] == [0.25] * 3
-    assert [reward(role) for role in ("monitor", "eval", "watch")] == [1.0] * 3
+    def __init__(self, *asked: Any):
+        self.asked = asked
+
+    def reset(self) -> Any:
+        return self.step((), ())
+
+    def step(self, state: Any, action: Any) -> Any:
+        flags, ones = jnp.zeros(5, bool), jnp.ones(5)
+        return state, TimeStep(ones, self.rewards, ones, flags, flags, flags, flags[:, None], flags)
+
+    def close(self) -> None:
+        pass
+
+
+def test_rewards_are_clipped_where_they_are_learnt_from_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly.registry, "make", Given)
+    config = compose("toy/chain", {"env.reward_clip": 0.25})
+    for roles, clip in ((("train", "check", "diagnose"), 0.25), (("monitor", "eval", "watch", "match"), None)):
+        assert {assembly.make_env(config, None, 1, 0, role).asked[-1] for role in roles} == {clip}
+    assert assembly.make_env(compose("toy/chain"), None, 1, 0, "train").asked[-1] is None
+
+
+def test_clipping_keeps_what_is_no_number() -> None:
+    row = ClippedEnv(Given(), 0.5).step((), jnp.zeros(5, jnp.int32))[1]
+    np.testing.assert_array_equal(row.reward, np.array([-0.5, 0.2, 0.5, np.inf, np.nan], np.float32))
 
 
 def test_frames_that_cannot_be_counted_are_refused() -> None:
