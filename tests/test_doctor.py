@@ -97,6 +97,15 @@ def test_a_flag_needs_its_updates():
     assert doctor.examine(story, FACTS) == []
 
 
+def test_terms_that_have_been_learnt_are_not_drowned():
+    """Where values are known, their gradient is gone, and the policy's has all of it."""
+    story = healthy()
+    plant_dominant(story)
+    for line in story[len(story) // 2 :]:
+        line |= {name: 0.005 for name in line if name.endswith("_encoder") and "model_reward" not in name}
+    assert doctor.examine(story, FACTS) == []
+
+
 def test_a_single_term_dominates_nothing():
     story = healthy()
     set_all(story, "gradient/value_share", 1.0)

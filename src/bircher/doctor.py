@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bircher import metrics
-from bircher.series import Line, held, last_run, series
+from bircher.series import Line, held, last_run, series, unfaded
 
 
 class Facts(NamedTuple):
@@ -55,7 +55,7 @@ CONSEQUENCES = {2: (1, 6)}
 Rule = Callable[[Sequence[Line], Facts], Iterator[Flag]]
 
 
-DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES = 0.9, 3, 500
+DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES, FADED = 0.9, 3, 500, 0.1
 """A share is measured on few sequences and seldom: while values are first learnt, sound runs have one or two such."""
 
 
@@ -64,8 +64,9 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     if len(facts.terms) < 2:
         return
     for term in facts.terms:
-        share = series(lines, f"gradient/{term}_share")
-        run = held(share, DOMINANT)
+        # Terms that have been learnt ask for nothing, and are not drowned: PPO's value, once CartPole is solved.
+        others = [f"gradient/{other}_encoder" for other in facts.terms if other != term]
+        run = held(series(unfaded(lines, others, FADED), f"gradient/{term}_share"), DOMINANT)
         if len(run) >= DOMINANT_MEASURES and run.updates >= DOMINANT_UPDATES:
             yield Flag(
                 1, "dominant term",

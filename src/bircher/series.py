@@ -40,6 +40,17 @@ def series(lines: Sequence[Line], name: str) -> Series:
     return Series(*columns)
 
 
+def unfaded(lines: Sequence[Line], names: Sequence[str], share: float) -> list[Line]:
+    """The lines but for those whose sum of these metrics is below so much of the greatest sum before."""
+    kept, greatest = [], 0.0
+    for line in lines:
+        total = sum(line.get(name, 0.0) for name in names)
+        greatest = max(greatest, total)
+        if total >= share * greatest or not any(name in line for name in names):
+            kept.append(line)
+    return kept
+
+
 def last_run(values: Series, holds: np.ndarray) -> Series:
     """The lines at the end where something holds without a break."""
     broken = np.flatnonzero(~holds)
