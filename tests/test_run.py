@@ -260,30 +260,6 @@ def test_compiled_programs_are_kept_where_the_user_wants() -> None:
         assert any(path.name.startswith("jit_") for path in Path(place).rglob("*"))
 
 
-def test_a_programs_memory_is_not_asked_for_anew_at_each_call() -> None:
-    """In a process of its own, which keeps what it is told to keep."""
-    import subprocess
-    import sys
-
-    script = """
-import resource, jax, jax.numpy as jnp
-from bircher import machine
-
-kept = machine.keep_memory(jax.devices()[0])
-program = jax.jit(lambda x: jnp.sort(x.at[0].add(1.0)).sum())  # 64 MiB that nobody sees
-x = jnp.zeros(2**24)
-faults = []
-for _ in range(4):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    program(x).block_until_ready()
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(kept, faults[-1])
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    kept, faults = result.stdout.split()
-    assert kept == "False" or int(faults) < 1000, "of 16 thousand pages"
-
-
 def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -17,8 +16,6 @@ CACHE_VARIABLE = "BIRCHER_CACHE"
 """Environment variable that moves the folder of compiled programs."""
 CACHE_BYTES = 1 << 30
 """Least recently used programs are removed beyond this."""
-KEPT_BYTES = 1 << 30
-"""Memory that a process keeps, at most, of what its programs have freed."""
 
 
 class DeviceError(ValueError):
@@ -70,23 +67,6 @@ def keep_programs() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
-
-
-def keep_memory(device: Device) -> bool:
-    """Keep what a program frees for its next call, on a CPU under glibc; whether that could be asked for.
-
-    A program's temporary memory is allocated at each call.  From 32 MiB on glibc takes it from the kernel and gives it
-    back every time, and every page of it is cleared and faulted in anew: 11 thousand faults, a sixth of the time, for
-    an update of IMPALA's network with 16 images of 84 × 84 (docs/networks.md).
-    """
-    if device.platform != "cpu":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return False
-    trim_threshold, mmap_max = -1, -4  # as malloc.h names them
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, KEPT_BYTES))
 
 
 def available_bytes(device: Device) -> int | None:

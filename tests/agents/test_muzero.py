@@ -287,7 +287,7 @@ def test_the_temperature_falls_with_training():
 
 def test_the_temperature_scales_gumbels_noise():
     """The same noise moves fewer actions away from the best one as training goes on."""
-    agent, model, rows = agent_of("gumbel_muzero"), random_model(3), first_rows(1000)
+    agent, model, rows = agent_of("gumbel_muzero"), random_model(4), first_rows(1000)
     act = quick_jit(
         lambda mode, p: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, p), static_argnums=0
     )

@@ -13,7 +13,7 @@ from bircher.models.layers import scale_latent
 from bircher.models.model import ModelConfig
 from bircher.models.torsos import make_torso
 from bircher.search import SearchConfig
-from bircher.types import Discrete, EnvSpec, Policy, TimeStep
+from bircher.types import Discrete, EnvSpec, Policy, TimeStep, Trajectory
 from builders import ACTIONS, SMALL, drawn_model, muesli_agent, quick_jit
 
 KEY = jax.random.key(0)
@@ -166,8 +166,9 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
 
     def priors(observation):
         row = TimeStep(observation, number, number + 1, flag, flag, flag, legal, flag)
-        agent.act(policy, agent.start(4), row, KEY, "sample", 0.0)
-        return agent.look(policy, observation, legal, KEY).prior
+        output, _ = agent.act(policy, agent.start(4), row, KEY, "sample", 0.0)
+        rows = jax.tree.map(lambda x: x[:, None], Trajectory.of(row, output.action, output.extras))
+        return agent.look(policy, agent.encode(policy, rows)[:, 0], legal, KEY).prior
 
     found = quick_jit(priors)(values)
     # Normalised by the running mean they are no bytes any more, and are scaled no further.

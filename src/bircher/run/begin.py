@@ -117,7 +117,6 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
 def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple[machine.Device, Env, Parts, str]:
     """Device, environments, agent and learner, and a sentence on the replay; nothing is compiled."""
     device = machine.use_device(config.device)
-    machine.keep_memory(device)
     machine.keep_programs()
     env = assembly.make_env(config, source, config.env.num_envs, config.seed, "train", generation)
     try:
