@@ -126,7 +126,7 @@ def make_update(form: Form, batch: int):
 
     patch(form)
     if form.keep:
-        machine.keep_memory(jax.devices()[0])
+        machine.keep_memory()
     spec = EnvSpec("benchmark", jax.ShapeDtypeStruct(SHAPE, np.uint8), Discrete(NUM_ACTIONS))
     config = ModelConfig(
         torso="impala", sections=SECTIONS, section_blocks=BLOCKS, dense_width=DENSE, latent_width=NUM_ACTIONS + 1,

@@ -269,19 +269,19 @@ def test_a_programs_memory_is_not_asked_for_anew_at_each_call() -> None:
 import resource, jax, jax.numpy as jnp
 from bircher import machine
 
-kept = machine.keep_memory(jax.devices()[0])
-program = jax.jit(lambda x: jnp.sort(x.at[0].add(1.0)).sum())  # 64 MiB that nobody sees
-x = jnp.zeros(2**24)
+kept = machine.keep_memory()
+program = jax.jit(lambda x, w: jnp.flip(x @ w, 0) @ w)  # 48 MiB between, and as much that comes out
+x, w = jnp.zeros((3 * 2**18, 16)), jnp.ones((16, 16))
 faults = []
-for _ in range(4):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    program(x).block_until_ready()
+    program(x, w).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(kept, faults[-1])
+print(kept, sorted(faults)[3])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     kept, faults = result.stdout.split()
-    assert kept == "False" or int(faults) < 1000, "of 16 thousand pages"
+    assert kept == "False" or int(faults) < 1000, "of 12 or 24 thousand pages"
 
 
 def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

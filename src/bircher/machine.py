@@ -67,21 +67,21 @@ def keep_programs() -> Path | None:
     return folder
 
 
-def keep_memory(device: Device) -> bool:
-    """Keep what a program frees for its next call, on a CPU under glibc; whether that could be asked for.
+def keep_memory() -> bool:
+    """Keep what a program frees for its next call, under glibc; whether that could be asked for.
 
-    A program's temporary memory is allocated at each call.  From 32 MiB on glibc takes it from the kernel and gives it
-    back every time, and every page of it is cleared and faulted in anew: 11 thousand faults, a sixth of the time, for
-    an update of IMPALA's network with 16 images of 84 × 84 (docs/networks.md).
+    To be called before JAX is first used: threads that are there already keep a pool of memory each.  A program's
+    temporary memory is allocated at each call.  From 32 MiB on glibc takes it from the kernel and gives it back every
+    time, and every page is cleared and faulted in anew: 11 thousand faults, a sixth of the time, for an update of
+    IMPALA's network with 16 images of 84 × 84 (docs/networks.md).
     """
-    if device.platform != "cpu":
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library
         return False
-    trim_threshold, mmap_max = -1, -4  # as malloc.h names them
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, KEPT_BYTES))
+    # The numbers are those of malloc.h: one pool for all threads, no mappings of their own for large blocks.
+    arena_max, mmap_max, trim_threshold = -8, -4, -1
+    return all([mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, KEPT_BYTES)])
 
 
 def available_bytes(device: Device) -> int | None:

@@ -116,8 +116,8 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
 
 def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple[machine.Device, Env, Parts, str]:
     """Device, environments, agent and learner, and a sentence on the replay; nothing is compiled."""
+    machine.keep_memory()
     device = machine.use_device(config.device)
-    machine.keep_memory(device)
     machine.keep_programs()
     env = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "train", generation)
     try:
