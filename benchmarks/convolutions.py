@@ -12,6 +12,7 @@ not count what others take.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -27,22 +28,33 @@ PEER = Path(__file__).parent / "peers" / "impala_torch.py"
 TORCH = "PyTorch"
 
 
+def keep_memory() -> None:
+    """Have glibc keep what a program frees for its next call, instead of taking it from the kernel anew.
+
+    To be called before JAX is first used: threads that are there already keep a pool of memory each.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    # The numbers are those of malloc.h: one pool for all threads, no mappings of their own for large blocks.
+    arena_max, mmap_max, trim_threshold = -8, -4, -1
+    mallopt(arena_max, 1), mallopt(mmap_max, 0), mallopt(trim_threshold, 1 << 30)
+
+
 class Form(NamedTuple):
     """What differs from bircher's own choices."""
 
     convolution: str = "ours"
     pool: str = "ours"
     precision: str = "float32"
-    keep: bool = True
-    """Whether freed memory is kept (`machine.keep_memory`)."""
+    keep: bool = False
+    """Whether the process keeps freed memory (`keep_memory`), which bircher leaves to whoever starts it."""
     flags: str = ""
     """For XLA."""
 
 
 FORMS = {
     "ours": Form(),
-    "as JAX has it": Form("direct", "reduce_window", keep=False),
-    "memory not kept": Form(keep=False),
+    "as JAX has it": Form("direct", "reduce_window"),
+    "memory kept": Form(keep=True),
     "maxima by reduce_window": Form(pool="reduce_window"),
     "maxima by strided slices": Form(pool="slices"),
     "direct": Form("direct"),
@@ -120,13 +132,12 @@ def make_update(form: Form, batch: int):
     import numpy as np
     import optax
 
-    from bircher import machine
     from bircher.models.model import Model, ModelConfig
     from bircher.types import Discrete, EnvSpec
 
     patch(form)
     if form.keep:
-        machine.keep_memory(jax.devices()[0])
+        keep_memory()
     spec = EnvSpec("benchmark", jax.ShapeDtypeStruct(SHAPE, np.uint8), Discrete(NUM_ACTIONS))
     config = ModelConfig(
         torso="impala", sections=SECTIONS, section_blocks=BLOCKS, dense_width=DENSE, latent_width=NUM_ACTIONS + 1,

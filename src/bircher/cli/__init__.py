@@ -169,16 +169,29 @@ def plot(
 
 
 @app.command()
-def config(words: Words = None, config: ConfigFile = None) -> None:
+def config(
+    words: Words = None,
+    config: ConfigFile = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print what the network's parts hold and cost instead.")
+    ] = False,
+) -> None:
     """Print every setting and its value as YAML: save it, edit it, pass it back with --config.
 
     \b
     bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
+    bircher config LunarLander-v3 model.latent_width=256 --summary
     """
     with told():
         from bircher import config as configuration
 
-        print(configuration.compose(*_env_and_settings(words), config).to_yaml(), end="")
+        found = configuration.compose(*_env_and_settings(words), config)
+        if summary:
+            from bircher.run import summarising
+
+            print(summarising.describe(found))
+        else:
+            print(found.to_yaml(), end="")
 
 
 @app.command()

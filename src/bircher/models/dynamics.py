@@ -24,9 +24,11 @@ class Dynamics(eqx.Module):
     The same numbers as a layer over both side by side, but a look-ahead over all actions multiplies the latent once.
     """
 
-    from_action: eqx.AbstractVar[Float[Array, "A numbers"]]
-    """What each action adds: a row, for a grid a plane for each of its channels."""
     dtype: eqx.AbstractVar[jnp.dtype]
+
+    @abstractmethod
+    def added(self) -> Float[Array, "A numbers"]:
+        """What each action adds: a row, for a grid a plane for each of its channels."""
 
     @abstractmethod
     def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
@@ -39,13 +41,13 @@ class Dynamics(eqx.Module):
         """The next latent, of the latent and both sums together."""
 
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=self.dtype)
-        hidden = self.seen(latent.astype(self.dtype)) + one_hot @ self.from_action.astype(self.dtype)
+        added = self.added().astype(self.dtype)
+        hidden = self.seen(latent.astype(self.dtype)) + jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
         return self.following(latent, hidden)
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
         """The next latent for every action."""
-        hidden = self.seen(latent.astype(self.dtype))[..., None, :] + self.from_action.astype(self.dtype)
+        hidden = self.seen(latent.astype(self.dtype))[..., None, :] + self.added().astype(self.dtype)
         return self.following(latent[..., None, :], hidden)
 
 
@@ -64,6 +66,9 @@ class DynamicsMLP(Dynamics):
         # Small last layer: a transition begins near the identity.
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
         self.dtype = dtype
+
+    def added(self) -> Float[Array, "A width"]:
+        return self.from_action
 
     def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
         return self.from_latent(latent)
@@ -91,6 +96,9 @@ class LSTMDynamics(Dynamics):
         self.from_hidden = Linear(width, 4 * width, hidden_key)
         self.from_action = jax.random.normal(action_key, (num_actions, 4 * width)) * 0.5
         self.dtype = dtype
+
+    def added(self) -> Float[Array, "A gates"]:
+        return self.from_action
 
     def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B gates"]:
         hidden, _ = jnp.split(latent, 2, axis=-1)
@@ -126,6 +134,9 @@ class GridDynamics(Dynamics):
         self.last = Convolution(hidden, channels, 3, last_key, pad=True, scale=0.1)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
         self.shape, self.dtype = shape, dtype
+
+    def added(self) -> Float[Array, "A cells"]:
+        return self.from_action
 
     def _grid(self, x: Float[Array, "*B numbers"]) -> Float[Array, "*B H W C"]:
         return x.reshape(*x.shape[:-1], *self.shape[:2], -1)
