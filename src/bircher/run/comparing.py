@@ -167,12 +167,15 @@ def _cautions(rows: Sequence[pages.Row], envs: Sequence[str]) -> list[str]:
     if len(envs) == 1:
         said.append("The median is over environments, of the means of their runs: of one environment it is that mean.")
     if any(len(row.runs) < FEW for row in rows):
-        said.append(f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are.")
+        said.append(
+            f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are; one has none."
+        )
     for env in envs:
         steps = [row.env_steps for row in rows if row.env == env]
         if max(steps) > 1.1 * min(steps):
             said.append(
-                f"{env}: the agents had different numbers of steps; --steps gives all that are trained the same."
+                f"{env}: the agents had different numbers of steps, {min(steps):,} to {max(steps):,}; --steps sets "
+                "those of all that are trained."
             )
     for agent in dict.fromkeys(row.agent for row in rows):
         missing = [env for env in envs if not any((row.env, row.agent) == (env, agent) for row in rows)]
