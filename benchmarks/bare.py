@@ -46,7 +46,7 @@ class Bare(NamedTuple):
 
 def start(settings: config.Config) -> Bare:
     """As a run of these settings would begin."""
-    env = assembly.make_env(settings.env, None, settings.env.num_envs, settings.seed, "train")
+    env = assembly.make_env(settings, None, settings.env.num_envs, settings.seed, "train")
     parts = assembly.make_parts(settings, env.spec)
     programs = assembly.make_loop(settings, env, parts)
     actor_key, train_key = jax.random.split(jax.random.key(settings.seed))

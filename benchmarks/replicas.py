@@ -119,7 +119,7 @@ def program(config: Config, env: Any):
 
 def begin(config: Config) -> tuple[Any, Any, Any]:
     """Environments, and the states of a run as `bircher train` begins it."""
-    env = assembly.make_env(config.env, None, config.env.num_envs, config.seed, "train")
+    env = assembly.make_env(config, None, config.env.num_envs, config.seed, "train")
     parts = assembly.make_parts(config, env.spec)
     actor_key, train_key = jax.random.split(jax.random.key(config.seed))
     state = actor.start(parts.agent, env, jax.random.fold_in(actor_key, 0))
@@ -188,7 +188,7 @@ def evaluate(runs: Sequence[Run], out: Path, episodes: int, command: str, ablate
     evaluators: dict[int, Any] = {}
     for index, run in enumerate(runs):
         assert told["runs"][index] == [run.variant, run.seed]
-        env = assembly.make_env(run.config.env, None, 1, run.config.seed, "train")
+        env = assembly.make_env(run.config, None, 1, run.config.seed, "train")
         agent = agent_of(run.config, env.spec.num_players)
         like = jax.eval_shape(lambda key, a=agent, e=env: a.init(key, e.spec), jax.random.key(0))
         acting = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf[index]) for leaf in leaves])

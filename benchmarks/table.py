@@ -2,17 +2,20 @@
 
 README.md has the results: for every environment and agent the newest line of each seed counts, all seeds are shown, and
 means come with a 95 % interval over seeds (Student's t).  Runs with settings other than their preset's are left to the
-pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py).
+pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py) of 1,000,000 steps.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from pathlib import Path
 
 from ablations import GROUPS, NAME, WHOLE
 from ledger import entries
+
+from bircher.run.cells import Variant, is_free
 
 ROOT = Path(__file__).parent.parent
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
@@ -74,24 +77,43 @@ PAPER = {
 """What the paper says of a variant, beside the whole agent."""
 
 
-def ablations() -> list[str]:
-    """One row for each variant: every environment's runs, and their mean."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
+def besides(command: str, variant: Variant) -> tuple[str, ...]:
+    """What a run was given besides its variant, its seed and what changes nothing learnt: its steps too."""
+    words = shlex.split(command.removeprefix("bircher train "))[1:]
+    others = (word for word in words if word not in variant.settings and not word.startswith("seed="))
+    return tuple(sorted(word for word in others if not is_free(word)))
+
+
+def ablations(steps: int) -> list[str]:
+    """One row for each variant, and for each other way in which it was run: the runs of every environment.
+
+    Runs of other numbers of steps are none to be held against these.
+    """
+    variants = {variant.name: variant for variant in [WHOLE, *(one for group in GROUPS.values() for one in group)]}
+    found: dict[tuple[str, tuple[str, ...]], dict[str, dict[int, float]]] = {}
     for line in entries(NAME):
-        found.setdefault((line["variant"], line["env"]), {})[line["seed"]] = line["mean"]
-    envs = sorted({env for _, env in found})
+        if line["variant"] in variants:
+            # Where many runs are one program, the command is the program's.
+            given = besides(line.get("settings", line["command"]), variants[line["variant"]])
+            if f"steps={steps}" in given:
+                others = tuple(word for word in given if word != f"steps={steps}")
+                by_env = found.setdefault((line["variant"], others), {})
+                by_env.setdefault(line["env"], {})[line["seed"]] = line["mean"]
+    envs = sorted({env for by_env in found.values() for env in by_env})
     lines = [f"| variant | in the paper | {' | '.join(envs)} |", "|---" * (2 + len(envs)) + "|"]
-    for variant in [WHOLE, *(variant for group in GROUPS.values() for variant in group)]:
-        seeds = [found.get((variant.name, env), {}) for env in envs]
-        if any(seeds):
-            cells = [
-                f"{', '.join(f'{one[seed]:.1f}' for seed in sorted(one))}: {estimate(list(one.values()))}"
-                if one
-                else ""
-                for one in seeds
-            ]
-            lines.append(f"| {variant.name} | {PAPER.get(variant.name, '')} | {' | '.join(cells)} |")
+    places = list(variants)
+    for name, others in sorted(found, key=lambda row: (places.index(row[0]), row[1])):
+        cells = [runs(found[name, others].get(env, {})) for env in envs]
+        shown = ", ".join([name, *(f"`{word}`" for word in others)])
+        lines.append(f"| {shown} | {PAPER.get(name, '')} | {' | '.join(cells)} |")
     return lines
+
+
+def runs(means: dict[int, float]) -> str:
+    """Means by seed, and their own."""
+    if not means:
+        return ""
+    return f"{', '.join(f'{means[seed]:.1f}' for seed in sorted(means))}: {estimate(list(means.values()))}"
 
 
 def write(path: Path, name: str, rows: list[str]) -> None:
@@ -105,7 +127,8 @@ def write(path: Path, name: str, rows: list[str]) -> None:
 def main() -> None:
     """Write every table."""
     write(ROOT / "README.md", "results", results())
-    write(ROOT / "docs" / "muesli.md", "ablations", ablations())
+    write(ROOT / "docs" / "muesli.md", "ablations", ablations(1_000_000))
+    write(ROOT / "docs" / "muesli.md", "shorter ablations", ablations(500_000))
 
 
 if __name__ == "__main__":

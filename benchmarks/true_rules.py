@@ -95,7 +95,7 @@ def main() -> None:
         parser.error(f"{options.run} is no run of gumbel_muzero with a reward head")
 
     def make_env(size: int, batch: int):
-        return assembly.make_env(agent.config.env, None, size, batch, "diagnose")
+        return assembly.make_env(agent.config, None, size, batch, "diagnose")
 
     env = make_env(1, 0)
     opponent = opponents.make(options.opponent, env)

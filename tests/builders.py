@@ -40,6 +40,17 @@ def random_model(seed: int, config: ModelConfig = SMALL, spec: EnvSpec = SPEC) -
     return jax.tree.unflatten(structure, noisy)
 
 
+def drawn_model(seed: int, config: ModelConfig, spec: EnvSpec) -> Model:
+    """The same, drawn by NumPy at the size that layers begin with: of many shapes JAX would compile a program each."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = 1 / np.sqrt(leaf.shape[0]) if leaf.ndim == 2 else 0.3
+        return jnp.asarray(rng.normal(size=leaf.shape) * scale, leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(lambda: Model(spec, config, jax.random.key(0))))
+
+
 def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> Trajectory:
     """Rows [B, T + 1] with deaths, limits, reset rows, and seams where an episode begins with none having ended."""
     rng = np.random.default_rng(seed)
@@ -70,7 +81,7 @@ def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> 
 def batch_of(rows: Trajectory) -> Batch:
     """The rows as one batch of an agent without memory."""
     size = len(rows.reward)
-    return Batch(rows, (), jnp.full(size, -1), jnp.ones(size))
+    return Batch(rows, jnp.full(size, -1), jnp.ones(size))
 
 
 def policy_of(agent, params: Any) -> Policy:

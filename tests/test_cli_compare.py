@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bircher.cli import app
+from bircher.config import compose
+from bircher.envs.base import UnsupportedEnvironment
 from bircher.run import cells, comparing, protocol
 from tiny import WORDS
 
@@ -134,6 +137,72 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
     assert (tmp_path / "again" / comparing.TABLE).read_text().splitlines()[2] in told.stdout
 
 
+def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_path):
+    run = str(compared[0] / "toy-cliff" / "ppo" / "0")
+    own = ["optimiser.minibatches=1", "optimiser.epochs=1", "steps=64"]
+    planned = ",".join(["ppo", *WORDS, *own])
+    words = ["compare", run, planned, "--env", "toy/cliff", "--seeds", "1", "--episodes", "4"]
+    told = invoke(*words, "--out", str(tmp_path / "page"), "--json")
+    assert told.exit_code == 0 and "training" not in told.stderr and "going on" not in told.stderr, told.stderr
+    assert [row["agent"] for row in json.loads(told.stdout)["rows"]] == [planned]
+
+
+def test_a_finished_run_is_evaluated_and_else_left_as_it_is(compared, tmp_path):
+    run = tmp_path / "old" / "mine"
+    shutil.copytree(compared[0] / "toy-cliff" / "ppo" / "0", run)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = invoke("compare", str(run), "--episodes", "3", "--out", str(tmp_path / "page"))
+    assert told.exit_code == 0, told.output
+    assert "toy/cliff, ppo, seed 0: evaluating" in told.stderr
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    changed = {path.name for path in files.keys() | after.keys() if files.get(path) != after.get(path)}
+    assert changed == {cells.EVALUATION} and after[run / cells.EVALUATION] != files[run / cells.EVALUATION]
+    assert {path.name for path in (tmp_path / "old").iterdir()} == {"mine", "mine.log.txt"}
+    assert (tmp_path / "page" / comparing.TABLE).read_text().count("| one run |") == 1
+
+
+def test_a_run_that_is_not_finished_is_not_trained_on(compared, tmp_path):
+    run, out = tmp_path / "a run", tmp_path / "page"
+    shutil.copytree(compared[0] / "toy-cliff" / "ppo" / "0", run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("steps: 64", "steps: 6400", 1))
+    told = invoke("compare", str(run), "--out", str(out))
+    assert told.exit_code == 2 and told.stderr.count("\n") == 1
+    assert re.search(rf"{run} is not finished \(\d+ of 6,400 environment steps\)", told.stderr)
+    assert f"bircher train --resume '{run}'" in told.stderr
+    shutil.rmtree(run / "checkpoints")
+    assert "(0 of 6,400" in invoke("compare", str(run), "--out", str(out)).stderr and not out.exists()
+
+
+def test_a_page_of_something_else_is_not_overwritten(compared, tmp_path):
+    out, words, found = compared
+    page = tmp_path / "page"
+    runs = {agent: str(out / "toy-cliff" / agent / "0") for agent in ("muesli", "ppo")}
+    assert invoke("compare", runs["ppo"], "--out", str(page)).exit_code == 0
+    grown = invoke("compare", *runs.values(), "--out", str(page), "--json")
+    assert grown.exit_code == 0, "the same one, grown"
+    told = invoke("compare", runs["ppo"], "--out", str(page))
+    assert told.exit_code == 2 and "comparison.html is of another comparison (muesli against ppo)" in told.stderr
+    assert json.loads((page / comparing.NUMBERS).read_text()) == json.loads(grown.stdout)
+    for name, content in ((comparing.NUMBERS, "[1]"), (comparing.TABLE, "my notes")):
+        other = tmp_path / name
+        other.mkdir()
+        (other / name).write_text(content)
+        told = invoke("compare", runs["ppo"], "--out", str(other))
+        assert told.exit_code == 2 and f"{other / name} is not this comparison's" in told.stderr
+        assert [path.read_text() for path in other.iterdir()] == [content]
+    told = invoke("protocol", "toy/cliff", *WORDS, *SHORT, "--out", str(out))
+    assert told.exit_code == 2 and "is of another comparison" in told.stderr
+    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+
+
+def test_the_median_of_one_environment_is_not_taken_for_that_of_runs(compared):
+    """rliable's: over environments, of the means of their runs."""
+    out, _, found = compared
+    assert set(found["aggregates"]) == {"IQM of runs, return", "median over environments of mean return"}
+    assert any("of one environment it is that mean" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize(("names", "pairs"), [("ab", {"ab", "ba"}), ("abcd", {"ba", "ca", "da"})])
 def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
     path = compared[0] / "toy-cliff" / "ppo" / "0"
@@ -150,6 +219,11 @@ def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
         (["compare", "muesli", "muesli", "--env", "toy/cliff"], "muesli is given twice"),
         (["compare", "muesli", "--env", "toy/clif"], "toy/clif"),
         (["compare", "ppo,losses.cmpo.wight=1", "--env", "toy/cliff"], "losses.cmpo.wight"),
+        (["compare", "ppo,model.head_widths=[0,64]", "--env", "toy/cliff"], "head_widths must hold positive widths"),
+        (["compare", "ppo", "--env", "Pendulum-v1"], "supports discrete actions only"),
+        (["protocol", "Pendulum-v1"], "supports discrete actions only"),
+        (["compare", "ppo", "muesli", "--env", "CartPole-v1", "model.torso=grid"], "needs an observation of height"),
+        (["compare", "no/run", "--env", "toy/cliff"], "no/run is no run: there is no such folder"),
         (["protocol", "toy/clif"], "toy/clif"),
         (["doctor", "nowhere"], "nowhere is no run"),
     ],
@@ -161,10 +235,36 @@ def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypat
     assert not list(tmp_path.iterdir()), "refused before anything is made"
 
 
+def test_an_agent_of_many_settings_has_a_folder_like_any_other(tmp_path):
+    long = ",".join(["ppo", *(f"env.options.{letter * 40}=1" for letter in "abcdefgh")])
+    both = comparing.variants([f"{long},steps=64", f"{long},steps=65"])
+    with pytest.raises(UnsupportedEnvironment, match="was given options"):
+        cells.plan(both, ["toy/cliff"], range(1), [], tmp_path)
+    names = {cells.folder_name(variant.name) for variant in both}
+    assert len(names) == 2 and all(len(name) < 255 for name in names)
+    for name in names:
+        (tmp_path / name).mkdir()
+
+
 def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
-    made = cells.plan(protocol.STEPS, ["toy/cliff"], range(2), ["steps=64"], tmp_path)
+    made = cells.plan(protocol.steps("toy/cliff"), ["toy/cliff"], range(2), ["steps=64"], tmp_path)
     assert len(made) == 10 and len({cell.path for cell in made}) == 10
     assert [cell.seed for cell in made] == [0] * 5 + [1] * 5, "seeds come first"
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "pieces"),
+    [("CartPole-v1", (), 16), ("LunarLander-v3", (), 16), ("toy/cliff", ("loop.rollout_length=36",), 12),
+     ("toy/cliff", ("optimiser.pieces=8",), 8)],
+)  # fmt: skip
+def test_steps_of_the_protocol_add_one_thing_each(env, settings, pieces):
+    configs = [compose(env, [*step.settings, *settings]) for step in protocol.steps(env, settings)]
+    second, third, fourth = configs[1:4]
+    assert [config.optimiser.pieces for config in configs[1:4]] == [pieces] * 3
+    assert set(cells.differences(third, fourth)) == {"model.unroll_steps"}
+    assert set(cells.differences(second, third)) == {
+        f"losses.{name}.weight" for name in ("cmpo", "model_value", "model_reward")
+    }
 
 
 def test_the_doctor_of_a_short_run(compared):
@@ -193,3 +293,6 @@ def test_the_doctor_answers_what_is_usually_asked(compared):
     for question in ("too slow?", "out of memory?", "the loss explodes?", "nothing is learnt?"):
         assert question in told.stdout
     assert f"at most {max(norms):.3g}:" in told.stdout and "nan" not in told.stdout
+    # The run was given one epoch, and no evaluations while it learnt.
+    assert "fewer optimiser.updates_per_step, loop=pipeline, a smaller network\n" in told.stdout
+    assert "optimiser.gradient_clip_bound (now 0.5)" in told.stdout and "(now norm)" not in told.stdout

@@ -13,7 +13,10 @@ from agents.muesli_reference import leads_nowhere, step
 from bircher import diagnosis
 from bircher.agents import muesli, policy
 from bircher.cli import app
-from builders import SMALL, SPEC, muesli_agent, policy_of, quick_jit, random_model, random_rows
+from bircher.config import AGENTS
+from bircher.ops.distributions import mask_logits
+from bircher.types import Policy
+from builders import SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DEPTHS, DISCOUNT = 5, 8, 4, 0.9
 AGENT = muesli_agent(discount=DISCOUNT)
@@ -81,6 +84,41 @@ def test_the_look_ahead_promises_a_gain():
     found = found_for(random_rows(10, BATCH, LENGTH, all_legal=True))
     assert float(found.gain) > 0 and float(found.improvement_kl) > 0
     assert -1 <= float(found.advantage_correlation) <= 1
+
+
+CMPO_ON = {"cmpo": {"weight": 1.0}, "model_value": {"weight": 1.0}, "model_reward": {"weight": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        ("muesli", {}),
+        ("muesli", {"advantage": {"factor": 7.0}}),
+        ("muesli", {"advantage": {"normalisation": "none"}, "cmpo": {"clip_bound": 0.3}}),
+        ("muesli", {"cmpo": {"baseline": "expected_q", "clip_bound": None}}),
+        ("muesli", {"prior": {"behaviour_share": 0.2, "uniform_share": 0.5}}),
+        ("muesli", {"advantage": {"normalisation": "batch", "factor": 0.2}}),
+        ("ppo", {"cmpo": {"clip_bound": 5.0}}),
+        ("mpo", {"mpo": {"temperature": 2.0}}),
+        ("pg", {}),
+    ],
+)
+def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
+    """Where the network's own policy acted, and on the batch that it knows."""
+    kind = AGENTS[agent].model_fields
+    losses = kind["losses"].annotation.model_validate(CMPO_ON if agent == "ppo" else {})
+    made = policy.make(kind["agent"].annotation.model_validate(settings), SMALL, losses)
+    rows = random_rows(12, 2 * BATCH, LENGTH)
+    logits = MODEL.predict(MODEL.represent(rows.observation)).policy_logits
+    # Rewards above 0: a batch's mean and deviation differ from its second moment.
+    reward, behaviour = np.where(rows.first, 0.0, rows.reward + 5.0), mask_logits(logits, rows.legal_actions)
+    rows = rows._replace(reward=reward.astype(np.float32), extras={"behaviour_logits": behaviour})
+    targets, state = quick_jit(made.targets)(policy_of(made, MODEL), batch_of(rows), jax.random.key(0))
+    look = made.look(Policy(MODEL, state), MODEL.represent(rows.observation), rows.legal_actions, jax.random.key(0))
+    towards = targets.extras["mpo_policy"] if agent == "mpo" else targets.policy.weights
+    np.testing.assert_allclose(look.improved[:, : towards.shape[1]], towards, rtol=1e-3, atol=1e-4)
+    moved = np.abs(np.asarray(look.improved) - np.asarray(look.prior)).max()
+    assert (moved > 0.02) == (agent != "pg"), "a plain policy gradient has no improved policy"
 
 
 def test_too_short_sequences_are_refused():

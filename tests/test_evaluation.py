@@ -30,7 +30,7 @@ def dice(num_actions: int) -> Agent:
         return ActOutput(jnp.ones(size, jnp.int32) if mode == "greedy" else drawn, {}), carry
 
     nothing = lambda *_: None  # noqa: E731, what evaluation never calls
-    return Agent("dice", nothing, lambda batch_size: (), act, nothing, nothing, {}, False)
+    return Agent("dice", nothing, lambda batch_size: (), act, nothing, nothing, nothing, {}, False)
 
 
 def maker(source, seed: int = 0, **options):

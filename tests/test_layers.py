@@ -24,6 +24,7 @@ ADAPTERS = {
     "gymnax": {"envs"},
     "pgx": {"envs"},
     "gymnasium": {"envs", "viz"},
+    "cloudpickle": {"envs"},
     "tensorboardX": {"writers"},
     "matplotlib": {"viz", "charts"},
     "PIL": {"panels"},

@@ -77,7 +77,8 @@ def probe() -> Agent:
         value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
         return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics
 
-    return Agent("probe", init, lambda size: (), act, targets, loss, {"slope": 1.0}, True)
+    encode = lambda policy, rows: rows.observation  # noqa: E731
+    return Agent("probe", init, lambda size: (), act, targets, loss, encode, {"slope": 1.0}, True)
 
 
 def marked_rollout(iteration: int) -> Trajectory:
@@ -106,14 +107,14 @@ def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 
 
 @functools.cache
-def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, **optimiser):
+def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, spec=MARKED, **optimiser):
     """A learner of the probe and its compiled functions."""
     config = OptimiserConfig(**optimiser)
     replay = ReplayConfig(
         capacity=capacity, fraction=fraction, priority_exponent=priority_exponent,
         importance_exponent=importance_exponent,
     )  # fmt: skip
-    made = learner.make(probe(), MARKED, config, replay, ENVS, LENGTH, 120, 0.25)
+    made = learner.make(probe(), spec, config, replay, ENVS, LENGTH, 120, 0.25)
     learn = quick_jit(made.learn)
 
     def mean(state, rollout, tally):
@@ -228,13 +229,14 @@ def test_less_than_one_update_is_refused():
         learner.updates_per_iteration(OptimiserConfig(updates_per_step=0.01), 12)
 
 
-def test_counters_add_up_the_tallies():
+@pytest.mark.parametrize("action_repeat", [1, 4])
+def test_counters_add_up_the_tallies(action_repeat):
     """Reset rows are no decisions: what counts is the tally, not the size of the rollout."""
-    _, state, learn = probe_learner(**PLAIN)
+    _, state, learn = probe_learner(spec=MARKED._replace(action_repeat=action_repeat), **PLAIN)
     for env_steps, episodes in ((12, 0), (9, 3), (10, 2)):
         state, _ = learn(state, marked_rollout(0), tally(env_steps, episodes))
     counters = {name: int(value) for name, value in state.counters._asdict().items()}
-    assert counters == {"env_steps": 31, "env_frames": 31, "learner_steps": 9, "episodes": 5}
+    assert counters == {"env_steps": 31, "env_frames": 31 * action_repeat, "learner_steps": 9, "episodes": 5}
     assert all(leaf is not other for leaf in Counters.zero() for other in Counters.zero())
 
 
@@ -399,7 +401,7 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
     rows = random_rows(0, 64, 9)
     agent = muesli_agent()
     policy = agent.init(jax.random.key(0), SPEC)
-    batch = Batch(rows, (), jnp.arange(64), jnp.ones(64))
+    batch = Batch(rows, jnp.arange(64), jnp.ones(64))
     place = jnp.arange(64)[:, None] * 100 + jnp.arange(10)
     batch = batch._replace(trajectory=rows._replace(reward=place.astype(jnp.float32)))
     targets = agent.targets(policy, batch, jax.random.key(1))[0]
@@ -429,7 +431,7 @@ def test_a_window_longer_than_a_sequence_is_refused():
 def test_pieces_hold_every_transition_once_with_its_own_targets(length):
     rows, agent = random_rows(0, 5, 9), muesli_agent()
     place = jnp.arange(5)[:, None] * 100 + jnp.arange(10)
-    batch = Batch(rows._replace(reward=place.astype(jnp.float32)), (), jnp.arange(5), jnp.arange(5) / 5)
+    batch = Batch(rows._replace(reward=place.astype(jnp.float32)), jnp.arange(5), jnp.arange(5) / 5)
     targets = agent.targets(agent.init(jax.random.key(0), SPEC), batch, jax.random.key(1))[0]
     cut, cut_targets = quick_jit(lambda: pieces(batch, targets, length))()
     assert cut_targets.value.shape == (5 * 9 // length, length)

@@ -40,6 +40,16 @@ def test_the_page_is_whole_and_holds_its_pictures():
     assert page == pages.html(FOUND), "the same numbers give the same page"
 
 
+def test_long_names_leave_room_for_the_picture():
+    long = ",".join(["ppo", *(f"losses.{name * 20}.weight=0.01" for name in "abcd")])
+    found = FOUND._replace(
+        aggregates={name: {long: Estimate(1.0, 0.5, 2.0), "c": Estimate(0.0, 0.0, 0.0)} for name in ("IQM", "median")},
+        over_steps={"toy/one": {long: BAND}},
+    )
+    page = pages.html(found)  # a collapsed picture warns
+    assert long in page and "ppo,losses.aaaaaaaaa…" in page
+
+
 def test_numbers_are_plain_json():
     told = json.loads(json.dumps(pages.as_json(FOUND)))
     assert told["rows"][0]["mean"] == {"value": 1.25, "low": 1.0, "high": 1.5} and told["rows"][1]["runs"] == [

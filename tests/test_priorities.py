@@ -262,7 +262,7 @@ def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
     for n in range(9):
         rollout = trajectory(num_envs, length + 1, n * length)
         state = ring.add(state, jax.tree.map(lambda x: x[:, :-1], rollout))
-        batch = jax.tree.map(np.asarray, draw(state, rollout, order, jnp.zeros(21), jax.random.key(n)))
+        batch = jax.tree.map(np.asarray, draw(state, rollout, order, jax.random.key(n)))
         indices, importance = batch.indices.reshape(3, 7), batch.importance.reshape(3, 7)
         assert (indices[:, :2] == -1).all() and (importance[:, :2] == 1).all()
         assert (batch.trajectory.observation.reshape(3, 7, -1)[:, :2, 0] == n * length).all()

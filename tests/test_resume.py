@@ -29,7 +29,7 @@ from tiny import SETTINGS, WORDS, Countdown
 def state_of(path: Path) -> dict[str, np.ndarray]:
     """Everything that a run's last checkpoint holds, by where it stands."""
     saved, composed = folder.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
-    env = assembly.make_env(composed.env, None, composed.env.num_envs, composed.seed, "train")
+    env = assembly.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
     parts = assembly.make_parts(composed, env.spec)
     tree = {
         "train": checkpoint.restore(saved, "train", parts.saved),
@@ -130,6 +130,24 @@ def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) 
         begin.resume(run.path, ["seed=5"])
     with pytest.raises(ConfigError, match="unknown setting stepz; did you mean steps"):
         begin.resume(run.path, ["stepz=5"])
+
+
+def test_over_a_damaged_line_of_metrics_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
+    path = begin.start(composed, out=tmp_path / "run").run().path
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    lines.insert(1, "a note of mine")
+    (path / "metrics.jsonl").write_text("\n".join([*lines, '{"env_st']) + "\n")
+    capsys.readouterr()
+    assert begin.resume(path, ["steps=128"]).run().counters["env_steps"] >= 128
+    told = capsys.readouterr().out
+    assert f"line 2 of {path / 'metrics.jsonl'} cannot be read, and is now in metrics.jsonl.damaged" in told
+    assert (path / "metrics.jsonl.damaged").read_text() == "a note of mine\n"
+    after = folder.read_metrics(path)
+    assert [line["env_steps"] for line in after][: len(lines) - 1] == [
+        json.loads(line)["env_steps"] for line in lines if line != "a note of mine"
+    ]
+    assert after[-1]["env_steps"] >= 128
 
 
 def start_endless(tmp_path: Path) -> subprocess.Popen[str]:

@@ -141,7 +141,7 @@ def test_a_run_ends_after_its_episodes(tmp_path: Path) -> None:
 def final_state(path: Path) -> list[np.ndarray]:
     saved = folder.last_checkpoint(path)
     composed = config.Config.from_yaml(path / "config.yaml")
-    env = assembly.make_env(composed.env, None, composed.env.num_envs, composed.seed, "train")
+    env = assembly.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
     parts = assembly.make_parts(composed, env.spec)
     train = checkpoint.restore(saved, "train", parts.saved)
     replay = checkpoint.restore(saved, "replay", parts.template.replay)

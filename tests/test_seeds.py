@@ -44,7 +44,7 @@ def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -
 def test_nor_in_what_a_run_has_in_its_replay(tmp_path: Path) -> None:
     run = bircher.train("CartPole-v1", steps=200, out=tmp_path / "run", **SETTINGS)
     config = Config.from_yaml(run.path / folder.CONFIG)
-    env = assembly.make_env(config.env, None, EVALUATED, 0, "eval")
+    env = assembly.make_env(config, None, EVALUATED, 0, "eval")
     saved = folder.last_checkpoint(run.path)
     held = checkpoint.restore(saved, "replay", assembly.make_parts(config, env.spec).template.replay).experience
     first = np.asarray(held.first) & (np.arange(held.first.shape[1]) < 50)

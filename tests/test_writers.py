@@ -96,12 +96,52 @@ def test_a_resume_from_the_very_beginning_starts_the_file(tmp_path: Path) -> Non
     assert metrics.read(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "[1, 2]", '{"no": "counters"}'])
+BAD = ["nonsense", "[1, 2]", '{"no": "counters"}', '{"env_steps": "many"}', "\x00\x00", '{"env_steps": 1, "\udcff": 1}']
+
+
+def damage(path: Path, *lines: str) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"env_steps": 1}}\n{bad}\n{{"env_steps": 2}}\n')
+    damage(path, '{"env_steps": 1}', bad, '{"env_steps": 2}')
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl"):
         metrics.read(path)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_last_line_that_cannot_be_read_is_left_out(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    damage(path, '{"env_steps": 1}', bad)
+    assert [line["env_steps"] for line in metrics.read(path)] == [1]
+    JsonLines(path, restored_env_steps=5).close()
+    assert path.read_text() == '{"env_steps": 1}\n' and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_last_line_without_its_end_counts_where_it_can_be_read(tmp_path: Path) -> None:
+    """As an editor may leave it."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"env_steps": 1}\n{"env_steps": 2}')
+    assert [line["env_steps"] for line in metrics.read(path)] == [1, 2]
+    path.write_text("")
+    assert metrics.read(path) == []
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_resumed_run_puts_aside_what_it_cannot_read(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    damage(path, '{"env_steps": 1}', bad, '{"env_steps": 2}', '{"env_steps": 9}')
+    before = path.read_bytes().split(b"\n")[1]
+    for restored in (5, 5):
+        writer = JsonLines(path, restored_env_steps=restored)
+        writer.close()
+        assert [line["env_steps"] for line in metrics.read(path)] == [1, 2]
+        assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before + b"\n"
+    writer = JsonLines(path, restored_env_steps=5)
+    writer.close()
+    assert writer.damaged == ()
 
 
 def test_tensorboard_holds_scalars_and_pictures(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ DASHES = ("-", "--", ":")
 COLUMNS, CROWDED = 3, 5
 """Most panels side by side; and the agents from which on shades would hide each other, and names the curves."""
 
+LONGEST = 40
+"""Characters of an agent's name in a picture; tables have it whole."""
+
 
 def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
     """A panel for each environment: the mean of each agent's runs as a line, their range as a shade (of a few)."""
@@ -28,7 +31,7 @@ def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
             axes.set_ylabel("return of training episodes")
         for index, (name, band) in enumerate(agents.items()):
             dash = DASHES[index // len(COLOURS) % len(DASHES)]
-            axes.plot(band.x, band.mean, dash, color=_colour(index), linewidth=1.4, label=name)
+            axes.plot(band.x, band.mean, dash, color=_colour(index), linewidth=1.4, label=_label(name))
             if not crowded:
                 axes.fill_between(band.x, band.low, band.high, color=_colour(index), alpha=0.18, linewidth=0)
         axes.grid(alpha=0.3)
@@ -50,10 +53,15 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
         for place, found in enumerate(agents.values()):
             axes.plot([found.low, found.high], [place, place], color=_colour(place), linewidth=6, alpha=0.4)
             axes.plot([found.value], [place], "o", color=_colour(place))
-        axes.set_yticks(range(len(agents)), list(agents))
+        axes.set_yticks(range(len(agents)), [_label(name) for name in agents])
         axes.set_ylim(len(agents) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     return _svg(figure)
+
+
+def _label(name: str) -> str:
+    """An agent's name as there is room for it: of many settings the first and the last."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
 def _colour(index: int) -> str:

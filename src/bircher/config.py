@@ -15,20 +15,23 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bircher import mixtures, replay, settings
-from bircher.agents import baselines, muesli, ppo
+from bircher.agents import baselines, muesli, ppo, terms
 from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses, requirements
 from bircher.envs import registry
+from bircher.envs.env_config import EnvConfig
+from bircher.envs.observation import ObservationConfig
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
-from bircher.optimiser import OptimiserConfig, require_rows, updates_per_iteration
+from bircher.optimiser import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
 from bircher.preset_files import find_preset, preset_for, read_layer, read_preset
 from bircher.replay import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.settings import ConfigError
 
 LOOPS = ("synchronous", "pipeline")
+OBSERVATIONS = ("state", "pixels")
 CALLABLE = "callable:"
 """Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 
@@ -41,26 +44,6 @@ DEBUG = {
     "evaluation": {"count": 0},
 }
 """What `debug=true` sets, unless it is set by hand: without compilation a full-sized run would never end."""
-
-
-class EnvConfig(BaseModel):
-    """Which environment, and how many of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str = Field(min_length=1)
-    num_envs: int = Field(64, ge=1)
-    """Environments stepped together."""
-    max_steps: int | None = Field(None, ge=1)
-    """Actions after which an episode is truncated; null leaves the environment's own limit."""
-    stack: int = Field(1, ge=1)
-    """Observations joined along the last axis, the newest last."""
-    num_threads: int | None = Field(None, ge=1)
-    """EnvPool's threads; null takes one a core."""
-    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
-    """Which adapter; null takes the quickest that has the environment."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the environment's constructor."""
 
 
 class LoopConfig(BaseModel):
@@ -103,6 +86,7 @@ class Config(BaseModel):
     debug: bool = False
     """No compilation, NaN and shape checks, tiny sizes."""
     env: EnvConfig
+    observation: ObservationConfig = ObservationConfig.model_validate({})
     agent: AgentConfig
     losses: LossTable
     search: SearchConfig
@@ -119,16 +103,27 @@ class Config(BaseModel):
         rollout = self.env.num_envs * self.loop.rollout_length
         updates_per_iteration(self.optimiser, rollout)
         require_rows(self.optimiser, self.loop.rollout_length)
-        replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity)
+        replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
+        if self.model.memory != "none":
+            require_memory_rows(self.optimiser, self.model.burn_in, self.loop.rollout_length)
+            if self.replay.symmetries:
+                raise ValueError(
+                    "replay.symmetries=true turns rows, and what model.memory holds of them it cannot turn"
+                )
         weights = self.losses.weights()
         if not weights:
-            raise ValueError("losses has no term enabled: nothing would be learnt")
+            raise ValueError("losses has no term enabled that has a weight: nothing would be learnt")
         if "model_reward" in weights and not self.model.reward_head:
             raise ValueError(
                 "model.reward_head=false leaves losses.model_reward nothing to learn: "
                 "set losses.model_reward.enabled=false"
             )
         return self
+
+    def reached(self, counters: Mapping[str, int]) -> bool:
+        """Whether a run with these counters is done."""
+        enough = self.episodes is not None and counters.get("episodes", 0) >= self.episodes
+        return enough or counters.get("env_steps", 0) >= self.steps
 
     def to_yaml(self) -> str:
         """Every setting with its value; `from_yaml` gives an equal configuration."""
@@ -155,8 +150,14 @@ class PolicyRun(Config):
     def _has_what_it_needs(self) -> PolicyRun:
         names = frozenset(self.losses.weights())
         requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
-        pieces, steps = self.optimiser.pieces, self.model.unroll_steps
-        if pieces is not None and pieces < steps and names & set(mixtures.MODEL_TERMS):
+        optimiser = self.optimiser
+        if optimiser.kl_stop is not None and optimiser.epochs * optimiser.minibatches == 1:
+            raise ValueError(
+                f"optimiser.kl_stop={optimiser.kl_stop:g} leaves out the rest of a batch's updates, and of "
+                "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
+            )
+        pieces, steps = optimiser.pieces, self.model.unroll_steps
+        if pieces is not None and pieces < steps and terms.need(names, "unroll"):
             raise ValueError(
                 f"optimiser.pieces={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
                 "(model.unroll_steps)"
@@ -176,6 +177,17 @@ class MuZeroRun(Config):
     agent: MuZeroConfig = MuZeroConfig.model_validate({})
     losses: MuZeroLosses = MuZeroLosses.model_validate({})
     search: SearchConfig = SearchConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> MuZeroRun:
+        name, missing = self.agent.name, terms.unlearnt(self.losses.weights(), self.model.reward_head)
+        if missing:
+            raise ValueError(f"{name} searches with a model that is learnt: give {missing} a weight above 0")
+        if self.optimiser.kl_stop is not None:
+            raise ValueError(
+                f"optimiser.kl_stop={self.optimiser.kl_stop:g} needs the policy that acted, which {name} does not keep"
+            )
+        return self
 
 
 class GumbelMuZeroRun(MuZeroRun):
@@ -223,8 +235,10 @@ def compose(
     if env_id is None:
         raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
     backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
-    registry.resolve(env_id if env is None else env, backend)
-    name = preset_for(env_id if env is None else env, agent) if chosen is None else find_preset(chosen)
+    source = env_id if env is None else env
+    registry.resolve(source, backend)
+    seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
+    name = preset_for(source, agent, seen == "pixels") if chosen is None else find_preset(chosen)
     if any(layer.get("debug") for layer in layers):
         layers.insert(1, DEBUG)
     merged = settings.checked(read_preset(name), AGENTS[agent], f" (preset {name})")
@@ -233,15 +247,16 @@ def compose(
     if agent == "ppo":
         merged = mixtures.complete(merged, layers, settings.defaults(AGENTS[agent]))
     config = validated(merged)
+    registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config
 
 
 def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer, its keys nested; an agent or loop that does not exist is refused."""
+    """The layer, its keys nested; an agent, loop or observation that does not exist is refused."""
     layer = settings.nested(layer)
-    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS)):
+    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
             close = settings.near(str(name), known)

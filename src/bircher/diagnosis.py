@@ -58,8 +58,9 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     if depths > length:
         raise ValueError(f"sequences of {length} steps cannot show {depths} steps of the model")
     model: Model = policy.params
-    observation = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows.observation)
-    seen = agent.look(policy, observation, rows.legal_actions.reshape(-1, rows.legal_actions.shape[-1]), key)
+    latent = agent.encode(policy, rows)
+    flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
+    seen = agent.look(policy, flat, legal, key)
     seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), seen)
     ends = episode_ends(rows)
     going = ~ends
@@ -69,7 +70,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     predicts_reward = model.heads.reward is not None
     value, outcome = _outcomes(rows, seen.value, ends, agent.discount, predicts_reward)
 
-    latents = model.unroll(seen.latent[:, :length], windows(rows.action, depths, length))
+    latents = model.unroll(latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
     predicted_value = model.value_support.mean(prediction.value_logits)
     later = windows(jnp.arange(length + 1)[None].repeat(len(rows.reward), 0), depths + 1, length)[1:]

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.actor import counted_reward, first_side, next_side, not_finite
 from bircher.agents.base import Agent
+from bircher.envs import atari
 from bircher.envs.base import Env, failure
 from bircher.types import Key, Policy, TimeStep
 
@@ -84,6 +85,15 @@ class Report(NamedTuple):
     env_steps: int
     """Actions taken, over all episodes."""
     wall_seconds: float
+    human_normalised: dict[str, float] | None = None
+    """Mean, median and IQM with a random player's score as 0 and a human's as 1; None where no human's is known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; without `human_normalised` where there is none."""
+        known = self._asdict()
+        if self.human_normalised is None:
+            del known["human_normalised"]
+        return known
 
 
 class _Episodes(NamedTuple):
@@ -205,21 +215,24 @@ def summarise(
 ) -> Report:
     """The report of episodes with these returns and lengths, [episodes] each."""
     low, high = bootstrap_interval(returns, np.random.default_rng(seed))
+    middle = {
+        "mean": float(np.mean(returns)), "median": float(np.median(returns)), "iqm": float(interquartile_mean(returns)),
+    }  # fmt: skip
+    normalised = {name: atari.human_normalised(env, value) for name, value in middle.items()}
     return Report(
         env=env,
         agent=agent,
         episodes=len(returns),
         seed=seed,
         mode=mode,
-        mean=float(np.mean(returns)),
-        median=float(np.median(returns)),
-        iqm=float(interquartile_mean(returns)),
+        **middle,
         iqm_low=low,
         iqm_high=high,
         returns=[float(value) for value in returns],
         lengths=[int(length) for length in lengths],
         env_steps=int(np.sum(lengths)),
         wall_seconds=round(wall_seconds, 3),
+        human_normalised={name: value for name, value in normalised.items() if value is not None} or None,
     )
 
 

@@ -11,20 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from bircher.agents.base import Agent, weights_at
+from bircher.models.summary import ENCODER, part_of
 from bircher.ops import losses
 from bircher.types import Batch, Key, Targets
-
-ENCODER = "encoder"
-PARTS = {
-    "representation": ENCODER,
-    "dynamics": "dynamics",
-    "reader": "reader",
-    "policy": "policy_head",
-    "value": "value_head",
-    "reward": "reward_head",
-    "projection": "projection",
-}
-"""The parts of a network by the name of the field that holds them."""
 
 
 class TermGradients(NamedTuple):
@@ -66,10 +55,7 @@ def _by_part(gradients: PyTree) -> dict[str, Float[Array, "terms numbers"]]:
     """The numbers of each part side by side; a part without any is not there."""
     found: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
-        # The innermost of these names: heads.policy is a part, heads is not.
-        part = next(PARTS[field] for field in fields if field in PARTS)
-        found.setdefault(part, []).append(leaf.reshape(len(leaf), -1))
+        found.setdefault(part_of(path), []).append(leaf.reshape(len(leaf), -1))
     return {part: jnp.concatenate(values, axis=1) for part, values in found.items()}
 
 

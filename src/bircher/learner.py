@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from bircher import frames
 from bircher import replay as replay_room
 from bircher.agents.base import Agent, weights_at
 from bircher.agents.diagnostics import Told, over, when
@@ -85,6 +86,7 @@ class _Plan(NamedTuple):
     rollout_length: int
     symmetries: tuple[Symmetry, ...]
     """Of the board, where sequences are to be turned; else ()."""
+    action_repeat: int
 
     @property
     def measures_all(self) -> bool:
@@ -101,22 +103,24 @@ def make(
     rollout_length: int,
     total_steps: int,
     target_update_rate: float,
+    stack: int = 1,
 ) -> Learner:
     """The learner for `num_envs` environments and rollouts of `rollout_length` steps.
+
+    Where observations are `stack` joined ones, the replay keeps each of them once.
 
     Raises:
       ValueError: the replay is too small, sequences cannot be cut as asked, or there would be no update.
     """
-    config = optimiser_config
+    config, steps = optimiser_config, num_envs * rollout_length
     require_rows(config, rollout_length)
     if config.kl_stop is not None and not agent.keeps_behaviour:
         raise ValueError(f"optimiser.kl_stop needs the policy that acted, which {agent.name} does not keep")
-    steps = num_envs * rollout_length
     updates = updates_per_iteration(config, steps)
     plan = _Plan(
         agent=agent,
         optimiser=make_optimiser(config),
-        ring=replay_room.make(num_envs, rollout_length, replay_config.capacity, replay_config.priority_exponent),
+        ring=_ring(replay_config, num_envs, rollout_length, stack),
         shares=Shares(
             num_envs=num_envs,
             minibatches=config.minibatches,
@@ -130,6 +134,7 @@ def make(
         target_update_rate=target_update_rate,
         rollout_length=rollout_length,
         symmetries=spec.symmetries if replay_config.symmetries else (),
+        action_repeat=spec.action_repeat,
     )
 
     def init(key: Key, timestep: TimeStep) -> TrainState:
@@ -149,6 +154,11 @@ def make(
         )
 
     return Learner(init, partial(_learn, plan), updates, plan.ring)
+
+
+def _ring(config: ReplayConfig, num_envs: int, rollout_length: int, stack: int) -> Replay:
+    ring = replay_room.make(num_envs, rollout_length, config.capacity, config.priority_exponent, stack - 1)
+    return ring if stack == 1 else frames.kept_once(ring, stack)
 
 
 def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) -> tuple[TrainState, dict[str, Array]]:
@@ -173,7 +183,7 @@ def _learn(plan: _Plan, state: TrainState, rollout: Trajectory, tally: Tally) ->
     # Counted last: the rate of these updates is that of where the rollout began, and never quite the last one.
     counters = state.counters._replace(
         env_steps=state.counters.env_steps + tally.env_steps,
-        env_frames=state.counters.env_frames + tally.env_steps,
+        env_frames=state.counters.env_frames + plan.action_repeat * tally.env_steps,
         episodes=state.counters.episodes + tally.episodes,
     )
     metrics = over(told, last).metrics()
@@ -187,8 +197,7 @@ def _group(
 ) -> tuple[TrainState, Told]:
     """One computation of targets, and the updates that share it."""
     draw_key, target_key, update_key = jax.random.split(key, 3)
-    carry = plan.agent.start(plan.shares.sequences)
-    batch = draw(plan.shares, plan.ring, state.replay, rollout, order, carry, draw_key)
+    batch = draw(plan.shares, plan.ring, state.replay, rollout, order, draw_key)
     if plan.symmetries:
         # A key of its own: without symmetries the draws are what they were.
         turn_key = jax.random.fold_in(draw_key, len(plan.symmetries))

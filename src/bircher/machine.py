@@ -28,9 +28,8 @@ def use_device(device: str | None) -> Device:
     Raises:
       DeviceError: there is no such device; the message says what there is.
     """
-    if device == "cpu" and "JAX_PLATFORMS" not in os.environ:
-        # Effective only before JAX is first used, and then it spares starting the GPU's part.
-        jax.config.update("jax_platforms", "cpu")
+    if device == "cpu":
+        stay_on_cpu()
     try:
         found = jax.devices(device)[0]
     except RuntimeError as error:
@@ -40,6 +39,12 @@ def use_device(device: str | None) -> Device:
     if device is not None:
         jax.config.update("jax_default_device", found)
     return found
+
+
+def stay_on_cpu() -> None:
+    """Start no accelerator in this process: effective before JAX is first used, and unless JAX_PLATFORMS says more."""
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def keep_programs() -> Path | None:

@@ -130,6 +130,7 @@ _TABLE = (
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
+    ("eval/human_normalised", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
 )
 
@@ -178,18 +179,29 @@ def check(names: Iterable[str]) -> None:
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``, oldest first; null comes back as NaN.
 
-    A last line without its end is one that a killed process was writing: it is left out.
-
     Raises:
-      ValueError: another line is no JSON object with counters; the message says which.
+      ValueError: a line before the last is no JSON object with counters; the message says which.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    found = []
-    for number, line in enumerate(lines[:-1], start=1):
+    lines, damaged = salvage(path)
+    for number, text in damaged.items():
+        raise ValueError(f"line {number} of {path} is no line of metrics: {text[:60]!r}")
+    return lines
+
+
+def salvage(path: str | Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
+    """The same lines, and beside them what cannot be read, by the number of its line.
+
+    A last line that cannot be read is one that a killed process was writing: it is left out.
+    """
+    texts = dict(enumerate(Path(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1))
+    found, damaged = [], {}
+    for number, text in texts.items():
         try:
-            content = json.loads(line)
-            content["env_steps"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"line {number} of {path} is no line of metrics: {line[:60]!r}") from error
-        found.append({name: math.nan if value is None else value for name, value in content.items()})
-    return found
+            content = json.loads(text)
+            math.isfinite(content["env_steps"])
+        except (ValueError, TypeError, KeyError):
+            damaged[number] = text
+        else:
+            found.append({name: math.nan if value is None else value for name, value in content.items()})
+    damaged.pop(len(texts), None)
+    return found, damaged

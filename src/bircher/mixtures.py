@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bircher import settings
+from bircher.agents import terms
 from bircher.settings import ConfigError
 
-MODEL_TERMS = ("model_policy", "model_value", "model_reward", "consistency")
-LOOK_AHEAD = ("cmpo", "mpo")
 COUNTS = (
     ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimiser", "minibatches"),
     ("optimiser", "epochs"), ("replay", "capacity"),
@@ -40,7 +39,9 @@ def complete(
     optimiser = _deal(everything, "batch_size" not in said)
     for name in said & optimiser.keys():
         del optimiser[name]
-    if "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), MODEL_TERMS)):
+    if "pieces" not in said and everything["model"]["memory"] != "none":
+        optimiser["pieces"] = None  # a memory learns through whole sequences
+    elif "pieces" not in said and (filled["losses"] or _weighted(merged.get("losses", {}), terms.needing("unroll"))):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
         optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
     filled["optimiser"] = optimiser
@@ -56,16 +57,16 @@ def _is_count(value: Any) -> bool:
 
 def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
     """Whether one of these terms has a weight."""
-    terms = [losses.get(name, {}) for name in names]
-    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in terms)
+    given = [losses.get(name, {}) for name in names]
+    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in given)
 
 
 def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
     """Weights of the model's terms that a look-ahead needs and nobody gave."""
-    if not _weighted(losses, LOOK_AHEAD):
+    if not _weighted(losses, terms.needing("look_ahead")):
         return {}
-    terms = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
-    return {name: {"weight": 1.0} for name, term in terms.items() if "weight" not in term and term.get("enabled", True)}
+    given = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
+    return {name: {"weight": 1.0} for name, term in given.items() if "weight" not in term and term.get("enabled", True)}
 
 
 def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:

@@ -85,6 +85,25 @@ def make_optimiser(config: OptimiserConfig) -> optax.GradientTransformation:
     )
 
 
+def require_memory_rows(config: OptimiserConfig, burn_in: int, rollout_length: int) -> None:
+    """Refuse, for a network with memory, sequences that it could learn nothing through, as a ValueError."""
+    if config.pieces == 1:
+        raise ValueError(
+            "optimiser.pieces=1 leaves model.memory single rows, and nothing to remember: give at least 2, or null for "
+            "whole sequences"
+        )
+    if burn_in >= rollout_length:
+        raise ValueError(
+            f"model.burn_in={burn_in} leaves nothing of a sequence's {rollout_length} rows (loop.rollout_length)"
+        )
+    cut = next((name for name in ("pieces", "window") if getattr(config, name) is not None), None)
+    if burn_in and cut is not None:
+        raise ValueError(
+            f"model.burn_in={burn_in} counts the first rows of whole sequences, and optimiser.{cut}="
+            f"{getattr(config, cut)} cuts them: leave one of them out"
+        )
+
+
 def require_rows(config: OptimiserConfig, rollout_length: int) -> None:
     """Refuse windows and pieces that sequences cannot be cut into, as a ValueError."""
     rows = f"a sequence's {rollout_length} rows (loop.rollout_length)"

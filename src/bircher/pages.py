@@ -55,7 +55,11 @@ def html(found: Findings) -> str:
     """The same with pictures."""
     body = [f"<h1>{escape(found.title)}</h1>", _html_table(*_scores(found))]
     if found.aggregates:
-        body += ["<h2>Over all environments</h2>", charts.intervals(found.aggregates), _html_table(*_aggregates(found))]
+        body += [
+            "<h2>Interquartile mean and median</h2>",
+            charts.intervals(found.aggregates),
+            _html_table(*_aggregates(found)),
+        ]
     if found.improvement:
         body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(found))]
     if found.over_steps:
@@ -86,7 +90,8 @@ def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
     return heads, [
         [
-            row.env, row.agent, f"{row.mean.value:.1f}", f"{row.mean.low:.1f} to {row.mean.high:.1f}",
+            row.env, row.agent, f"{row.mean.value:.1f}",
+            f"{row.mean.low:.1f} to {row.mean.high:.1f}" if len(row.runs) > 1 else "one run",
             ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
         ]
         for row in found.rows

@@ -17,14 +17,19 @@ FAMILIES = {"muzero": "muzero", "gumbel_muzero": "muzero", "ppo": "ppo"}
 """What follows an environment's name in the presets of an agent; the others begin where Muesli does."""
 
 
-def preset_for(env: str | Callable[[], Any], agent: str) -> str:
-    """The preset of an environment's id for an agent: its own, that of its family, or the family's default."""
-    base = registry.preset_name(env)
+def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -> str:
+    """The preset of an environment's id for an agent: its own, that of its family, or the family's default.
+
+    For agents that see pictures there are presets of their own, and never those of numbers.
+    """
+    base, default = registry.preset_name(env), "default"
+    if pixels and base != "atari":  # whose games have no other observation
+        base, default = f"{base}_pixels", f"{default}_pixels"
     known = {path.stem for path in PRESETS.glob("*.yaml")}
     if agent not in FAMILIES:
-        return base if base in known else "default"
+        return base if base in known else default
     family = FAMILIES[agent]
-    return next(name for name in (f"{base}_{agent}", f"{base}_{family}", f"default_{family}") if name in known)
+    return next(name for name in (f"{base}_{agent}", f"{base}_{family}", f"{default}_{family}") if name in known)
 
 
 def find_preset(name: Any) -> str:
@@ -37,16 +42,20 @@ def find_preset(name: Any) -> str:
 
 def presets_of(base: str) -> list[str]:
     """The presets that an environment's agents begin from, by the name that its registration gives."""
-    named = (base, *(f"{base}_{family}" for family in sorted({*FAMILIES, *FAMILIES.values()})))
+    families = sorted({*FAMILIES, *FAMILIES.values()})
+    named = [name for seen in (base, f"{base}_pixels") for name in (seen, *(f"{seen}_{family}" for family in families))]
     family = [name for name in named if (PRESETS / f"{name}.yaml").exists()]
     return family or ["default"]
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset over those of the preset that it `extends`, not yet checked."""
+    """The settings of a preset over those of the preset that it `extends`, or of several in turn; not yet checked."""
     layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
-    base = layer.pop("extends", None)
-    return settings.merge(read_preset(base), layer) if base is not None else layer
+    bases = layer.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        merged = settings.merge(merged, read_preset(base))
+    return settings.merge(merged, layer)
 
 
 def read_layer(path: str | Path) -> dict[str, Any]:

@@ -87,13 +87,15 @@ class Replay(NamedTuple):
     """Whether draws go by priority."""
 
 
-def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0) -> Replay:
+def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0, context: int = 0) -> Replay:
     """A ring of `capacity` steps shared evenly by `num_envs` environments, for sequences of T + 1 rows.
+
+    With a `context` they are so many rows longer, and begin that much earlier.
 
     Raises:
       ValueError: the capacity does not hold one sequence for each environment.
     """
-    sequence_length = rollout_length + 1
+    sequence_length = context + rollout_length + 1
     if capacity < num_envs * sequence_length:
         raise ValueError(
             f"replay.capacity={capacity:,} is too small: {num_envs} environments times sequences of "
@@ -114,7 +116,7 @@ def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: f
         return num_envs * jnp.maximum(held - 1, 0) / 2
 
     if priority_exponent:
-        return _prioritised(buffer, num_envs, length, rollout_length, priority_exponent, age)
+        return _prioritised(buffer, num_envs, length, rollout_length, priority_exponent, age, context)
 
     def sample(state: Any, key: Key, batch_size: int) -> Draw:
         return Draw(trajectory_buffer.sample(state, key, batch_size, sequence_length, 1).experience, None, None)
@@ -188,8 +190,9 @@ class PrioritisedState(NamedTuple):
 
 
 def _prioritised(
-    buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float, age: Callable[[Any], Array]
-) -> Replay:
+    buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float, age: Callable[[Any], Array],
+    context: int,
+) -> Replay:  # fmt: skip
     """The same ring, drawn from by priority; index e * length + t stands for environment e from row t on."""
 
     def init(row: PyTree) -> PrioritisedState:
@@ -199,11 +202,11 @@ def _prioritised(
         before, ring = state.ring, buffer.add(state.ring, rows)
         blocks, _, greatest = state.weights
         weights = blocks.reshape(-1)[: num_envs * length].reshape(num_envs, length)
-        # These T rows complete the sequences that begin in the T rows before them, and no other one ...
+        # These T rows complete the sequences that begin in the T rows before them (a context earlier), and no other ...
         written = (before.current_index + jnp.arange(rollout_length)) % length
-        completed = (before.current_index - 1 - jnp.arange(rollout_length)) % length
-        held = before.is_full | (before.current_index > 0)
-        weights = weights.at[:, completed].set(jnp.where(held, greatest, 0.0))
+        begin = before.current_index - 1 - context - jnp.arange(rollout_length)
+        held = before.is_full | (begin >= 0)
+        weights = weights.at[:, begin % length].set(jnp.where(held, greatest, 0.0))
         # ... and from where they lie none is whole yet; in a short ring that is also where some of those began.
         weights = weights.at[:, written].set(0.0)
         blocks = jnp.pad(weights.reshape(-1), (0, blocks.size - weights.size)).reshape(blocks.shape)
@@ -212,7 +215,7 @@ def _prioritised(
     def sample(state: PrioritisedState, key: Key, batch_size: int) -> Draw:
         indices, probabilities = state.weights.draw(key, batch_size)
         env, start = indices // length, indices % length
-        time = (start[:, None] + jnp.arange(rollout_length + 1)) % length
+        time = (start[:, None] + jnp.arange(context + rollout_length + 1)) % length
         return Draw(jax.tree.map(lambda x: x[env[:, None], time], state.ring.experience), indices, probabilities)
 
     def update_priority(state: PrioritisedState, indices: Array, priorities: Array) -> PrioritisedState:

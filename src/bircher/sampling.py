@@ -56,13 +56,11 @@ def importance_weights(probabilities: Float[Array, "*M B"], exponent: float) -> 
     return (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
 
 
-def draw(
-    shares: Shares, ring: Replay, replay: Any, rollout: Trajectory, order: Array, carry: PyTree, key: Key
-) -> Batch:
+def draw(shares: Shares, ring: Replay, replay: Any, rollout: Trajectory, order: Array, key: Key) -> Batch:
     """minibatches × batch_size sequences, each minibatch with its own fresh share.
 
-    `order` says whose rollout is taken; `carry` is the agent's memory at the sequences' first rows.  Fresh sequences
-    have importance 1 and no index, for the ring does not hold them whole.
+    `order` says whose rollout is taken.  Fresh sequences have importance 1 and no index, for the ring does not hold
+    them whole.
     """
     parts, marks = [], None
     if shares.num_fresh:
@@ -78,7 +76,7 @@ def draw(
         marks = _marks(shares, drawn, ready)
     size = shares.sequences
     rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
-    return Batch(rows, carry, *(marks or (jnp.full(size, -1), jnp.ones(size))))
+    return Batch(rows, *(marks or (jnp.full(size, -1), jnp.ones(size))))
 
 
 def _by_minibatch(shares: Shares, tree: PyTree) -> PyTree:

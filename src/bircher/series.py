@@ -40,6 +40,17 @@ def series(lines: Sequence[Line], name: str) -> Series:
     return Series(*columns)
 
 
+def unfaded(lines: Sequence[Line], names: Sequence[str], share: float) -> list[Line]:
+    """The lines but for those whose sum of these metrics is below so much of the greatest sum before."""
+    kept, greatest = [], 0.0
+    for line in lines:
+        total = sum(line.get(name, 0.0) for name in names)
+        greatest = max(greatest, total)
+        if total >= share * greatest or not any(name in line for name in names):
+            kept.append(line)
+    return kept
+
+
 def last_run(values: Series, holds: np.ndarray) -> Series:
     """The lines at the end where something holds without a break."""
     broken = np.flatnonzero(~holds)
@@ -47,14 +58,11 @@ def last_run(values: Series, holds: np.ndarray) -> Series:
     return Series(values.values[begin:], values.learner_steps[begin:], values.env_steps[begin:])
 
 
-def held(values: Series, enter: float, stay: float) -> Series:
-    """The longest stretch, by updates, that begins above `enter` and goes on while values stay above `stay`."""
+def held(values: Series, bound: float) -> Series:
+    """The longest stretch, by updates, of values above `bound`."""
     best, begin = Series(*(column[:0] for column in values)), None
     for at, value in enumerate(values.values):
-        if begin is None and value > enter:
-            begin = at
-        if begin is not None and value <= stay:
-            begin = None
+        begin = None if value <= bound else at if begin is None else begin
         if begin is not None:
             stretch = Series(*(column[begin : at + 1] for column in values))
             best = stretch if stretch.updates >= best.updates else best

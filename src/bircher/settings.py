@@ -48,7 +48,7 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     return nested(flat)
 
 
-SHORTCUTS = {"agent": "agent.name", "loop": "loop.name"}
+SHORTCUTS = {"agent": "agent.name", "loop": "loop.name", "observation": "observation.name"}
 """A value given to a group that has a name is that name."""
 
 
@@ -122,7 +122,7 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{prefix}{key}={_shown(value)}: {prefix}{key} is a group of settings "
+                    f"{prefix}{key}={shown(value)}: {prefix}{key} is a group of settings "
                     f"({', '.join(_fields(group))}), not a value{where}"
                 )
             result[key] = walk(value, group, f"{prefix}{key}.") if group else _converted(fields[key], value)
@@ -142,15 +142,15 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
     field, value = None, layer
     for part in first["loc"]:
         fields = _fields(model)
-        # What follows is a place within a list.
-        if part not in fields or first["type"] == "missing":
+        # What is no field is a place within a list; a missing one has no value.
+        if part not in fields or part not in value:
             break
         location.append(str(part))
         field, value = fields[str(part)], value[part]
         model = _group(field) or model
-    if field is None:
+    if field is None or (first["type"] == "missing" and isinstance(first["loc"][-1], str)):
         return f"{'.'.join(str(part) for part in first['loc'])} is missing"
-    return f"{'.'.join(location)}={_shown(value)} is not possible: expected {expected(field)}"
+    return f"{'.'.join(location)}={shown(value)} is not possible: expected {expected(field)}"
 
 
 def expected(field: FieldInfo) -> str:
@@ -225,7 +225,7 @@ def _converted(field: FieldInfo, value: Any) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it would be written in YAML, on one line."""
     if isinstance(value, tuple):
         value = list(value)

@@ -84,6 +84,8 @@ class EnvSpec(NamedTuple):
     num_players: int = 1
     symmetries: tuple[Symmetry, ...] = ()
     """Of an observation [height, width, channels], what leaves it as it is among them; () where none are known."""
+    action_repeat: int = 1
+    """Frames of the environment that each action lasts: what `env_frames` counts."""
 
     @property
     def num_actions(self) -> int:
@@ -140,8 +142,6 @@ class Batch(NamedTuple):
 
     trajectory: Trajectory
     """[B, T + 1, ...]"""
-    carry: PyTree[Array]
-    """The agent's memory at the first row, [B, ...]; () for agents without."""
     indices: Int[Array, " B"]
     """Where in the replay each sequence begins; -1 where that is not kept."""
     importance: Float[Array, " B"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +16,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bircher import metrics as glossary
+from bircher.envs import atari
 from bircher.envs.base import Env
+from bircher.envs.observation import ObservationConfig
 
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
@@ -145,19 +145,22 @@ def render_episode(
     make: Callable[[], Env] | None = None,
     options: Mapping[str, Any] | None = None,
     stack: int = 1,
+    observation: ObservationConfig | None = None,
 ) -> list[Frame]:
     """The frames of one episode, of at most ``max_steps`` actions.
 
     Gymnasium draws those environments that it has under ``env_id`` (with ``options``, its keyword arguments)
-    and can draw.  Of others the observations themselves are drawn: ``make`` makes one such environment,
-    already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in training;
-    an environment that ``make`` gives joins them itself.
+    and can draw.  Of others the observations themselves are drawn, of Atari games their screens: ``make`` makes one
+    such environment, already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in
+    training, pictures where ``observation`` says so; an environment that ``make`` gives joins and draws them itself.
 
     Raises:
       ValueError: neither can be done.
     """
-    if _gymnasium_draws(env_id):
-        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack)
+    from bircher.envs.spaces import draws
+
+    if atari.canonical(env_id) is None and draws(env_id):
+        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack, observation)
     if make is None:
         raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
     env = make()
@@ -203,46 +206,42 @@ def _colours(count: int) -> np.ndarray:
     return (255 * hsv_to_rgb(hues)).astype(np.uint8)
 
 
-def _gymnasium_draws(env_id: str) -> bool:
-    import gymnasium
-    from gymnasium.envs.registration import load_env_creator
-
-    try:
-        entry = gymnasium.spec(env_id).entry_point
-    except (gymnasium.error.Error, ImportError):
-        return False
-    creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    return "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
-
-
-def _quieten() -> None:
-    """Keep pygame, which draws most frames, from greeting and from complaining where there is no sound or screen."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-
-
 def _render_gymnasium(
-    env_id: str, act: Act, seed: int, max_steps: int, options: dict[str, Any], stack: int
+    env_id: str,
+    act: Act,
+    seed: int,
+    max_steps: int,
+    options: dict[str, Any],
+    stack: int,
+    observation: ObservationConfig | None,
 ) -> list[Frame]:
     import gymnasium
 
-    _quieten()
+    from bircher.envs.gymnasium import picture
+    from bircher.envs.pixels import Pixels, quieten
+
+    quieten()
     env = gymnasium.make(env_id, render_mode="rgb_array", **options)
+    seen = picture(observation)
+    if seen is not None:
+        env = Pixels(env, *seen, keep_whole=True)
+
+    def frame() -> Frame:
+        return np.asarray(env.whole if isinstance(env, Pixels) else env.render(), np.uint8)
+
     try:
-        observation, _ = env.reset(seed=seed)
+        given, _ = env.reset(seed=seed)
         # A first observation stands for those that it has not had, as in training.
-        recent = deque([np.asarray(observation)] * stack, maxlen=stack)
-        frames = [env.render()]
+        recent = deque([np.asarray(given)] * stack, maxlen=stack)
+        frames = [frame()]
         for _ in range(max_steps):
             action = np.asarray(act(np.concatenate(recent, axis=-1)[None], None))[0]
-            observation, _, terminated, truncated, _ = env.step(action)
-            recent.append(np.asarray(observation))
-            frames.append(env.render())
+            given, _, terminated, truncated, _ = env.step(action)
+            recent.append(np.asarray(given))
+            frames.append(frame())
             if terminated or truncated:
                 break
-        return [np.asarray(frame, np.uint8) for frame in frames]
+        return frames
     finally:
         env.close()
 
@@ -251,8 +250,15 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     if env.num_envs != 1:
         raise ValueError(f"one environment is drawn at a time, not {env.num_envs}")
 
+    inner: Any = env
+    while hasattr(inner, "env"):
+        inner = inner.env
+    screens = getattr(inner, "pictures", lambda: None)
+
     def draw(observation: Any) -> Frame:
-        newest = np.asarray(observation)[0]
+        newest, shown = np.asarray(observation)[0], screens()
+        if shown is not None:
+            return shown[0]
         return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
 
     import jax

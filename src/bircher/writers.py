@@ -39,14 +39,16 @@ class JsonLines:
     """One JSON object a line: the counters, then the metrics; NaN and infinities as null.
 
     ``restored_env_steps`` is None for a new run, whose file must not exist; a resumed run gives the steps of
-    the checkpoint it goes on from, and lines beyond them, of work that will be done again, are dropped.
+    the checkpoint it goes on from, and lines beyond them, of work that will be done again, are dropped.  Lines that
+    cannot be read are put aside, into a file beside it; ``damaged`` has their numbers.
     """
 
     def __init__(self, path: str | Path, restored_env_steps: int | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.damaged: tuple[int, ...] = ()
         if restored_env_steps is not None and path.exists():
-            _cut(path, restored_env_steps)
+            self.damaged = _cut(path, restored_env_steps)
         self._file = path.open("x" if restored_env_steps is None else "a", encoding="utf-8")
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
@@ -204,14 +206,24 @@ _QUIET = {f"weighted/{term}" for term in glossary.TERMS}
 """What the live display leaves to the files: the same losses times constants."""
 
 
-def _cut(path: Path, env_steps: int) -> None:
-    """Drop the lines beyond ``env_steps`` (and a half-written one) at once or not at all."""
-    kept = [line for line in glossary.read(path) if line["env_steps"] <= env_steps]
+def put_aside(path: Path) -> Path:
+    """Where what cannot be read of a file of metrics is kept."""
+    return path.with_name(path.name + ".damaged")
+
+
+def _cut(path: Path, env_steps: int) -> tuple[int, ...]:
+    """Drop the lines beyond ``env_steps`` (and a half-written one) at once or not at all; numbers of damaged ones."""
+    lines, damaged = glossary.salvage(path)
+    kept = [line for line in lines if line["env_steps"] <= env_steps]
+    if damaged:
+        with put_aside(path).open("ab") as file:
+            file.writelines(text + b"\n" for text in damaged.values())
     temporary = path.with_name(path.name + ".unfinished")
     with temporary.open("w", encoding="utf-8") as file:
         for line in kept:
             file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
     os.replace(temporary, path)
+    return tuple(damaged)
 
 
 def _json_number(value: Any) -> float | int | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bircher.agents import muesli, policy
-from bircher.agents.base import UnsupportedEnvironment
+from bircher.agents.base import Carry, UnsupportedEnvironment
 from bircher.models.model import ModelConfig
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
@@ -225,13 +225,13 @@ def test_acting_samples_the_policy_and_keeps_its_logits():
     policy = policy_of(AGENT, MODEL)
     one = timestep(1)
     many = jax.tree.map(lambda x: jnp.repeat(x, 4000, 0), one)
-    output, carry = AGENT.act(policy, (), many, jax.random.key(0), "explore", 0.0)
+    output, carry = AGENT.act(policy, Carry(), many, jax.random.key(0), "explore", 0.0)
     logits = MODEL.predict(MODEL.represent(one.observation)).policy_logits[0]
     np.testing.assert_allclose(output.extras["behaviour_logits"][0], logits, rtol=1e-4, atol=1e-5)
     frequencies = np.bincount(output.action, minlength=ACTIONS) / 4000
     np.testing.assert_allclose(frequencies, jax.nn.softmax(logits), atol=0.03)
-    greedy, _ = AGENT.act(policy, (), many, jax.random.key(0), "greedy", 0.0)
-    assert (greedy.action == jnp.argmax(logits)).all() and carry == ()
+    greedy, _ = AGENT.act(policy, Carry(), many, jax.random.key(0), "greedy", 0.0)
+    assert (greedy.action == jnp.argmax(logits)).all() and carry == Carry()
 
 
 def test_illegal_actions_are_never_taken():
@@ -239,7 +239,7 @@ def test_illegal_actions_are_never_taken():
     legal = jnp.ones((1, ACTIONS), bool).at[0, best].set(False)
     many = jax.tree.map(lambda x: jnp.repeat(x, 500, 0), timestep(1, legal))
     for mode in ("explore", "greedy"):
-        output, _ = AGENT.act(policy_of(AGENT, MODEL), (), many, jax.random.key(0), mode, 0.0)
+        output, _ = AGENT.act(policy_of(AGENT, MODEL), Carry(), many, jax.random.key(0), mode, 0.0)
         assert (output.action != best).all()
         assert (jax.nn.softmax(output.extras["behaviour_logits"])[:, best] == 0).all()
 
@@ -278,7 +278,7 @@ def test_a_search_takes_part_in_acting_after_training_only():
     acted = {}
     for mode in ("explore", "greedy"):
         for name, one in (("search", agent), ("plain", plain)):
-            output, _ = one.act(acting, (), rows, jax.random.key(0), mode, 0.0)
+            output, _ = one.act(acting, Carry(), rows, jax.random.key(0), mode, 0.0)
             acted[mode, name] = np.asarray(output.action)
             assert np.asarray(rows.legal_actions)[np.arange(64), acted[mode, name]].all()
     np.testing.assert_array_equal(acted["explore", "search"], acted["explore", "plain"])
@@ -294,8 +294,9 @@ def test_in_a_game_of_two_the_next_value_is_the_opponents():
     )
     assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)
     observation, legal = jax.random.normal(jax.random.key(1), (5, 4)), jnp.ones((5, 3), bool)
-    looks = [agent.look(policy_of(agent, MODEL), observation, legal, jax.random.key(0)) for agent in (alone, two)]
-    following = MODEL.step(jnp.repeat(looks[0].latent[:, None], 3, 1), jnp.tile(jnp.arange(3), (5, 1)))
+    latent = MODEL.represent(observation)
+    looks = [agent.look(policy_of(agent, MODEL), latent, legal, jax.random.key(0)) for agent in (alone, two)]
+    following = MODEL.step(jnp.repeat(latent[:, None], 3, 1), jnp.tile(jnp.arange(3), (5, 1)))
     for look, sign in zip(looks, (1, -1), strict=True):
         expected = MODEL.reward(following) + sign * DISCOUNT * MODEL.value(following)
         np.testing.assert_allclose(look.q_values, expected, atol=1e-4)

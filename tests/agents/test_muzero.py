@@ -13,6 +13,7 @@ import pytest
 from agents.muzero_reference import losses as slow_losses
 from agents.muzero_reference import value_target
 from bircher.agents import muzero
+from bircher.agents.base import Carry
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
 from bircher.types import Policy, TimeStep
@@ -204,7 +205,7 @@ def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
     # What that search said, as if it had acted: without reanalysis the targets are the same.
     config = muzero.MuZeroConfig.model_validate({"name": name, "discount": DISCOUNT})
     plan = muzero.planner(config, SEARCH, DISCOUNT)
-    flat = (rows.observation.reshape(-1, 4), legal.reshape(-1, ACTIONS))
+    flat = (model.represent(rows.observation.reshape(-1, 4)), legal.reshape(-1, ACTIONS))
     found = quick_jit(lambda: plan(model, *flat, key, "sample"))()
     stored = {
         "search_policy": found.weights.reshape(*rows.reward.shape, ACTIONS),
@@ -230,9 +231,11 @@ def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
     legal = jnp.asarray(np.tile([True, False, True], (64, 1)))
     agent, model = agent_of(name), random_model(3)
     for mode in ("explore", "sample", "greedy"):
-        act = quick_jit(lambda key, mode=mode: agent.act(Policy(model, ()), (), first_rows(64, legal), key, mode, 0.0))
+        act = quick_jit(
+            lambda key, mode=mode: agent.act(Policy(model, ()), Carry(), first_rows(64, legal), key, mode, 0.0)
+        )
         output, carry = act(jax.random.key(0))
-        assert carry == () and not (output.action == 1).any()
+        assert carry == Carry() and not (output.action == 1).any()
         policy = output.extras["search_policy"]
         np.testing.assert_allclose(policy.sum(-1), 1, atol=1e-5)
         assert float(policy[:, 1].max()) == 0
@@ -247,24 +250,26 @@ def test_a_share_of_trainings_actions_is_random_and_says_so():
     rows = first_rows(4000, legal)
     found = {}
     for mode in ("explore", "sample"):
-        output, _ = quick_jit(lambda mode=mode: agent.act(Policy(model, ()), (), rows, jax.random.key(0), mode, 0.0))()
+        output, _ = quick_jit(
+            lambda mode=mode: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, 0.0)
+        )()
         found[mode] = np.asarray(output.action), np.asarray(output.extras["random_action"])
     assert not found["sample"][1].any(), "after training none is"
     action, random = found["explore"]
     assert abs(random.mean() - 0.25) < 0.03
     assert abs((action[random] == 0).mean() - 0.5) < 0.06, "the prior prefers one"
     assert not (action == 1).any()
-    plain, _ = quick_jit(lambda: agent_of().act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()
+    plain, _ = quick_jit(lambda: agent_of().act(Policy(model, ()), Carry(), rows, jax.random.key(0), "explore", 0.0))()
     assert "random_action" not in plain.extras
 
 
 def test_without_simulations_the_network_acts_alone():
     agent, model = agent_of(search=SearchConfig(num_simulations=0)), random_model(3)
     rows = first_rows(4000)
-    output, _ = quick_jit(lambda: agent.act(Policy(model, ()), (), rows, jax.random.key(0), "sample", 1.0))()
+    output, _ = quick_jit(lambda: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "sample", 1.0))()
     expected = jax.nn.softmax(model.predict(model.represent(rows.observation[:1])).policy_logits)[0]
     np.testing.assert_allclose(np.bincount(output.action, minlength=ACTIONS) / 4000, expected, atol=0.03)
-    greedy, _ = agent.act(Policy(model, ()), (), rows, jax.random.key(0), "greedy", 1.0)
+    greedy, _ = agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "greedy", 1.0)
     assert set(np.asarray(greedy.action).tolist()) == {int(expected.argmax())}
 
 
@@ -282,15 +287,15 @@ def test_the_temperature_falls_with_training():
 
 def test_the_temperature_scales_gumbels_noise():
     """The same noise moves fewer actions away from the best one as training goes on."""
-    agent, model, rows = agent_of("gumbel_muzero"), random_model(3), first_rows(1000)
+    agent, model, rows = agent_of("gumbel_muzero"), random_model(4), first_rows(1000)
     act = quick_jit(
-        lambda mode, p: agent.act(Policy(model, ()), (), rows, jax.random.key(0), mode, p), static_argnums=0
+        lambda mode, p: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, p), static_argnums=0
     )
     best = int(act("greedy", 0.0)[0].action[0])
     others = [float((act("explore", share)[0].action != best).mean()) for share in (0.0, 0.6, 1.0)]
     assert others[0] > 1.5 * others[1] > 2 * others[2], others
     still = agent_of("gumbel_muzero", temperature={"values": [0.0], "changes": []})
-    output, _ = quick_jit(lambda: still.act(Policy(model, ()), (), rows, jax.random.key(0), "explore", 0.0))()
+    output, _ = quick_jit(lambda: still.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "explore", 0.0))()
     assert (output.action == best).all()
 
 
@@ -304,7 +309,7 @@ def test_only_the_first_moves_are_drawn_where_so_set():
         kinds.append(len(set(np.asarray(output.action).tolist())))
     assert kinds[0] > 1 and kinds[1] > 1 and kinds[2:] == [1, 1]
     _, carry = act(rows, carry, jax.random.key(9))
-    np.testing.assert_array_equal(carry, 1)
+    np.testing.assert_array_equal(carry.moves, 1)
 
 
 def test_settings_that_cannot_work_are_refused():

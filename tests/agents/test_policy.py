@@ -242,10 +242,19 @@ def test_every_part_of_every_agent_learns(name):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
-def test_a_term_without_weight_changes_nothing_and_is_not_there():
+@pytest.mark.parametrize(
+    ("off", "left"),
+    [
+        ({"cmpo": {"weight": 0.0}, "model_value": {"weight": 0.0}}, {"ppo_clip", "entropy", "value"}),
+        ({"value": {"weight": 0.0}}, {"ppo_clip", "entropy"}),
+        ({"ppo_clip": {"weight": 0.0, "final_weight": 0.0}}, {"entropy", "value"}),
+    ],
+)
+def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
+    """As if it were switched off, and nothing else changes."""
     rows = random_rows(4, BATCH, LENGTH)
-    plain, mixed = ppo(), ppo({"cmpo": {"weight": 0.0}, "model_value": {"weight": 0.0}})
-    assert set(plain.weights) == set(mixed.weights) == {"ppo_clip", "entropy", "value"}
+    plain, mixed = ppo({name: {"enabled": False} for name in off}), ppo(off)
+    assert set(plain.weights) == set(mixed.weights) == left
     assert plain.look is None
     texts = [
         jax.jit(agent.loss).lower(made.params, made.state, batch_of(rows), target, jax.random.key(0)).as_text()
@@ -269,12 +278,31 @@ def test_a_term_without_weight_changes_nothing_and_is_not_there():
         ("ppo", {"search.num_simulations": 9}, "search.num_simulations=9 needs the look-ahead"),
         ("ppo", {"model.policy_horizon": 9}, "policy_horizon=9 is more than the unroll_steps"),
         ("ppo", {"optimiser.pieces": 5}, "optimiser.pieces=5 must divide"),
+        ("muesli", {"losses.model_reward.weight": 0}, "losses.cmpo needs .* give losses.model_reward a weight"),
+        ("pg", {"losses.model_value.weight": 0}, "agent.returns.kind=retrace needs .* give losses.model_value a"),
+        ("muzero", {"losses.model_value.weight": 0}, "muzero searches with .* give losses.model_value a weight"),
+        ("muzero", {"losses.model_reward.enabled": False}, "give losses.model_reward a weight above 0"),
+        ("muzero", {"optimiser.kl_stop": 0.01}, "optimiser.kl_stop=0.01 needs the policy that acted, which muzero"),
+        ("muesli", {"optimiser.kl_stop": 0.01}, "optimiser.kl_stop=0.01 leaves out .* epochs × minibatches = 1"),
+        ("ppo", {"agent.clip.value": 0.2}, "agent.clip.value=0.2 clips the ppo_value term alone"),
+        ("ppo", {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0}, "give losses.ppo_value a weight above 0"),
         ("ppo", {"env.num_envs": 9}, "optimiser.minibatches=16 does not divide env.num_envs=9"),
     ],
 )
 def test_a_mixture_without_what_it_needs_is_refused_by_name(agent, settings, words):
     with pytest.raises(ConfigError, match=words):
         compose("toy/cliff", {"agent": agent, **settings})
+
+
+def test_the_same_settings_stand_where_they_do_something():
+    used = {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0.5, "optimiser.kl_stop": 0.02}
+    found = compose("toy/cliff", {"agent": "ppo", **used})
+    assert (found.agent.clip.value, found.optimiser.kl_stop) == (0.2, 0.02)
+    without = {"losses.cmpo.weight": 0, "losses.model_policy.weight": 0, "agent.returns.kind": "v_trace"}
+    alone = compose("toy/cliff", {"agent": "muesli", **without, "losses.model_reward.weight": 0})
+    assert set(alone.losses.weights()) == {"policy_gradient", "value", "model_value"}, "nothing looks ahead"
+    board = {"losses.model_reward.weight": 0, "model.reward_head": False}
+    assert "model_reward" not in compose("toy/cliff", {"agent": "muzero", **board}).losses.weights()
 
 
 def test_a_mixture_gets_what_its_terms_need():

@@ -101,3 +101,25 @@ class Spaces(Counter):
     def step(self, action):
         self.time += 1
         return self.observation_space.sample(), 1.0, self.time >= self.length, False, {}
+
+
+class Painted(Counter):
+    """A counter whose picture [20, 30, 3] has one colour: red 10 times the time, green 10 times the index, blue 100."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, index: int = 0, render_mode=None, **options):
+        super().__init__(index, **options)
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.broadcast_to(np.array([10 * self.time, 10 * self.index, 100], np.uint8), (20, 30, 3))
+
+
+class Indexed(Painted):
+    """A painted counter that learns its index from its first seed: bits 1 to 4 of it."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.index = seed // 2 % 16
+        return super().reset(seed=seed, options=options)

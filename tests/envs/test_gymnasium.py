@@ -89,17 +89,6 @@ def test_action_mask_and_actions_that_start_below_zero():
     check_env(env, 20)
 
 
-def test_workers_give_the_same_rows():
-    env = registry.make("CartPole-v1", 2, seed=1, backend="gymnasium", options={"workers": True})
-    try:
-        actions = np.ones((12, 2))
-        assert_same_rows(
-            rollout(env, 12, actions), rollout(registry.make("CartPole-v1", 2, 1, backend="gymnasium"), 12, actions)
-        )
-    finally:
-        env.close()
-
-
 OBSERVATIONS = {
     "float64": (spaces.Box(-1, 1, (2, 3), np.float64), "float32 (2, 3)"),
     "int64": (spaces.Box(0, 9, (2,), np.int64), "int32 (2,)"),

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bircher.models.convolutions import Convolution
 from bircher.models.dynamics import GridDynamics
 from bircher.models.heads import GridReader
-from bircher.models.layers import MLP, Convolution, LayerNorm, Linear, least, scale_latent
+from bircher.models.layers import MLP, LayerNorm, Linear, least, scale_latent
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
-from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep
+from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 Mode = Literal["explore", "sample", "greedy"]
 """`explore` makes training data; `sample` draws from the same policy without what only exploration adds."""
@@ -31,6 +31,7 @@ class Term(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: Annotated[float, Field(ge=0)] = 1.0
+    """0, without a `final_weight`, leaves the term out as `enabled=false` does."""
     final_weight: Annotated[float, Field(ge=0)] | None = None
     """Where it is set, the weight goes there in a straight line over the run's steps."""
     enabled: bool = True
@@ -45,13 +46,10 @@ class LossTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    additions: ClassVar[frozenset[str]] = frozenset()
-    """Terms that are no part of the agent as published: weight 0 unless set, and then not computed."""
-
     def weights(self) -> dict[str, float | Schedule]:
-        """The weight of each enabled term."""
+        """The weight of each term that takes part; one that is 0 all through a run is not computed."""
         enabled = {name: term.schedule() for name, term in self if term.enabled}
-        return {name: weight for name, weight in enabled.items() if weight or name not in self.additions}
+        return {name: weight for name, weight in enabled.items() if weight not in (0.0, Schedule(0.0, 0.0))}
 
 
 def weights_at(weights: Mapping[str, float | Schedule], progress: Array | float) -> dict[str, Array | float]:
@@ -71,12 +69,35 @@ class AgentConfig(BaseModel):
     """How far the target network moves towards the online one at each update."""
 
 
+class Carry(NamedTuple):
+    """What an agent keeps of B episodes from one row to the next; () in a place where it keeps nothing."""
+
+    memory: PyTree[Array] = ()
+    """The network's memory, [B, ...]."""
+    moves: PyTree[Array] = ()
+    """Actions since the episode began, [B]."""
+
+
+MEMORY = "memory"
+"""What a row's extras call the memory before it."""
+
+
+def remembered(rows: Trajectory) -> PyTree[Array]:
+    """The network's memory before the first row of each sequence [B, R], as it was when the rows were made."""
+    return rows.extras[MEMORY][:, 0] if MEMORY in rows.extras else ()
+
+
+def kept(memory: PyTree[Array]) -> dict[str, Array]:
+    """The same as a row's extras."""
+    return {} if isinstance(memory, tuple) else {MEMORY: memory}
+
+
 class Act(Protocol):
     """How an agent chooses actions for B environments."""
 
     def __call__(
-        self, policy: Policy, carry: PyTree, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
-    ) -> tuple[ActOutput, PyTree]:
+        self, policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, Carry]:
         """Actions and the memory after them; `progress` is the share of training done, 0 to 1."""
         ...
 
@@ -92,9 +113,8 @@ class Loss(Protocol):
 
 
 class Look(NamedTuple):
-    """What an agent with a model sees in B observations."""
+    """What an agent with a model sees in B latents."""
 
-    latent: Float[Array, "B latent"]
     value: Float[Array, " B"]
     prior: Float[Array, "B A"]
     """The network's own policy."""
@@ -110,21 +130,23 @@ class Agent(NamedTuple):
     name: str
     init: Callable[[Key, EnvSpec], Policy]
     """(key, spec) -> parameters and state"""
-    start: Callable[[int], PyTree]
-    """(batch size) -> memory at the start of an episode"""
+    start: Callable[[int], Carry]
+    """(batch size) -> what is kept, at the start of episodes"""
     act: Act
     targets: Callable[[Policy, Batch, Key], tuple[Targets, Any]]
     """(policy of the target network, batch, key) -> targets without gradient, new state"""
     loss: Loss
+    encode: Callable[[Policy, Trajectory], Array]
+    """(policy, rows [B, R]) -> their latents, with the memory that stands in the rows"""
     weights: Mapping[str, float | Schedule]
-    """The weight of each enabled term; must name exactly the terms that `loss` returns"""
+    """The weight of each term that takes part; must name exactly the terms that `loss` returns"""
     acts_with_target: bool
     """Whether the target network acts"""
     discount: float = 1.0
     """gamma, negative where the turn changes hands at every step"""
-    look: Callable[[Policy, PyTree, Array, Key], Look] | None = None
-    """(policy, observation, legal actions, key) -> what its model says; None for an agent without a model"""
-    plan: Callable[[Policy, PyTree, Array, Key], Any] | None = None
+    look: Callable[[Policy, Array, Array, Key], Look] | None = None
+    """(policy, latent, legal actions, key) -> what its model says; None for an agent without a model"""
+    plan: Callable[[Policy, Array, Array, Key], Any] | None = None
     """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
     keeps_behaviour: bool = False
     """Whether rows hold `behaviour_logits`, from which the distance to the policy that acted is measured"""

@@ -12,8 +12,6 @@ from typing import Literal
 from bircher.agents.base import Term
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
 
-_SHARED = PolicyLosses.additions - {"value", "model_policy", "model_value", "model_reward"}
-
 
 class BaselineConfig(PolicyAgentConfig):
     """The baselines' settings; the defaults are Muesli's."""
@@ -40,7 +38,6 @@ class PGLosses(BaselineLosses):
     """Terms of the plain policy gradient."""
 
     policy_gradient: Term = Term()
-    additions = _SHARED - {"policy_gradient"}
 
 
 class MPOConfig(BaselineConfig):
@@ -53,7 +50,6 @@ class MPOLosses(BaselineLosses):
     """Terms of MPO."""
 
     mpo: Term = Term()
-    additions = _SHARED - {"mpo"}
 
 
 class TRPOPenaltyConfig(BaselineConfig):
@@ -67,4 +63,3 @@ class TRPOPenaltyLosses(BaselineLosses):
 
     policy_gradient: Term = Term()
     kl_to_behaviour: Term = Term()
-    additions = _SHARED - {"policy_gradient", "kl_to_behaviour"}

@@ -28,6 +28,3 @@ class MuesliLosses(PolicyLosses):
     model_policy: Term = Term()
     model_value: Term = Term(weight=0.25)
     model_reward: Term = Term()
-    additions = PolicyLosses.additions - {
-        "policy_gradient", "cmpo", "value", "model_policy", "model_value", "model_reward"
-    }  # fmt: skip

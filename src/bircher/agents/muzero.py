@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
 from bircher.agents import searching, terms
-from bircher.agents.base import Agent, AgentConfig, Look, LossTable, Mode, Term, require_discrete
+from bircher.agents.base import Agent, AgentConfig, Carry, Look, LossTable, Mode, Term, kept, require_discrete
 from bircher.agents.diagnostics import of_search, when
-from bircher.agents.search_targets import ReturnConfig, muzero_targets
+from bircher.agents.search_targets import ReturnConfig, encoded, muzero_targets
 from bircher.agents.unrolling import Absorbing, unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.ops import distributions
 from bircher.search import SearchConfig, SearchResult, completed_q_values
-from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
 class TemperatureConfig(BaseModel):
@@ -87,7 +87,6 @@ class MuZeroLosses(LossTable):
     consistency: Term = Term(weight=0.0)
     """Of EfficientZero; its projection is made only where the weight is above 0, and none with `torso=identity`."""
     entropy: Term = Term(weight=0.0)
-    additions = frozenset({"consistency", "entropy"})
 
 
 def make(
@@ -106,21 +105,19 @@ def make(
         require_discrete(config.name, spec)
         return Policy(Model(spec, model_config, key, project="consistency" in weights), ())
 
-    def start(batch_size: int) -> Any:
-        return jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else ()
+    def start(batch_size: int) -> Carry:
+        moves = jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else ()
+        return Carry(model_config.start(batch_size), moves)
 
     def act(
-        policy: Policy, carry: Any, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
-    ) -> tuple[ActOutput, Any]:
+        policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, Carry]:
         return muzero_act(config, search_config.num_simulations > 0, plan, policy, carry, timestep, key, mode, progress)
 
     def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
-        def value(observation: Array) -> Array:
-            return policy.params.value(policy.params.represent(observation.astype(jnp.float32)))
-
         return muzero_targets(
-            config.returns, config.discount, config.reanalyse_fraction, partial(plan, policy.params, mode="sample"),
-            value, batch, key,
+            config.returns, config.discount, config.reanalyse_fraction, model_config.burn_in,
+            partial(plan, policy.params, mode="sample"), policy.params, batch, key,
         ), ()  # fmt: skip
 
     def loss(
@@ -130,53 +127,55 @@ def make(
         absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
         return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target, measured)
 
-    def look(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> Look:
-        found = plan(policy.params, observation, legal_actions, key, "sample")
-        return muzero_look(policy.params, observation, legal_actions, found)
+    def encode(policy: Policy, rows: Trajectory) -> Array:
+        return encoded(policy.params, rows)
 
-    def searched(policy: Policy, observation: Array, legal_actions: Array, key: Key) -> SearchResult:
-        return plan(policy.params, observation, legal_actions, key, "greedy", keep_tree=True)
+    def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> Look:
+        found = plan(policy.params, latent, legal_actions, key, "sample")
+        return muzero_look(policy.params, latent, legal_actions, found)
+
+    def searched(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+        return plan(policy.params, latent, legal_actions, key, "greedy", keep_tree=True)
 
     searches = searched if search_config.num_simulations else None
-    return Agent(config.name, init, start, act, targets, loss, weights, False, discount, look, searches)
+    return Agent(config.name, init, start, act, targets, loss, encode, weights, False, discount, look, searches)
 
 
 def muzero_act(
-    config: MuZeroConfig, searches: bool, plan: Callable[..., SearchResult], policy: Policy, carry: Any,
+    config: MuZeroConfig, searches: bool, plan: Callable[..., SearchResult], policy: Policy, carry: Carry,
     timestep: TimeStep, key: Key, mode: Mode, progress: Array | float,
-) -> tuple[ActOutput, Any]:  # fmt: skip
+) -> tuple[ActOutput, Carry]:  # fmt: skip
     """Search, and draw an action from what it found; where nothing was searched, from the network."""
     search_key, draw_key, random_key = jax.random.split(key, 3)
     temperature = config.temperature.at(progress)
+    moves = carry.moves
     if config.temperature.moves:
-        moves = jnp.where(timestep.first, 0, carry)
-        temperature, carry = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
-    seen = policy.params, timestep.observation, timestep.legal_actions
-    found = plan(*seen, search_key, mode, temperature=temperature)
+        moves = jnp.where(timestep.first, 0, moves)
+        temperature, moves = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
+    model: Model = policy.params
+    latent, memory = model.encode(timestep.observation, carry.memory, timestep.first)
+    found = plan(model, latent, timestep.legal_actions, search_key, mode, temperature=temperature)
     if mode == "greedy" or (searches and config.name == "gumbel_muzero"):
         # That search's choice is a draw already, by its noise.
         action = found.action
     else:
         action = draw(draw_key, found.weights, temperature if searches else jnp.ones(()))
-    extras = {"search_policy": found.weights, "search_value": found.value}
+    extras = {"search_policy": found.weights, "search_value": found.value, **kept(carry.memory)}
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
         action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
-    return ActOutput(action.astype(jnp.int32), extras), carry
+    return ActOutput(action.astype(jnp.int32), extras), Carry(memory, moves)
 
 
-def muzero_look(model: Model, observation: Array, legal_actions: Array, found: SearchResult) -> Look:
-    """What a search found of B observations, with completed values where it did not look."""
-    latent = model.represent(observation.astype(jnp.float32))
+def muzero_look(model: Model, latent: Array, legal_actions: Array, found: SearchResult) -> Look:
+    """What a search found of B latents, with completed values where it did not look."""
     root = searching.root(model, latent, legal_actions)
     prior = jax.nn.softmax(root.logits)
-    return Look(
-        latent, root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights
-    )
+    return Look(root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights)
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
-    """(model, observation [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
+    """(model, latent [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
 
     Without simulations it is what the network alone says.  `temperature` multiplies the noise by which Gumbel's search
     draws its action; PUCT's visits are drawn from afterwards.
@@ -186,10 +185,10 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) 
 
 
 def _plan(
-    searcher, config: SearchConfig, discount: float, model: Model, observation: Array, legal_actions: Array, key: Key,
+    searcher, config: SearchConfig, discount: float, model: Model, latent: Array, legal_actions: Array, key: Key,
     mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
-    root = searching.root(model, model.represent(observation.astype(jnp.float32)), legal_actions)
+    root = searching.root(model, latent, legal_actions)
     if config.num_simulations:
         arguments = config, root, searching.simulator(model, discount), key, config.num_simulations
         if searcher is search.gumbel_search:
@@ -229,11 +228,11 @@ def muzero_loss(
     """The enabled terms, and what to log of them where it is measured."""
     rows = batch.trajectory
     # Rows that only the consistency term looks at are encoded for it alone.
-    used = rows.observation if "consistency" in enabled else rows.observation[:, :-1]
-    encoded = model.represent(used.astype(jnp.float32))
-    latent = encoded[:, : target.value.shape[1]]
-    unrolled = unroll(model, latent, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon)
+    used = slice(None if "consistency" in enabled else -1)
+    latent = encoded(model, jax.tree.map(lambda x: x[:, used], rows), model_config.burn_in)
+    roots = latent[:, : target.value.shape[1]]
+    unrolled = unroll(model, roots, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
+    held = terms.Products(model, rows, target, unrolled, latent, model_config.policy_horizon)
     seen = jax.lax.stop_gradient(held)
     metrics = when(measured, lambda: of_search(seen.model, seen.unrolled, seen.target, seen.rows))
     return terms.build(enabled, held), metrics

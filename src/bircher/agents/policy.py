@@ -13,16 +13,16 @@ from jaxtyping import Array, Float
 
 from bircher import search
 from bircher.agents import searching, terms
-from bircher.agents.base import Agent, Look, Mode, require_discrete
+from bircher.agents.base import Agent, Carry, Look, Mode, kept, require_discrete
 from bircher.agents.diagnostics import of_policy, when
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.agents.policy_targets import PolicyAgentState, Wanted, normalised, policy_targets
+from bircher.agents.policy_targets import PolicyAgentState, Wanted, encoded, improved_policy, normalised, policy_targets
 from bircher.agents.unrolling import unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement
 from bircher.search import SearchConfig, SearchResult
-from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
 def make(
@@ -52,34 +52,41 @@ def make(
         return Policy(model, PolicyAgentState(improvement.AdvantageNormaliser.zero(), statistics))
 
     def act(
-        policy: Policy, carry: tuple, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
-    ) -> tuple[ActOutput, tuple]:
+        policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
+    ) -> tuple[ActOutput, Carry]:
         del progress
         model: Model = policy.params
-        latent = model.represent(normalised(policy.state, timestep.observation))
+        latent, memory = model.encode(normalised(policy.state, timestep.observation), carry.memory, timestep.first)
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
         if mode != "explore" and simulations:
-            found = searched(policy, timestep.observation, timestep.legal_actions, key, mode == "sample", False)
-            return ActOutput(found.action.astype(jnp.int32), {"behaviour_logits": logits}), carry
-        action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
-        return ActOutput(action.astype(jnp.int32), {"behaviour_logits": logits}), carry
+            action = searched(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
+        else:
+            action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
+        extras = {"behaviour_logits": logits, **kept(carry.memory)}
+        return ActOutput(action.astype(jnp.int32), extras), carry._replace(memory=memory)
 
     def searched(
-        policy: Policy, observation: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
+        policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
     ) -> SearchResult:
         assert search_config is not None
         model: Model = policy.params
-        root = searching.root(model, model.represent(normalised(policy.state, observation)), legal_actions)
+        root = searching.root(model, latent, legal_actions)
         simulate = searching.simulator(model, discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
-    targets = partial(policy_targets, config, wanted, discount)
+    targets = partial(policy_targets, config, wanted, discount, model_config.burn_in)
     loss = partial(policy_loss, config, model_config, enabled)
-    look = partial(policy_look, config, discount)
+    look = partial(policy_look, config, wanted, discount)
     return Agent(
-        config.name, init, lambda _: (), act, targets, loss, weights, config.acts_with == "target", discount,
+        config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
+        config.acts_with == "target", discount,
         look if imagines else None, searched if simulations else None, True,
     )  # fmt: skip
+
+
+def policy_encode(policy: Policy, rows: Trajectory) -> Array:
+    """The latents of rows [B, R], with the memory that stands in them."""
+    return encoded(policy.params, policy.state, rows)
 
 
 def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> Wanted:
@@ -91,17 +98,24 @@ def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> Wanted:
 
 
 def policy_look(
-    config: PolicyAgentConfig, discount: float, policy: Policy, observation: Array, legal_actions: Array, key: Key
+    config: PolicyAgentConfig,
+    wanted: Wanted,
+    discount: float,
+    policy: Policy,
+    latent: Array,
+    legal_actions: Array,
+    key: Key,
 ) -> Look:
-    """The one-step look-ahead and the CMPO policy of B observations, without the behaviour that only replay knows."""
+    """The one-step look-ahead of B latents, and the policy learnt towards where the network's own had acted."""
     del key
     model: Model = policy.params
-    latent = model.represent(normalised(policy.state, observation))
     prediction = model.predict(latent)
     value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
-    prior = jax.nn.softmax(distributions.mask_logits(prediction.policy_logits, legal_actions))
-    advantage = (q - value[..., None]) / policy.state.normaliser.scale(config.advantage.epsilon)
-    return Look(latent, value, prior, q, improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound))
+    logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
+    shares = config.prior.behaviour_share, config.prior.uniform_share
+    prior = distributions.mixture_prior(logits, logits, legal_actions, *shares)
+    improved = improved_policy(config, wanted, policy.state, prior, q, value)
+    return Look(value, jax.nn.softmax(logits), q, improved)
 
 
 def policy_loss(
@@ -119,12 +133,12 @@ def policy_loss(
     del key
     rows = batch.trajectory
     # The last row is encoded for the consistency term alone; without a term of the model nothing looks below the root.
-    used = rows.observation if terms.need(enabled, "projection") else rows.observation[:, :-1]
-    encoded = model.represent(normalised(state, used))
+    used = slice(None if terms.need(enabled, "projection") else -1)
+    latent = encoded(model, state, jax.tree.map(lambda x: x[:, used], rows), model_config.burn_in)
     depth = model_config.unroll_steps if terms.need(enabled, "unroll") else 0
-    unrolled = unroll(model, encoded[:, : target.value.shape[1]], rows, target, depth)
+    unrolled = unroll(model, latent[:, : target.value.shape[1]], rows, target, depth)
     clips = terms.Clips(config.clip.ratio, config.clip.value)
-    held = terms.Products(model, rows, target, unrolled, encoded, model_config.policy_horizon, clips)
+    held = terms.Products(model, rows, target, unrolled, latent, model_config.policy_horizon, clips)
     seen = jax.lax.stop_gradient(held)
     metrics = when(measured, lambda: of_policy(config.cmpo.clip_bound, config.clip.ratio, seen))
     return terms.build(enabled, held), metrics

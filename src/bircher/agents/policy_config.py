@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bircher.agents import terms
 from bircher.agents.base import AgentConfig, LossTable, Term
 
 OFF = Term(weight=0.0)
@@ -127,21 +128,22 @@ class PolicyLosses(LossTable):
     model_value: Term = OFF
     model_reward: Term = OFF
     consistency: Term = OFF
-    additions = frozenset(
-        {"policy_gradient", "ppo_clip", "cmpo", "mpo", "kl_to_behaviour", "entropy", "value", "ppo_value",
-         "model_policy", "model_value", "model_reward", "consistency"}
-    )  # fmt: skip
 
 
 def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: bool, simulations: int) -> None:
-    """Refuse a mixture in which something has no source, with its name and what it needs.
+    """Refuse a mixture in which something has no source, or no use, with its name and what it needs.
+
+    `names` are those of the terms that take part.
 
     Raises:
       ValueError: says which setting needs which terms.
     """
-    learnt = {"model_value"} | ({"model_reward"} if reward_head else set())
-    missing = ", ".join(f"losses.{name}" for name in sorted(learnt - names))
-    wants = [f"losses.{name}" for name in ("cmpo", "mpo") if name in names]
+    if config.clip.value is not None and "ppo_value" not in names:
+        raise ValueError(
+            f"agent.clip.value={config.clip.value:g} clips the ppo_value term alone, which takes no part: give "
+            "losses.ppo_value a weight above 0, or leave it out"
+        )
+    wants = [f"losses.{name}" for name in terms.needing("look_ahead") if name in names]
     if "model_policy" in names and config.policy_target == "cmpo":
         wants.append("losses.model_policy with agent.policy_target=cmpo")
     if config.returns.kind == "retrace":
@@ -150,5 +152,6 @@ def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: 
         wants.append("agent.advantage.source=look_ahead")
     if simulations:
         wants.append(f"search.num_simulations={simulations}")
+    missing = terms.unlearnt(names, reward_head)
     if wants and missing:
         raise ValueError(f"{wants[0]} needs the look-ahead of a model that is learnt: give {missing} a weight above 0")

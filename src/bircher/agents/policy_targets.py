@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from bircher.agents.base import remembered
 from bircher.agents.policy_config import AdvantageConfig, CMPOConfig, PolicyAgentConfig
-from bircher.agents.unrolling import episode_ends
+from bircher.agents.unrolling import episode_ends, learnt_from
 from bircher.models.model import Model
 from bircher.models.statistics import ObservationStatistics
 from bircher.ops import distributions, improvement, losses, returns
@@ -49,13 +50,17 @@ class _Seen(NamedTuple):
 
 
 def normalised(state: PolicyAgentState, observation: Array) -> Array:
-    """Observations as the network sees them."""
-    observation = observation.astype(jnp.float32)
+    """Observations as the network is given them: as they were stored, or by their running mean and deviation."""
     return observation if state.statistics is None else state.statistics.normalise(observation)
 
 
+def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+    """The latents of rows, with the memory that stands in them."""
+    return model.encode_rows(normalised(state, rows.observation), remembered(rows), rows.first, burn_in)
+
+
 def policy_targets(
-    config: PolicyAgentConfig, wanted: Wanted, discount: float, policy: Policy, batch: Batch, key: Key
+    config: PolicyAgentConfig, wanted: Wanted, discount: float, burn_in: int, policy: Policy, batch: Batch, key: Key
 ) -> tuple[Targets, PolicyAgentState]:
     """Multi-step returns, normalised advantages and improved policies, all from the target network.
 
@@ -64,12 +69,11 @@ def policy_targets(
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
-    mask = ~ends[:, :-1]
+    mask = learnt_from(ends, burn_in)
     state = _observe(policy.state, rows, mask)
     seen = _seen(config, wanted, discount, policy.params, state, rows)
     value, raw_advantage = _returns(config, seen, rows, ends)
-    normaliser = state.normaliser.update(raw_advantage, mask, config.advantage.decay)
-    shift, scale = _normalisation(config.advantage, normaliser, raw_advantage, mask)
+    normaliser, shift, scale = _normalisation(config.advantage, state.normaliser, raw_advantage, mask)
     chosen = raw_advantage
     if config.advantage.source == "look_ahead":
         assert seen.q is not None
@@ -77,13 +81,13 @@ def policy_targets(
     extras = {"prior": seen.prior, "advantage_scale": scale, "old_value": seen.value[:, :-1]}
     target = improvement.exact_target(seen.prior)
     if wanted.cmpo or wanted.mpo:
-        q_advantage = _q_advantage(config.cmpo, seen) / scale
+        assert seen.q is not None
+        q_advantage = _q_advantage(config.cmpo, seen.prior, seen.q, seen.value) / scale
         extras["q_advantage"] = q_advantage
         if wanted.cmpo:
             target = _cmpo(config.cmpo, seen.prior, q_advantage, key)
         if wanted.mpo:
-            tempered = q_advantage / config.mpo.temperature
-            extras["mpo_policy"] = improvement.cmpo_policy(seen.prior, tempered, None)[:, :-1]
+            extras["mpo_policy"] = _mpo(config, seen.prior, q_advantage)[:, :-1]
     result = Targets(
         value=value,
         reward=rows.reward[:, 1:],
@@ -99,7 +103,7 @@ def policy_targets(
 def _seen(
     config: PolicyAgentConfig, wanted: Wanted, discount: float, model: Model, state: PolicyAgentState, rows: Trajectory
 ) -> _Seen:
-    latent = model.represent(normalised(state, rows.observation))
+    latent = encoded(model, state, rows)
     prediction = model.predict(latent)
     behaviour_logits = rows.extras["behaviour_logits"]
     prior = distributions.mixture_prior(
@@ -140,26 +144,59 @@ def _returns(
     return target, target - value[:, :-1]
 
 
+def improved_policy(
+    config: PolicyAgentConfig,
+    wanted: Wanted,
+    state: PolicyAgentState,
+    prior: Float[Array, "*B A"],
+    q: Float[Array, "*B A"],
+    value: Float[Array, "*B"],
+) -> Float[Array, "*B A"]:
+    """What a prior is drawn to, as `policy_targets` makes it, of single observations and by what the state knows.
+
+    CMPO's policy over all actions (also where targets sample some), else MPO's, else the prior itself.  A batch's
+    deviation is not known here: the moving one of all batches stands for it.
+    """
+    advantage = _q_advantage(config.cmpo, prior, q, value) / _known_scale(config.advantage, state.normaliser)
+    if wanted.cmpo:
+        return improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound)
+    return _mpo(config, prior, advantage) if wanted.mpo else prior
+
+
 def _normalisation(
     config: AdvantageConfig,
     normaliser: improvement.AdvantageNormaliser,
     advantage: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
-) -> tuple[Array, Array]:
-    """What is subtracted from advantages, and what they are divided by."""
-    shift, scale = jnp.zeros(()), jnp.ones(())
-    if config.normalisation == "moving":
-        scale = normaliser.scale(config.epsilon)
-    elif config.normalisation == "batch":
-        shift = losses.masked_mean(advantage, mask)
-        scale = jnp.sqrt(losses.masked_mean(jnp.square(advantage - shift), mask)) + 1e-8
-    return shift, scale / config.factor
+) -> tuple[improvement.AdvantageNormaliser, Array, Array]:
+    """The moving scale after this batch, what is subtracted from its advantages, and what they are divided by."""
+    by_batch = config.normalisation == "batch"
+    shift = losses.masked_mean(advantage, mask) if by_batch else jnp.zeros(())
+    normaliser = normaliser.update(advantage - shift, mask, config.decay)
+    scale = _known_scale(config, normaliser)
+    if by_batch:
+        deviation = jnp.sqrt(losses.masked_mean(jnp.square(advantage - shift), mask)) + 1e-8
+        scale = deviation / config.factor
+    return normaliser, shift, scale
 
 
-def _q_advantage(config: CMPOConfig, seen: _Seen) -> Float[Array, "B R A"]:
-    assert seen.q is not None
-    baseline = (seen.prior * seen.q).sum(-1) if config.baseline == "expected_q" else seen.value
-    return seen.q - baseline[..., None]
+def _known_scale(config: AdvantageConfig, normaliser: improvement.AdvantageNormaliser) -> Array:
+    """What advantages are divided by, as far as the state knows."""
+    scale = jnp.ones(()) if config.normalisation == "none" else normaliser.scale(config.epsilon)
+    return scale / config.factor
+
+
+def _q_advantage(
+    config: CMPOConfig, prior: Float[Array, "*B A"], q: Float[Array, "*B A"], value: Float[Array, "*B"]
+) -> Float[Array, "*B A"]:
+    baseline = (prior * q).sum(-1) if config.baseline == "expected_q" else value
+    return q - baseline[..., None]
+
+
+def _mpo(
+    config: PolicyAgentConfig, prior: Float[Array, "*B A"], q_advantage: Float[Array, "*B A"]
+) -> Float[Array, "*B A"]:
+    return improvement.cmpo_policy(prior, q_advantage / config.mpo.temperature, None)
 
 
 def _cmpo(config: CMPOConfig, prior: Array, q_advantage: Array, key: Key) -> PolicyTarget:

@@ -33,4 +33,3 @@ class PPOLosses(PolicyLosses):
     ppo_clip: Term = Term()
     entropy: Term = Term(weight=0.01)
     value: Term = Term(weight=0.5)
-    additions = PolicyLosses.additions - {"ppo_clip", "value"}

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 
-from bircher.agents.unrolling import episode_ends
+from bircher.agents.base import remembered
+from bircher.agents.unrolling import episode_ends, learnt_from
+from bircher.models.model import Model
 from bircher.ops import improvement, returns
 from bircher.search import SearchResult
 from bircher.types import Batch, Key, Targets, Trajectory
 
 Plan = Callable[..., SearchResult]
-"""A search with the target network: (observations [N, ...], legal actions [N, A], key=...) -> what it found."""
-Network = Callable[[Array], Array]
-"""The target network's value: observations [B, R, ...] -> [B, R]."""
+"""A search with the target network: (latents [N, ...], legal actions [N, A], key=...) -> what it found."""
 
 
 class ReturnConfig(BaseModel):
@@ -36,19 +36,27 @@ class ReturnConfig(BaseModel):
     """Where values at a return's end come from: the searches, or the target network of now (as in EfficientZero)."""
 
 
+def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+    """The latents of rows, with the memory that stands in them."""
+    return model.encode_rows(rows.observation, remembered(rows), rows.first, burn_in)
+
+
 def muzero_targets(
-    config: ReturnConfig, discount: float, fraction: float, plan: Plan, network: Network, batch: Batch, key: Key
-) -> Targets:
+    config: ReturnConfig, discount: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
+    key: Key,
+) -> Targets:  # fmt: skip
     """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
 
-    `plan` is a search with the target network: (observations [N, …], legal actions [N, A], key=…) -> SearchResult.
+    `model` is the target network and `plan` a search with it: (latents [N, …], legal actions [N, A], key=…) ->
+    SearchResult.
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
-    mask = ~ends[:, :-1]
-    policy, value = _reanalysed(fraction, plan, rows, key)
+    mask = learnt_from(ends, burn_in)
+    latent = encoded(model, rows)
+    policy, value = _reanalysed(fraction, plan, latent, rows, key)
     if config.bootstrap == "network":
-        value = network(rows.observation)
+        value = model.value(latent)
     target, known = _returns(config, discount, rows, ends, value)
     error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
     result = Targets(
@@ -64,14 +72,14 @@ def muzero_targets(
 
 
 def _reanalysed(
-    fraction: float, plan: Plan, rows: Trajectory, key: Key
+    fraction: float, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
 ) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
     """The searches' policies and values; the last `fraction` of the batch, which is replayed, is searched anew."""
     policy, value = rows.extras["search_policy"], rows.extras["search_value"]
     count = round(fraction * len(value))
     if not count:
         return policy, value
-    flat = jax.tree.map(lambda x: x[-count:].reshape(-1, *x.shape[2:]), (rows.observation, rows.legal_actions))
+    flat = jax.tree.map(lambda x: x[-count:].reshape(-1, *x.shape[2:]), (latent, rows.legal_actions))
     found = plan(*flat, key=key)
     return (
         jnp.concatenate([policy[:-count], found.weights.reshape(count, *policy.shape[1:])]),

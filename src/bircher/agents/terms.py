@@ -223,6 +223,17 @@ def need(names: Collection[str], what: Need) -> bool:
     return any(what in TABLE[name].needs for name in names)
 
 
+def needing(what: Need) -> tuple[str, ...]:
+    """Every term that cannot be computed without it."""
+    return tuple(name for name, rule in TABLE.items() if what in rule.needs)
+
+
+def unlearnt(names: Collection[str], reward_head: bool) -> str:
+    """What is missing among these terms for a look-ahead, q^ = r^ + gamma v^ of imagined states, as settings."""
+    learnt = ("model_value", "model_reward") if reward_head else ("model_value",)
+    return ", ".join(f"losses.{name}" for name in learnt if name not in names)
+
+
 def build(names: Collection[str], products: Products) -> dict[str, Float[Array, "B T"]]:
     """The terms of these names, in the table's order."""
     return {name: rule.build(products) for name, rule in TABLE.items() if name in names}

@@ -66,6 +66,11 @@ def episode_ends(trajectory: Trajectory) -> Array:
     return trajectory.last | following_first
 
 
+def learnt_from(ends: Bool[Array, "B R"], burn_in: int) -> Bool[Array, "B T"]:
+    """Rows that are roots: those whose action leads somewhere, behind the first `burn_in`."""
+    return ~ends[:, :-1] & (jnp.arange(ends.shape[1] - 1) >= burn_in)
+
+
 def unroll(
     model: Model,
     latent: Array,

@@ -55,12 +55,12 @@ def _complete(incomplete: str) -> list[str]:
     """Environments' ids and names of settings, for the shell."""
     from bircher import settings
     from bircher.config import AGENTS
-    from bircher.envs import registry
+    from bircher.envs import atari, ids
 
-    ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL]
+    env_ids = [*ids.TOYS, *ids.GYMNAX, *ids.PGX, *ids.ENVPOOL, *atari.ids()]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
-    keys = [f"{name}=" for name in ("agent", "loop", *known)]
-    return [word for word in dict.fromkeys((*ids, *keys)) if word.startswith(incomplete)]
+    keys = [f"{name}=" for name in ("agent", "loop", "observation", *known)]
+    return [word for word in dict.fromkeys((*env_ids, *keys)) if word.startswith(incomplete)]
 
 
 Words = Annotated[
@@ -169,16 +169,29 @@ def plot(
 
 
 @app.command()
-def config(words: Words = None, config: ConfigFile = None) -> None:
+def config(
+    words: Words = None,
+    config: ConfigFile = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print what the network's parts hold and cost instead.")
+    ] = False,
+) -> None:
     """Print every setting and its value as YAML: save it, edit it, pass it back with --config.
 
     \b
     bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
+    bircher config LunarLander-v3 model.latent_width=256 --summary
     """
     with told():
         from bircher import config as configuration
 
-        print(configuration.compose(*_env_and_settings(words), config).to_yaml(), end="")
+        found = configuration.compose(*_env_and_settings(words), config)
+        if summary:
+            from bircher.run import summarising
+
+            print(summarising.describe(found))
+        else:
+            print(found.to_yaml(), end="")
 
 
 @app.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -39,28 +41,50 @@ def compare(
     bircher compare ppo ppo,losses.cmpo.weight=0.01 --env CartPole-v1 --env Acrobot-v1 steps=1e5
     bircher compare runs/one runs/two --out runs/both
 
-    An agent's own settings follow it behind commas.  Exit status 1 where a run failed, 130 where it was stopped.
+    An agent's own settings follow it behind commas.  Runs that are there must be finished; those of one agent are told
+    apart by the settings in which they differ.  Exit status 1 where a run failed, 130 where it was stopped.
     """
     with told():
+        from bircher import machine
         from bircher.config import ConfigError
-        from bircher.run import cells, comparing, folder
+        from bircher.run import cells, comparing, existing, folder
 
-        settings = [word for word in words if "=" in word.split(",")[0]]
-        named = [word for word in words if word not in settings]
-        runs = [Path(word) for word in named if (Path(word) / folder.CONFIG).is_file()]
-        agents = [word for word in named if Path(word) not in runs]
-        if not named:
+        machine.stay_on_cpu()  # the runs are processes of their own
+        runs, agents, settings = _sorted(words)
+        if not runs and not agents:
             raise ConfigError("nothing to compare: give agents, such as muesli ppo, or the folders of runs")
         if runs and (settings or steps is not None):
             raise ConfigError("runs that are there keep their settings: leave KEY=VALUE and --steps out")
         if agents and not env:
             raise ConfigError(f"{agents[0]} needs an environment: --env ENV")
+        if env and not agents:
+            raise ConfigError(f"--env {env[0]} is for agents to be trained, and runs that are there have their own")
         place = out or folder.RUNS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
         pairs = [*settings, *([] if steps is None else [f"steps={steps}"])]
         made = cells.plan(comparing.variants(agents), env or [], range(seeds), pairs, place) if agents else []
-        every = [*comparing.existing(runs), *made]
+        there = existing.cells(runs, made)
+        # A run that is what a planned one would be stands for it.
+        stand = {(cell.variant, cell.env, cell.seed) for cell in there}
+        every = [*there, *(cell for cell in made if (cell.variant, cell.env, cell.seed) not in stand)]
         title = " against ".join(dict.fromkeys(cell.variant for cell in every))
     _make(every, place, title, (), processes, episodes, as_json)
+
+
+def _sorted(words: list[str]) -> tuple[list[Path], list[str], list[str]]:
+    """Folders of runs, agents with their own settings, and settings for all."""
+    from bircher.run import folder
+
+    runs, agents, settings = [], [], []
+    for word in words:
+        if os.path.isfile(Path(word) / folder.CONFIG):  # also of what is too long for a path
+            runs.append(Path(word))
+        elif "=" in word.split(",")[0]:
+            settings.append(word)
+        elif os.sep in word.split(",")[0]:
+            folder.read_config(word)  # says why it is no run
+        else:
+            agents.append(word)
+    return runs, agents, settings
 
 
 def protocol(
@@ -79,12 +103,14 @@ def protocol(
     bircher protocol CartPole-v1 --steps 100000
     """
     with told():
+        from bircher import machine
         from bircher.run import cells, folder
         from bircher.run import protocol as five
 
+        machine.stay_on_cpu()  # the runs are processes of their own
         place = out or folder.RUNS / f"protocol-{time.strftime('%Y%m%d-%H%M%S')}"
         pairs = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
-        every = cells.plan(five.STEPS, [env], range(seeds), pairs, place)
+        every = cells.plan(five.steps(env, pairs), [env], range(seeds), pairs, place)
     _make(every, place, f"From PPO to Muesli: {env}", five.NOTES, processes, episodes, as_json)
 
 
@@ -93,17 +119,21 @@ def _make(
 ) -> None:
     """Run what is missing, and write and print what was found."""
     with told():
-        from bircher.run import folder
+        from bircher.run import comparing, folder
 
+        comparing.require_own(every, place)
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise folder.RunFolderError(f"{place} cannot be made: {error.strerror or error}") from error
     with told(FAILED):
-        from bircher.run import cells, comparing
+        from bircher.run import cells
 
         done, failed = cells.run(every, processes, episodes, lambda text: print(text, file=sys.stderr, flush=True))
         missing = len(every) - len(done)
+        if missing:
+            ask = f"go on with the same command and --out {shlex.quote(str(place))}"
+            print(f"{missing} of {len(every)} runs are missing: {ask}", file=sys.stderr)
         if not done:
             raise typer.Exit(FAILED if failed else STOPPED)
         said = (*notes, *([f"{missing} of {len(every)} runs are missing."] if missing else []))

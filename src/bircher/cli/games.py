@@ -51,7 +51,7 @@ def evaluate(
                 print(f"{agent.spec.id} is a game of two: playing against {versus.OPPONENT}", file=sys.stderr)
             against = versus.against(agent, opponent or versus.OPPONENT, episodes, seed, greedy, opening_moves)
     if report is not None:
-        print(json.dumps(report._asdict())) if as_json else _tell(report)
+        print(json.dumps(report.to_json())) if as_json else _tell(report)
     if against is not None:
         print(json.dumps(against.to_json())) if as_json else _tell_match(against)
 
@@ -122,6 +122,9 @@ def _tell(report: Report) -> None:
     least, most = min(report.returns), max(report.returns)
     print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
     print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
+    if report.human_normalised is not None:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalised.items())
+        print(f"human-normalised (0 a random player, 1 a human): {scores}")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
 

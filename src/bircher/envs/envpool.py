@@ -8,6 +8,7 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
   nothing else in the row tells. Such a row bootstraps. It concerns one row in ``max_steps`` at most.
 - Environment i of a pool with seed s has seed s + i, so a list of hashed seeds is passed instead.
 - Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
+- Atari's frames come as [channels, height, width], and are turned here; its drawing is the whole screen in colour.
 """
 
 from __future__ import annotations
@@ -22,27 +23,47 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from bircher.envs import atari
+from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, row
+from bircher.envs.observation import ObservationConfig
 from bircher.envs.spaces import action_spec, observation_spec, quiet_bounds
 from bircher.types import Discrete, EnvSpec, TimeStep
 
 
-def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+def env_spec(
+    env_id: str,
+    max_steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
+) -> EnvSpec:
     """The specification of an EnvPool environment, without starting one.
 
     Raises UnsupportedEnvironment where it cannot go through the XLA handle.
     """
-    native = envpool.make_spec(env_id, **_config(max_steps, options))
+    game = atari.canonical(env_id)
+    native = envpool.make_spec(game or env_id, **_config(game, max_steps, options, observation, protocol))
     _refuse_wide(env_id, native)
     with quiet_bounds():
-        observation, action = native.observation_space, native.action_space
-    limit = native.config.max_episode_steps
-    return EnvSpec(env_id, observation_spec(observation), action_spec(action), int(limit))
+        seen, action = observation_spec(native.observation_space), action_spec(native.action_space)
+    limit = int(native.config.max_episode_steps)
+    if game is None:
+        return EnvSpec(env_id, seen, action, limit)
+    channels, height, width = seen.shape
+    seen = jax.ShapeDtypeStruct((height, width, channels), seen.dtype)
+    return EnvSpec(game, seen, action, limit, action_repeat=int(native.config.frame_skip))
 
 
-def _config(max_steps: int | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    limit = {} if max_steps is None else {"max_episode_steps": max_steps}
-    return {**limit, **(options or {})}
+def _config(
+    game: str | None,
+    max_steps: int | None,
+    options: Mapping[str, Any] | None,
+    observation: ObservationConfig | None,
+    protocol: ProtocolName | None,
+) -> dict[str, Any]:
+    given = dict(options or {}) if game is None else atari.config(protocol, observation, options or {})
+    return {**given, **({} if max_steps is None else {"max_episode_steps": max_steps})}
 
 
 def _refuse_wide(env_id: str, native: Any) -> None:
@@ -78,17 +99,21 @@ class EnvPoolEnv:
         max_steps: int | None = None,
         num_threads: int | None = None,
         options: Mapping[str, Any] | None = None,
+        observation: ObservationConfig | None = None,
+        protocol: ProtocolName | None = None,
     ):
-        self.spec = env_spec(env_id, max_steps, options)
+        self._game = atari.canonical(env_id)
+        self.spec = env_spec(env_id, max_steps, options, observation, protocol)
         self.num_envs = len(seeds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = envpool.make_gymnasium(
-            env_id,
+            self._game or env_id,
             num_envs=self.num_envs,
             batch_size=self.num_envs,
             num_threads=min(cores, self.num_envs) if num_threads is None else num_threads,
             seed=[int(seed) for seed in seeds],
-            **_config(max_steps, options),
+            **_config(self._game, max_steps, options, observation, protocol),
+            **({"render_mode": "rgb_array"} if self._game else {}),
         )
         with quiet_bounds():  # the pool reads its observation space whenever a row comes
             self._handle, self._recv, _, self._step = self._pool.xla()
@@ -112,6 +137,14 @@ class EnvPoolEnv:
         handle, received = step(state, jnp.asarray(action, dtype))
         return handle, self._row(received)
 
+    def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
+        """The screens of an Atari game as they are now, whole and in colour; None for other environments.
+
+        No program that steps the pool may still be running.
+        """
+        pool, _, _ = self._open()
+        return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._game else None
+
     def close(self) -> None:
         """Let the pool and its threads go; no program made from this environment may run afterwards."""
         _open_pools.pop(id(self._pool), None)
@@ -126,4 +159,6 @@ class EnvPoolEnv:
         observation, reward, terminal, truncated, info = received
         first = info["elapsed_step"] == 0
         observation = jax.tree.map(jnp.asarray, observation)
+        if self._game is not None:
+            observation = jnp.moveaxis(observation, 1, -1)
         return row(self.spec, observation, reward, first=first, terminal=terminal, truncated=truncated)

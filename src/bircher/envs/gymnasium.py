@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,92 +11,63 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from jax.experimental import io_callback
 
 from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, num_legal, row
-from bircher.envs.spaces import action_spec, observation_arrays, observation_spec, quiet_bounds, registered
+from bircher.envs.observation import SIZE, ObservationConfig
+from bircher.envs.single import EnvironmentFailure, Picture, Source, maker, named, source_name
+from bircher.envs.spaces import action_spec, observation_arrays, observation_spec, quiet_bounds
+from bircher.envs.workers import Here, Rows, Workers
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
 
-Source = str | Callable[..., gymnasium.Env]
+LEAST_SHARE = 4
+"""Environments that a worker process has at least, where nobody said how many processes there are to be."""
 
 
-class EnvironmentFailure(RuntimeError):
-    """An exception inside one environment, told with the environment's index and step."""
-
-
-class _Named(gymnasium.Wrapper):
-    """Says which environment failed, and where; counts the steps of all its episodes."""
-
-    def __init__(self, env: gymnasium.Env, index: int):
-        super().__init__(env)
-        self._index, self._steps = index, 0
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The environment's own reset; whatever it raises becomes an EnvironmentFailure."""
-        try:
-            return self.env.reset(**kwargs)
-        except Exception as error:
-            raise self._failure("reset", error) from error
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's own step; whatever it raises becomes an EnvironmentFailure."""
-        self._steps += 1
-        try:
-            return self.env.step(action)
-        except Exception as error:
-            raise self._failure("step", error) from error
-
-    def _failure(self, what: str, error: Exception) -> EnvironmentFailure:
-        text = f"environment {self._index} raised {type(error).__name__} in {what} after {self._steps} steps: {error}"
-        return EnvironmentFailure(text)
-
-
-def _maker(source: Source, max_steps: int | None, options: Mapping[str, Any]) -> Callable[[], gymnasium.Env]:
-    """A function that makes one environment; it carries the registration along, so it works in another process."""
-    if isinstance(source, str):
-        # The checker warns of spaces and types that are handled here, and costs time at every step.
-        kwargs = {"disable_env_checker": True, **options}
-        return partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
-
-    def make() -> gymnasium.Env:
-        env = source(**options)
-        if not isinstance(env, gymnasium.Env):
-            raise UnsupportedEnvironment(f"{_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
-        return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
-
-    return make
-
-
-def _name(source: Source) -> str:
-    return source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
+def picture(observation: ObservationConfig | None) -> Picture | None:
+    """How an environment is drawn for an agent that sees this; None where it sees the environment's own numbers."""
+    if observation is None or observation.name == "state":
+        return None
+    return Picture(observation.size or SIZE, bool(observation.grey))
 
 
 def _spec_of(source: Source, env: gymnasium.Env, max_steps: int | None) -> EnvSpec:
     limit = max_steps
     if limit is None and env.spec is not None:
         limit = env.spec.max_episode_steps
-    return EnvSpec(_name(source), observation_spec(env.observation_space), action_spec(env.action_space), limit)
+    return EnvSpec(source_name(source), observation_spec(env.observation_space), action_spec(env.action_space), limit)
 
 
-def env_spec(source: Source, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+def env_spec(
+    source: Source,
+    max_steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    observation: ObservationConfig | None = None,
+) -> EnvSpec:
     """The specification of a Gymnasium environment; one is made and closed again."""
-    options = {key: value for key, value in (options or {}).items() if key != "workers"}
     with quiet_bounds():
-        env = _maker(source, max_steps, options)()
+        env = maker(source, max_steps, options or {}, picture(observation))()
         try:
             return _spec_of(source, env, max_steps)
         finally:
             env.close()
 
 
+def _num_workers(num_envs: int, pictures: bool) -> int:
+    """Processes where nobody said how many: pictures are worth one a core, numbers are stepped sooner than sent."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = min(cores, num_envs // LEAST_SHARE) if pictures else 0
+    return found if found > 1 else 0
+
+
 class GymnasiumEnv:
     """B Gymnasium environments, each reset with its own seed once; later episodes go on with its own random numbers.
 
-    The option ``workers=True`` puts each into a process of its own (started afresh, so a script that uses it needs
-    ``if __name__ == "__main__":``). ``info["action_mask"]`` gives the legal actions, where there is one. Actions
-    0 … n - 1 are shifted where the space starts elsewhere. An exception inside an environment does not end the
-    program: from then on every row has ``failed``, and ``failure`` says what happened.
+    With ``observation.name`` pixels they are drawn where they are stepped. ``num_workers`` processes share them out, 0
+    steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it.
+    ``info["action_mask"]`` gives the legal actions, where there is one. Actions 0 … n - 1 are shifted where the space
+    starts elsewhere. An exception inside an environment, or a process that ended, does not end the program: from then
+    on every row has ``failed``, and ``failure`` says what happened.
     """
 
     pure = False
@@ -106,38 +78,36 @@ class GymnasiumEnv:
         seeds: Sequence[int],
         max_steps: int | None = None,
         options: Mapping[str, Any] | None = None,
+        observation: ObservationConfig | None = None,
+        num_workers: int | None = None,
     ):
-        options = dict(options or {})
-        workers = options.pop("workers", False)
         self.num_envs = len(seeds)
-        self._seeds: list[int | None] = [int(seed) for seed in seeds]
+        self._seeds = [int(seed) for seed in seeds]
         self._failure: str | None = None
         self._last = np.zeros(self.num_envs, bool)
-        maker = _maker(source, max_steps, options)
+        drawn = picture(observation)
+        make = maker(source, max_steps, options or {}, drawn)
+        if num_workers is None:
+            num_workers = _num_workers(self.num_envs, drawn is not None)
         with quiet_bounds():
-            probe = maker()
+            probe = make()
             self.spec = _spec_of(source, probe, max_steps)
+            observations, actions = probe.observation_space, probe.action_space
             probe.close()
-            makers = [partial(_named, maker, index) for index in range(self.num_envs)]
-            # Spawned, not forked: a copy of a process in which JAX's threads hold locks may never wake up.
-            self._pool = (
-                AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
-                if workers
-                else SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-            )
-        self._arrays = observation_arrays(self._pool.single_observation_space)
-        space = self._pool.single_action_space
-        self._offset = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+            makers = [partial(named, make, index) for index in range(self.num_envs)]
+            workers = min(num_workers, self.num_envs)
+            self._pool: Here | Workers = Workers(makers, workers) if workers else Here(makers)
+        self._arrays = observation_arrays(observations)
+        self._offset = int(actions.start) if isinstance(actions, gymnasium.spaces.Discrete) else 0
         self._blank = self._blank_row()
 
     def reset(self) -> tuple[EnvState, TimeStep]:
         """Start every environment anew with the seeds it was made with; an exception there is raised at once."""
         self._refuse_unsupported(self.spec.observation)
-        observation, info = self._pool.reset(seed=self._seeds)
+        rows = self._pool.reset(self._seeds)
         self._failure = None
-        flags = np.zeros(self.num_envs, bool)
-        self._last = flags
-        given = self._given(observation, np.zeros(self.num_envs), ~flags, flags, flags, info)
+        self._last = np.zeros(self.num_envs, bool)
+        given = self._given(rows, first=~self._last)
         # Copies, since a program may be given the rows' memory to write into.
         return jnp.zeros((), jnp.int32), self._row(jax.tree.map(jnp.array, given))
 
@@ -190,31 +160,29 @@ class GymnasiumEnv:
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
         if isinstance(self.spec.action, Discrete):
             action = action.astype(np.int64) + self._offset
-        observation, reward, terminal, truncated, info = self._pool.step(action)
-        first, self._last = self._last, terminal | truncated
-        return self._given(observation, reward, first, terminal, truncated, info)
+        rows = self._pool.step(action)
+        first, self._last = self._last, np.concatenate([part.terminal | part.truncated for part in rows])
+        return self._given(rows, first)
 
-    def _given(self, observation, reward, first, terminal, truncated, info) -> dict[str, Any]:
+    def _given(self, rows: list[Rows], first: np.ndarray) -> dict[str, Any]:
+        parts = [self._arrays(part.observation) for part in rows]
+        observation = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        fields = list(zip(*rows, strict=True))[1:]
+        reward, terminal, truncated, masked, masks = (np.concatenate(field) for field in fields)
         legal = self._blank["legal_actions"]
-        if "action_mask" in info and legal.shape[1]:
-            asked = info["_action_mask"]
+        if masked.any() and legal.shape[1]:
             legal = legal.copy()
-            legal[asked] = np.stack(info["action_mask"][asked]).astype(bool) if asked.any() else True
-        given = {
-            "observation": self._arrays(observation),
-            "reward": np.asarray(reward, np.float32),
+            legal[masked] = np.stack(list(masks[masked])).astype(bool)
+        return {
+            "observation": observation,
+            "reward": reward.astype(np.float32),
             "first": first,
             "terminal": terminal,
             "truncated": truncated,
             "legal_actions": legal,
             "failed": np.zeros(self.num_envs, bool),
         }
-        return given
 
     def _row(self, given: dict[str, Any]) -> TimeStep:
         observation, reward = given.pop("observation"), given.pop("reward")
         return row(self.spec, observation, reward, **given)
-
-
-def _named(maker: Callable[[], gymnasium.Env], index: int) -> gymnasium.Env:
-    return _Named(maker(), index)

@@ -11,59 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bircher.envs import atari
+from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
+from bircher.envs.clipping import ClippedEnv
+from bircher.envs.ids import BACKENDS, ENVPOOL, GYMNAX, PGX, PGX_REFUSED, PRESETS, TOYS
+from bircher.envs.observation import ObservationConfig
 from bircher.types import EnvSpec, Unsupported
-
-BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
-
-TOYS = ("toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/nim")
-
-# Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
-# and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
-# downloads data.
-GYMNAX = (
-    "CartPole-v1", "Acrobot-v1", "MountainCar-v0",
-    "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar",
-    "Catch-bsuite", "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite",
-    "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",
-    "BernoulliBandit-misc", "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
-)  # fmt: skip
-
-PGX = (
-    "tic_tac_toe", "connect_four", "othello", "hex", "go_9x9", "go_19x19", "gardner_chess", "chess", "animal_shogi",
-    "shogi", "2048",
-)  # fmt: skip
-
-PGX_REFUSED = {
-    "bridge_bidding": "it has 4 players, and at most 2 are supported",
-    "sparrow_mahjong": "it has 3 players, and at most 2 are supported",
-    "backgammon": "it has dice, and of games with chance only those of one player are supported",
-    "kuhn_poker": "its players hide cards from each other, which is not supported",
-    "leduc_holdem": "its players hide cards from each other, which is not supported",
-}
-"""Games that pgx has, and why they cannot be played here."""
-
-ENVPOOL = (
-    "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
-    "BipedalWalkerHardcore-v3", "CarRacing-v3", "CarRacing-v2", "CartPole-v0", "CartPole-v1", "Acrobot-v1",
-    "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0", "Pendulum-v1",
-)  # fmt: skip
-
-PRESETS = {
-    "CartPole-v1": "cartpole",
-    "Acrobot-v1": "acrobot",
-    "LunarLander-v3": "lunarlander",
-    "Breakout-MinAtar": "minatar_breakout",
-    "Freeway-MinAtar": "minatar_freeway",
-    "SpaceInvaders-MinAtar": "minatar_space_invaders",
-    "Asterix-MinAtar": "minatar_asterix",
-    "Seaquest-MinAtar": "minatar_seaquest",
-    "tic_tac_toe": "tic_tac_toe",
-    "connect_four": "connect_four",
-    "othello": "othello",
-    "hex": "hex",
-    "go_9x9": "go_9x9",
-}
 
 EnvSource = str | Callable[[], Any]
 """An id, or a class or zero-argument function that gives a ``gymnasium.Env``."""
@@ -81,6 +35,8 @@ class Known(NamedTuple):
 
 def preset_name(env_id: EnvSource) -> str:
     """The name of an environment's preset, a file in ``presets/`` without its ending; ``default`` for most."""
+    if atari.canonical(env_id) is not None:
+        return "atari"
     return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"
 
 
@@ -99,12 +55,37 @@ def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
     return [one(index) for index in range(count)]
 
 
-def resolve(source: object, backend: str | None = None) -> str:
-    """The backend that runs an environment: one of ``BACKENDS``.
+def resolve(
+    source: object,
+    backend: str | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
+) -> str:
+    """The backend that runs an environment: one of ``BACKENDS``; for pictures Gymnasium, which draws them.
 
-    Raises UnknownEnvironment, with the nearest ids, or UnsupportedEnvironment, before an adapter is imported or
-    anything is compiled.
+    Without an ``observation`` the environment's own is meant. Raises UnknownEnvironment, with the nearest ids, or
+    UnsupportedEnvironment, before an adapter is imported or anything is compiled.
     """
+    found = _resolve(source, backend)
+    if found == "envpool" and atari.canonical(source) is not None:
+        if observation is not None and observation.name == "state":
+            raise UnsupportedEnvironment(f"{source} has no observation but its screen: set observation=pixels")
+        return found
+    if protocol is not None:
+        raise UnsupportedEnvironment(f"env.protocol={protocol} is for Atari games, such as Breakout-v5, not {source}")
+    if observation is None or observation.name == "state":
+        return found
+    if backend not in (None, "gymnasium"):
+        raise UnsupportedEnvironment(f"observation=pixels is drawn by Gymnasium: env.backend={backend} cannot be had")
+    if isinstance(source, str):
+        from bircher.envs.spaces import draws
+
+        if not draws(source):
+            raise UnsupportedEnvironment(f"{source} cannot be seen as pixels: Gymnasium has no picture of it")
+    return "gymnasium"
+
+
+def _resolve(source: object, backend: str | None) -> str:
     if backend is not None and backend not in BACKENDS:
         raise UnsupportedEnvironment(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if not isinstance(source, str):
@@ -116,11 +97,14 @@ def resolve(source: object, backend: str | None = None) -> str:
     for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
         if source in ids and backend in (None, name):
             return name
+    if atari.canonical(source) is not None and backend in (None, "envpool"):
+        return "envpool"
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
     if backend in (None, "gymnasium") and _in_gymnasium(source):
         return "gymnasium"
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "envpool": ENVPOOL, "gymnasium": _gymnasium_ids()}
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": _gymnasium_ids()}
+    known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
     raise UnknownEnvironment(f"unknown environment {source!r}{where}{_near(source, names)}")
@@ -137,53 +121,65 @@ def make(
     backend: str | None = None,
     options: Mapping[str, Any] | None = None,
     generation: int = 0,
+    observation: ObservationConfig | None = None,
+    num_workers: int | None = None,
+    protocol: ProtocolName | None = None,
+    reward_clip: float | None = None,
 ) -> Env:
     """Make ``num_envs`` environments stepped together.
 
     ``env`` is an id, or a class or zero-argument function giving a ``gymnasium.Env``. ``role`` keeps the starts of
     training, evaluation and so on apart. ``max_steps`` truncates episodes after so many actions; ``stack`` observations
-    are joined along the last axis; ``num_threads`` is EnvPool's (default: a thread a core); ``options`` go to the
-    environment's constructor, and ``workers=True`` puts each Gymnasium environment into a process of its own. Another
-    ``generation`` has other seeds.
+    are joined along the last axis; ``num_threads`` is EnvPool's (default: a thread a core), and ``num_workers`` are
+    Gymnasium's processes (default: for pictures one a core, else none); ``options`` go to the environment's
+    constructor. Another ``generation`` has other seeds. ``observation`` says whether the agent sees the environment's
+    own numbers, the default, or a picture of it; ``protocol`` is how an Atari game is played, by default the paper's.
+    Rewards are clipped to ± ``reward_clip``.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
     """
     for name, number in (("num_envs", num_envs), ("stack", stack), ("max_steps", max_steps)):
         if number is not None and number < 1:
             raise UnsupportedEnvironment(f"{name} must be at least 1, not {number}")
-    adapter = resolve(env, backend)
+    adapter = resolve(env, backend, observation, protocol)
+    env_seeds = seeds(seed, role, num_envs, generation)
     with _one_sentence(env, options):
-        made = _adapter(adapter, env, seeds(seed, role, num_envs, generation), max_steps, num_threads, options)
+        made = _made(adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol)
+    if reward_clip is not None:
+        made = ClippedEnv(made, reward_clip)
     return stack_observations(made, stack) if stack > 1 else made
 
 
-def _adapter(
-    backend: str,
+def _made(
+    adapter: str,
     env: Any,
     env_seeds: Sequence[int],
     max_steps: int | None,
-    num_threads: int | None,
     options: Mapping[str, Any] | None,
+    num_threads: int | None,
+    num_workers: int | None,
+    observation: ObservationConfig | None,
+    protocol: ProtocolName | None,
 ) -> Env:
-    if backend == "toys":
+    if adapter == "toys":
         from bircher.envs.toys import make_toy
 
         return make_toy(env, env_seeds, max_steps, options)
-    if backend == "gymnax":
+    if adapter == "gymnax":
         from bircher.envs.gymnax import GymnaxEnv
 
         return GymnaxEnv(env, env_seeds, max_steps, options)
-    if backend == "pgx":
+    if adapter == "pgx":
         from bircher.envs.pgx import PgxEnv
 
         return PgxEnv(env, env_seeds, max_steps, options)
-    if backend == "envpool":
+    if adapter == "envpool":
         from bircher.envs.envpool import EnvPoolEnv
 
-        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options)
+        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol)
     from bircher.envs.gymnasium import GymnasiumEnv
 
-    return GymnasiumEnv(env, env_seeds, max_steps, options)
+    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers)
 
 
 def spec(
@@ -191,11 +187,14 @@ def spec(
     max_steps: int | None = None,
     backend: str | None = None,
     options: Mapping[str, Any] | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
 ) -> EnvSpec:
     """The specification of one environment, without its compilation, of single observations (not stacked)."""
-    adapter = resolve(env, backend)
+    adapter = resolve(env, backend, observation, protocol)
+    more = {"gymnasium": (observation,), "envpool": (observation, protocol)}.get(adapter, ())
     with _one_sentence(env, options):
-        return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options)
+        return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options, *more)
 
 
 @contextmanager
@@ -229,10 +228,13 @@ def known(name_filter: str | None = None) -> list[Known]:
     Each is looked at for its spaces; one whose own packages are not installed says so in their place.
     """
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *_gymnasium_ids())):
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *_gymnasium_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)
+        if backend == "envpool" and atari.canonical(env_id) is not None:
+            lines.append(Known(env_id, backend, *atari.summary(env_id), preset_name(env_id)))
+            continue
         try:
             found = spec(env_id)
             observation, action = describe(found.observation), str(found.action)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.envs.registration import load_env_creator
 
 from bircher.envs.base import array_dtype
 from bircher.types import Continuous, Discrete, Unsupported
@@ -27,6 +28,16 @@ def registered(env_id: str) -> GymnasiumSpec:
     if module:
         importlib.import_module(module)
     return gymnasium.spec(name)
+
+
+def draws(env_id: str) -> bool:
+    """Whether Gymnasium has an environment of this id that draws to arrays; its module is imported."""
+    try:
+        entry = registered(env_id).entry_point
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    except (gymnasium.error.Error, ImportError):
+        return False
+    return "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
 
 
 @contextmanager

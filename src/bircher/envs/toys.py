@@ -7,11 +7,13 @@
     toy/chain              one-hot of n places      3                  place i wants action i mod 3, else back to 0
     toy/cliff              (t / n, 1)               walk, jump         walk: reward 1; jump: reward 2 and death
     toy/catch              image rows x columns x 1 left, stay, right  the ball falls; 1 if caught, -1 if not, death
+    toy/recall             (cue, asked)             2                  after n steps the cue is to be named: 1, else -1
     toy/nim                one-hot of the heap      take 1, take 2     two players; 1 for who takes the last, the end
 
 b is the index of the environment and t the number of actions taken in its episode. The counter's reward on arriving at
 t is 1000 b + 10 t + action, so that a shift along either axis shows. The chain gives 1 and ends in death at its end,
-and is truncated after 10 n steps; the cliff is truncated after n. ``n`` is the option ``length``, ``rows`` and
+and is truncated after 10 n steps; the cliff is truncated after n. The cue is -1 or 1, seen on the first row alone.
+``n`` is the option ``length``, ``rows`` and
 ``columns`` are those of catch, ``heap`` is what nim begins with: who is to move there loses if and only if 3 divides
 what is left. ``max_steps`` truncates each of them earlier.
 """
@@ -159,6 +161,21 @@ def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5)
     return Toy(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
 
 
+def _recall(env_id: str, max_steps: int | None, length: int = 30) -> Toy:
+    def start(key, index):
+        cue = jax.random.randint(key, (), 0, 2)
+        return (cue, 0), jnp.array([2.0 * cue - 1.0, 0.0])
+
+    def move(key, inner, action):
+        cue, time = inner[0], inner[1] + 1
+        answered = time > length
+        reward = jnp.where(answered, jnp.where(action == cue, 1.0, -1.0), 0.0)
+        observation = jnp.array([0.0, jnp.where(time == length, 1.0, 0.0)])
+        return (cue, time), observation, reward, answered, _reached(time, max_steps)
+
+    return Toy(EnvSpec(env_id, _vector(2), Discrete(2), max_steps), start, move)
+
+
 def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Toy:
     def start(key, index):
         return (heap, 0, 0), jax.nn.one_hot(heap, heap + 1)
@@ -184,6 +201,7 @@ TOYS: dict[str, Callable[..., Toy]] = {
     "toy/chain": _chain,
     "toy/cliff": _cliff,
     "toy/catch": _catch,
+    "toy/recall": _recall,
     "toy/nim": _nim,
 }
 """Every toy by its id."""

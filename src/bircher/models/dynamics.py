@@ -1,85 +1,188 @@
-"""Transitions of the latent under an action."""
+"""Transitions of the latent under an action: latents are float32, and multiplied in the network's precision."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bircher.models.layers import MLP, Convolution, Linear, ResidualBlock, scale_latent
+from bircher.models.convolutions import Convolution, ResidualBlock
+from bircher.models.grids import through
+from bircher.models.layers import MLP, Linear, recur, scale_latent
+from bircher.models.model_config import ModelConfig
+from bircher.settings import ConfigError
 from bircher.types import Key
 
 
-class DynamicsMLP(eqx.Module):
-    """Next latent = scaled(latent + MLP(latent, action)).
+class Dynamics(eqx.Module):
+    """A transition whose first step is a sum of the latent's part and the action's.
 
-    The first layer is split in a part of the latent and a row for each action: the same numbers as a layer
-    over [latent, one-hot action], but a look-ahead over all actions multiplies the latent once.
+    The same numbers as a layer over both side by side, but a look-ahead over all actions multiplies the latent once.
     """
+
+    dtype: eqx.AbstractVar[jnp.dtype]
+
+    @abstractmethod
+    def added(self) -> Float[Array, "A numbers"]:
+        """What each action adds: a row, for a grid a plane for each of its channels."""
+
+    @abstractmethod
+    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
+        """What the latent adds."""
+
+    @abstractmethod
+    def following(
+        self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B numbers"]
+    ) -> Float[Array, "*B latent"]:
+        """The next latent, of the latent and both sums together."""
+
+    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+        added = self.added().astype(self.dtype)
+        hidden = self.seen(latent.astype(self.dtype)) + jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
+        return self.following(latent, hidden)
+
+    def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
+        """The next latent for every action."""
+        hidden = self.seen(latent.astype(self.dtype))[..., None, :] + self.added().astype(self.dtype)
+        return self.following(latent[..., None, :], hidden)
+
+
+class DynamicsMLP(Dynamics):
+    """Next latent = scaled(latent + MLP(latent, action))."""
 
     from_latent: Linear
     from_action: Float[Array, "A width"]
     rest: MLP
+    dtype: jnp.dtype = eqx.field(static=True)
 
-    def __init__(self, latent_width: int, num_actions: int, widths: Sequence[int], key: Key):
+    def __init__(self, latent_width: int, num_actions: int, widths: Sequence[int], key: Key, dtype: jnp.dtype):
         latent_key, action_key, rest_key = jax.random.split(key, 3)
         self.from_latent = Linear(latent_width, widths[0], latent_key, scale=2.0)
         self.from_action = jax.random.normal(action_key, (num_actions, widths[0])) * 0.5
         # Small last layer: a transition begins near the identity.
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
+        self.dtype = dtype
 
-    def _finish(
+    def added(self) -> Float[Array, "A width"]:
+        return self.from_action
+
+    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
+        return self.from_latent(latent)
+
+    def following(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B width"]
-    ) -> Float[Array, "*#B latent"]:
+    ) -> Float[Array, "*B latent"]:
         return scale_latent(latent + self.rest(jax.nn.relu(hidden)))
 
-    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=latent.dtype)
-        return self._finish(latent, self.from_latent(latent) + one_hot @ self.from_action)
 
-    def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
-        """The next latent for every action."""
-        hidden = self.from_latent(latent)[..., None, :] + self.from_action
-        return self._finish(latent[..., None, :], hidden)
+class LSTMDynamics(Dynamics):
+    """Next (h, c) = LSTM(action, (h, c)); the latent is [h, c], and heads see h (Muesli's recurrent model).
+
+    The torso's last projection makes c as well as h, so that a latent is one vector wherever it is held: in a search
+    tree, a look-ahead, an unroll.  An initial state from h alone would need a map of its own at every root, and a c of
+    zeros would leave the forget gate nothing to keep.  No latent is scaled after the root: h lies in (-1, 1) by itself.
+    """
+
+    from_hidden: Linear
+    from_action: Float[Array, "A gates"]
+    dtype: jnp.dtype = eqx.field(static=True)
+
+    def __init__(self, width: int, num_actions: int, key: Key, dtype: jnp.dtype):
+        hidden_key, action_key = jax.random.split(key)
+        self.from_hidden = Linear(width, 4 * width, hidden_key)
+        self.from_action = jax.random.normal(action_key, (num_actions, 4 * width)) * 0.5
+        self.dtype = dtype
+
+    def added(self) -> Float[Array, "A gates"]:
+        return self.from_action
+
+    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B gates"]:
+        hidden, _ = jnp.split(latent, 2, axis=-1)
+        return self.from_hidden(hidden)
+
+    def following(
+        self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B gates"]
+    ) -> Float[Array, "*B latent"]:
+        _, cell = jnp.split(latent, 2, axis=-1)
+        return jnp.concatenate(recur(hidden, cell), axis=-1)
 
 
-class GridDynamics(eqx.Module):
-    """Next latent = scaled(latent + convolutions(latent, action)) over a grid of cells; an action is a grid as well."""
+class GridDynamics(Dynamics):
+    """Next latent = scaled(blocks(latent + convolution(relu(convolution(latent) + planes of the action)))) over a grid.
+
+    An action's planes are learnt, one for each hidden channel: MuZero's one-hot planes under a convolution are a case.
+    """
 
     from_latent: Convolution
     from_action: Float[Array, "A cells"]
     last: Convolution
     blocks: tuple[ResidualBlock, ...]
     shape: tuple[int, int, int] = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)
 
-    def __init__(self, shape: tuple[int, int, int], num_actions: int, hidden: int, num_blocks: int, key: Key):
+    def __init__(
+        self, shape: tuple[int, int, int], num_actions: int, hidden: int, num_blocks: int, key: Key, dtype: jnp.dtype
+    ):
         latent_key, action_key, last_key, *keys = jax.random.split(key, num_blocks + 2)
         height, width, channels = shape
         self.from_latent = Convolution(channels, hidden, 3, latent_key, pad=True)
         self.from_action = jax.random.normal(action_key, (num_actions, height * width * hidden)) * 0.5
         self.last = Convolution(hidden, channels, 3, last_key, pad=True, scale=0.1)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
-        self.shape = shape
+        self.shape, self.dtype = shape, dtype
 
-    def _finish(
-        self, grid: Float[Array, "*#B H W C"], hidden: Float[Array, "*#B H W hidden"]
+    def added(self) -> Float[Array, "A cells"]:
+        return self.from_action
+
+    def _grid(self, x: Float[Array, "*B numbers"]) -> Float[Array, "*B H W C"]:
+        return x.reshape(*x.shape[:-1], *self.shape[:2], -1)
+
+    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B cells"]:
+        hidden = self.from_latent(self._grid(latent))
+        return hidden.reshape(*hidden.shape[:-3], -1)
+
+    def following(
+        self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B cells"]
     ) -> Float[Array, "*B latent"]:
-        following = grid + self.last(jax.nn.relu(hidden))
-        for block in self.blocks:
-            following = block(following)
-        return scale_latent(following.reshape(*following.shape[:-3], -1))
+        grid = self._grid(latent) + self.last(jax.nn.relu(self._grid(hidden)))
+        if self.blocks:
+            grid = through(self.blocks, grid.astype(self.dtype))
+        return scale_latent(grid.reshape(*grid.shape[:-3], -1))
 
-    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        grid = latent.reshape(*latent.shape[:-1], *self.shape)
-        one_hot = jax.nn.one_hot(action, len(self.from_action), dtype=latent.dtype)
-        hidden = self.from_latent(grid)
-        return self._finish(grid, hidden + (one_hot @ self.from_action).reshape(hidden.shape))
 
-    def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
-        """The next latent for every action."""
-        grid = latent.reshape(*latent.shape[:-1], *self.shape)
-        hidden = self.from_latent(grid)
-        actions = self.from_action.reshape(-1, *hidden.shape[-3:])
-        return self._finish(grid[..., None, :, :, :], hidden[..., None, :, :, :] + actions)
+def make_dynamics(
+    config: ModelConfig, grid: tuple[int, int, int] | None, latent_width: int, num_actions: int, key: Key
+) -> Dynamics:
+    """The transition that a configuration names, for latents of this width, or of this grid.
+
+    Raises:
+      ConfigError: the torso's latent is not of the kind that the dynamics move, or there is more than one hidden layer
+        for the convolutions over an observation.
+    """
+    name, dtype = config.dynamics, config.dtype
+    if name == "auto":
+        name = "mlp" if grid is None else "convolution"
+    if name == "mlp":
+        return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key, dtype)
+    if name == "lstm":
+        if grid is not None:
+            raise ConfigError(
+                f"model.dynamics=lstm needs a torso that ends in a projection, which makes [h, c]: one of mlp, "
+                f"small_cnn, nature_cnn and impala, not model.torso={config.torso}"
+            )
+        return LSTMDynamics(latent_width // 2, num_actions, key, dtype)
+    if grid is None:
+        raise ConfigError(
+            f"model.dynamics=convolution moves a latent that is a grid, as with model.torso=grid, identity or "
+            f"muzero_resnet, not {config.torso}"
+        )
+    if config.torso != "identity":
+        return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key, dtype)
+    hidden, *more = config.dynamics_widths
+    if more:
+        raise ConfigError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
+    return GridDynamics(grid, num_actions, hidden, 1, key, dtype)

@@ -8,7 +8,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
-from bircher.models.layers import MLP, Convolution, Linear
+from bircher.models.convolutions import Convolution
+from bircher.models.layers import MLP, Linear
 from bircher.types import Key
 
 

@@ -1,6 +1,7 @@
-"""Layers whose every leaf is an array, working on any leading axes; images are NHWC.
+"""Layers whose every leaf is an array, working on any leading axes; parameters are float32.
 
-Equinox's own MLP and Sequential keep functions as leaves and its convolution is NCHW, slower on a CPU: so ours.
+What comes in says in which precision a layer computes: bfloat16 multiplies in bfloat16 and gives bfloat16.  Equinox's
+own MLP and Sequential keep functions as leaves: so ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        return x @ self.weight + self.bias
+        return x @ self.weight.astype(x.dtype) + self.bias.astype(x.dtype)
 
 
 class LayerNorm(eqx.Module):
@@ -67,51 +68,32 @@ class MLP(eqx.Module):
         )
         self.activate_last = activate_last
 
-    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i < len(self.layers) - 1 or self.activate_last:
-                x = jax.nn.relu(x)
+    def hidden(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B hidden"]:
+        """All but the last layer."""
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
         return x
 
+    def last(self, x: Float[Array, "*B hidden"]) -> Float[Array, "*B outputs"]:
+        """The last layer."""
+        x = self.layers[-1](x)
+        return jax.nn.relu(x) if self.activate_last else x
 
-class Convolution(eqx.Module):
-    """Stride-1 convolution as one matrix product over patches of [..., H, W, C]; `pad` keeps height and width.
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        return self.last(self.hidden(x)) if self.layers else x
 
-    A CPU multiplies matrices far quicker than it convolves few channels.
+
+def recur(
+    gates: Float[Array, "*#B gates"], cell: Float[Array, "*#B width"]
+) -> tuple[Float[Array, "*B width"], Float[Array, "*B width"]]:
+    """(h', c') of an LSTM from the sums of its gates [i, f, g, o]: c' = s(f + 1) c + s(i) tanh(g), h' = s(o) tanh(c').
+
+    "Long Short-Term Memory" by Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; the 1 keeps
+    what is remembered at first (Jozefowicz et al. 2015).  All of it in float32: a cell is a sum over many steps.
     """
-
-    weight: Float[Array, "patch outputs"]
-    bias: Float[Array, " outputs"]
-    size: int = eqx.field(static=True)
-    pad: bool = eqx.field(static=True)
-
-    def __init__(self, inputs: int, outputs: int, size: int, key: Key, pad: bool = False, scale: float = 2.0):
-        linear = Linear(size * size * inputs, outputs, key, scale)
-        self.weight, self.bias, self.size, self.pad = linear.weight, linear.bias, size, pad
-
-    def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w outputs"]:
-        if self.pad:
-            around = (self.size - 1) // 2, self.size // 2
-            x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [around, around, (0, 0)])
-        height, width = x.shape[-3] - self.size + 1, x.shape[-2] - self.size + 1
-        patches = [x[..., i : i + height, j : j + width, :] for i in range(self.size) for j in range(self.size)]
-        return jnp.concatenate(patches, axis=-1) @ self.weight + self.bias
-
-
-class ResidualBlock(eqx.Module):
-    """x + convolution(relu(convolution(relu(x)))), 3 × 3 each; begins near the identity."""
-
-    first: Convolution
-    second: Convolution
-
-    def __init__(self, channels: int, key: Key):
-        first_key, second_key = jax.random.split(key)
-        self.first = Convolution(channels, channels, 3, first_key, pad=True)
-        self.second = Convolution(channels, channels, 3, second_key, pad=True, scale=0.1)
-
-    def __call__(self, x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
-        return x + self.second(jax.nn.relu(self.first(jax.nn.relu(x))))
+    take, forget, new, give = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
+    cell = jax.nn.sigmoid(forget + 1.0) * cell + jax.nn.sigmoid(take) * jnp.tanh(new)
+    return jax.nn.sigmoid(give) * jnp.tanh(cell), cell
 
 
 @jax.custom_jvp
@@ -132,6 +114,7 @@ def _least_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 
 
 def scale_latent(latent: Float[Array, "*B features"]) -> Float[Array, "*B features"]:
-    """Each latent vector scaled to [-1, 1] by its own minimum and maximum (MuZero, appendix G, there [0, 1])."""
+    """Each latent vector scaled to [-1, 1] by its own minimum and maximum, in float32 (MuZero, appendix G, [0, 1])."""
+    latent = latent.astype(jnp.float32)
     low, high = least(latent), -least(-latent)
     return 2.0 * (latent - low) / jnp.maximum(high - low, 1e-5) - 1.0

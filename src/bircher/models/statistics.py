@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from bircher.types import EnvSpec
 
@@ -22,7 +22,7 @@ class ObservationStatistics(eqx.Module):
         shape = spec.observation.shape
         return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
-    def update(self, observation: Float[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
+    def update(self, observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
         """Merge the rows in `mask`."""
         weight = mask.reshape(*mask.shape, *(1,) * (observation.ndim - 2)).astype(jnp.float32)
         count = mask.sum()
@@ -36,6 +36,6 @@ class ObservationStatistics(eqx.Module):
         merged = self.variance * (1 - share) + variance * share + jnp.square(difference) * share * (1 - share)
         return ObservationStatistics(total, self.mean + difference * share, merged)
 
-    def normalise(self, observation: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    def normalise(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
         """(x - mean) / deviation, cut at 10 deviations."""
-        return jnp.clip((observation - self.mean) / jnp.sqrt(self.variance + 1e-8), -10.0, 10.0)
+        return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + 1e-8), -10.0, 10.0)

@@ -1,18 +1,26 @@
-"""Representations: from an observation to a latent vector in [-1, 1]."""
+"""Representations: from an observation to a latent vector in [-1, 1], by way of its features.
+
+Torsos for images are in `images.py`; here are their settings and the choice among all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bircher.models.layers import MLP, Convolution, ResidualBlock, scale_latent
+from bircher.models import images
+from bircher.models.grids import GridTorso, IdentityTorso, MLPTorso, SmallCNNTorso, Torso
+from bircher.models.images import ImpalaTorso, MuZeroTorso, NatureTorso
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key
+
+IMAGE = 32
+"""Least height and width at which `auto` takes a torso for images."""
+
+
+GRIDS = ("grid", "identity", "muzero_resnet")
+"""Torsos whose latent is a grid."""
 
 
 class TorsoConfig(BaseModel):
@@ -20,101 +28,72 @@ class TorsoConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    torso: Literal["auto", "mlp", "small_cnn", "grid", "identity"] = "auto"
-    """`auto` takes the small convolution for three axes and the MLP for the rest; with `grid` the latent
-    is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is the observation."""
+    torso: Literal["auto", "mlp", "small_cnn", "grid", "identity", "nature_cnn", "impala", "muzero_resnet"] = "auto"
+    """`auto` takes `impala` for images of at least 32 × 32, the small convolution for smaller ones and the MLP for the
+    rest; with `grid` the latent is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is
+    the observation; with `muzero_resnet` it is an image, halved until it is small."""
     torso_widths: tuple[int, ...] = (128,)
-    """Hidden layers between the observation and the latent."""
+    """Hidden layers between the observation, or the small convolution, and the latent."""
     latent_width: int = Field(128, gt=0)
+    """Numbers of a latent that is no grid; with `dynamics=lstm` those of h alone, and c has as many."""
     channels: int = Field(16, gt=0)
-    """Channels of the small convolution, or of a grid's latent."""
+    """Channels of the small convolution, or of a grid's latent (`muzero_resnet`: 256)."""
     kernel: int = Field(3, ge=1)
     """Side of the convolution that sees the observation: for four in a row 4."""
     num_blocks: int = Field(1, ge=1)
-    """Residual blocks of a grid's representation; its dynamics have one less."""
+    """Residual blocks of a grid's representation, of `muzero_resnet` those behind the last halving (16); its dynamics
+    have one less."""
+    sections: tuple[int, ...] = (16, 32, 32)
+    """Channels of each section of `impala`; each halves the image."""
+    section_blocks: int = Field(2, ge=1)
+    """Residual blocks of each section of `impala`."""
+    dense_width: int | None = Field(None, gt=0)
+    """Units between the convolutions of `nature_cnn` or `impala` and the latent; null: their papers', 512 and 256."""
+    halvings: int | None = Field(None, ge=1)
+    """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
+
+    @model_validator(mode="after")
+    def _sections_positive(self) -> TorsoConfig:
+        if not self.sections or any(channels <= 0 for channels in self.sections):
+            raise ValueError(f"sections must hold at least one number of channels, not {list(self.sections)}")
+        return self
 
 
-class MLPTorso(eqx.Module):
-    """Flattened observation, hidden layers, latent."""
-
-    mlp: MLP
-    axes: int = eqx.field(static=True)
-
-    def __init__(self, shape: Sequence[int], widths: Sequence[int], latent_width: int, key: Key):
-        size = 1
-        for length in shape:
-            size *= length
-        self.mlp = MLP(size, (*widths, latent_width), key)
-        self.axes = len(shape)
-
-    def __call__(self, observation: Float[Array, ...]) -> Float[Array, "*B latent"]:
-        leading = observation.shape[: observation.ndim - self.axes]
-        return scale_latent(self.mlp(observation.reshape(*leading, -1)))
-
-
-class SmallCNNTorso(eqx.Module):
-    """One convolution, then an MLP: with 3 × 3 the network of MinAtar's paper (Young and Tian 2019) for small grids."""
-
-    convolution: Convolution
-    mlp: MLP
-
-    def __init__(
-        self, shape: Sequence[int], channels: int, kernel: int, widths: Sequence[int], latent_width: int, key: Key
-    ):
-        convolution_key, mlp_key = jax.random.split(key)
-        height, width, inputs = shape
-        self.convolution = Convolution(inputs, channels, kernel, convolution_key)
-        flat = (height - kernel + 1) * (width - kernel + 1) * channels
-        self.mlp = MLP(flat, (*widths, latent_width), mlp_key)
-
-    def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
-        x = jax.nn.relu(self.convolution(observation.astype(jnp.float32)))
-        return scale_latent(self.mlp(x.reshape(*x.shape[:-3], -1)))
-
-
-class GridTorso(eqx.Module):
-    """A convolution and residual blocks of 3 × 3: the latent is a grid as large as the observation's, flattened."""
-
-    convolution: Convolution
-    blocks: tuple[ResidualBlock, ...]
-
-    def __init__(self, shape: Sequence[int], channels: int, kernel: int, num_blocks: int, key: Key):
-        keys = jax.random.split(key, num_blocks + 1)
-        self.convolution = Convolution(shape[-1], channels, kernel, keys[0], pad=True)
-        self.blocks = tuple(ResidualBlock(channels, key) for key in keys[1:])
-
-    def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
-        x = self.convolution(observation.astype(jnp.float32))
-        for block in self.blocks:
-            x = block(x)
-        return scale_latent(x.reshape(*x.shape[:-3], -1))
-
-
-class IdentityTorso(eqx.Module):
-    """The latent is the observation itself, flattened and taken from [0, 1] to [-1, 1]: boards, whose cells are all."""
-
-    def __call__(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B latent"]:
-        return 2.0 * observation.reshape(*observation.shape[:-3], -1) - 1.0
-
-
-def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key) -> MLPTorso | SmallCNNTorso | GridTorso | IdentityTorso:
+def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int | None = None) -> Torso:
     """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
 
+    `latent_width` is the configuration's own where it is None; where the latent is a grid it plays no part.
+
     Raises:
-      ValueError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+      ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
     """
-    shape, name = spec.observation.shape, config.torso
+    shape, name, width = spec.observation.shape, config.torso, latent_width or config.latent_width
     if name == "auto":
-        name = "small_cnn" if len(shape) == 3 and min(shape[:2]) >= config.kernel else "mlp"
+        name = _fitting(config, shape)
     if name == "mlp":
-        return MLPTorso(shape, config.torso_widths, config.latent_width, key)
-    if name == "identity" and len(shape) == 3:
-        return IdentityTorso()
-    if len(shape) != 3 or min(shape[:2]) < config.kernel:
-        raise ValueError(
-            f"model.torso {name} needs an observation of height, width and channels, at least {config.kernel} × "
-            f"{config.kernel}, not {shape}"
+        return MLPTorso(shape, config.torso_widths, width, key)
+    least = {"identity": 1, "nature_cnn": images.NATURE_LEAST, "impala": 1, "muzero_resnet": 2}.get(name, config.kernel)
+    if len(shape) != 3 or min(shape[:2]) < least:
+        raise ConfigError(
+            f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "
+            f"not {shape}"
         )
-    if name == "grid":
-        return GridTorso(shape, config.channels, config.kernel, config.num_blocks, key)
-    return SmallCNNTorso(shape, config.channels, config.kernel, config.torso_widths, config.latent_width, key)
+    match name:
+        case "identity":
+            return IdentityTorso(shape)
+        case "grid":
+            return GridTorso(shape, config.channels, config.kernel, config.num_blocks, key)
+        case "nature_cnn":
+            return NatureTorso(shape, config.dense_width or images.NATURE_DENSE, width, key)
+        case "impala":
+            dense = config.dense_width or images.IMPALA_DENSE
+            return ImpalaTorso(shape, config.sections, config.section_blocks, dense, width, key)
+        case "muzero_resnet":
+            return MuZeroTorso(shape, config.channels, config.halvings, config.num_blocks, key)
+    return SmallCNNTorso(shape, config.channels, config.kernel, config.torso_widths, width, key)
+
+
+def _fitting(config: TorsoConfig, shape: tuple[int, ...]) -> str:
+    if len(shape) != 3 or min(shape[:2]) < config.kernel:
+        return "mlp"
+    return "impala" if min(shape[:2]) >= IMAGE else "small_cnn"

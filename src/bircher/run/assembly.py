@@ -15,14 +15,18 @@ from bircher.agents import muzero, policy
 from bircher.agents.base import Agent, require_discrete
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.config import CALLABLE, Config, EnvConfig
+from bircher.config import CALLABLE, Config
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
 from bircher.envs.registry import EnvSource
 from bircher.learner import Learner, TrainState
 from bircher.loops import pipeline, synchronous
 from bircher.loops.base import Programs
+from bircher.settings import ConfigError
 from bircher.types import EnvSpec, TimeStep
+
+LEARNT_FROM = ("train", "check", "diagnose")
+"""Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
 
 
 class NotEnoughMemory(ValueError):
@@ -42,26 +46,26 @@ class Parts(NamedTuple):
     """The same without the replay, as a checkpoint holds it."""
 
 
-def make_env(
-    config: EnvConfig, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
-) -> Env:
+def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
     """Environments as configured; `source` is a callable that the configuration only names, or None.
 
     Raises:
       UnknownEnvironment: no such id.
       UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
     """
+    env = config.env
+    clip = env.reward_clip if role in LEARNT_FROM else None
     try:
         return registry.make(
-            config.id if source is None else source,
-            num_envs, seed, role, config.max_steps, config.stack, config.num_threads, config.backend, config.options,
-            generation,
+            env.id if source is None else source,
+            num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
+            config.observation, env.num_workers, env.protocol, clip,
         )  # fmt: skip
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or "it says no more"
-        raise UnsupportedEnvironment(f"{config.id} cannot be made: {type(error).__name__}: {reason}") from error
+        raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
 
 
 def require_source(config: Config, source: EnvSource | None) -> None:
@@ -91,16 +95,36 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
 
     Raises:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
+      ConfigError: the run has more frames than can be counted.
     """
     require_discrete(config.agent.name, spec)
+    if config.steps * spec.action_repeat >= 2**31:
+        raise ConfigError(
+            f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "
+            f"fewer than {2**31 // spec.action_repeat:,} steps"
+        )
     agent = make_agent(config, spec)
     learn = learner.make(
         agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
-        config.agent.target_update_rate,
+        config.agent.target_update_rate, config.env.stack,
     )  # fmt: skip
     init = jax.jit(learn.init)
     template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
     return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
+
+
+def require_possible(config: Config) -> None:
+    """Refuse what a run of this configuration would be refused for, short of its device and memory.
+
+    Raises:
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: it cannot be run.
+    """
+    env = make_env(config, None, 1, config.seed, "check")
+    try:
+        require_symmetries(config, env.spec)
+        make_parts(config, env.spec)
+    finally:
+        env.close()
 
 
 def require_symmetries(config: Config, spec: EnvSpec) -> None:

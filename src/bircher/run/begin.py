@@ -30,7 +30,7 @@ from bircher.run.training import Training
 from bircher.run.window import NoDisplay
 from bircher.settings import ConfigError
 
-CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads")
+CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads", "env.num_workers")
 """What may be set anew when a run is resumed: nothing that its state depends on."""
 
 
@@ -118,13 +118,13 @@ def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple
     """Device, environments, agent and learner, and a sentence on the replay; nothing is compiled."""
     device = machine.use_device(config.device)
     machine.keep_programs()
-    env = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "train", generation)
+    env = assembly.make_env(config, source, config.env.num_envs, config.seed, "train", generation)
     try:
         assembly.require_symmetries(config, env.spec)
         parts = assembly.make_parts(config, env.spec)
         sentence = assembly.replay_sentence(config, parts, device)
         if config.debug:
-            probe = assembly.make_env(config.env, source, config.env.num_envs, config.seed, "check")
+            probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")
             base.check_env(probe)
             probe.close()
     except Exception:

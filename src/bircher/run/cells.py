@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bircher.checkpoint import CheckpointError
 from bircher.config import Config, ConfigError, compose
-from bircher.run import folder
+from bircher.run import assembly, folder
 from bircher.run.signals import StopRequest
+from bircher.settings import shown
 
+LONGEST = 200
+"""Characters of a folder's name."""
 EVALUATION, LOG = "evaluation.json", "log.txt"
 BIRCHER = (sys.executable, "-m", "bircher")
 
@@ -40,7 +46,20 @@ class Cell(NamedTuple):
     @property
     def command(self) -> str:
         """What a user would type for this run alone."""
-        return " ".join(["bircher train", self.env, *self.settings])
+        return shlex.join(["bircher", "train", self.env, *self.settings])
+
+    @property
+    def unfinished(self) -> Path:
+        """Where its evaluation is written until it is whole."""
+        return self.path / f"{EVALUATION}.unfinished"
+
+    @property
+    def log(self) -> Path:
+        """What its processes said, beside its folder."""
+        return self.path.with_name(f"{self.path.name}.{LOG}")
+
+    def __str__(self) -> str:
+        return f"{self.env}, {self.variant}, seed {self.seed}"
 
     def done(self, episodes: int | None = None) -> bool:
         """Whether it was trained and evaluated, on so many episodes where that is asked."""
@@ -68,15 +87,16 @@ class _Job(NamedTuple):
 def plan(
     variants: Sequence[Variant], envs: Sequence[str], seeds: Sequence[int], settings: Sequence[str], out: Path
 ) -> list[Cell]:
-    """Every variant on every environment with every seed; each configuration is composed once, so that none fails late.
+    """Every variant on every environment with every seed; what a run would be refused for is refused here, and once.
 
     Seeds come first: whatever is stopped early has as many of each.
 
     Raises:
-      ConfigError, UnknownEnvironment: a cell cannot be run, with its own sentence; two would share a folder; or a
-        folder holds a run of other settings.
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: a cell cannot be run, with its own sentence; two would
+        share a folder; or a folder holds a run of other settings.
     """
     cells: list[Cell] = []
+    possible: set[tuple[str, str]] = set()
     for word in settings:
         if word.split("=")[0] in PLANNED:
             raise ConfigError(
@@ -85,40 +105,50 @@ def plan(
     for seed in seeds:
         for env in envs:
             for variant in variants:
-                path = out / _file_name(env) / _file_name(variant.name) / str(seed)
+                path = out / folder_name(env) / folder_name(variant.name) / str(seed)
                 cell = Cell(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
                 twin = next((other for other in cells if other.path == path), None)
                 if twin is not None:
                     raise ConfigError(f"{twin.env}, {twin.variant} and {env}, {variant.name} would both be {path}")
-                _require_same(cell, compose(env, cell.settings))
+                config = compose(env, cell.settings)
+                if (path / folder.CONFIG).exists():
+                    _require_same(cell, config)
+                elif (variant.name, env) not in possible:
+                    assembly.require_possible(config)
+                    possible.add((variant.name, env))
                 cells.append(cell)
     return cells
 
 
 PLANNED = ("agent", "agent.name", "seed", "env.id")
 """What a plan sets itself."""
-FREE = ("device", "checkpoint", "evaluation")
-"""What may differ in a run that is there already."""
+FREE = ("device", "checkpoint.", "evaluation.", "env.num_threads")
+"""What may differ in a run that is there already: nothing learnt depends on it."""
+
+
+def is_free(name: str) -> bool:
+    """Whether a setting changes nothing that is learnt."""
+    return name.startswith(FREE)
+
+
+def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two runs differ, but for those that change nothing learnt."""
+    first, second = (flat(config.model_dump(mode="json", by_alias=True)) for config in (one, other))
+    names = (name for name in sorted(first.keys() | second.keys()) if not is_free(name))
+    return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
 
 
 def _require_same(cell: Cell, config: Config) -> None:
-    if not (cell.path / folder.CONFIG).exists():
-        return
-    there = folder.read_config(cell.path)
-    before, now = (_flat(one.model_dump(mode="json", by_alias=True)) for one in (there, config))
-    for name in sorted(before.keys() | now.keys()):
-        if name.split(".")[0] not in FREE and before.get(name) != now.get(name):
-            raise ConfigError(
-                f"{cell.path} holds a run with {name}={before.get(name)}, not {now.get(name)}: give another --out"
-            )
+    for name, (before, now) in differences(folder.read_config(cell.path), config).items():
+        raise ConfigError(f"{cell.path} holds a run with {name}={shown(before)}, not {shown(now)}: give another --out")
 
 
-def _flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary by dotted names."""
     found: dict[str, Any] = {}
     for name, value in layer.items():
-        found |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-        )
+        within = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{name}.") if within else {f"{prefix}{name}": value}
     return found
 
 
@@ -135,10 +165,10 @@ def run(
         tell(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
     slots, jobs, failed = list(range(processes)), [], []
     told_to_stop: set[int] = set()
-    with StopRequest() as stop:
+    with StopRequest() as stop, _none_left(jobs):
         while jobs or (waiting and not stop.requested):
             while waiting and slots and not stop.requested:
-                jobs.append(_begin(waiting.pop(0), slots.pop(0), processes, tell))
+                jobs.append(_begin(waiting.pop(0), slots.pop(0), processes, episodes, tell))
             if stop.requested:
                 # Once each: a second one would not let it save.
                 for job in [job for job in jobs if job.process.pid not in told_to_stop]:
@@ -155,11 +185,37 @@ def run(
     return [cell for cell in cells if cell.done(episodes)], failed
 
 
-def _begin(cell: Cell, slot: int, processes: int, tell: Callable[[str], None]) -> _Job:
+@contextlib.contextmanager
+def _none_left(jobs: Sequence[_Job]) -> Iterator[None]:
+    """Whatever goes wrong here, no run is left to itself: each is asked to save and end."""
+    try:
+        yield
+    except Exception:
+        for job in jobs:
+            job.process.send_signal(signal.SIGINT)
+        raise
+
+
+def _begin(cell: Cell, slot: int, processes: int, episodes: int, tell: Callable[[str], None]) -> _Job:
     resumes = (cell.path / folder.CONFIG).exists()
-    tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: " + ("going on" if resumes else "training"))
+    if resumes and _trained(cell):
+        tell(f"{cell}: evaluating")
+        return _evaluate(cell, slot, processes, episodes)
+    tell(f"{cell}: " + ("going on" if resumes else "training"))
     arguments = ["--resume", str(cell.path)] if resumes else [cell.env, *cell.settings, "--out", str(cell.path)]
     return _Job(cell, _spawn(cell, ["train", *arguments], None, slot, processes), False, slot)
+
+
+def _trained(cell: Cell) -> bool:
+    try:
+        return folder.read_config(cell.path).reached(folder.counters(cell.path))
+    except CheckpointError:
+        return False  # to resume it will say so
+
+
+def _evaluate(cell: Cell, slot: int, processes: int, episodes: int) -> _Job:
+    arguments = ["eval", str(cell.path), "--episodes", str(episodes), "--seed", str(cell.seed), "--json"]
+    return _Job(cell, _spawn(cell, arguments, cell.unfinished, slot, processes), True, slot)
 
 
 def _next(
@@ -167,30 +223,25 @@ def _next(
 ) -> _Job | None:
     """What follows a process that ended: the evaluation, or nothing."""
     cell, code = job.cell, job.process.returncode
-    unfinished = cell.path / f"{EVALUATION}.unfinished"
     if code != 0:
         if not stopping:
             failed.append(cell)
-            tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: failed, see {cell.path.parent / f'{cell.seed}.{LOG}'}")
+            tell(f"{cell}: failed, see {cell.log}")
         return None
     if job.evaluating:
-        os.replace(unfinished, cell.path / EVALUATION)
-        tell(f"{cell.env}, {cell.variant}, seed {cell.seed}: mean return {cell.evaluation()['mean']:.1f}")
+        os.replace(cell.unfinished, cell.path / EVALUATION)
+        tell(f"{cell}: mean return {cell.evaluation()['mean']:.1f}")
         return None
-    if stopping:
-        return None
-    arguments = ["eval", str(cell.path), "--episodes", str(episodes), "--seed", str(cell.seed), "--json"]
-    return _Job(cell, _spawn(cell, arguments, unfinished, job.slot, processes), True, job.slot)
+    return None if stopping else _evaluate(cell, job.slot, processes, episodes)
 
 
 def _spawn(cell: Cell, arguments: list[str], output: Path | None, slot: int, processes: int) -> subprocess.Popen:
     """A command line of its own, on its share of the cores; what it says goes to the log beside its run."""
-    log = cell.path.parent / f"{cell.seed}.{LOG}"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = set(cores[slot % len(cores) :: processes]) if cores else set()
 
-    with log.open("a") as said, output.open("w") if output else log.open("a") as printed:
+    with cell.log.open("a") as said, output.open("w") if output else cell.log.open("a") as printed:
         # In a session of its own: Ctrl-C reaches it through `run` alone.
         process = subprocess.Popen([*BIRCHER, *arguments], stdout=printed, stderr=said, start_new_session=True)
     if share:
@@ -199,6 +250,7 @@ def _spawn(cell: Cell, arguments: list[str], output: Path | None, slot: int, pro
     return process
 
 
-def _file_name(text: str) -> str:
-    """A name that every file system takes."""
-    return "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")
+def folder_name(text: str) -> str:
+    """A name that every file system takes; a long one ends in a hash of what was cut off."""
+    name = "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

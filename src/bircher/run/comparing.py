@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -16,6 +17,7 @@ from bircher.comparison import Band, Curve
 from bircher.config import AGENTS, ConfigError
 from bircher.run import folder
 from bircher.run.cells import Cell, Variant
+from bircher.series import Line
 from bircher.settings import near
 
 PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
@@ -35,7 +37,7 @@ def variants(words: Sequence[str]) -> list[Variant]:
     """
     found = []
     for word in words:
-        agent, *settings = word.split(",")
+        agent, *settings = apart(word)
         if agent not in AGENTS:
             raise ConfigError(f"unknown agent {agent!r}{near(agent, AGENTS)}: expected one of {', '.join(AGENTS)}")
         found.append(Variant(word, (f"agent={agent}", *settings)))
@@ -45,40 +47,59 @@ def variants(words: Sequence[str]) -> list[Variant]:
     return found
 
 
-def existing(paths: Sequence[Path]) -> list[Cell]:
-    """Runs that are there already, each as a cell of its agent; what differs in more than its seed has its own name.
+def apart(word: str) -> list[str]:
+    """An agent and its settings, at the commas that no bracket holds: `ppo,model.head_widths=[64,64]`."""
+    parts, depth = [""], 0
+    for character in word:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def require_own(cells: Sequence[Cell], out: Path) -> None:
+    """Refuse to overwrite what another comparison wrote; the same one, or one that has grown, may.
 
     Raises:
-      RunFolderError: one is no run.
-      ConfigError: one is given twice.
+      ConfigError: says what is there.
     """
-    found: list[Cell] = []
-    kinds: dict[tuple[str, str], str] = {}
-    for path in paths:
-        config = folder.read_config(path)
-        agent = config.agent.name
-        kind = config.model_copy(update={"seed": 0, "env": config.env.model_copy(update={"id": ""})}).to_yaml()
-        if kinds.setdefault((agent, config.env.id), kind) != kind:
-            agent = f"{agent} ({path.name})"
-        if any(cell.path == path for cell in found):
-            raise ConfigError(f"{path} is given twice")
-        found.append(Cell(agent, config.env.id, config.seed, path, (f"agent={config.agent.name}",)))
-    return found
+    there = next((out / name for name in (PAGE, TABLE, NUMBERS) if (out / name).exists()), None)
+    if there is None:
+        return
+    try:
+        found = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
+        agents = {(row["env"], row["agent"]) for row in found["rows"]}
+        commands = {frozenset(shlex.split(command)) for command in found["commands"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{there} is not this comparison's: give another --out, or move it away") from None
+    ours = {frozenset(shlex.split(cell.command)) for cell in cells}
+    if not (agents <= {(cell.env, cell.variant) for cell in cells} and commands <= ours):
+        raise ConfigError(
+            f"{there} is of another comparison ({found.get('title', 'without a title')}): give another --out, or move "
+            "it away"
+        )
 
 
-def curve(path: Path) -> Curve | None:
+def returns(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a run that tell returns of training episodes."""
+    return [line for line in lines if np.isfinite(line.get("act/episode_return", np.nan))]
+
+
+def curve(lines: Sequence[Line]) -> Curve | None:
     """A run's training returns over steps and seconds, as means between evenly spaced places; None without any."""
-    lines = [line for line in folder.read_metrics(path) if np.isfinite(line.get("act/episode_return", np.nan))]
+    lines = returns(lines)
     if len(lines) < 2:
         return None
-    steps, seconds, returns = (
+    steps, seconds, means = (
         np.array([line[name] for line in lines], float) for name in ("env_steps", "wall_seconds", "act/episode_return")
     )
     edges = np.linspace(0, steps[-1], min(POINTS, len(lines)) + 1)
     place = np.clip(np.searchsorted(edges, steps, side="left") - 1, 0, len(edges) - 2)
     kept = np.unique(place)
-    means = [[float(column[place == index].mean()) for index in kept] for column in (steps, seconds, returns)]
-    return Curve([int(value) for value in means[0]], means[1], means[2])
+    found = [[float(column[place == index].mean()) for index in kept] for column in (steps, seconds, means)]
+    return Curve([int(value) for value in found[0]], found[1], found[2])
 
 
 def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pages.Findings:
@@ -91,8 +112,8 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
     envs = list(dict.fromkeys(cell.env for cell in cells))
     generator = np.random.default_rng(0)
     reports = {cell: cell.evaluation() for cell in cells}
-    curves = {cell: curve(cell.path) for cell in cells}
-    lines = {cell: folder.read_metrics(cell.path)[-1] for cell in cells}
+    lines = {cell: folder.read_metrics(cell.path) for cell in cells}
+    curves = {cell: curve(lines[cell]) for cell in cells}
     scores: dict[str, dict[str, list[float]]] = {agent: {} for agent in agents}
     rows = []
     for env in envs:
@@ -103,22 +124,24 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
             means = [float(reports[cell]["mean"]) for cell in own]
             scores[agent][env] = means
             estimate = comparison.aggregate({env: means}, lambda values: values.mean(-1), generator)
-            steps = max(int(lines[cell]["env_steps"]) for cell in own)
-            seconds = float(np.mean([lines[cell]["wall_seconds"] for cell in own]))
+            steps = max(int(lines[cell][-1]["env_steps"]) for cell in own)
+            seconds = float(np.mean([lines[cell][-1]["wall_seconds"] for cell in own]))
             rows.append(pages.Row(env, agent, estimate, tuple(means), steps, seconds))
-    floors = {env: _untrained([curves[cell] for cell in cells if cell.env == env]) for env in envs}
+    floors = {env: _untrained([lines[cell] for cell in cells if cell.env == env]) for env in envs}
     scaled = comparison.normalised(scores, floors) if len(envs) > 1 else scores
-    unit = "normalised" if len(envs) > 1 else "return"
+    unit = "normalised return" if len(envs) > 1 else "return"
     aggregates = {
-        f"IQM, {unit}": {agent: comparison.iqm(scaled[agent], generator) for agent in agents},
-        f"median, {unit}": {agent: comparison.median(scaled[agent], generator) for agent in agents},
+        f"IQM of runs, {unit}": {agent: comparison.iqm(scaled[agent], generator) for agent in agents},
+        f"median over environments of mean {unit}": {
+            agent: comparison.median(scaled[agent], generator) for agent in agents
+        },
     }
     improvement = {
         (ours, theirs): comparison.probability_of_improvement(scores[ours], scores[theirs], generator)
         for ours, theirs in _pairs(agents)
         if set(scores[ours]) & set(scores[theirs])
     }
-    said = [*notes, *_cautions(rows, envs)]
+    said = [*notes, _evaluated(list(reports.values())), *_cautions(rows, envs)]
     over = {
         axis: {env: _bands(cells, curves, env, agents, axis) for env in envs} for axis in ("env_steps", "wall_seconds")
     }
@@ -128,19 +151,37 @@ def findings(cells: Sequence[Cell], title: str, notes: Sequence[str] = ()) -> pa
     )  # fmt: skip
 
 
+def _evaluated(reports: Sequence[dict[str, Any]]) -> str:
+    """What was measured of each run, and how."""
+    episodes = " or ".join(f"{number:,}" for number in sorted({int(report["episodes"]) for report in reports}))
+    return (
+        f"A run counts as one number, the mean return of its final agent on {episodes} fresh episodes (bircher eval "
+        "RUN --episodes N --seed SEED, with the run's own seed); intervals are 95 % stratified bootstrap intervals of "
+        f"{comparison.RESAMPLES:,} resamples."
+    )
+
+
 def _cautions(rows: Sequence[pages.Row], envs: Sequence[str]) -> list[str]:
     """How the numbers are to be read."""
-    said = [
-        "A run counts as one number, the mean return of its final agent's evaluation; intervals are 95 % stratified "
-        f"bootstrap intervals of {comparison.RESAMPLES:,} resamples.",
-    ]
+    said = []
+    if len(envs) == 1:
+        said.append("The median is over environments, of the means of their runs: of one environment it is that mean.")
     if any(len(row.runs) < FEW for row in rows):
-        said.append(f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are.")
+        said.append(
+            f"Of fewer than {FEW} runs such an interval is hardly more than the range of what they are; one has none."
+        )
     for env in envs:
         steps = [row.env_steps for row in rows if row.env == env]
         if max(steps) > 1.1 * min(steps):
             said.append(
-                f"{env}: the agents had different numbers of steps, each its preset's; --steps gives all the same."
+                f"{env}: the agents had different numbers of steps, {min(steps):,} to {max(steps):,}; --steps sets "
+                "those of all that are trained."
+            )
+    for agent in dict.fromkeys(row.agent for row in rows):
+        missing = [env for env in envs if not any((row.env, row.agent) == (env, agent) for row in rows)]
+        if missing:
+            said.append(
+                f"{agent} has no run on {', '.join(missing)}: what is said of it over environments leaves it out."
             )
     if len(envs) > 1:
         said.append(
@@ -155,9 +196,9 @@ def _pairs(agents: Sequence[str]) -> list[tuple[str, str]]:
     return every if len(agents) < MANY else [pair for pair in every if pair[1] == agents[0]]
 
 
-def _untrained(curves: Sequence[Curve | None]) -> float:
+def _untrained(runs: Sequence[Sequence[Line]]) -> float:
     """The mean return of the first episodes of these runs; 0 where none ended."""
-    first = [found.returns[0] for found in curves if found is not None]
+    first = [told[0]["act/episode_return"] for told in map(returns, runs) if told]
     return float(np.mean(first)) if first else 0.0
 
 

@@ -23,8 +23,9 @@ LINES = 20_000
 
 def facts(config: Config) -> doctor.Facts:
     """What the flags must know besides the metrics."""
-    terms = tuple(name for name, weight in config.losses.weights().items() if weight != 0.0)
-    return doctor.Facts(config.steps, config.model.support, terms, config.replay.capacity, config.replay.fraction)
+    terms = tuple(config.losses.weights())
+    replay, clipped = config.replay, config.env.reward_clip is not None
+    return doctor.Facts(config.steps, config.model.support, terms, replay.capacity, replay.fraction, clipped)
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:
@@ -57,25 +58,27 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
     norms, returns = series(lines, "model/gradient_norm").values, series(lines, "act/episode_return").values
     tenth = max(len(returns) // 10, 1)
     speed = [f"{usual(f'speed/{name}_per_second'):,.0f} {word}" for name, word in _SPEEDS]
-    slow = "more env.num_envs or env.num_threads" if acting > 0.5 else "fewer optimiser.updates_per_step"
     replay, optimiser = config.replay, config.optimiser
+    share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
+    gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
-        (
-            "too slow?",
-            " and ".join(speed) + " a second" + ("" if math.isnan(acting) else f", {acting:.0%} of it acting") + ": "
-            f"{slow}, loop.name=pipeline, a smaller network, a lower evaluation.count (now {config.evaluation.count})",
-        ),
+        ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(_quicker(config, acting > 0.5))}"),
         (
             "out of memory?",
             (f"{memory.max() / 2**20:,.0f} MiB at most: " if len(memory) else "")
             + f"lower replay.capacity (now {replay.capacity:,}), env.num_envs (now {config.env.num_envs}), "
-            f"optimiser.batch_size (now {optimiser.batch_size})",
+            + (
+                "more optimiser.minibatches" if _deals(config) else f"optimiser.batch_size (now {optimiser.batch_size})"
+            ),
         ),
         (
             "the loss explodes?",
-            (f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else "")
-            + f"lower optimiser.learning_rate (now {optimiser.learning_rate:g}); optimiser.gradient_clip=norm (now "
-            f"{optimiser.gradient_clip})",
+            f"{gradients}lower optimiser.learning_rate (now {optimiser.learning_rate:g}), or "
+            + (
+                f"optimiser.gradient_clip_bound (now {optimiser.gradient_clip_bound:g})"
+                if optimiser.gradient_clip == "norm"
+                else f"optimiser.gradient_clip=norm (now {optimiser.gradient_clip})"
+            ),
         ),
         (
             "nothing is learnt?",
@@ -84,6 +87,20 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
             "then more steps, and `bircher diagnose` for the model",
         ),
     ]
+
+
+def _deals(config: Config) -> bool:
+    """Whether rollouts are dealt out in epochs, from which updates and batches follow."""
+    return config.optimiser.epochs > 1
+
+
+def _quicker(config: Config, acts: bool) -> list[str]:
+    """What would make a run quicker that mostly acts, or mostly learns."""
+    updates = f"optimiser.epochs (now {config.optimiser.epochs})" if _deals(config) else "optimiser.updates_per_step"
+    advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
+    advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
+    evaluations = config.evaluation.count
+    return [*advice, "a smaller network", *([f"a lower evaluation.count (now {evaluations})"] if evaluations else [])]
 
 
 _SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))

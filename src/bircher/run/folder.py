@@ -6,11 +6,16 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
+from bircher.types import Discrete, EnvSpec
 
 RUNS = Path("runs")
 """Where runs go that are given no folder."""
@@ -91,6 +96,16 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def counters(path: str | Path) -> dict[str, int]:
+    """What a run had done by its last checkpoint; nothing where it has none.
+
+    Raises:
+      CheckpointError: that is damaged.
+    """
+    saved = checkpoint.latest(Path(path) / CHECKPOINTS, "train")
+    return {} if saved is None else dict(checkpoint.read_meta(saved)["counters"])
+
+
 def rewrite_config(path: Path, config: Config) -> None:
     """Replace a run's `config.yaml`, at once or not at all."""
     temporary = path / f".{CONFIG}.unfinished"
@@ -118,3 +133,22 @@ def _new_name(config: Config) -> Path:
         count += 1
         path = RUNS / f"{name}-{count}"
     return path
+
+
+def spec_to(spec: EnvSpec) -> dict[str, Any]:
+    """A specification of one observation array and discrete actions, as JSON holds it."""
+    observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
+    return {
+        "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
+        "num_players": spec.num_players, "action_repeat": spec.action_repeat,
+    }  # fmt: skip
+
+
+def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
+    """The inverse of `spec_to`."""
+    observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
+    action = Discrete(saved["num_actions"])
+    return EnvSpec(
+        saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1),
+        action_repeat=saved.get("action_repeat", 1),
+    )  # fmt: skip

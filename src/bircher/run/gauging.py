@@ -32,7 +32,7 @@ class Gauge:
         def measure(train: TrainState, key: jax.Array) -> gradients.TermGradients:
             sample_key, target_key, cut_key, loss_key = jax.random.split(key, 4)
             rows = replay.sample(train.replay, sample_key, size).rows
-            batch = Batch(rows, agent.start(size), jnp.full(size, -1), jnp.ones(size))
+            batch = Batch(rows, jnp.full(size, -1), jnp.ones(size))
             targets, _ = agent.targets(Policy(train.target_params, train.agent_state), batch, target_key)
             if optimiser.window is not None:
                 batch, targets = windows(cut_key, batch, targets, optimiser.window)

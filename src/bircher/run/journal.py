@@ -13,7 +13,7 @@ from bircher.config import CALLABLE, Config
 from bircher.evaluation import Report
 from bircher.loops.base import Progress
 from bircher.run import doctoring, folder
-from bircher.writers import Console, JsonLines, TensorBoard, Writer
+from bircher.writers import Console, JsonLines, TensorBoard, Writer, put_aside
 
 
 class Averages:
@@ -37,7 +37,8 @@ class Averages:
 
 def scores(report: Report) -> dict[str, float]:
     """An evaluation's numbers by their glossary names."""
-    return {
+    normalised = report.human_normalised
+    return ({} if normalised is None else {"eval/human_normalised": normalised["mean"]}) | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,
         "eval/return_iqm": report.iqm,
@@ -49,15 +50,16 @@ class Journal:
     """`metrics.jsonl`, TensorBoard events and the console, as one."""
 
     def __init__(self, path: Path, config: Config, restored_env_steps: int | None):
-        before = glossary.read(path / folder.METRICS) if (path / folder.METRICS).exists() else []
-        self._watch = doctoring.Watch(doctoring.facts(config), before)
+        file = path / folder.METRICS
+        lines = JsonLines(file, restored_env_steps)
+        self._watch = doctoring.Watch(doctoring.facts(config), glossary.read(file))
         name = config.env.id.removeprefix(CALLABLE)
         self._console = Console(f"{name}, {config.agent.name}, seed {config.seed}: {path}", config.steps)
-        self._writers: list[Writer] = [
-            JsonLines(path / folder.METRICS, restored_env_steps),
-            TensorBoard(path, restored_env_steps),
-            self._console,
-        ]
+        self._writers: list[Writer] = [lines, TensorBoard(path, restored_env_steps), self._console]
+        if lines.damaged:
+            one = len(lines.damaged) == 1
+            numbers = f"line{'' if one else 's'} {', '.join(str(number) for number in lines.damaged)}"
+            self.say(f"{numbers} of {file} cannot be read, and {'is' if one else 'are'} now in {put_aside(file).name}")
 
     def write(self, counters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """One line of metrics."""

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from bircher import checkpoint, learner, panels, settings, viz
-from bircher.agents.base import Agent
+from bircher.agents.base import Agent, Carry
 from bircher.config import Config, validated
 from bircher.envs import registry
 from bircher.envs.base import num_legal
@@ -20,8 +21,9 @@ from bircher.evaluation import Evaluator, Mode, Report
 from bircher.games.player import Player, of_agent
 from bircher.panels import Thought
 from bircher.run import assembly, folder
+from bircher.search import SearchResult
 from bircher.settings import ConfigError
-from bircher.types import Discrete, EnvSpec, Policy, TimeStep
+from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
 
 MAX_FRAMES = 10_000
 """Where an environment has no limit of its own, an episode is drawn up to here."""
@@ -38,6 +40,9 @@ class LoadedAgent:
         """Environment steps that it has learnt from."""
         self._agent = agent
         self._acted = 0
+        self._remembers = bool(jax.tree.leaves(jax.eval_shape(lambda: agent.start(1).memory)))
+        self._carry: Carry | None = None
+        self._first: np.ndarray | None = None
         self._programs = {
             (greedy, thinks): jax.jit(self._program(greedy, thinks))
             for greedy in (False, True) for thinks in (False, True)
@@ -57,14 +62,67 @@ class LoadedAgent:
         """The action for one observation, or an array [B] of them for a batch [B, ...].
 
         Drawn from the policy, or its most probable one. Observations are as the environment gives them, joined where
-        `env.stack` is above 1; `legal_actions` (True where allowed) defaults to all.
+        `env.stack` is above 1; `legal_actions` (True where allowed) defaults to all.  An agent with memory takes what
+        it is given for the rows of an episode, one after the other, until `reset`.
 
         Raises:
-          ValueError: the observation has another shape than the environment's.
+          ValueError: the observation has another shape than the environment's, or the batch another size than what is
+            remembered.
         """
         single, batch, legal = self._batch(observation, legal_actions)
-        action = self._programs[greedy, False](self.policy, batch, legal, self._acted)
+        (action,) = self._run(greedy, False, batch, legal)
         return np.asarray(action)[0] if single else np.asarray(action)
+
+    def reset(self, where: Any = None) -> None:
+        """Episodes begin anew, all of them or, of a batch, those `where` says so: what was seen before is forgotten.
+
+        Raises:
+          ValueError: `where` has another size than the batch that is remembered.
+        """
+        if where is None:
+            self._carry = self._first = None
+        elif self._first is not None:
+            where = np.asarray(where, bool)
+            if where.shape != self._first.shape:
+                raise ValueError(f"{len(self._first)} episodes are remembered, and where has the shape {where.shape}")
+            self._first = self._first | where
+
+    def search(self, observation: Any, legal_actions: Any, seed: int) -> SearchResult:
+        """The search behind a decision, with its tree; the agent's memory stays as it is.
+
+        Raises:
+          ValueError: the observation has another shape than the environment's, or the agent does not search.
+        """
+        plan = self._agent.plan
+        if plan is None:
+            raise ValueError(f"{self.name} acts without a search")
+        _, batch, legal = self._batch(observation, legal_actions)
+
+        def program(policy, carry, first, observation, legal_actions):
+            key = jax.random.key(seed)
+            row = self._row(observation, legal_actions, first)
+            extras = self._agent.act(policy, carry, row, key, "greedy", 1.0)[0].extras
+            return plan(policy, self._latent(policy, row, extras), legal_actions, key)
+
+        return jax.jit(program)(self.policy, *self._memory(len(batch)), batch, legal)
+
+    def _memory(self, size: int) -> tuple[Carry, np.ndarray]:
+        """What is kept of a batch's episodes, and which of them begin."""
+        if not self._remembers or self._carry is None or self._first is None:
+            return self._agent.start(size), np.full(size, self._remembers)
+        if len(self._first) != size:
+            raise ValueError(
+                f"{len(self._first)} episodes are remembered, and {size} observations were given: call reset() first"
+            )
+        return self._carry, self._first
+
+    def _run(self, greedy: bool, thinks: bool, batch: np.ndarray, legal: np.ndarray) -> tuple:
+        """What the program finds; what the agent keeps is kept."""
+        carry, first = self._memory(len(batch))
+        carry, found = self._programs[greedy, thinks](self.policy, carry, first, batch, legal, self._acted)
+        if self._remembers:
+            self._carry, self._first = carry, np.zeros(len(batch), bool)
+        return found
 
     def think(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Thought:
         """The action that `act` takes for one observation, and what led to it.
@@ -77,7 +135,7 @@ class LoadedAgent:
         single, batch, legal = self._batch(observation, legal_actions)
         if not single and len(batch) != 1:
             raise ValueError(f"one observation is thought about at a time, not {len(batch)}")
-        found = self._programs[greedy, True](self.policy, batch, legal, self._acted)
+        found = self._run(greedy, True, batch, legal)
         action, prior, improved, value = (np.asarray(x)[0] for x in found)
         return Thought(prior, improved, float(value), int(action))
 
@@ -98,25 +156,35 @@ class LoadedAgent:
     def _program(self, greedy: bool, thinks: bool):
         agent, mode = self._agent, "greedy" if greedy else "sample"
 
-        def program(policy, observation, legal_actions, count):
-            size = len(observation)
-            flag, number = jnp.zeros(size, bool), jnp.zeros(size)
-            row = TimeStep(observation, number, number + 1, flag, flag, flag, legal_actions, flag)
+        def program(policy, carry, first, observation, legal_actions, count):
+            row = self._row(observation, legal_actions, first)
             key = jax.random.fold_in(jax.random.key(self.config.seed), count)
-            output = agent.act(policy, agent.start(size), row, key, mode, 1.0)[0]
+            output, carry = agent.act(policy, carry, row, key, mode, 1.0)
             if not thinks or agent.look is None:
-                return output.action
-            seen = agent.look(policy, observation, legal_actions, key)
+                return carry, (output.action,)
+            latent = self._latent(policy, row, output.extras)
+            seen = agent.look(policy, latent, legal_actions, key)
             # The very search that acted, where one did; Muesli after training searches only if it is told to.
             improved, value = output.extras.get("search_policy"), output.extras.get("search_value")
             if improved is None and agent.plan is not None:
-                improved = agent.plan(policy, observation, legal_actions, key).weights
-            return (
+                improved = agent.plan(policy, latent, legal_actions, key).weights
+            return carry, (
                 output.action, seen.prior, seen.improved if improved is None else improved,
                 seen.value if value is None else value,
             )  # fmt: skip
 
         return program
+
+    @staticmethod
+    def _row(observation: Array, legal_actions: Array, first: Array) -> TimeStep:
+        """Rows of which nothing else is known."""
+        flag, number = jnp.zeros(len(observation), bool), jnp.zeros(len(observation))
+        return TimeStep(observation, number, number + 1, first, flag, flag, legal_actions, flag)
+
+    def _latent(self, policy: Policy, row: TimeStep, extras: Mapping[str, Array]) -> Array:
+        """The latents of rows that were acted on."""
+        rows = Trajectory.of(row, jnp.zeros(len(row.reward), jnp.int32), extras)
+        return self._agent.encode(policy, jax.tree.map(lambda x: x[:, None], rows))[:, 0]
 
     def player(self, mode: Mode, name: str | None = None) -> Player:
         """This agent as one side of a game of two."""
@@ -133,7 +201,7 @@ def make_evaluator(
     """An evaluator on fresh environments of a configuration."""
 
     def make(num_envs: int, batch: int):
-        return assembly.make_env(config.env, source, num_envs, seed, role, generation=batch)
+        return assembly.make_env(config, source, num_envs, seed, role, generation=batch)
 
     return Evaluator(agent, make, mode)
 
@@ -162,6 +230,7 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts
     """
     assembly.require_source(agent.config, agent.source)
     env, thought = agent.config.env, []
+    agent.reset()
 
     def act(observation: Any, legal_actions: Any) -> np.ndarray:
         if not thoughts:
@@ -174,9 +243,10 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts
         act,
         registry.seeds(seed, "watch", 1)[0],
         agent.spec.max_steps or MAX_FRAMES,
-        lambda: assembly.make_env(env, agent.source, 1, seed, "watch"),
+        lambda: assembly.make_env(agent.config, agent.source, 1, seed, "watch"),
         env.options,
         env.stack,
+        agent.config.observation,
     )
     return panels.beside(frames, thought) if thoughts else frames
 
@@ -196,7 +266,7 @@ def load(
     config = overridden(folder.read_config(path), overrides)
     saved = folder.last_checkpoint(path)
     meta = checkpoint.read_meta(saved)
-    spec = spec_from(meta["spec"])
+    spec = folder.spec_from(meta["spec"])
     parts = assembly.make_parts(config, spec)
     train = checkpoint.restore(saved, "train", parts.saved)
     return LoadedAgent(
@@ -218,19 +288,3 @@ def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> 
         if name.split(".")[0] != "search":
             raise ConfigError(f"{name} cannot be changed after training; only search.* can")
     return validated(settings.merge(config.model_dump(by_alias=True), given))
-
-
-def spec_to(spec: EnvSpec) -> dict[str, Any]:
-    """A specification of one observation array and discrete actions, as JSON holds it."""
-    observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
-    return {
-        "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
-        "num_players": spec.num_players,
-    }  # fmt: skip
-
-
-def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
-    """The inverse of `spec_to`."""
-    observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
-    action = Discrete(saved["num_actions"])
-    return EnvSpec(saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1))

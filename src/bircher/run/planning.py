@@ -35,12 +35,12 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
       ConfigError: the agent does not search, or the episode ended before that step.
     """
     assembly.require_source(agent.config, agent.source)
-    plan = agent.agent.plan
-    if plan is None:
+    if agent.agent.plan is None:
         raise ConfigError(f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50")
-    env = assembly.make_env(agent.config.env, agent.source, 1, seed, "search")
+    env = assembly.make_env(agent.config, agent.source, 1, seed, "search")
     try:
         state, row = env.reset()
+        agent.reset()
         move = jax.jit(env.step)
         for number in range(step):
             action = agent.act(np.asarray(row.observation), legal_actions=np.asarray(row.legal_actions))
@@ -52,7 +52,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         row = jax.device_get(row)
     finally:
         env.close()
-    found = jax.jit(plan)(agent.policy, row.observation, row.legal_actions, jax.random.key(seed))
+    found = agent.search(row.observation, row.legal_actions, seed)
     mover = step % 2 if agent.spec.num_players == 2 else 0
     observation, action, value = np.asarray(row.observation[0]), int(found.action[0]), float(found.value[0])
     return Decision(observation, step, mover, action, value, trees.Tree.of(found.tree))

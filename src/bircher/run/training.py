@@ -19,7 +19,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
 from bircher.loops.base import Progress
-from bircher.run import assembly, diagnosing, gauging, loaded
+from bircher.run import assembly, diagnosing, folder, gauging, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
@@ -159,9 +159,7 @@ class Training:
                 self._save()
 
     def _done(self) -> bool:
-        episodes = self._config.episodes
-        enough = episodes is not None and self._counters["episodes"] >= episodes
-        return enough or self._counters["env_steps"] >= self._config.steps
+        return self._config.reached(self._counters)
 
     def _next_iterations(self) -> int:
         """Iterations for the next chunk; 0 where what is under way may already reach a goal."""
@@ -243,7 +241,7 @@ class Training:
         meta = {
             "generation": self._origin.generation,
             "wall_seconds": self._wall_seconds(),
-            "spec": loaded.spec_to(self._env.spec),
+            "spec": folder.spec_to(self._env.spec),
         }
         self._saver.save(parts, meta, counters, last)
 

@@ -169,7 +169,7 @@ def _asked(board: boards.Board, legal: np.ndarray, mover: int, ask: Callable[[st
 def _games(agent: LoadedAgent, seed: int) -> Callable[[int, int], Env]:
     """Fresh games as the agent's run has them, with seeds apart from those of training."""
     assembly.require_source(agent.config, agent.source)
-    return lambda size, batch: assembly.make_env(agent.config.env, agent.source, size, seed, "match", generation=batch)
+    return lambda size, batch: assembly.make_env(agent.config, agent.source, size, seed, "match", generation=batch)
 
 
 def _run(path: str, overrides: Sequence[str] = ()) -> LoadedAgent:

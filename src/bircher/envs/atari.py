@@ -1,0 +1,149 @@
+"""Atari's games as EnvPool has them: their ids, the protocols that they are played by, and scores by a human's measure.
+
+"Revisiting the Arcade Learning Environment: Evaluation Protocols and Open Problems for General Agents" by Machado et
+al. 2018 (https://arxiv.org/abs/1709.06009) is where sticky actions come from.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from bircher.envs.base import UnsupportedEnvironment
+from bircher.envs.observation import ObservationConfig
+
+ProtocolName = Literal["paper", "usual"]
+
+SCORES = Path(__file__).with_name("atari_human_random.csv")
+"""Random and human scores of the 57 games: the table of DeepMind's dqn_zoo (`dqn_zoo/atari_data.py`, Apache-2.0;
+https://github.com/google-deepmind/dqn_zoo).  Means of at least 3 episodes after 1 to 30 no-ops, at most 108,000 frames
+each; humans are one professional games tester."""
+
+OTHERS = (
+    "Adventure AirRaid Atlantis2 Backgammon BasicMath Blackjack Carnival Casino Crossbow Darkchambers DonkeyKong "
+    "Earthworld ElevatorAction Entombed Et FlagCapture Frogger Galaxian Hangman HauntedHouse HumanCannonball "
+    "JourneyEscape Kaboom KeystoneKapers KingKong Klax Koolaid LaserGates LostLuggage MarioBros MiniatureGolf MrDo "
+    "Othello Pacman Pitfall2 Pooyan SirLancelot SpaceWar Superman Tetris TicTacToe3d Trondead Turmoil VideoCheckers "
+    "VideoChess VideoCube WordZapper"
+)
+"""EnvPool's games beside the 57."""
+
+FEWER_ACTIONS = {"Skiing-v5": 9}
+"""Games whose full action set is not 18: the emulator counts what the game itself allows."""
+
+ALIAS = "ALE/"
+"""What Gymnasium writes before an id; here both mean the same."""
+
+
+class Scores(NamedTuple):
+    """What a game brings."""
+
+    random: float
+    human: float
+
+
+class Protocol(NamedTuple):
+    """How the games are played: the picture where nothing else is said, and EnvPool's settings."""
+
+    size: tuple[int, int]
+    grey: bool
+    settings: Mapping[str, Any]
+
+
+COMMON = {
+    "max_episode_steps": 27_000,  # 108,000 frames, half an hour
+    "frame_skip": 4,
+    "stack_num": 1,  # env.stack joins frames, and the replay may keep each once
+    "episodic_life": False,
+    "zero_discount_on_life_loss": False,
+    "reward_clip": False,  # env.reward_clip does that, in training alone
+}
+PROTOCOLS: dict[str, Protocol] = {
+    # EnvPool has no way to press nothing at all: its least is one frame without an action.
+    "paper": Protocol(
+        (96, 96),
+        False,
+        {"repeat_action_probability": 0.25, "full_action_space": True, "noop_max": 1, "use_fire_reset": False},
+    ),
+    "usual": Protocol(
+        (84, 84),
+        True,
+        {"repeat_action_probability": 0.0, "full_action_space": False, "noop_max": 30, "use_fire_reset": True},
+    ),
+}
+"""The Muesli paper's (sticky actions, all 18 of them, no no-ops), and what has been usual since DQN: the actions that a
+game uses, up to 30 no-ops at the start, then FIRE, and nothing sticky.  A lost life ends nothing in either."""
+
+ELSEWHERE = {
+    "img_height": "observation.size",
+    "img_width": "observation.size",
+    "gray_scale": "observation.grey",
+    "stack_num": "env.stack",
+    "max_episode_steps": "env.max_steps",
+    "reward_clip": "env.reward_clip",
+}
+"""EnvPool's options that are settings of their own here."""
+
+
+@cache
+def scores() -> dict[str, Scores]:
+    """Random and human scores by id, of the 57 games."""
+    with SCORES.open(newline="", encoding="utf-8") as file:
+        lines = csv.DictReader(file)
+        return {game_id(line["game"]): Scores(float(line["random"]), float(line["human"])) for line in lines}
+
+
+@cache
+def ids() -> tuple[str, ...]:
+    """Every game's id, the 57 first."""
+    return (*scores(), *(f"{name}-v5" for name in OTHERS.split()))
+
+
+def game_id(game: str) -> str:
+    """The id of a game as ROMs are named: ``space_invaders`` is SpaceInvaders-v5."""
+    return "".join(word.capitalize() for word in game.split("_")) + "-v5"
+
+
+def canonical(source: object) -> str | None:
+    """The id of an Atari game, without the prefix ``ALE/``; None for what is no Atari game."""
+    if not isinstance(source, str):
+        return None
+    env_id = source.removeprefix(ALIAS)
+    return env_id if env_id in ids() else None
+
+
+def human_normalised(env_id: str, score: float) -> float | None:
+    """A score with a random player's as 0 and a human's as 1; None where there is no human's.
+
+    (score - random) / (human - random), as in "Human-level control through deep reinforcement learning" by Mnih et al.
+    2015 (https://doi.org/10.1038/nature14236).
+    """
+    found = scores().get(env_id)
+    return None if found is None else (score - found.random) / (found.human - found.random)
+
+
+def config(
+    protocol: ProtocolName | None, observation: ObservationConfig | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """EnvPool's settings for a protocol, the paper's where none is named; `options` go over the protocol's own.
+
+    Raises:
+      UnsupportedEnvironment: an option that is a setting of its own.
+    """
+    for name, setting in ELSEWHERE.items():
+        if name in options:
+            raise UnsupportedEnvironment(f"env.options.{name} of an Atari game is set by {setting}")
+    chosen = PROTOCOLS[protocol or "paper"]
+    size = (observation.size if observation else None) or chosen.size
+    grey = observation.grey if observation else None
+    picture = {"img_height": size[0], "img_width": size[1], "gray_scale": chosen.grey if grey is None else grey}
+    return {**COMMON, **chosen.settings, **picture, **options}
+
+
+def summary(env_id: str) -> tuple[str, str]:
+    """Observation and actions by the paper's protocol in words, without the tenth of a second that its ROM takes."""
+    (height, width), grey, _ = PROTOCOLS["paper"]
+    return f"uint8 ({height}, {width}, {1 if grey else 3})", f"discrete, {FEWER_ACTIONS.get(env_id, 18)} actions"

@@ -1,0 +1,33 @@
+"""Which environment a run plays, as settings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EnvConfig(BaseModel):
+    """Which environment, and how many of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    num_envs: int = Field(64, ge=1)
+    """Environments stepped together."""
+    max_steps: int | None = Field(None, ge=1)
+    """Actions after which an episode is truncated; null leaves the environment's own limit."""
+    stack: int = Field(1, ge=1)
+    """Observations joined along the last axis, the newest last."""
+    num_threads: int | None = Field(None, ge=1)
+    """EnvPool's threads; null takes one a core."""
+    num_workers: int | None = Field(None, ge=0)
+    """Gymnasium's processes, 0 for none; null takes one a core for pictures, else none."""
+    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
+    """Which adapter; null takes the quickest that has the environment."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the environment's constructor."""
+    protocol: Literal["paper", "usual"] | None = None
+    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""

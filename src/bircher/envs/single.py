@@ -1,0 +1,108 @@
+"""One Gymnasium environment: made from an id or a callable, drawn where that is asked, and named where it fails.
+
+Nothing here imports JAX: worker processes load this module, and little else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from bircher.envs.pixels import Pixels, quieten
+
+Source = str | Callable[..., gymnasium.Env]
+Maker = Callable[[], gymnasium.Env]
+
+
+class EnvironmentFailure(RuntimeError):
+    """An exception inside one environment, told with the environment's index and step."""
+
+
+class Picture(NamedTuple):
+    """How an environment is drawn for the agent."""
+
+    size: tuple[int, int]
+    grey: bool
+
+
+class Named(gymnasium.Wrapper):
+    """Says which environment failed, and where; counts the steps of all its episodes."""
+
+    def __init__(self, env: gymnasium.Env, index: int):
+        super().__init__(env)
+        self._index, self._steps = index, 0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The environment's own reset; whatever it raises becomes an EnvironmentFailure."""
+        try:
+            return self.env.reset(**kwargs)
+        except Exception as error:
+            raise self._failure("reset", error) from error
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The environment's own step; whatever it raises becomes an EnvironmentFailure."""
+        self._steps += 1
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            raise self._failure("step", error) from error
+
+    def _failure(self, what: str, error: Exception) -> EnvironmentFailure:
+        text = f"environment {self._index} raised {type(error).__name__} in {what} after {self._steps} steps: {error}"
+        return EnvironmentFailure(text)
+
+
+def maker(
+    source: Source,
+    max_steps: int | None,
+    options: Mapping[str, Any],
+    picture: Picture | None = None,
+    keep_whole: bool = False,
+) -> Maker:
+    """A function that makes one environment; it carries the registration along, so it works in another process.
+
+    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  The function raises ValueError
+    where the source gives no environment, or one that does not draw.
+    """
+    if picture is not None:
+        quieten()
+    if isinstance(source, str):
+        from bircher.envs.spaces import registered
+
+        # The checker warns of spaces and types that are handled here, and costs time at every step.
+        kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if picture else {}), **options}
+        made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
+    else:
+        made = partial(_called, source, max_steps, dict(options), picture is not None)
+    return made if picture is None else partial(_drawn, made, picture, keep_whole)
+
+
+def named(make: Maker, index: int) -> gymnasium.Env:
+    """An environment that tells its index where it fails."""
+    return Named(make(), index)
+
+
+def source_name(source: Source) -> str:
+    """What an id, class or function is called."""
+    return source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
+
+
+def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str, Any], drawn: bool) -> gymnasium.Env:
+    if drawn and "render_mode" in inspect.signature(source).parameters:
+        options = {"render_mode": "rgb_array", **options}
+    env = source(**options)
+    if not isinstance(env, gymnasium.Env):
+        raise ValueError(f"{source_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
+    return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
+
+
+def _drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
+    env = make()
+    if env.render_mode != "rgb_array":
+        env.close()
+        raise ValueError(f"it does not draw to arrays: its render_mode is {env.render_mode}, expected rgb_array")
+    return Pixels(env, *picture, keep_whole)

@@ -1,0 +1,155 @@
+"""Torsos for images, NHWC: those of DQN, IMPALA and MuZero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from bircher.models.convolutions import Convolution, ResidualBlock, average_pool, max_pool, positions
+from bircher.models.grids import FlatTorso, Torso, in_a_row, through
+from bircher.models.layers import MLP, scale_latent
+from bircher.types import Key
+
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Channels, side and stride of the convolutions of `NatureTorso`."""
+NATURE_LEAST = 36
+"""Least height and width that its three kernels fit into."""
+NATURE_DENSE, IMPALA_DENSE = 512, 256
+"""Units of the layer behind the convolutions."""
+SMALL = 8
+"""Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
+BLOCKS_AFTER = (2, 3, 3)
+"""Residual blocks behind its first halvings; behind the last of all stand those that were asked for."""
+
+
+class NatureTorso(FlatTorso):
+    """Three convolutions and a layer of 512.
+
+    "Human-level control through deep reinforcement learning" by Mnih et al. 2015 (Nature 518), methods.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], dense: int, latent_width: int, key: Key):
+        height, width, inputs = shape
+        *keys, mlp_key = jax.random.split(key, len(NATURE) + 1)
+        convolutions = []
+        for (channels, size, stride), key in zip(NATURE, keys, strict=True):
+            convolutions.append(Convolution(inputs, channels, size, key, stride=stride))
+            height, width, inputs = (*(positions(length, size, stride, False) for length in (height, width)), channels)
+        self.convolutions = tuple(convolutions)
+        self.mlp = MLP(height * width * inputs, (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """The last convolution's positive part."""
+        for convolution in self.convolutions:
+            observation = jax.nn.relu(convolution(observation))
+        return in_a_row(observation)
+
+
+class Section(eqx.Module):
+    """A convolution of 3 × 3, maxima of 3 × 3 at stride 2, residual blocks."""
+
+    convolution: Convolution
+    blocks: tuple[ResidualBlock, ...]
+
+    def __init__(self, inputs: int, channels: int, num_blocks: int, key: Key):
+        convolution_key, *keys = jax.random.split(key, num_blocks + 1)
+        # No ReLU follows, which would halve the variance.
+        self.convolution = Convolution(inputs, channels, 3, convolution_key, pad=True, scale=1.0)
+        self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
+
+    def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w channels"]:
+        return through(self.blocks, max_pool(self.convolution(x)))
+
+
+class ImpalaTorso(FlatTorso):
+    """Sections that halve the image, and a layer of 256: the deep network without its LSTM.
+
+    "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures" by Espeholt et al. 2018
+    (https://arxiv.org/abs/1802.01561), figure 3, right.
+    """
+
+    sections: tuple[Section, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(
+        self, shape: Sequence[int], channels: Sequence[int], num_blocks: int, dense: int, latent_width: int, key: Key
+    ):
+        height, width, inputs = shape
+        *keys, mlp_key = jax.random.split(key, len(channels) + 1)
+        sizes = (inputs, *channels)
+        self.sections = tuple(
+            Section(before, after, num_blocks, key) for before, after, key in zip(sizes, channels, keys, strict=False)
+        )
+        for _ in channels:
+            height, width = _half(height), _half(width)
+        self.mlp = MLP(height * width * sizes[-1], (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """The last section's positive part."""
+        for section in self.sections:
+            observation = section(observation)
+        return in_a_row(jax.nn.relu(observation))
+
+
+class MuZeroTorso(Torso):
+    """Two convolutions of stride 2, then averages, with residual blocks between: the latent is a small image.
+
+    "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
+    (https://arxiv.org/abs/1911.08265), appendix F: from 96 × 96 by four halvings to 6 × 6, the first convolution with
+    half the channels.  Without its batch normalisation: here residual blocks begin near the identity.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    stages: tuple[tuple[ResidualBlock, ...], ...]
+    """The blocks behind each halving."""
+    grid: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], channels: int, halvings: int | None, num_blocks: int, key: Key):
+        height, width, inputs = shape
+        halvings = halvings_of(height, width) if halvings is None else halvings
+        convolution_keys, stage_keys = (jax.random.split(k, halvings) for k in jax.random.split(key))
+        planes = [max(channels // 2, 1)] + [channels] * (halvings - 1) if halvings > 1 else [channels]
+        self.convolutions = tuple(
+            Convolution(before, after, 3, key, pad=True, stride=2)
+            for before, after, key in zip((inputs, *planes), planes[:2], convolution_keys, strict=False)
+        )
+        blocks = [*BLOCKS_AFTER, *[BLOCKS_AFTER[-1]] * halvings][: halvings - 1] + [num_blocks]
+        self.stages = tuple(
+            tuple(ResidualBlock(wide, key) for key in jax.random.split(stage_key, count))
+            for wide, count, stage_key in zip(planes, blocks, stage_keys, strict=True)
+        )
+        for _ in range(halvings):
+            height, width = _half(height), _half(width)
+        self.grid = (height, width, channels)
+
+    def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
+        x = observation
+        for i, blocks in enumerate(self.stages):
+            x = jax.nn.relu(self.convolutions[i](x)) if i < len(self.convolutions) else average_pool(x)
+            x = through(blocks, x)
+        return in_a_row(x)
+
+    def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
+        return scale_latent(features)
+
+
+def halvings_of(height: int, width: int) -> int:
+    """How often an image is halved until neither side is above 8; at least once."""
+    count = 0
+    while count == 0 or max(height, width) > SMALL:
+        height, width, count = _half(height), _half(width), count + 1
+    return count
+
+
+def _half(length: int) -> int:
+    return positions(length, 1, 2, True)

@@ -1,0 +1,161 @@
+"""Pictures as observations: what they show, when, and who draws them."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium_twins import Counter, Indexed, Painted
+from rollouts import assert_same_rows, rollout
+
+from bircher.envs import registry
+from bircher.envs.base import UnsupportedEnvironment, check_env
+from bircher.envs.observation import ObservationConfig
+from bircher.envs.pixels import Pixels, quieten, resized
+
+AT_ONCE = ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
+
+NEAR = 4
+"""How far pygame's averages are from exact ones: it rounds down, more than once."""
+
+
+def seen(name: str = "pixels", **settings) -> ObservationConfig:
+    return ObservationConfig.model_validate({"name": name, **settings})
+
+
+def areas(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Averages over the areas that `size` cells cover, each axis by a matrix of overlaps: a plain second opinion."""
+
+    def overlaps(fine: int, coarse: int) -> np.ndarray:
+        edges = np.arange(coarse + 1) * fine / coarse
+        low, high = np.maximum(edges[:-1, None], np.arange(fine)), np.minimum(edges[1:, None], np.arange(fine) + 1)
+        return np.maximum(high - low, 0) * coarse / fine
+
+    rows, columns = overlaps(picture.shape[0], size[0]), overlaps(picture.shape[1], size[1])
+    return np.einsum("yi,ijc,xj->yxc", rows, picture.astype(float), columns, optimize=True)
+
+
+@pytest.mark.parametrize(("env_id", "at_once"), [*((env_id, True) for env_id in AT_ONCE), ("BipedalWalker-v3", False)])
+@pytest.mark.parametrize("size", [(64, 96), (84, 84)])
+def test_a_picture_is_the_same_shrunk_at_once_or_from_the_whole(env_id, at_once, size):
+    """What spares the whole picture's copy rests on how Gymnasium's own environments draw: held here."""
+    quieten()
+    envs = [
+        Pixels(gymnasium.make(env_id, render_mode="rgb_array"), size, grey=False, keep_whole=whole)
+        for whole in (False, True)
+    ]
+    assert envs[0]._at_once == at_once and not envs[1]._at_once
+    quick, slow = (env.reset(seed=5)[0] for env in envs)
+    for _ in range(6):
+        np.testing.assert_array_equal(quick, slow)
+        action = envs[0].action_space.sample()
+        quick, slow = (env.step(action)[0] for env in envs)
+    whole = envs[1].whole
+    assert whole.shape[0] > 2 * size[0] and quick.shape == (*size, 3) and quick.dtype == np.uint8
+    np.testing.assert_allclose(slow, areas(whole, size), atol=26)  # at edges, which pygame weighs more coarsely
+    assert np.abs(slow - areas(whole, size)).mean() < NEAR
+    for env in envs:
+        env.close()
+
+
+def test_resizing_averages_areas():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    np.testing.assert_allclose(resized(picture, (20, 30)), areas(picture, (20, 30)), atol=NEAR)
+    assert resized(picture, (80, 60)).shape == (80, 60, 3)
+
+
+def test_grey_is_luma():
+    env = Pixels(Painted(index=10, render_mode="rgb_array"), (4, 6), grey=True)
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (4, 6, 1) == env.observation_space.shape
+    for time in range(5):
+        luma = 0.299 * 10 * time + 0.587 * 100 + 0.114 * 100
+        np.testing.assert_allclose(observation, luma, atol=NEAR)
+        observation = env.step(0)[0]
+
+
+def test_the_rows_are_those_of_the_state_with_pictures_in_its_place():
+    """An episode's last picture, its first, and every one between belong to their own row and environment."""
+    size, actions = (4, 6), np.random.default_rng(0).integers(0, 2, (14, 3))
+    state = rollout(registry.make(Indexed, 3, seed=0), 14, actions)
+    rows = rollout(registry.make(Indexed, 3, seed=0, observation=seen(size=size)), 14, actions)
+    assert rows.observation.shape == (15, 3, 4, 6, 3)
+    index, time = state.observation[..., 0], state.observation[..., 1]
+    assert len(set(index[0])) == 3 and rows.last.any() and rows.first[1:].any()
+    painted = np.stack([10 * time, 10 * index, np.full_like(time, 100)], -1)[:, :, None, None]
+    np.testing.assert_allclose(rows.observation, np.broadcast_to(painted, rows.observation.shape), atol=NEAR)
+    assert_same_rows(rows._replace(observation=state.observation), state)
+
+
+def test_drawing_changes_nothing_about_the_lander():
+    actions = np.random.default_rng(1).integers(0, 4, (90, 2))
+    options = {"seed": 3, "backend": "gymnasium"}
+    state = rollout(registry.make("LunarLander-v3", 2, **options), 90, actions)
+    rows = rollout(registry.make("LunarLander-v3", 2, observation=seen(grey=True), **options), 90, actions)
+    assert state.last.any()
+    assert_same_rows(rows._replace(observation=state.observation), state)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "FrozenLake-v1"])
+def test_contract_and_stacking(env_id):
+    env = registry.make(env_id, 2, seed=0, max_steps=4, observation=seen(size=(8, 12), grey=True), stack=3)
+    assert registry.describe(env.spec.observation) == "uint8 (8, 12, 3)"
+    assert registry.resolve(env_id, None, seen()) == "gymnasium"
+    check_env(env, 12)
+    spec = registry.spec(env_id, observation=seen(size=(8, 12)))
+    assert registry.describe(spec.observation) == "uint8 (8, 12, 3)"
+    assert registry.spec(env_id, observation=seen()).observation.shape == (64, 64, 3)
+
+
+def test_starts_differ_and_none_of_an_evaluation_is_in_training():
+    starts = {}
+    for role in ("train", "eval"):
+        rows = rollout(
+            registry.make("LunarLander-v3", 6, seed=0, role=role, max_steps=2, observation=seen(size=(40, 60))), 8
+        )
+        starts[role] = [row.tobytes() for row in rows.observation[rows.first]]
+        assert len(set(starts[role])) == len(starts[role]) == 18
+    assert not set(starts["train"]) & set(starts["eval"])
+
+
+def test_a_class_that_draws_is_asked_to():
+    assert registry.spec(Painted, observation=seen(size=(2, 2))).observation.shape == (2, 2, 3)
+    made = registry.spec(lambda: Painted(render_mode="rgb_array"), observation=seen(size=(2, 2)))
+    assert made.observation.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "backend", "sentence"),
+    [
+        ("Breakout-MinAtar", None, "Breakout-MinAtar cannot be seen as pixels: Gymnasium has no picture of it"),
+        ("tic_tac_toe", None, "Gymnasium has no picture of it"),
+        ("CartPole-v1", "gymnax", "observation=pixels is drawn by Gymnasium: env.backend=gymnax cannot be had"),
+        (Counter, None, "it does not draw to arrays: its render_mode is None, expected rgb_array"),
+        (lambda: Painted(), None, "it does not draw to arrays: its render_mode is None, expected rgb_array"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(source, backend, sentence):
+    with pytest.raises(UnsupportedEnvironment, match=sentence) as caught:
+        registry.make(source, 1, seed=0, backend=backend, observation=seen())
+    assert "\n" not in str(caught.value)
+
+
+class Sketch(Painted):
+    """Draws something that is no picture."""
+
+    def render(self):
+        return np.zeros((4, 4), np.float32)
+
+
+def test_a_picture_that_is_none_is_a_failure():
+    with pytest.raises(RuntimeError, match=r"environment 0 raised ValueError in reset .*float32 \(4, 4\), expected"):
+        registry.make(Sketch, 1, seed=0, observation=seen()).reset()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"name": "state", "size": (4, 4)}, "size is a picture's"), ({"size": (0, 4)}, r"size=\[0, 4\] is no picture")],
+)
+def test_settings_that_fit_no_picture(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        seen(**{"name": "pixels", **settings})

@@ -1,0 +1,123 @@
+"""Environments in other processes: the same rows, and no hang when one goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium_twins import Indexed, Masked, Raises, Spaces
+from rollouts import assert_same_rows, rollout
+
+from bircher.envs import gymnasium as adapter
+from bircher.envs import registry
+from bircher.envs.observation import ObservationConfig
+
+PIXELS = ObservationConfig.model_validate({"name": "pixels", "size": (4, 6)})
+
+
+def there(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("source", [Indexed, Masked, "CartPole-v1"])
+def test_rows_do_not_depend_on_the_processes(source):
+    drawn = None if source is Masked else PIXELS
+    rows = []
+    for workers in (0, 2):
+        env = registry.make(source, 3, seed=1, backend="gymnasium", observation=drawn, num_workers=workers)
+        rows.append(rollout(env, 12))
+        env.close()
+    assert_same_rows(*rows)
+    assert isinstance(source, str) or rows[0].last.any()
+
+
+def test_dictionaries_of_observations_are_joined():
+    def make():
+        return Spaces(spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3)}))
+
+    rows = [rollout(registry.make(make, 3, seed=0, num_workers=workers), 5) for workers in (0, 3)]
+    for name in ("eye", "place"):
+        np.testing.assert_array_equal(rows[0].observation[name], rows[1].observation[name])
+
+
+def test_processes_where_nobody_said_how_many(monkeypatch):
+    monkeypatch.setattr(adapter.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    counts = [adapter._num_workers(num_envs, pictures=True) for num_envs in (1, 4, 8, 12, 64)]
+    assert counts == [0, 0, 2, 3, 4]
+    assert adapter._num_workers(64, pictures=False) == 0
+
+
+def test_an_exception_in_a_worker_is_told_with_the_environments_own_number():
+    class Second(Raises):
+        def __init__(self):
+            super().__init__(index=0)
+
+        def reset(self, *, seed=None, options=None):
+            if seed is not None:
+                self.index = int(seed == registry.seeds(0, "train", 3)[2])
+            return super().reset(seed=seed, options=options)
+
+    env = registry.make(Second, 3, seed=0, num_workers=2)
+    rows = rollout(env, 12, np.zeros((12, 3)))
+    np.testing.assert_array_equal(rows.failed.all(-1), np.arange(13) >= 9)
+    assert "environment 2 raised ZeroDivisionError in step after 8 steps: the mill is broken" == env.failure()
+    env.close()
+
+
+def test_a_worker_that_is_killed_is_a_failure_and_the_others_end():
+    env = registry.make(Indexed, 4, seed=0, num_workers=2)
+    workers = env._pool._workers
+    assert not rollout(env, 2).failed.any()
+    state, _ = env.reset()
+    workers[1].kill()
+    workers[1].wait()
+    began = time.monotonic()
+    for _ in range(2):
+        state, row = env.step(state, jnp.zeros(4, jnp.int32))
+    assert row.failed.all() and time.monotonic() - began < 5
+    assert env.failure() == "the worker process of environments 2 to 3 ended by itself, with status -9"
+    env.close()
+    assert not any(there(worker.pid) for worker in workers)
+
+
+def test_what_an_environment_prints_does_not_get_between():
+    class Talks(Indexed):
+        def step(self, action):
+            print("a step", flush=True)
+            return super().step(action)
+
+    env = registry.make(Talks, 2, seed=0, num_workers=1)
+    assert not rollout(env, 7).failed.any()
+    env.close()
+
+
+def test_workers_end_with_a_training_that_is_killed():
+    """Also without a guard: the script is no part of what a worker runs."""
+    script = (
+        "import os, signal\n"
+        "from bircher.envs import registry\n"
+        "env = registry.make('CartPole-v1', 2, 0, backend='gymnasium', num_workers=2)\n"
+        "env.reset()\n"
+        "print(*(worker.pid for worker in env._pool._workers), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    pids = [int(word) for word in result.stdout.split()]
+    assert len(pids) == 2 and os.getpid() not in pids
+    deadline = time.monotonic() + 10
+    while any(there(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(there(pid) for pid in pids)

@@ -1,0 +1,128 @@
+"""Runs that are there, in a comparison: their names, commands that make them again, and what they are pooled with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bircher.config import Config, compose
+from bircher.envs.base import UnknownEnvironment
+from bircher.run import cells, comparing, existing, folder
+from bircher.run.folder import RunFolderError
+
+CMPO = "losses.cmpo.weight=0.01"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Makes the folder of a run that counts as finished, from the words behind `bircher train`."""
+    monkeypatch.setattr(folder, "counters", lambda path: {"env_steps": 2**31})
+
+    def make(name: str, env: str, *words: str) -> Path:
+        return folder.create(compose(env, words), tmp_path / name)
+
+    return make
+
+
+def names(*paths: Path, planned=()) -> list[str]:
+    return [cell.variant for cell in existing.cells(paths, planned)]
+
+
+def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
+    plain = [run(f"runs/{seed}", "CartPole-v1", "agent=ppo", "steps=2000", f"seed={seed}") for seed in range(2)]
+    assert names(*plain) == ["ppo", "ppo"], "what all share needs no name"
+    free = run("free", "CartPole-v1", "agent=ppo", "steps=2000", "seed=2", "evaluation.count=0", "env.num_threads=1")
+    assert names(*plain, free) == ["ppo"] * 3, "nothing learnt depends on it"
+    mixed = run("runs/b/0", "CartPole-v1", "agent=ppo", "steps=2000", CMPO)
+    assert names(*plain, mixed) == ["ppo", "ppo", f"ppo,{CMPO}"], "not what follows from it"
+    wide = run("runs/c/0", "CartPole-v1", "agent=ppo", "steps=3000", "model.head_widths=[64,32]")
+    assert names(plain[0], wide) == ["ppo,steps=2000", "ppo,steps=3000,model.head_widths=[64,32]"]
+    other = run("runs/d/0", "CartPole-v1", "steps=3000")
+    assert names(*plain, other) == ["ppo", "ppo", "muesli"]
+
+
+def test_names_hold_over_environments(run):
+    """What tells runs apart on one environment is named on every other."""
+    pole, lander = "CartPole-v1", "LunarLander-v3"
+    paths = [
+        run("a", pole, "agent=ppo", "steps=2000", CMPO), run("b", lander, "agent=ppo", "steps=9000", CMPO),
+        run("c", lander, "agent=ppo", "steps=9000"),
+    ]  # fmt: skip
+    assert names(*paths) == [f"ppo,{CMPO}", f"ppo,{CMPO}", "ppo"]
+    assert names(*paths[:2]) == ["ppo", "ppo"], "an environment's steps are its own"
+
+
+def test_a_preset_is_named_and_not_all_that_it_holds(run):
+    paths = [run("a", "CartPole-v1", "preset=ppo_muesli_conservative"), run("b", "CartPole-v1", "agent=ppo")]
+    assert names(*paths) == ["ppo,preset=ppo_muesli_conservative", "ppo"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["agent=ppo", "seed=4"],
+        ["agent=ppo", CMPO, "model.unroll_steps=2", "optimiser.pieces=8", "evaluation.count=0"],
+        ["preset=ppo_muesli_aggressive", "losses.entropy.final_weight=0.5", "agent.advantage.epsilon=1e-13"],
+        ["agent=gumbel_muzero", "search.num_simulations=7", "agent.temperature.values=[1.0,0.5,0.1]"],
+        ["env.options.name=two words", "model.policy_horizon=null", "device=cpu"],
+    ],
+)
+def test_the_command_of_a_run_makes_its_configuration(run, words):
+    path = run("a run", "CartPole-v1", *words)
+    (cell,) = existing.cells([path])
+    train, command, env, *settings = shlex.split(cell.command)
+    assert (train, command) == ("bircher", "train")
+    assert compose(env, settings) == folder.read_config(path)
+    assert "--config" not in settings and len(settings) <= len(words) + 2
+
+
+def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
+    path = run("it is", "CartPole-v1", "agent=ppo")
+    text = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(text.replace("preset: cartpole_ppo", "preset: of_old"))
+    (cell,) = existing.cells([path])
+    assert cell.variant == "ppo (it is)"
+    assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
+
+
+def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_path):
+    words = ["ppo,steps=2000", f"ppo,steps=2000,{CMPO}"]
+    planned = cells.plan(comparing.variants(words), ["CartPole-v1"], range(2), [], tmp_path / "out")
+    same = run("same", "CartPole-v1", "agent=ppo", "steps=2e3", "losses.cmpo.weight=1e-2", "seed=5")
+    rate = run("rate", "CartPole-v1", "agent=ppo", "steps=2000", "optimiser.learning_rate=0.1", "seed=5")
+    usual = run("usual", "CartPole-v1", "agent=ppo", "seed=5")
+    assert names(same, rate, usual, planned=planned) == [
+        words[1], "ppo,steps=2000,optimiser.learning_rate=0.1", "ppo"
+    ]  # fmt: skip
+
+
+def test_one_run_twice_is_refused(run):
+    one, two = (run(name, "CartPole-v1", "agent=ppo", "seed=3") for name in ("one", "two"))
+    with pytest.raises(RunFolderError, match="one and .*two are one run twice: ppo on CartPole-v1 with seed 3"):
+        existing.cells([one, two])
+    with pytest.raises(RunFolderError, match="one is given twice"):
+        existing.cells([one, one])
+
+
+def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
+    path = run("mine", "CartPole-v1")
+    config = Config.from_yaml(path / "config.yaml")
+    env = config.env.model_copy(update={"id": "callable:Mine"})
+    (path / "config.yaml").write_text(config.model_copy(update={"env": env}).to_yaml())
+    with pytest.raises(UnknownEnvironment, match="the callable Mine, which no file holds"):
+        existing.cells([path])
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("ppo", ["ppo"]),
+        ("ppo,a=1,b=2", ["ppo", "a=1", "b=2"]),
+        ("ppo,model.head_widths=[64,64],b=2", ["ppo", "model.head_widths=[64,64]", "b=2"]),
+        ("ppo,env.options={a: [[1,2],[3,4]], b: 1},c=3", ["ppo", "env.options={a: [[1,2],[3,4]], b: 1}", "c=3"]),
+    ],
+)
+def test_settings_of_an_agent_are_split_outside_brackets(word, parts):
+    assert comparing.apart(word) == parts

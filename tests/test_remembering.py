@@ -1,0 +1,155 @@
+"""Agents with memory: what they act on is what they learn from, in training, search and by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bircher
+from bircher import actor, diagnosis
+from bircher.agents.base import remembered
+from bircher.config import compose
+from bircher.run import assembly
+from bircher.sampling import pieces
+from bircher.settings import ConfigError
+from bircher.types import Batch, Policy
+from builders import quick_jit
+
+RECALL = {
+    "model.memory": "lstm", "model.memory_width": 8, "model.torso_widths": [8], "model.latent_width": 8,
+    "model.dynamics_widths": [8], "model.head_widths": [], "model.unroll_steps": 2, "env.num_envs": 4,
+    "loop.rollout_length": 12, "env.options": {"length": 3}, "optimiser.batch_size": 4,
+    "optimiser.updates_per_step": 1 / 12, "replay.capacity": 512, "evaluation.count": 0,
+}  # fmt: skip
+AGENTS = {
+    "muesli": {}, "gumbel_muzero": {"search.num_simulations": 3, "agent.reanalyse_fraction": 0.5},
+    "ppo": {"optimiser.minibatches": 2, "optimiser.batch_size": 2, "optimiser.updates_per_step": 1 / 6},
+}  # fmt: skip
+
+
+def parts_of(agent, **settings):
+    """Agent, environments and a policy whose every parameter is away from zero."""
+    config = compose("toy/recall", {**RECALL, "agent": agent, **AGENTS[agent], **settings})
+    env = assembly.make_env(config, None, config.env.num_envs, 0, "train")
+    parts = assembly.make_parts(config, env.spec)
+    policy = parts.agent.init(jax.random.key(1), env.spec)
+    leaves, structure = jax.tree.flatten(policy.params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return parts.agent, env, Policy(jax.tree.unflatten(structure, noisy), policy.state)
+
+
+def played(agent, env, policy, length=12):
+    state = actor.start(agent, env, jax.random.key(3))
+    play = quick_jit(lambda state: actor.rollout(agent, env, policy, state, length, 0.0))
+    for _ in range(2):  # the second rollout begins within episodes
+        state, rows, _ = play(state)
+    return rows
+
+
+@pytest.mark.parametrize("agent_name", AGENTS)
+def test_rows_hold_the_memory_that_acted(agent_name):
+    """From what stands in the first row, the latents of a whole rollout are those that acted, ends and all."""
+    agent, env, policy = parts_of(agent_name)
+    rows = played(agent, env, policy)
+    assert rows.first[:, 1:].any() and not rows.first[:, 0].all()
+    latents = quick_jit(agent.encode)(policy, rows)
+    one = quick_jit(agent.encode)
+    for t in range(rows.first.shape[1]):
+        alone = one(policy, jax.tree.map(lambda x, t=t: x[:, t : t + 1], rows))
+        np.testing.assert_allclose(latents[:, t], alone[:, 0], rtol=1e-4, atol=1e-5)
+    value = policy.params.value(latents)
+    if agent_name == "gumbel_muzero":
+        assert np.isfinite(rows.extras["search_value"]).all()
+    else:
+        logits = policy.params.predict(latents).policy_logits
+        np.testing.assert_allclose(rows.extras["behaviour_logits"], logits, rtol=1e-4, atol=1e-5)
+    assert float(value.std()) > 0.01
+
+
+@pytest.mark.parametrize("agent_name", AGENTS)
+def test_the_memory_gets_a_gradient_and_burnt_in_rows_are_no_roots(agent_name):
+    agent, env, policy = parts_of(agent_name, **({} if agent_name == "ppo" else {"model.burn_in": 3}))
+    rows = played(agent, env, policy)
+    batch = Batch(rows, jnp.full(4, -1), jnp.ones(4))
+    targets, state = quick_jit(agent.targets)(policy, batch, jax.random.key(4))
+    burnt = 0 if agent_name == "ppo" else 3
+    ends = np.asarray(rows.last[:, :-1] | rows.first[:, 1:])
+    np.testing.assert_array_equal(targets.mask, ~ends & (np.arange(12) >= burnt))
+
+    def total(params):
+        terms, _ = agent.loss(params, state, batch, targets, jax.random.key(5), measured=False)
+        return sum(jnp.where(targets.mask, term, 0.0).sum() for term in terms.values())
+
+    gradients = quick_jit(jax.grad(total))(policy.params)
+    for leaf in jax.tree.leaves(gradients.memory):
+        assert float(jnp.abs(leaf).max()) > 0
+
+
+def test_pieces_begin_with_the_memory_of_their_own_first_row():
+    agent, env, policy = parts_of("muesli")
+    rows = played(agent, env, policy)
+    targets, _ = quick_jit(agent.targets)(policy, Batch(rows, jnp.full(4, -1), jnp.ones(4)), jax.random.key(4))
+    cut, _ = pieces(Batch(rows, jnp.full(4, -1), jnp.ones(4)), targets, 4)
+    np.testing.assert_array_equal(remembered(cut.trajectory)[1], rows.extras["memory"][0, 4])
+    whole, parts = quick_jit(agent.encode)(policy, rows), quick_jit(agent.encode)(policy, cut.trajectory)
+    np.testing.assert_allclose(parts[2, :5], whole[0, 8:13], rtol=1e-4, atol=1e-5)
+
+
+def test_diagnosis_unrolls_from_what_is_remembered():
+    agent, env, policy = parts_of("muesli")
+    rows = played(agent, env, policy)
+    forgetful = rows._replace(extras={**rows.extras, "memory": jnp.zeros_like(rows.extras["memory"])})
+    measure = quick_jit(lambda rows: diagnosis.diagnose(agent, policy, rows, 2, jax.random.key(0)))
+    assert float(measure(rows).policy_kl[0]) != float(measure(forgetful).policy_kl[0])
+
+
+@pytest.mark.parametrize("agent_name", ["muesli", "gumbel_muzero"])
+def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
+    """By hand, row by row, an agent says what an evaluation's own loop would; a reset begins anew."""
+    settings = {**RECALL, "agent": agent_name, **AGENTS[agent_name], "steps": 300}
+    run = bircher.train("toy/recall", seed=0, out=tmp_path / "run", **settings)
+    agent = bircher.load(run.path)
+    env = assembly.make_env(agent.config, None, 5, 7, "eval")
+    rows = []
+    state, row = env.reset()
+    for _ in range(4):
+        rows.append(row)
+        agent.act(np.asarray(row.observation), greedy=True)
+        state, row = env.step(state, jnp.zeros(5, jnp.int32))
+    held = agent._carry
+    assert held is not None and float(jnp.abs(held.memory).max()) > 0
+    with pytest.raises(ValueError, match=r"5 episodes are remembered, and 2 observations were given: call reset\(\)"):
+        agent.act(np.asarray(row.observation)[:2])
+    carry = agent.agent.start(5)
+    act = quick_jit(lambda carry, row: agent.agent.act(agent.policy, carry, row, jax.random.key(0), "greedy", 1.0)[1])
+    for one in rows:
+        carry = act(carry, one)
+    np.testing.assert_allclose(held.memory, carry.memory, rtol=1e-4, atol=1e-5)
+    agent.reset(np.array([True, False, False, False, True]))
+    agent.act(np.asarray(rows[0].observation), greedy=True)
+    again = np.asarray(agent._carry.memory)
+    agent.reset()
+    agent.act(np.asarray(rows[0].observation), greedy=True)
+    anew = np.asarray(agent._carry.memory)
+    same = np.isclose(again, anew, rtol=1e-4, atol=1e-5).all(-1)
+    np.testing.assert_array_equal(same, [True, False, False, False, True])
+    with pytest.raises(ValueError, match="5 episodes are remembered, and where has the shape"):
+        agent.reset(np.zeros(3, bool))
+    thought = agent.think
+    agent.reset()
+    assert thought(np.asarray(rows[0].observation)[:1], greedy=True).action in (0, 1)
+
+
+def test_what_a_memory_cannot_learn_from_is_refused_by_name():
+    for settings, sentence in (
+        ({"agent": "ppo", "optimiser.pieces": 1}, "optimiser.pieces=1 leaves model.memory single rows"),
+        ({"model.burn_in": 12}, "model.burn_in=12 leaves nothing of a sequence's 12 rows"),
+        ({"model.burn_in": 2, "optimiser.window": 4}, "model.burn_in=2 counts the first rows of whole sequences"),
+        ({"replay.symmetries": True}, "replay.symmetries=true turns rows, and what model.memory holds"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            compose("toy/recall", {**RECALL, **AGENTS.get(settings.get("agent", "muesli"), {}), **settings})
+    assert compose("toy/recall", {**RECALL, "agent": "ppo", **AGENTS["ppo"]}).optimiser.pieces is None
