@@ -106,6 +106,16 @@ def test_terms_that_have_been_learnt_are_not_drowned():
     assert doctor.examine(story, FACTS) == []
 
 
+def test_a_value_that_is_right_need_not_explain_what_does_not_vary():
+    story = healthy()
+    set_all(story, "target/explained_variance", -0.4)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [4]
+    for loss, raised in ((0.3, [4]), (0.001, [])):
+        for line in story:
+            line["loss/value"] = loss
+        assert [flag.number for flag in doctor.examine(story, FACTS)] == raised
+
+
 def test_a_single_term_dominates_nothing():
     story = healthy()
     set_all(story, "gradient/value_share", 1.0)

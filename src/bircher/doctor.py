@@ -112,13 +112,15 @@ def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-UNEXPLAINED, UNEXPLAINED_UPDATES = -0.05, 1000
-"""A constant explains 0, and so does a value where nothing can be foretold."""
+UNEXPLAINED, UNEXPLAINED_UPDATES, LEARNT = -0.05, 1000, 0.01
+"""A constant explains 0, and so does a value where nothing can be foretold.  Within a hundredth of a nat of its targets
+a value is right: where all returns are alike, as on a solved CartPole, its last digits explain less than nothing."""
 
 
 def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Values predict returns worse than a constant would."""
-    explained = series(lines, "target/explained_variance")
+    wrong = [line for line in lines if line.get("loss/value", math.inf) > LEARNT]
+    explained = series(wrong, "target/explained_variance")
     late = explained.since(explained.env_steps.max(initial=0.0) / 2)
     if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < UNEXPLAINED:
         yield Flag(
