@@ -23,7 +23,7 @@ def main(iterations: int = 200) -> list[float]:
     def iteration(learnt, acting, key):
         params, target, state, moments = learnt
         acting, rows, tally = actor.rollout(agent, env, Policy(target, state), acting, 16, 0.0)  # calls agent.act
-        batch = Batch(rows, agent.start(64), jnp.full(64, -1), jnp.ones(64))
+        batch = Batch(rows, jnp.full(64, -1), jnp.ones(64))
         targets, state = agent.targets(Policy(target, state), batch, key)
 
         def objective(params):
