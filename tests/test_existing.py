@@ -79,12 +79,21 @@ def test_the_command_of_a_run_makes_its_configuration(run, words):
 
 
 def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
-    path = run("it is", "CartPole-v1", "agent=ppo")
-    text = (path / "config.yaml").read_text()
-    (path / "config.yaml").write_text(text.replace("preset: cartpole_ppo", "preset: of_old"))
-    (cell,) = existing.cells([path])
-    assert cell.variant == "ppo (it is)"
-    assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
+    paths = [run(f"it is {seed}", "CartPole-v1", "agent=ppo", f"seed={seed}") for seed in range(2)]
+    for path in paths:
+        text = (path / "config.yaml").read_text()
+        (path / "config.yaml").write_text(text.replace("preset: cartpole_ppo", "preset: of_old"))
+    found = existing.cells(paths)
+    assert [cell.variant for cell in found] == ["ppo", "ppo"]
+    for cell, path in zip(found, paths, strict=True):
+        assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
+    assert names(*paths, run("b", "CartPole-v1", "agent=ppo")) == ["ppo,preset=of_old", "ppo,preset=of_old", "ppo"]
+
+
+def test_an_option_that_is_missing_tells_runs_apart(run, monkeypatch):
+    path, config = run("a", "CartPole-v1", "agent=ppo"), compose("CartPole-v1", ["agent=ppo", "env.options.b=1"])
+    monkeypatch.setattr(existing, "compose", lambda env, words: config)
+    assert existing.recipe(folder.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
 
 
 def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_path):

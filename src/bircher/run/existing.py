@@ -12,7 +12,7 @@ from bircher.run import assembly, folder
 from bircher.run.cells import Cell, differences, flat, is_free
 from bircher.settings import shown
 
-TRAINED = ("seed", "env.id", "agent.name")
+NAMED = ("seed", "env.id", "agent.name")
 """What a command names by itself."""
 
 
@@ -72,13 +72,13 @@ def cells(paths: Sequence[Path], planned: Sequence[Cell] = ()) -> list[Cell]:
         env, seed, agent = config.env.id, config.seed, config.agent.name
         same = (name for (name, _), plan in plans.items() if not differences(runs[path].config, plan.config))
         words = [word for name, word in made.telling.items() if agent in named or name in telling[agent]]
-        variant = next(same, ",".join([agent, *words]) + ("" if made.exact else f" ({path.name})"))
+        variant = next(same, ",".join([agent, *words]))
         twin = found.get((variant, env, seed))
         if twin is not None:
             both = f"{path} is given" if twin.path == path else f"{twin.path} and {path} are one run"
             raise folder.RunFolderError(f"{both} twice: {variant} on {env} with seed {seed}, and no setting differs")
-        settings = made.settings.values() if made.exact else ("--config", str(path / folder.CONFIG))
-        command = (f"agent={agent}", *settings, f"seed={seed}") if made.exact else tuple(settings)
+        file = ("--config", str(path / folder.CONFIG))
+        command = (f"agent={agent}", *made.settings.values(), f"seed={seed}") if made.exact else file
         found[variant, env, seed] = Cell(variant, env, seed, path, command)
     return list(found.values())
 
@@ -125,8 +125,13 @@ def recipe(config: Config) -> Recipe:
 
     usual = flat(compose(env, [agent]).model_dump(mode="json", by_alias=True))
     own = flat(config.model_dump(mode="json", by_alias=True))
-    pairs = {name: f"{name}={_short(value)}" for name, value in own.items() if value != usual.get(name, ...)}
-    words = {name: word for name, word in pairs.items() if name not in TRAINED}
+    # An option that it lacks cannot be taken away by a setting, but tells it from others.
+    own |= {name: None for name in usual if not any(other == name or other.startswith(f"{name}.") for other in own)}
+    words = {
+        name: f"{name}={_short(value)}"
+        for name, value in own.items()
+        if name not in NAMED and value != usual.get(name, {})
+    }
     if not gives(words.values()):
         return Recipe(words, exact=False)
     # Last the preset: what it holds is then known to be so.
