@@ -121,7 +121,7 @@ def test_every_game_has_its_presets(agent: str, preset: str) -> None:
 
 
 def test_the_papers_presets_play_by_its_protocol() -> None:
-    config = compose("Breakout-v5", ["preset=paper_atari"])
+    config = compose("Breakout-v5", ["preset=paper_base"])
     assert config.steps * 4 == 200_000_000 and config.env.protocol == "paper"
     assert config.observation.size == (96, 96) and config.observation.grey is False
 

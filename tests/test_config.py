@@ -18,7 +18,9 @@ from bircher.settings import ConfigError
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 SUITED = {
-    name: "Breakout-v5" if "atari" in name else "CartPole-v1" for name in NAMES if read_preset(name).get("observation")
+    name: "Breakout-v5" if name.startswith(("atari", "paper")) else "CartPole-v1"
+    for name in NAMES
+    if read_preset(name).get("observation")
 }
 """Environments for the presets of pictures, which not every environment has."""
 
@@ -53,7 +55,7 @@ def test_every_preset_is_valid_and_comes_back_from_yaml(name: str, tmp_path: Pat
 
 
 def test_every_environment_has_its_preset() -> None:
-    assert {"default", "default_muzero", "paper_atari", "paper_atari_muzero"} <= set(NAMES)
+    assert {"default", "default_muzero", "paper_base", "paper_base_muzero"} <= set(NAMES)
     for env_id, name in PRESET_OF.items():
         assert compose(env_id).preset == (name if name in NAMES else "default")
         found = compose(env_id, ["agent=gumbel_muzero"])
@@ -66,14 +68,14 @@ def test_every_environment_has_its_preset() -> None:
 
 
 def test_a_preset_chosen_by_name_brings_its_agent() -> None:
-    assert compose("Pong-v5", ["preset=paper_atari_muzero"]).agent.name == "muzero"
+    assert compose("Pong-v5", ["preset=paper_base_muzero"]).agent.name == "muzero"
     assert compose("toy/cliff", ["preset=default_muzero", "agent=gumbel_muzero"]).agent.name == "gumbel_muzero"
-    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset paper_atari_muzero"):
-        compose("Pong-v5", ["preset=paper_atari_muzero", "agent=muesli"])
+    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset paper_base_muzero"):
+        compose("Pong-v5", ["preset=paper_base_muzero", "agent=muesli"])
 
 
 def test_the_paper_preset_holds_the_papers_constants() -> None:
-    config = compose("Pong-v5", ["preset=paper_atari"])
+    config = compose("Pong-v5", ["preset=paper_base"])
     paper = MuesliConfig.model_validate({"cmpo": {"samples": 16}})
     assert config.agent == paper
     assert (config.optimiser.batch_size, config.loop.rollout_length, config.replay.fraction) == (96, 30, 0.75)

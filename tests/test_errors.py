@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import bircher
-from bircher import learner
+from bircher import updates
 from bircher.cli import app
 from bircher.run import folder, loaded
 from bircher.run.outcome import RunFailed
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(RunFailed, match="updates in Huge was not finite by environment step"):
         bircher.train(Huge, steps=300, out="run", **SETTINGS)
-    assert bool(learner.all_finite(loaded.load("run").policy))
+    assert bool(updates.all_finite(loaded.load("run").policy))
 
 
 def test_an_environment_that_cannot_be_reset_fails_at_once() -> None:

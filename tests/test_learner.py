@@ -15,7 +15,7 @@ from flashbax.buffers import trajectory_buffer
 from bircher import learner
 from bircher.agents.base import Agent, Schedule
 from bircher.agents.unrolling import episode_ends
-from bircher.learner import OptimiserConfig
+from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser
 from bircher.replay import ReplayConfig
 from bircher.sampling import pieces, windows
 from bircher.types import (
@@ -284,12 +284,12 @@ def test_the_optimiser_against_a_plain_loop(settings):
     config = OptimiserConfig(learning_rate=0.1, final_learning_rate=0.02, beta1=0.5, beta2=0.9, **settings)
     rng = np.random.default_rng(0)
     gradients = [rng.normal(size=2) * 10.0 ** rng.integers(-2, 2) for _ in range(10)]
-    optimiser = learner.make_optimiser(config)
+    optimiser = make_optimiser(config)
     w = jnp.ones(2)
     state = optimiser.init(w)
     for n, gradient in enumerate(gradients):
         step, state = optimiser.update(jnp.asarray(gradient, jnp.float32), state, w)
-        w = w - learner.learning_rate(config, jnp.int32(10 * n), 80) * step
+        w = w - learning_rate(config, jnp.int32(10 * n), 80) * step
     expected = hand_adamw(
         gradients, config.update_clip, config.weight_decay, config.gradient_clip_bound, config.gradient_clip
     )

@@ -11,8 +11,8 @@ import pytest
 
 from bircher import actor, learner
 from bircher.envs.toys import make_toy
-from bircher.learner import OptimiserConfig
 from bircher.loops import pipeline, synchronous
+from bircher.optimiser import OptimiserConfig
 from bircher.replay import ReplayConfig
 from builders import SMALL, assert_trees_equal, muesli_agent
 

@@ -18,6 +18,8 @@ from bircher.agents.unrolling import episode_ends
 from bircher.envs import registry
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
+from bircher.optimiser import OptimiserConfig
+from bircher.replay import ReplayConfig
 from bircher.types import Policy, Tally
 from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
@@ -58,8 +60,8 @@ def test_1_cmpo_moves_the_policy_wherever_actions_differ():
 def test_2_after_one_update_every_part_has_a_gradient():
     """The last layers begin at zero, so the first update reaches the heads alone; the second must reach everything."""
     agent = AGENT
-    config = learner.OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
-    made = learner.make(agent, SPEC, config, learner.ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
+    config = OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
+    made = learner.make(agent, SPEC, config, ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
     rows = random_rows(1, 4, 8)
     begin = jax.tree.map(lambda x: x[:, 0], rows)
     timestep = actor.TimeStep(

@@ -41,6 +41,26 @@ def use_device(device: str | None) -> Device:
     return found
 
 
+def host() -> Device:
+    """The device of main memory: the CPU, also where networks are elsewhere.
+
+    Raises:
+      DeviceError: JAX was told to leave the CPU out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise DeviceError(
+            f"replay.place=host needs JAX's CPU device, which JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves "
+            "out: add cpu to it"
+        ) from error
+
+
+def default() -> Device:
+    """The device of what is said to be on none."""
+    return jax.config.values["jax_default_device"] or jax.local_devices()[0]
+
+
 def stay_on_cpu() -> None:
     """Start no accelerator in this process: effective before JAX is first used, and unless JAX_PLATFORMS says more."""
     if "JAX_PLATFORMS" not in os.environ:

@@ -1,4 +1,4 @@
-"""Replay of sequences on the device: a bounded ring for each environment, over flashbax.
+"""Replay of sequences: a bounded ring for each environment, over flashbax.
 
 Rows are kept as they came, T for each rollout of T + 1 (the last row is the next rollout's first).
 Sampled sequences never cross the ring's seam; where a row inside one is ``first``, the agents cut.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class ReplayConfig(BaseModel):
 
     capacity: int = Field(100_000, gt=0)
     """Steps kept, over all environments."""
+    place: Literal["device", "host"] = "device"
+    """Where: beside the networks, or in the host's memory, with what the next updates are given drawn ahead."""
     fraction: float = Field(0.75, ge=0.0, le=1.0)
     """Share of each batch drawn from replay; the rest is fresh (Muesli: 0.75, large runs 0.95)."""
     priority_exponent: float = Field(0.0, ge=0.0, le=1.0)
@@ -85,6 +87,14 @@ class Replay(NamedTuple):
     """Steps it really holds: the same number for every environment."""
     prioritised: bool
     """Whether draws go by priority."""
+
+
+class View(NamedTuple):
+    """What of a replay is open to those who only look into it, as a `Replay` has it."""
+
+    sample: Callable[[Any, Key, int], Draw]
+    ready: Callable[[Any], Array]
+    capacity: int
 
 
 def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0, context: int = 0) -> Replay:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.replay import Draw, Replay
 from bircher.types import Batch, Key, Symmetry, Targets, Trajectory
@@ -56,7 +56,22 @@ def importance_weights(probabilities: Float[Array, "*M B"], exponent: float) -> 
     return (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
 
 
-def draw(shares: Shares, ring: Replay, replay: Any, rollout: Trajectory, order: Array, key: Key) -> Batch:
+class Drawn(NamedTuple):
+    """Replayed sequences for a computation of targets, and whether they are any."""
+
+    draw: Draw
+    ready: Bool[Array, "*groups"]
+    """False where the ring held no whole sequence: the rows are then none."""
+
+
+def drawn(shares: Shares, ring: Replay, replay: Any, key: Key) -> Drawn | None:
+    """The replayed share of minibatches × batch_size sequences; None where there is none."""
+    if not shares.num_replayed:
+        return None
+    return Drawn(ring.sample(replay, key, shares.minibatches * shares.num_replayed), ring.ready(replay))
+
+
+def mixed(shares: Shares, rollout: Trajectory, order: Array, replayed: Drawn | None) -> Batch:
     """minibatches × batch_size sequences, each minibatch with its own fresh share.
 
     `order` says whose rollout is taken.  Fresh sequences have importance 1 and no index, for the ring does not hold
@@ -65,15 +80,13 @@ def draw(shares: Shares, ring: Replay, replay: Any, rollout: Trajectory, order: 
     parts, marks = [], None
     if shares.num_fresh:
         parts.append(_by_minibatch(shares, take(rollout, order)))
-    if shares.num_replayed:
-        count = shares.minibatches * shares.num_replayed
+    if replayed is not None:
         # Until the ring holds a whole sequence, fresh ones stand in.
-        stand_in = take(rollout, jnp.arange(count) % shares.num_envs)
-        drawn = ring.sample(replay, key, count)
-        ready = ring.ready(replay)
-        rows = jax.tree.map(lambda x, y: jnp.where(ready, x, y), drawn.rows, stand_in)
+        stand_in = take(rollout, jnp.arange(shares.minibatches * shares.num_replayed) % shares.num_envs)
+        ready = replayed.ready
+        rows = jax.tree.map(lambda x, y: jnp.where(ready, x, y), replayed.draw.rows, stand_in)
         parts.append(_by_minibatch(shares, rows))
-        marks = _marks(shares, drawn, ready)
+        marks = _marks(shares, replayed.draw, ready)
     size = shares.sequences
     rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
     return Batch(rows, *(marks or (jnp.full(size, -1), jnp.ones(size))))
@@ -83,12 +96,12 @@ def _by_minibatch(shares: Shares, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(shares.minibatches, -1, *x.shape[1:]), tree)
 
 
-def _marks(shares: Shares, drawn: Draw, ready: Array) -> tuple[Array, Array] | None:
+def _marks(shares: Shares, draw: Draw, ready: Array) -> tuple[Array, Array] | None:
     """Indices and importance of all sequences of a group; None where draws are uniform."""
-    if drawn.indices is None or drawn.probabilities is None:
+    if draw.indices is None or draw.probabilities is None:
         return None
-    indices = _by_minibatch(shares, jnp.where(ready, drawn.indices, -1))
-    probabilities = _by_minibatch(shares, jnp.where(ready, drawn.probabilities, 1.0))
+    indices = _by_minibatch(shares, jnp.where(ready, draw.indices, -1))
+    probabilities = _by_minibatch(shares, jnp.where(ready, draw.probabilities, 1.0))
     weights = importance_weights(probabilities, shares.importance_exponent)
     # Replayed sequences stand behind the fresh ones of their minibatch.
     fresh = ((0, 0), (shares.num_fresh, 0))

@@ -51,6 +51,14 @@ def test_the_nature_network_has_its_papers_sizes():
     assert parameters(torso) == by_hand + 513 * 9 == 1_684_128 + 513 * 9
 
 
+def test_dqns_first_network_has_its_papers_sizes():
+    torso = abstract_torso(ModelConfig(torso="dqn_cnn", latent_width=9), image(84, 84))
+    assert [leaf.weight.shape for leaf in torso.convolutions] == [(256, 16), (256, 32)]
+    assert torso.num_features == 256 and torso.mlp.layers[0].weight.shape == (9 * 9 * 32, 256)
+    by_hand = (256 * 16 + 16) + (256 * 32 + 32) + (2592 * 256 + 256)
+    assert parameters(torso) == by_hand + 257 * 9
+
+
 @pytest.mark.parametrize(("side", "last"), [(84, 11), (64, 8), (96, 12)])
 def test_the_impala_network_has_its_papers_sizes(side, last):
     torso = abstract_torso(ModelConfig(torso="impala", latent_width=9), image(side, side))
@@ -80,6 +88,7 @@ def test_muzeros_latent_is_an_image_halved(side, halvings, grid):
 @pytest.mark.parametrize(
     ("torso", "dynamics", "side"),
     [
+        ("dqn_cnn", "mlp", 20),
         ("nature_cnn", "mlp", 36),
         ("impala", "lstm", 11),
         ("muzero_resnet", "convolution", 11),

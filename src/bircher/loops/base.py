@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.actor import ActorState
-from bircher.learner import Learner, TrainState
-from bircher.types import Tally, Trajectory
+from bircher.learner import TrainState
+from bircher.types import Tally
 
 
 class Progress(eqx.Module):
@@ -24,6 +24,22 @@ class Progress(eqx.Module):
     metrics: dict[str, Float[Array, ""]]
     failed_at: Int[Array, ""]
     """Environment steps of the run when an environment first failed; -1 while none did."""
+
+    @classmethod
+    def zero(cls, metrics: dict[str, Any]) -> Progress:
+        """Of nothing yet, for metrics of these shapes."""
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return cls(jnp.zeros((), jnp.int32), Tally.zero(), blank, jnp.full((), -1, jnp.int32))
+
+    def then(self, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
+        """With one more iteration, after which the run has this many environment steps."""
+        newly = (self.tally.failed < 0) & (tally.failed >= 0)
+        return Progress(
+            self.iterations + 1,
+            self.tally.then(tally),
+            jax.tree.map(jnp.add, self.metrics, metrics),
+            jnp.where(newly, env_steps, self.failed_at),
+        )
 
 
 class Programs(NamedTuple):
@@ -67,33 +83,3 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     began = time.monotonic()
     result = jax.block_until_ready(call())
     return result, time.monotonic() - began
-
-
-Learn = Callable[[TrainState, Progress, Trajectory, Tally], tuple[TrainState, Progress]]
-
-
-def learning(learn: Learner) -> tuple[Learn, Callable[[TrainState, Trajectory, Tally], Progress]]:
-    """The learner with its sums, and zeros for these."""
-    # A program of its own within the others, so that it is traced only once.
-    learn_once = jax.jit(learn.learn)
-
-    def learn_from(train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally):
-        train, metrics = learn_once(train, rollout, tally)
-        return train, _add(progress, tally, metrics, train.counters.env_steps)
-
-    def zeros(train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
-        _, metrics = jax.eval_shape(learn_once, train, rollout, tally)
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-        return Progress(jnp.zeros((), jnp.int32), Tally.zero(), blank, jnp.full((), -1, jnp.int32))
-
-    return learn_from, zeros
-
-
-def _add(progress: Progress, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
-    newly = (progress.tally.failed < 0) & (tally.failed >= 0)
-    return Progress(
-        progress.iterations + 1,
-        progress.tally.then(tally),
-        jax.tree.map(jnp.add, progress.metrics, metrics),
-        jnp.where(newly, env_steps, progress.failed_at),
-    )

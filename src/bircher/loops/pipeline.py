@@ -21,8 +21,9 @@ from bircher import actor, learner
 from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
-from bircher.learner import Learner, TrainState
-from bircher.loops.base import Programs, Progress, Stopwatch, learning, timed
+from bircher.learner import Learner, TrainState, networks
+from bircher.loops.base import Programs, Progress, Stopwatch, timed
+from bircher.loops.learning import make as learning_of
 from bircher.types import Counters, Policy, Tally, Trajectory
 
 
@@ -36,7 +37,6 @@ class PipelineState(eqx.Module):
 
 def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_steps: int) -> Programs:
     """Programs for one agent, environment and learner; the last rollout of a run is never learnt from, nor counted."""
-    learn_from, zeros = learning(learn)
 
     def collect(seen: tuple[Policy, Counters], actor_state: ActorState) -> PipelineState:
         policy, counters = seen
@@ -47,47 +47,43 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         # In buffers of its own: the learner's next update overwrites its own while this still acts.
         return jax.tree.map(jnp.copy, (learner.acting_policy(agent, train), train.counters))
 
-    def learn_and_see(train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally):
-        train, progress = learn_from(train, progress, rollout, tally)
-        return train, progress, see(train)
-
     collect_program: Any = jax.jit(collect, donate_argnums=1)
-    learn_program: Any = jax.jit(learn_and_see, donate_argnums=(0, 1))
     see_program = jax.jit(see)
+    learning = learning_of(learn, see)
     stopwatch = Stopwatch()
 
     def begin(train: TrainState, actor_state: ActorState) -> PipelineState:
-        return collect_program(see_program(train), actor_state)
+        return collect_program(see_program(networks(train)), actor_state)
 
     def advance(train: TrainState, state: PipelineState, progress: Progress, iterations: int):
-        seen = see_program(train)
+        seen = see_program(networks(train))
         # What two threads dispatch runs at the same time; what one dispatches runs one after the other.
         with ThreadPoolExecutor(1, "actor") as pool:
             for _ in range(iterations):
                 acting = partial(collect_program, seen, state.actor)
-                learning_from = partial(learn_program, train, progress, state.rollout, state.tally)
                 if not stopwatch.due():
                     collecting = pool.submit(acting)
-                    train, progress, seen = learning_from()
+                    train, progress, seen = learning(train, progress, state.rollout, state.tally)
                     state = collecting.result()
                     continue
-                jax.block_until_ready((train, state))
+                train, state = jax.block_until_ready((learning.settled(train), state))
                 collecting = pool.submit(timed, acting)
+                learning_from = partial(learning, train, progress, state.rollout, state.tally)
                 (train, progress, seen), learnt = timed(learning_from)
                 state, acted = collecting.result()
                 stopwatch.record(acted, learnt)
-        return train, state, progress
+        return learning.settled(train), state, progress
 
     def compile(train: TrainState, state: PipelineState, progress: Progress) -> None:
-        nonlocal collect_program, learn_program
-        collecting = collect_program.lower(jax.eval_shape(see, train), state.actor)
+        nonlocal collect_program
+        collecting = collect_program.lower(jax.eval_shape(see, networks(train)), state.actor)
         # The one is compiled while the other is traced.
         with ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(collecting.compile)
-            learn_program = learn_program.lower(train, progress, state.rollout, state.tally).compile()
+            learning.compile(train, progress, state.rollout, state.tally)
             collect_program = compiled.result()
 
     def fresh_progress(train: TrainState, state: PipelineState) -> Progress:
-        return zeros(train, state.rollout, state.tally)
+        return learning.zeros(train, state.rollout, state.tally)
 
     return Programs(begin, advance, fresh_progress, compile, stopwatch)

@@ -1,4 +1,4 @@
-"""Rollout, then learn: two programs, or one scan over both where the environment is pure."""
+"""Rollout, then learn: two programs, or one scan over both where environment and replay are beside the networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState
-from bircher.loops.base import Learn, Programs, Progress, Stopwatch, learning, timed
+from bircher.loops.base import Programs, Progress, Stopwatch, timed
+from bircher.loops.learning import Learning, Together
+from bircher.loops.learning import make as learning_of
 
 
 def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_steps: int) -> Programs:
@@ -25,27 +27,28 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
         progress = counters.env_steps / total_steps
         return actor.rollout(agent, env, policy, actor_state, rollout_length, progress)
 
-    learn_from, zeros = learning(learn)
+    learning = learning_of(learn)
 
     def fresh_progress(train: TrainState, actor_state: ActorState) -> Progress:
         _, rollout, tally = jax.eval_shape(collect, learner.acting_policy(agent, train), actor_state, train.counters)
-        return zeros(train, rollout, tally)
+        return learning.zeros(train, rollout, tally)
 
-    stopwatch = None if env.pure else Stopwatch()
-    if stopwatch is None:
-        advance, compile = _joined(agent, collect, learn_from)
+    if env.pure and isinstance(learning, Together):
+        advance, compile = _joined(agent, collect, learning)
+        stopwatch = None
     else:
-        advance, compile = _split(agent, collect, learn_from, stopwatch)
+        stopwatch = Stopwatch()
+        advance, compile = _split(agent, collect, learning, stopwatch)
     return Programs(lambda train, actor_state: actor_state, advance, fresh_progress, compile, stopwatch)
 
 
-def _joined(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callable, Callable]:
+def _joined(agent: Agent, collect: Callable, learning: Together) -> tuple[Callable, Callable]:
     """Both as one program with a loop over many iterations: `advance` and `compile`."""
 
     def iterate(train: TrainState, actor_state: ActorState, progress: Progress):
         policy = learner.acting_policy(agent, train)
         actor_state, rollout, tally = collect(policy, actor_state, train.counters)
-        train, progress = learn_from(train, progress, rollout, tally)
+        train, progress, _ = learning.learn_from(train, progress, rollout, tally)
         return train, actor_state, progress
 
     def chunk(train, actor_state, progress, iterations):
@@ -63,10 +66,9 @@ def _joined(agent: Agent, collect: Callable, learn_from: Learn) -> tuple[Callabl
     return advance, compile
 
 
-def _split(agent: Agent, collect: Callable, learn_from: Learn, stopwatch: Stopwatch) -> tuple[Callable, Callable]:
-    """A program each, for environments that are no arrays: `advance` and `compile`."""
+def _split(agent: Agent, collect: Callable, learning: Learning, stopwatch: Stopwatch) -> tuple[Callable, Callable]:
+    """A program each, for environments that are no arrays, or a replay that is elsewhere: `advance` and `compile`."""
     collect_program: Any = jax.jit(collect, donate_argnums=1)
-    learn_program: Any = jax.jit(learn_from, donate_argnums=(0, 1))
 
     def advance(train, actor_state, progress, iterations):
         for _ in range(iterations):
@@ -74,22 +76,22 @@ def _split(agent: Agent, collect: Callable, learn_from: Learn, stopwatch: Stopwa
             acting = partial(collect_program, policy, actor_state, train.counters)
             if not stopwatch.due():
                 actor_state, rollout, tally = acting()
-                train, progress = learn_program(train, progress, rollout, tally)
+                train, progress, _ = learning(train, progress, rollout, tally)
                 continue
-            jax.block_until_ready(train)
+            train = jax.block_until_ready(learning.settled(train))
             (actor_state, rollout, tally), acted = timed(acting)
-            (train, progress), learnt = timed(partial(learn_program, train, progress, rollout, tally))
+            (train, progress, _), learnt = timed(partial(learning, train, progress, rollout, tally))
             stopwatch.record(acted, learnt)
-        return train, actor_state, progress
+        return learning.settled(train), actor_state, progress
 
     def compile(train, actor_state, progress):
-        nonlocal collect_program, learn_program
+        nonlocal collect_program
         collecting = collect_program.lower(learner.acting_policy(agent, train), actor_state, train.counters)
         _, rollout, tally = collecting.out_info
         # The one is compiled while the other is traced.
         with ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(collecting.compile)
-            learn_program = learn_program.lower(train, progress, rollout, tally).compile()
+            learning.compile(train, progress, rollout, tally)
             collect_program = compiled.result()
 
     return advance, compile

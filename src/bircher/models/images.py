@@ -13,11 +13,11 @@ from bircher.models.grids import FlatTorso, Torso, in_a_row, through
 from bircher.models.layers import MLP, scale_latent
 from bircher.types import Key
 
-NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-"""Channels, side and stride of the convolutions of `NatureTorso`."""
-NATURE_LEAST = 36
-"""Least height and width that its three kernels fit into."""
-NATURE_DENSE, IMPALA_DENSE = 512, 256
+STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}
+"""Channels, side and stride of the convolutions of `StridedTorso`."""
+LEAST = {"dqn_cnn": 20, "nature_cnn": 36}
+"""Least height and width that its kernels fit into."""
+DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256}
 """Units of the layer behind the convolutions."""
 SMALL = 8
 """Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
@@ -25,9 +25,10 @@ BLOCKS_AFTER = (2, 3, 3)
 """Residual blocks behind its first halvings; behind the last of all stand those that were asked for."""
 
 
-class NatureTorso(FlatTorso):
-    """Three convolutions and a layer of 512.
+class StridedTorso(FlatTorso):
+    """Two convolutions and a layer of 256, or three and one of 512: DQN's networks.
 
+    "Playing Atari with Deep Reinforcement Learning" by Mnih et al. 2013 (https://arxiv.org/abs/1312.5602), section 4.1;
     "Human-level control through deep reinforcement learning" by Mnih et al. 2015 (Nature 518), methods.
     """
 
@@ -35,11 +36,13 @@ class NatureTorso(FlatTorso):
     mlp: MLP
     grid: None = eqx.field(static=True)
 
-    def __init__(self, shape: Sequence[int], dense: int, latent_width: int, key: Key):
+    def __init__(
+        self, shape: Sequence[int], layers: Sequence[tuple[int, int, int]], dense: int, latent_width: int, key: Key
+    ):
         height, width, inputs = shape
-        *keys, mlp_key = jax.random.split(key, len(NATURE) + 1)
+        *keys, mlp_key = jax.random.split(key, len(layers) + 1)
         convolutions = []
-        for (channels, size, stride), key in zip(NATURE, keys, strict=True):
+        for (channels, size, stride), key in zip(layers, keys, strict=True):
             convolutions.append(Convolution(inputs, channels, size, key, stride=stride))
             height, width, inputs = (*(positions(length, size, stride, False) for length in (height, width)), channels)
         self.convolutions = tuple(convolutions)

@@ -23,7 +23,7 @@ from bircher.learner import Learner, TrainState
 from bircher.loops import pipeline, synchronous
 from bircher.loops.base import Programs
 from bircher.settings import ConfigError
-from bircher.types import EnvSpec, TimeStep
+from bircher.types import EnvSpec, Key, TimeStep
 
 LEARNT_FROM = ("train", "check", "diagnose")
 """Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
@@ -108,9 +108,20 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
         agent, spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
         config.agent.target_update_rate, config.env.stack,
     )  # fmt: skip
-    init = jax.jit(learn.init)
-    template = init.eval_shape(jax.random.key(0), _rows(spec, config.env.num_envs))
-    return Parts(agent, learn, init, template, jax.eval_shape(without_replay, template))
+    template = jax.eval_shape(learn.init, jax.random.key(0), _rows(spec, config.env.num_envs))
+    return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.networks, template))
+
+
+def _init(learn: Learner) -> Callable[..., TrainState]:
+    """The first state, each of its parts where it belongs."""
+    if learn.apart is None:
+        return jax.jit(learn.init)
+    init, init_replay, host = jax.jit(learn.apart.init), jax.jit(learn.apart.init_replay), machine.host()
+
+    def begin(key: Key, timestep: TimeStep) -> TrainState:
+        return dataclasses.replace(init(key, timestep), replay=init_replay(*jax.device_put((key, timestep), host)))
+
+    return begin
 
 
 def require_possible(config: Config) -> None:
@@ -145,11 +156,6 @@ def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
     return make(parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
 
 
-def without_replay(train: TrainState) -> TrainState:
-    """The state with nothing in the replay's place: a checkpoint keeps the replay apart."""
-    return dataclasses.replace(train, replay=())
-
-
 def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
     """The shapes of the environments' rows."""
 
@@ -171,6 +177,11 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def replay_device(parts: Parts) -> machine.Device:
+    """Where the replay's arrays are."""
+    return machine.default() if parts.learner.apart is None else machine.host()
+
+
 def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str:
     """How large the replay will be.
 
@@ -180,8 +191,9 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
     replay = num_bytes(parts.template.replay)
     # A checkpoint holds the replay a second time while it is written.
     needed = 2 * replay
-    free = machine.available_bytes(device)
-    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {_size(replay)} on the {device.platform}"
+    free = machine.available_bytes(replay_device(parts))
+    place = f"on the {device.platform}" if parts.learner.apart is None else "in the host's memory"
+    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {_size(replay)} {place}"
     if free is not None and needed > free:
         raise NotEnoughMemory(
             f"{text}, and as much again while a checkpoint is written, and {_size(free)} are left: "

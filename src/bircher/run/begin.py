@@ -97,7 +97,8 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
     try:
         train = checkpoint.restore(saved, "train", parts.saved)
         held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
-        replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
+        with jax.default_device(assembly.replay_device(parts)):
+            replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
         restored = _restored_actor(saved, config, env, parts) if held == saved else None
     except CheckpointError:
         env.close()

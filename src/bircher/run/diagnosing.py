@@ -11,10 +11,11 @@ from bircher import actor, diagnosis, viz
 from bircher.agents.base import Agent
 from bircher.config import Config
 from bircher.evaluation import EvaluationFailed
-from bircher.replay import Replay
+from bircher.learner import Learner
 from bircher.run import assembly
 from bircher.run.loaded import LoadedAgent
-from bircher.types import Key, Policy
+from bircher.run.replayed import Replayed
+from bircher.types import Key, Policy, Trajectory
 
 NUM_ENVS = 32
 """Episodes followed side by side."""
@@ -54,24 +55,21 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
 class Monitor:
     """The same numbers while a run learns, over sequences of its replay; compiled when first asked."""
 
-    def __init__(self, agent: Agent, replay: Replay, config: Config):
+    def __init__(self, agent: Agent, learn: Learner, config: Config):
         depths = min(2 * config.model.unroll_steps, config.loop.rollout_length)
 
-        def measure(policy: Policy, state: Any, key: Key) -> diagnosis.Diagnosis:
-            sample_key, look_key = jax.random.split(key)
-            rows = replay.sample(state, sample_key, NUM_ENVS).rows
-            return diagnosis.diagnose(agent, policy, rows, depths, look_key)
+        def measure(policy: Policy, rows: Trajectory, key: Key) -> diagnosis.Diagnosis:
+            return diagnosis.diagnose(agent, policy, rows, depths, key)
 
         self._program = jax.jit(measure)
-        self._ready = replay.ready
+        self._replayed = Replayed(learn, NUM_ENVS)
         self._key = jax.random.key(config.seed)
 
     def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
         """Metrics by name; none before the replay holds a sequence."""
-        if not bool(self._ready(state)):
-            return {}
-        self._key, key = jax.random.split(self._key)
-        return diagnosis.as_metrics(self._program(policy, state, key))
+        self._key, sample_key, look_key = jax.random.split(self._key, 3)
+        rows = self._replayed(state, sample_key)
+        return {} if rows is None else diagnosis.as_metrics(self._program(policy, rows, look_key))
 
 
 def draw(found: dict[str, Any], path: Path) -> Path:

@@ -11,10 +11,11 @@ from jaxtyping import PyTree
 
 from bircher import gradients
 from bircher.config import Config
-from bircher.learner import TrainState
+from bircher.learner import TrainState, networks
 from bircher.run.assembly import Parts
+from bircher.run.replayed import Replayed
 from bircher.sampling import windows
-from bircher.types import Batch, Policy
+from bircher.types import Batch, Policy, Trajectory
 
 SEQUENCES = 16
 """Most sequences that the terms' gradients are measured on."""
@@ -26,12 +27,11 @@ class Gauge:
     """Norms, shares and cosines of the terms' gradients on sequences of the replay."""
 
     def __init__(self, parts: Parts, config: Config):
-        agent, replay, optimiser = parts.agent, parts.learner.replay, config.optimiser
+        agent, optimiser = parts.agent, config.optimiser
         size = min(optimiser.batch_size, SEQUENCES)
 
-        def measure(train: TrainState, key: jax.Array) -> gradients.TermGradients:
-            sample_key, target_key, cut_key, loss_key = jax.random.split(key, 4)
-            rows = replay.sample(train.replay, sample_key, size).rows
+        def measure(train: TrainState, rows: Trajectory, key: jax.Array) -> gradients.TermGradients:
+            target_key, cut_key, loss_key = jax.random.split(key, 3)
             batch = Batch(rows, jnp.full(size, -1), jnp.ones(size))
             targets, _ = agent.targets(Policy(train.target_params, train.agent_state), batch, target_key)
             if optimiser.window is not None:
@@ -40,25 +40,25 @@ class Gauge:
             return gradients.measure(agent, train.params, train.agent_state, batch, targets, loss_key, progress)
 
         self._program: Any = jax.jit(measure, compiler_options=QUICKLY)
-        self._ready = replay.ready
+        self._replayed = Replayed(parts.learner, size)
         self._names = tuple(agent.weights)
         self._key = jax.random.key(config.seed)
         self._compiling: Thread | None = None
 
     def compile(self, train: PyTree) -> None:
         """Begin to compile for a state of these shapes, beside whatever else is done meanwhile."""
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), train)
-        self._compiling = Thread(target=self._compile, args=(shapes, self._key), name="gradients by term")
+        given = networks(train), self._replayed.shapes(train.replay), self._key
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+        self._compiling = Thread(target=self._compile, args=shapes, name="gradients by term")
         self._compiling.start()
 
-    def _compile(self, shapes: PyTree, key: jax.Array) -> None:
-        self._program = self._program.lower(shapes, key).compile()
+    def _compile(self, *shapes: PyTree) -> None:
+        self._program = self._program.lower(*shapes).compile()
 
     def __call__(self, train: TrainState) -> dict[str, float]:
         """Metrics by name; none before the replay holds a sequence."""
         if self._compiling is not None:
             self._compiling.join()
-        if not bool(self._ready(train.replay)):
-            return {}
-        self._key, key = jax.random.split(self._key)
-        return gradients.as_metrics(self._program(train, key), self._names)
+        self._key, sample_key, key = jax.random.split(self._key, 3)
+        rows = self._replayed(train.replay, sample_key)
+        return {} if rows is None else gradients.as_metrics(self._program(networks(train), rows, key), self._names)

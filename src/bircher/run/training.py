@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bircher import actor, learner, machine
+from bircher import actor, learner, machine, updates
 from bircher.actor import ActorState
 from bircher.config import Config
 from bircher.envs.base import Env, failure
@@ -28,6 +28,7 @@ from bircher.run.outcome import Origin, Run, RunFailed
 from bircher.run.pace import Pace
 from bircher.run.saver import Saver, copied
 from bircher.run.signals import StopRequest
+from bircher.types import Counters
 
 
 class _Begun(NamedTuple):
@@ -67,7 +68,7 @@ class Training:
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode = config.evaluation.mode
         model = parts.agent.look is not None and config.evaluation.diagnose
-        self._monitor = diagnosing.Monitor(parts.agent, parts.learner.replay, config) if model else None
+        self._monitor = diagnosing.Monitor(parts.agent, parts.learner, config) if model else None
         self._gauge = gauging.Gauge(parts, config) if config.evaluation.gradients else None
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
 
@@ -234,7 +235,7 @@ class Training:
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
         """Begin to write the state as it will be when what is under way is done."""
         self._saved_at = time.monotonic()
-        parts = {"train": assembly.without_replay(self._train), "replay": self._train.replay}
+        parts = {"train": learner.networks(self._train), "replay": self._train.replay}
         if self._env.pure and with_actor:
             parts["actor"] = self._actor
         counters, _ = _look(self._train)
@@ -251,7 +252,7 @@ class Training:
             return "nothing was learnt yet"
         while self._begun:
             self._read(self._begun.pop(0), failed=True)
-        if not bool(jax.jit(learner.all_finite)(assembly.without_replay(self._train))):
+        if not bool(jax.jit(updates.all_finite)(learner.networks(self._train))):
             return "its last good checkpoint is kept"
         # Not the environments: they may hold what failed.
         self._save(last=True, with_actor=False)
@@ -287,6 +288,10 @@ class Training:
 
 
 @jax.jit
-def _look(train: TrainState) -> tuple[Any, jax.Array]:
+def _copies(counters: Counters, non_finite: jax.Array) -> tuple[Counters, jax.Array]:
+    return jax.tree.map(jnp.copy, (counters, non_finite))
+
+
+def _look(train: TrainState) -> tuple[Counters, jax.Array]:
     """Counters, and updates left out because they were not finite, in buffers of their own."""
-    return jax.tree.map(jnp.copy, (train.counters, train.non_finite))
+    return _copies(train.counters, train.non_finite)
