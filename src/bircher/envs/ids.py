@@ -41,6 +41,7 @@ ENVPOOL = (
 )  # fmt: skip
 
 PRESETS = {
+    "toy/recall": "recall",
     "CartPole-v1": "cartpole",
     "Acrobot-v1": "acrobot",
     "LunarLander-v3": "lunarlander",
