@@ -25,14 +25,14 @@ from ledger import append, commit, machine
 
 def measure(env: str, seed: int, settings: list[str], episodes: int, cold: bool, greedy: bool, folder: Path) -> dict:
     """One seed: train, evaluate, and say everything about it."""
-    run = folder / f"{env}-{seed}"
+    run = folder / f"{env.replace('/', '-')}-{seed}"
     environment = dict(os.environ)
     if cold:
         environment["BIRCHER_CACHE"] = str(folder / f"cache-{seed}")
     bircher = [sys.executable, "-m", "bircher"]
     command = ["train", env, f"seed={seed}", *settings]
     started = time.perf_counter()
-    with (folder / f"{env}-{seed}.log").open("w") as log:
+    with run.with_suffix(".log").open("w") as log:
         subprocess.run([*bircher, *command, "--out", str(run)], check=True, stdout=log, stderr=log, env=environment)
     wall = time.perf_counter() - started
     evaluation = ["eval", str(run), "--episodes", str(episodes), "--seed", str(1000 + seed), "--json"]
