@@ -20,7 +20,7 @@ from builders import quick_jit
 RECALL = {
     "model.memory": "lstm", "model.memory_width": 8, "model.torso_widths": [8], "model.latent_width": 8,
     "model.dynamics_widths": [8], "model.head_widths": [], "model.unroll_steps": 2, "env.num_envs": 4,
-    "loop.rollout_length": 12, "env.options": {"length": 3}, "optimiser.batch_size": 4,
+    "loop.rollout_length": 12, "env.options": {"length": 3, "spread": 0}, "optimiser.batch_size": 4,
     "optimiser.updates_per_step": 1 / 12, "replay.capacity": 512, "evaluation.count": 0,
 }  # fmt: skip
 AGENTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rollouts import assert_same_rows, play, rollout
@@ -130,3 +131,22 @@ def test_state_is_plain_arrays_that_can_be_continued():
 def test_unknown_option_is_refused():
     with pytest.raises(UnsupportedEnvironment, match="toy/chain was given options.*'colour'"):
         registry.make("toy/chain", 1, seed=0, options={"colour": "red"})
+
+
+def test_recall_asks_for_the_cue_when_nobody_can_count_on_it():
+    """The cue shows on the first row alone; each wait between length and length + spread comes up, with its answer."""
+    env = registry.make("toy/recall", 64, seed=0, options={"length": 3, "spread": 2})
+    state, row = env.reset()
+    step, cue, time, ended = jax.jit(env.step), np.asarray(row.observation[:, 0]), np.zeros(64, int), set()
+    for number in range(30):
+        answer = (cue > 0) != (number % 2 == 0)  # right on odd rows, wrong on even ones
+        asked = np.asarray(row.observation[:, 1]) == 1
+        state, row = step(state, jnp.asarray(answer, jnp.int32))
+        time = np.where(row.first, 0, time + 1)
+        np.testing.assert_array_equal(asked, row.last, err_msg="the answer ends the episode")
+        ended |= {
+            (int(t), float(r), number % 2) for t, r in zip(time[asked], np.asarray(row.reward)[asked], strict=True)
+        }
+        assert (np.asarray(row.observation)[~np.asarray(row.first), 0] == 0).all()
+        cue = np.where(row.first, row.observation[:, 0], cue)
+    assert ended == {(t, 1.0 if odd else -1.0, odd) for t in (4, 5, 6) for odd in (0, 1)}

@@ -7,15 +7,16 @@
     toy/chain              one-hot of n places      3                  place i wants action i mod 3, else back to 0
     toy/cliff              (t / n, 1)               walk, jump         walk: reward 1; jump: reward 2 and death
     toy/catch              image rows x columns x 1 left, stay, right  the ball falls; 1 if caught, -1 if not, death
-    toy/recall             (cue, asked)             2                  after n steps the cue is to be named: 1, else -1
+    toy/recall             (cue, asked)             2                  after n or a few more steps the cue is to be
+                                                                       named: 1, else -1
     toy/nim                one-hot of the heap      take 1, take 2     two players; 1 for who takes the last, the end
 
 b is the index of the environment and t the number of actions taken in its episode. The counter's reward on arriving at
 t is 1000 b + 10 t + action, so that a shift along either axis shows. The chain gives 1 and ends in death at its end,
-and is truncated after 10 n steps; the cliff is truncated after n. The cue is -1 or 1, seen on the first row alone.
-``n`` is the option ``length``, ``rows`` and
-``columns`` are those of catch, ``heap`` is what nim begins with: who is to move there loses if and only if 3 divides
-what is left. ``max_steps`` truncates each of them earlier.
+and is truncated after 10 n steps; the cliff is truncated after n. The cue is -1 or 1, seen on the first row alone, and
+asked for after n to n + ``spread`` steps (4). ``n`` is the option ``length``, ``rows`` and ``columns`` are those of
+catch, ``heap`` is what nim begins with: who is to move there loses if and only if 3 divides what is left.
+``max_steps`` truncates each of them earlier.
 """
 
 from __future__ import annotations
@@ -161,17 +162,19 @@ def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5)
     return Toy(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
 
 
-def _recall(env_id: str, max_steps: int | None, length: int = 30) -> Toy:
+def _recall(env_id: str, max_steps: int | None, length: int = 30, spread: int = 4) -> Toy:
     def start(key, index):
-        cue = jax.random.randint(key, (), 0, 2)
-        return (cue, 0), jnp.array([2.0 * cue - 1.0, 0.0])
+        cue_key, wait_key = jax.random.split(key)
+        cue = jax.random.randint(cue_key, (), 0, 2)
+        wait = length + jax.random.randint(wait_key, (), 0, spread + 1)
+        return (cue, wait, 0), jnp.array([2.0 * cue - 1.0, 0.0])
 
     def move(key, inner, action):
-        cue, time = inner[0], inner[1] + 1
-        answered = time > length
+        cue, wait, time = inner[0], inner[1], inner[2] + 1
+        answered = time > wait
         reward = jnp.where(answered, jnp.where(action == cue, 1.0, -1.0), 0.0)
-        observation = jnp.array([0.0, jnp.where(time == length, 1.0, 0.0)])
-        return (cue, time), observation, reward, answered, _reached(time, max_steps)
+        observation = jnp.array([0.0, jnp.where(time == wait, 1.0, 0.0)])
+        return (cue, wait, time), observation, reward, answered, _reached(time, max_steps)
 
     return Toy(EnvSpec(env_id, _vector(2), Discrete(2), max_steps), start, move)
 
