@@ -6,6 +6,7 @@ Equinox's convolution is NCHW, slower on a CPU: so ours.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -19,6 +20,8 @@ PATCHED_POSITIONS = 100
 """Up to so many positions a convolution is one product of a matrix of patches; above, JAX's own."""
 FOLDED_OUTPUTS = 32
 """On a CPU, pairs of columns are folded into channels where there are fewer outputs than this."""
+FORM = ("NHWC", "HWIO", "NHWC")
+Pads = tuple[tuple[int, int], ...]
 
 
 class Convolution(eqx.Module):
@@ -111,7 +114,47 @@ def by_pairs(
 
 
 def _convolution(x: Array, kernel: Array, strides: tuple[int, int], padding: str | list[tuple[int, int]]) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _canonical(strides, tuple(map(tuple, padding)), x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _canonical(strides: tuple[int, int], padding: Pads, x: Array, kernel: Array) -> Array:
+    """A convolution whose gradients are, as it is, of the one form that XLA gives to a fast library everywhere.
+
+    XLA's pass that brings other forms into it leaves out what stands in a loop, and updates do: there JAX's own
+    gradients became plain loops, and those of DQN's first network took 6 times as long (docs/networks.md).
+    """
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=FORM)
+
+
+def _canonical_forward(strides: tuple[int, int], padding: Pads, x: Array, kernel: Array) -> tuple[Array, tuple]:
+    return _canonical(strides, padding, x, kernel), (x, kernel)
+
+
+def _canonical_backward(
+    strides: tuple[int, int], padding: Pads, seen: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = seen
+    reach = [(out - 1) * stride + 1 for out, stride in zip(gradient.shape[1:3], strides, strict=True)]
+    sides = list(zip(x.shape[1:3], kernel.shape[:2], reach, padding, strict=True))
+    to_x = jax.lax.conv_general_dilated(
+        gradient, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1),
+        [(size - 1 - low, length - spread + low) for length, size, spread, (low, _) in sides],
+        lhs_dilation=strides, dimension_numbers=FORM,
+    )  # fmt: skip
+    # Rows and columns beyond the last patch take no part.
+    height, width = (min(length, spread + size - 1 - low) for length, size, spread, (low, _) in sides)
+    to_kernel = jax.lax.conv_general_dilated(
+        x[:, :height, :width].transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1),
+        [(low, max(spread + size - 1 - low - length, 0)) for length, size, spread, (low, _) in sides],
+        rhs_dilation=strides, dimension_numbers=FORM,
+    )  # fmt: skip
+    return to_x, to_kernel.transpose(1, 2, 0, 3)
+
+
+_canonical.defvjp(_canonical_forward, _canonical_backward)
 
 
 class ResidualBlock(eqx.Module):
