@@ -106,6 +106,20 @@ def test_terms_that_have_been_learnt_are_not_drowned():
     assert doctor.examine(story, FACTS) == []
 
 
+def test_an_evaluation_of_few_episodes_may_lie_anywhere_within_its_error():
+    """At chance between -1 and 1, sixteen episodes have a mean within 0.75 of 0, which is all of training's range."""
+    story = healthy()
+    PLANTED[10](story)
+    for line in story:
+        if "eval/return_mean" in line:
+            line["eval/return_error"] = 0.1
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [10]
+    for line in story:
+        if "eval/return_mean" in line:
+            line["eval/return_error"] = 1000.0
+    assert doctor.examine(story, FACTS) == []
+
+
 def test_a_value_that_is_right_need_not_explain_what_does_not_vary():
     story = healthy()
     set_all(story, "target/explained_variance", -0.4)

@@ -219,8 +219,8 @@ def stale_replay(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-FAR, EVALUATIONS = 0.5, 3
-"""Of training's range of returns, or of half of their size where that is greater."""
+FAR, EVALUATIONS, SURE = 0.5, 3, 3.0
+"""Of training's range of returns, or of half of their size where that is greater; and standard errors of a mean."""
 
 
 def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -229,10 +229,12 @@ def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     if len(tested) < EVALUATIONS or len(training) < SPIKE_BEFORE or facts.rewards_clipped:
         return
     spread = float(np.quantile(training.values, 0.95) - np.quantile(training.values, 0.05))
-    apart = []
+    errors = series(lines, "eval/return_error")
+    apart, chance = [], dict(zip(errors.env_steps, errors.values, strict=True))
     for value, step in zip(tested.values[-EVALUATIONS:], tested.env_steps[-EVALUATIONS:], strict=True):
-        near = training.values[np.argsort(np.abs(training.env_steps - step))[:10]]
-        apart.append((value - near.mean()) / max(spread, abs(near.mean()) / 2, 1e-8))
+        near = training.values[np.argsort(np.abs(training.env_steps - step))[:10]].mean()
+        sure = abs(value - near) > SURE * chance.get(step, 0.0)
+        apart.append((value - near) / max(spread, abs(near) / 2, 1e-8) if sure else 0.0)
     if all(gap < -FAR for gap in apart):
         yield Flag(
             10, "evaluation apart from training",

@@ -128,6 +128,7 @@ _TABLE = (
     ("speed/acting_share", "share", "of acting in the time of acting and learning; where these are two programs"),
     ("speed/memory_bytes", "bytes", "memory that the process holds (on a GPU: on the device)"),
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
+    ("eval/return_error", "reward", "standard error of that mean"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
     ("eval/human_normalised", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),

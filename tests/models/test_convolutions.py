@@ -58,6 +58,32 @@ def test_strides_are_jaxs_own(length, size, stride, pad):
 
 
 @pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "pad"),
+    [(16, 20, 8, 4, False), (15, 23, 4, 2, False), (12, 13, 3, 2, True), (12, 13, 3, 1, True), (9, 8, 4, 1, True),
+     (11, 10, 5, 3, False), (10, 9, 3, 2, False), (7, 6, 1, 2, True), (5, 4, 5, 2, True)],
+)  # fmt: skip
+def test_gradients_in_the_one_form_are_jaxs(height, width, size, stride, pad):
+    """Also where rows and columns beyond the last patch take no part."""
+    x, kernel = jax.random.normal(KEY, (3, height, width, 2)), jax.random.normal(KEY, (size, size, 2, 4))
+    found = value_and_gradients(lambda x, k: directly(x, k, stride, pad), x, kernel)
+    assert_alike(found, value_and_gradients(lambda x, k: oracle(x, k, stride, pad), x, kernel))
+
+
+def test_gradients_of_many_terms_at_once_are_those_of_each():
+    """The gauge maps a pullback over the loss terms."""
+    x, kernel = jax.random.normal(KEY, (3, 12, 13, 2)), jax.random.normal(KEY, (8, 8, 2, 4))
+
+    def terms(form):
+        def both(x, kernel):
+            result = form(x, kernel, 4, False)
+            return jnp.stack([jnp.sin(result).sum(), jnp.square(result).mean()])
+
+        return quick_jit(jax.jacrev(both, argnums=(0, 1)))(x, kernel)
+
+    assert_alike(terms(directly), terms(oracle))
+
+
+@pytest.mark.parametrize(
     ("side", "outputs", "size", "stride", "form"),
     [(10, 8, 3, 1, "by_patches"), (11, 8, 3, 1, "by_pairs"), (11, 32, 3, 1, "directly"), (40, 8, 1, 1, "by_patches"),
      (10, 8, 3, 2, "directly")],

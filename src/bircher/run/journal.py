@@ -37,8 +37,12 @@ class Averages:
 
 def scores(report: Report) -> dict[str, float]:
     """An evaluation's numbers by their glossary names."""
-    normalised = report.human_normalised
-    return ({} if normalised is None else {"eval/human_normalised": normalised["mean"]}) | {
+    normalised, some = report.human_normalised, {}
+    if normalised is not None:
+        some["eval/human_normalised"] = normalised["mean"]
+    if report.episodes > 1:
+        some["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
+    return some | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,
         "eval/return_iqm": report.iqm,
