@@ -120,6 +120,18 @@ def test_an_evaluation_of_few_episodes_may_lie_anywhere_within_its_error():
     assert doctor.examine(story, FACTS) == []
 
 
+def test_a_term_that_only_holds_back_is_not_drowned():
+    """Its gradient may grow when all others have been learnt."""
+    story = healthy()
+    plant_dominant(story)
+    facts = FACTS._replace(terms=(*FACTS.terms, "entropy"))
+    assert [flag.number for flag in doctor.examine(story, facts)] == [1]
+    for line in story[len(story) // 2 :]:
+        line |= {name: 0.005 for name in line if name.endswith("_encoder") and "model_reward" not in name}
+        line["gradient/entropy_encoder"] = 10.0
+    assert doctor.examine(story, facts) == []
+
+
 def test_a_value_that_is_right_need_not_explain_what_does_not_vary():
     story = healthy()
     set_all(story, "target/explained_variance", -0.4)

@@ -55,6 +55,8 @@ CONSEQUENCES = {2: (1, 6)}
 Rule = Callable[[Sequence[Line], Facts], Iterator[Flag]]
 
 
+HOLDING_BACK = ("entropy", "kl_to_behaviour")
+"""Terms that have nothing to learn themselves."""
 DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES, FADED = 0.9, 3, 500, 0.1
 """A share is measured on few sequences and seldom: while values are first learnt, sound runs have one or two such."""
 
@@ -65,7 +67,7 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         return
     for term in facts.terms:
         # Terms that have been learnt ask for nothing, and are not drowned: PPO's value, once CartPole is solved.
-        others = [f"gradient/{other}_encoder" for other in facts.terms if other != term]
+        others = [f"gradient/{other}_encoder" for other in facts.terms if other not in (term, *HOLDING_BACK)]
         run = held(series(unfaded(lines, others, FADED), f"gradient/{term}_share"), DOMINANT)
         if len(run) >= DOMINANT_MEASURES and run.updates >= DOMINANT_UPDATES:
             yield Flag(
