@@ -146,8 +146,9 @@ def render_episode(
     options: Mapping[str, Any] | None = None,
     stack: int = 1,
     observation: ObservationConfig | None = None,
+    action_repeat: int = 1,
 ) -> list[Frame]:
-    """The frames of one episode, of at most ``max_steps`` actions.
+    """The frames of one episode, of at most ``max_steps`` actions, each of ``action_repeat`` steps.
 
     Gymnasium draws those environments that it has under ``env_id`` (with ``options``, its keyword arguments)
     and can draw.  Of others the observations themselves are drawn, of Atari games their screens: ``make`` makes one
@@ -160,7 +161,7 @@ def render_episode(
     from bircher.envs.spaces import draws
 
     if atari.canonical(env_id) is None and draws(env_id):
-        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack, observation)
+        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack, observation, action_repeat)
     if make is None:
         raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
     env = make()
@@ -214,14 +215,16 @@ def _render_gymnasium(
     options: dict[str, Any],
     stack: int,
     observation: ObservationConfig | None,
+    action_repeat: int,
 ) -> list[Frame]:
     import gymnasium
 
     from bircher.envs.gymnasium import picture
     from bircher.envs.pixels import Pixels, quieten
+    from bircher.envs.single import Repeated
 
     quieten()
-    env = gymnasium.make(env_id, render_mode="rgb_array", **options)
+    env: gymnasium.Env = Repeated(gymnasium.make(env_id, render_mode="rgb_array", **options), action_repeat)
     seen = picture(observation)
     if seen is not None:
         env = Pixels(env, *seen, keep_whole=True)

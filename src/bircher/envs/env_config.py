@@ -17,6 +17,8 @@ class EnvConfig(BaseModel):
     """Environments stepped together."""
     max_steps: int | None = Field(None, ge=1)
     """Actions after which an episode is truncated; null leaves the environment's own limit."""
+    action_repeat: int | None = Field(None, ge=1)
+    """Steps that each action lasts, their rewards summed, in Gymnasium's environments; null: 1, Atari's 4."""
     stack: int = Field(1, ge=1)
     """Observations joined along the last axis, the newest last."""
     num_threads: int | None = Field(None, ge=1)

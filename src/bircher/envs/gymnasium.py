@@ -31,11 +31,12 @@ def picture(observation: ObservationConfig | None) -> Picture | None:
     return Picture(observation.size or SIZE, bool(observation.grey))
 
 
-def _spec_of(source: Source, env: gymnasium.Env, max_steps: int | None) -> EnvSpec:
+def _spec_of(source: Source, env: gymnasium.Env, max_steps: int | None, action_repeat: int) -> EnvSpec:
     limit = max_steps
-    if limit is None and env.spec is not None:
-        limit = env.spec.max_episode_steps
-    return EnvSpec(source_name(source), observation_spec(env.observation_space), action_spec(env.action_space), limit)
+    if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
+        limit = -(-env.spec.max_episode_steps // action_repeat)
+    seen, actions = observation_spec(env.observation_space), action_spec(env.action_space)
+    return EnvSpec(source_name(source), seen, actions, limit, action_repeat=action_repeat)
 
 
 def env_spec(
@@ -43,12 +44,13 @@ def env_spec(
     max_steps: int | None = None,
     options: Mapping[str, Any] | None = None,
     observation: ObservationConfig | None = None,
+    action_repeat: int = 1,
 ) -> EnvSpec:
     """The specification of a Gymnasium environment; one is made and closed again."""
     with quiet_bounds():
-        env = maker(source, max_steps, options or {}, picture(observation))()
+        env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
         try:
-            return _spec_of(source, env, max_steps)
+            return _spec_of(source, env, max_steps, action_repeat)
         finally:
             env.close()
 
@@ -64,7 +66,8 @@ class GymnasiumEnv:
     """B Gymnasium environments, each reset with its own seed once; later episodes go on with its own random numbers.
 
     With ``observation.name`` pixels they are drawn where they are stepped. ``num_workers`` processes share them out, 0
-    steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it.
+    steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it. Each action is
+    taken ``action_repeat`` times.
     ``info["action_mask"]`` gives the legal actions, where there is one. Actions 0 … n - 1 are shifted where the space
     starts elsewhere. An exception inside an environment, or a process that ended, does not end the program: from then
     on every row has ``failed``, and ``failure`` says what happened.
@@ -80,18 +83,19 @@ class GymnasiumEnv:
         options: Mapping[str, Any] | None = None,
         observation: ObservationConfig | None = None,
         num_workers: int | None = None,
+        action_repeat: int = 1,
     ):
         self.num_envs = len(seeds)
         self._seeds = [int(seed) for seed in seeds]
         self._failure: str | None = None
         self._last = np.zeros(self.num_envs, bool)
         drawn = picture(observation)
-        make = maker(source, max_steps, options or {}, drawn)
+        make = maker(source, max_steps, options or {}, drawn, action_repeat=action_repeat)
         if num_workers is None:
             num_workers = _num_workers(self.num_envs, drawn is not None)
         with quiet_bounds():
             probe = make()
-            self.spec = _spec_of(source, probe, max_steps)
+            self.spec = _spec_of(source, probe, max_steps, action_repeat)
             observations, actions = probe.observation_space, probe.action_space
             probe.close()
             makers = [partial(named, make, index) for index in range(self.num_envs)]

@@ -125,6 +125,7 @@ def make(
     num_workers: int | None = None,
     protocol: ProtocolName | None = None,
     reward_clip: float | None = None,
+    action_repeat: int | None = None,
 ) -> Env:
     """Make ``num_envs`` environments stepped together.
 
@@ -134,17 +135,27 @@ def make(
     Gymnasium's processes (default: for pictures one a core, else none); ``options`` go to the environment's
     constructor. Another ``generation`` has other seeds. ``observation`` says whether the agent sees the environment's
     own numbers, the default, or a picture of it; ``protocol`` is how an Atari game is played, by default the paper's.
-    Rewards are clipped to ± ``reward_clip``.
+    Rewards are clipped to ± ``reward_clip``. Gymnasium's environments take each action ``action_repeat`` times.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
     """
-    for name, number in (("num_envs", num_envs), ("stack", stack), ("max_steps", max_steps)):
+    counts = {"num_envs": num_envs, "stack": stack, "max_steps": max_steps, "action_repeat": action_repeat}
+    for name, number in counts.items():
         if number is not None and number < 1:
             raise UnsupportedEnvironment(f"{name} must be at least 1, not {number}")
     adapter = resolve(env, backend, observation, protocol)
+    if action_repeat is not None and adapter != "gymnasium":
+        instead = "env.options.frame_skip" if adapter == "envpool" and atari.canonical(env) else "env.backend=gymnasium"
+        raise UnsupportedEnvironment(
+            f"env.action_repeat={action_repeat} repeats actions of Gymnasium's environments, and {env} runs in "
+            f"{adapter}: set {instead}"
+        )
     env_seeds = seeds(seed, role, num_envs, generation)
     with _one_sentence(env, options):
-        made = _made(adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol)
+        made = _made(
+            adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol,
+            action_repeat or 1,
+        )  # fmt: skip
     if reward_clip is not None:
         made = ClippedEnv(made, reward_clip)
     return stack_observations(made, stack) if stack > 1 else made
@@ -160,6 +171,7 @@ def _made(
     num_workers: int | None,
     observation: ObservationConfig | None,
     protocol: ProtocolName | None,
+    action_repeat: int,
 ) -> Env:
     if adapter == "toys":
         from bircher.envs.toys import make_toy
@@ -179,7 +191,7 @@ def _made(
         return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol)
     from bircher.envs.gymnasium import GymnasiumEnv
 
-    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers)
+    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers, action_repeat)
 
 
 def spec(

@@ -56,18 +56,40 @@ class Named(gymnasium.Wrapper):
         return EnvironmentFailure(text)
 
 
+class Repeated(gymnasium.Wrapper):
+    """Every action for so many steps, or until the episode ends; their rewards are summed."""
+
+    def __init__(self, env: gymnasium.Env, times: int):
+        super().__init__(env)
+        self._times = times
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The last of these steps, with the reward of all."""
+        total = 0.0
+        for _ in range(self._times):
+            observation, reward, terminal, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminal or truncated:
+                break
+        return observation, total, terminal, truncated, info
+
+
 def maker(
     source: Source,
     max_steps: int | None,
     options: Mapping[str, Any],
     picture: Picture | None = None,
     keep_whole: bool = False,
+    action_repeat: int = 1,
 ) -> Maker:
     """A function that makes one environment; it carries the registration along, so it works in another process.
 
-    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  The function raises ValueError
-    where the source gives no environment, or one that does not draw.
+    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  Each action is taken
+    `action_repeat` times, and drawn once; `max_steps` counts actions.  The function raises ValueError where the source
+    gives no environment, or one that does not draw.
     """
+    if max_steps is not None:
+        max_steps *= action_repeat
     if picture is not None:
         quieten()
     if isinstance(source, str):
@@ -78,6 +100,8 @@ def maker(
         made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
     else:
         made = partial(_called, source, max_steps, dict(options), picture is not None)
+    if action_repeat > 1:
+        made = partial(_repeated, made, action_repeat)
     return made if picture is None else partial(_drawn, made, picture, keep_whole)
 
 
@@ -98,6 +122,10 @@ def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"{source_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
+
+
+def _repeated(make: Maker, times: int) -> gymnasium.Env:
+    return Repeated(make(), times)
 
 
 def _drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:

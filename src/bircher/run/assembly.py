@@ -59,7 +59,7 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
         return registry.make(
             env.id if source is None else source,
             num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
-            config.observation, env.num_workers, env.protocol, clip,
+            config.observation, env.num_workers, env.protocol, clip, env.action_repeat,
         )  # fmt: skip
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise

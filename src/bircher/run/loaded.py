@@ -247,6 +247,7 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts
         env.options,
         env.stack,
         agent.config.observation,
+        env.action_repeat or 1,
     )
     return panels.beside(frames, thought) if thoughts else frames
 
