@@ -34,6 +34,31 @@ def test_max_steps_is_a_truncation_and_a_death_then_is_a_death():
     assert both.last[5].all() and both.terminal[5].all() and (both.discount[5] == 0).all()
 
 
+def test_an_action_may_last_several_steps():
+    """Rewards are summed, and what an episode has left at its end is taken; max_steps counts actions."""
+    env = registry.make(counters(), 2, 0, action_repeat=2)
+    assert env.spec.action_repeat == 2
+    rows = rollout(env, 4, ACTIONS[:4, :2])
+    np.testing.assert_array_equal(rows.observation[:4, :, 1], [[0, 0], [2, 2], [4, 4], [5, 5]])
+    assert rows.last[3].all() and rows.terminal[3].all() and rows.first[4].all()
+    a = ACTIONS[:3, :2].astype(np.float32)
+    index = 1000.0 * np.arange(2)
+    np.testing.assert_allclose(rows.reward[1], 2 * index + 30 + 2 * a[0])
+    np.testing.assert_allclose(rows.reward[2], 2 * index + 70 + 2 * a[1])
+    np.testing.assert_allclose(rows.reward[3], index + 50 + a[2])
+    cut = rollout(registry.make(counters(), 2, 0, max_steps=2, action_repeat=2), 2, ACTIONS[:2, :2])
+    assert cut.last[2].all() and not cut.terminal[2].any() and (cut.observation[2, :, 1] == 4).all()
+    lander = registry.make("LunarLander-v3", 1, 0, backend="gymnasium", action_repeat=3)
+    assert lander.spec.max_steps == 334 and lander.spec.action_repeat == 3
+
+
+def test_actions_last_one_step_where_gymnasium_does_not_step():
+    with pytest.raises(UnsupportedEnvironment, match=r"env.action_repeat=2 .* runs in envpool: set env.backend=gymn"):
+        registry.make("LunarLander-v3", 1, seed=0, action_repeat=2)
+    with pytest.raises(UnsupportedEnvironment, match=r"Breakout-v5 runs in envpool: set env.options.frame_skip"):
+        registry.make("Breakout-v5", 1, seed=0, action_repeat=2)
+
+
 def test_registered_id_and_its_limit():
     gymnasium.register("bircher/Counter-v0", entry_point=Counter, max_episode_steps=4)
     try:
