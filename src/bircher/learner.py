@@ -85,7 +85,7 @@ def make(
     plan = Plan(
         agent=agent,
         optimiser=make_optimiser(config),
-        ring=_ring(replay_config, num_envs, rollout_length, stack),
+        ring=ring(replay_config, num_envs, rollout_length, stack),
         shares=Shares(
             num_envs=num_envs,
             minibatches=config.minibatches,
@@ -143,7 +143,8 @@ def _functions(plan: Plan, policy_and_row: Callable, count: int, elsewhere: bool
     return Learner(init, partial(_learn_apart, apart), count, prefetch.view(plan.ring), apart)
 
 
-def _ring(config: ReplayConfig, num_envs: int, rollout_length: int, stack: int) -> Replay:
+def ring(config: ReplayConfig, num_envs: int, rollout_length: int, stack: int) -> Replay:
+    """The replay of these settings; of `stack` joined observations each is kept once."""
     ring = replay_room.make(num_envs, rollout_length, config.capacity, config.priority_exponent, stack - 1)
     return ring if stack == 1 else frames.kept_once(ring, stack)
 
