@@ -160,6 +160,25 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
     assert_trees_equal(plain, train)
 
 
+@pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
+def test_a_failed_rollout_is_neither_learnt_from_nor_kept(kind):
+    env, learn = Handed(False), made()
+    programs = {"synchronous": synchronous, "pipeline": pipeline}[kind].make(AGENT, env, learn, LENGTH, 400)
+
+    def after(iterations, fails_at):
+        env.fails_at = fails_at
+        start = actor.start(AGENT, env, jax.random.key(1))
+        train = jax.jit(learn.init)(jax.random.key(0), start.timestep)
+        state = programs.begin(train, start)
+        return programs.advance(train, state, programs.fresh_progress(train, state), iterations)
+
+    healthy = jax.tree.map(np.asarray, after(2, -1)[0].params)
+    train, _, progress = after(4, 13)
+    assert int(progress.tally.failed) == 2 and int(train.non_finite) == 0
+    assert_trees_equal(healthy, jax.tree.map(np.asarray, train.params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.ring.experience))
+
+
 def test_a_pure_environment_is_left_in_two_programs_too():
     env, learn = Handed(True), made()
     programs = synchronous.make(AGENT, env, learn, LENGTH, 400)

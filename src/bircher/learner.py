@@ -139,7 +139,7 @@ def _functions(plan: Plan, policy_and_row: Callable, count: int, elsewhere: bool
 
     if not elsewhere:
         return Learner(init, partial(_learn, plan), count, plan.ring)
-    apart = Apart(init_networks, init_replay, partial(updates.after, plan), partial(_turn, plan))
+    apart = Apart(init_networks, init_replay, partial(_learn_ahead, plan), partial(_turn, plan))
     return Learner(init, partial(_learn_apart, apart), count, prefetch.view(plan.ring), apart)
 
 
@@ -158,8 +158,14 @@ def _learn(plan: Plan, state: TrainState, rollout: Trajectory, tally: Tally) -> 
     """Store a rollout, then update."""
     rollout = updates.sanitised(rollout, tally.failed >= 0)
     state = replace(state, replay=plan.ring.add(state.replay, _stored(rollout)))
-    state, metrics, _ = updates.after(plan, state, rollout, tally, None)
+    state, metrics, _ = updates.after(plan, state, rollout, tally)
     return state, metrics
+
+
+def _learn_ahead(
+    plan: Plan, state: TrainState, rollout: Trajectory, tally: Tally, ahead: Ahead
+) -> tuple[TrainState, dict[str, Array], Marks | None]:
+    return updates.after(plan, state, updates.sanitised(rollout, tally.failed >= 0), tally, ahead)
 
 
 def _learn_apart(
