@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import gymnasium
@@ -273,3 +274,24 @@ def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatc
 
 def test_toys_have_the_presets_that_tests_rely_on() -> None:
     assert registry.preset_name("toy/cliff") == "default" and registry.preset_name(Countdown) == "default"
+
+
+def test_chunks_are_timed_by_when_they_end_and_not_by_when_they_are_read(tmp_path: Path, monkeypatch) -> None:
+    """A loop that holds Python up while it works still gets chunks of about a second."""
+    real, asked = assembly.make_loop, []
+
+    def slow(*arguments):
+        programs = real(*arguments)
+
+        def advance(train, state, progress, iterations):
+            asked.append(iterations)
+            time.sleep(0.01 * iterations)
+            return programs.advance(train, state, progress, iterations)
+
+        return programs._replace(advance=advance)
+
+    monkeypatch.setattr(assembly, "make_loop", slow)
+    settings = {**SETTINGS, "steps": 16 * 700, "model.unroll_steps": 1}
+    run = begin.start(config.compose("CartPole-v1", settings), out=tmp_path / "run").run()
+    assert run.counters["env_steps"] >= 16 * 700
+    assert max(asked) <= 300, f"three seconds at most: {asked}"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+
 SECONDS = 1.0
 """How long the device should be busy with one chunk: Python wakes about so often."""
 
@@ -34,3 +40,28 @@ class Pace:
         wanted = round(iterations * SECONDS / max(seconds, 1e-6))
         # A first measurement may be of a machine that is still warming up.
         self._chunk = max(1, min(wanted, 8 * iterations))
+
+
+class Clock:
+    """What each chunk takes, from when it could begin, by a thread that waits for its end.
+
+    When a chunk is read says little: some loops hold Python up until the next one has nearly ended.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "clock")
+        self._ended = time.monotonic()
+
+    def begin(self) -> Callable[[jax.Array], Callable[[], float]]:
+        """Now a chunk is given to the device; what is returned is to be told what it gives, and returns its seconds."""
+        at = time.monotonic()
+        return lambda array: self._thread.submit(self._wait, array, at).result
+
+    def close(self) -> None:
+        """Once all has ended."""
+        self._thread.shutdown()
+
+    def _wait(self, array: jax.Array, at: float) -> float:
+        jax.block_until_ready(array)
+        before, self._ended = self._ended, time.monotonic()
+        return max(self._ended - max(at, before), 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
 from bircher.run.loaded import LoadedAgent
 from bircher.run.outcome import Origin, Run, RunFailed
-from bircher.run.pace import Pace
+from bircher.run.pace import Clock, Pace
 from bircher.run.saver import Saver, copied
 from bircher.run.signals import StopRequest
 from bircher.types import Counters
@@ -38,7 +39,8 @@ class _Begun(NamedTuple):
     state: tuple[Any, jax.Array]
     """(counters, updates that were not finite) after it"""
     iterations: int
-    at: float
+    seconds: Callable[[], float]
+    """What it took; waits until that is known."""
 
 
 class Training:
@@ -91,6 +93,8 @@ class Training:
             self._began_at = time.monotonic()
             stack.callback(os.close, self._claim)
             stack.callback(self._release)
+            self._clock = Clock()
+            stack.callback(self._clock.close)
             self._journal = Journal(self.path, self._config, self._origin.env_steps)
             stack.callback(self._journal.close)
             keep = self._config.checkpoint
@@ -145,7 +149,7 @@ class Training:
     def _loop(self) -> None:
         """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
         # From here on: a checkpoint of what compiling took would hold nothing learnt.
-        self._read_at = self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
         while True:
             iterations = 0 if self._stop.requested else self._next_iterations()
             if iterations:
@@ -176,19 +180,17 @@ class Training:
         return self._pace.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
 
     def _dispatch(self, iterations: int) -> None:
-        at = time.monotonic()
+        watching = self._clock.begin()
         self._train, self._actor, progress = self._programs.advance(
             self._train, self._actor, copied(self._zero), iterations
         )
-        self._begun.append(_Begun(progress, _look(self._train), iterations, at))
+        self._begun.append(_Begun(progress, _look(self._train), iterations, watching(progress.iterations)))
 
     def _read(self, begun: _Begun, failed: bool = False) -> None:
         """Wait for a chunk, and write what it measured; raises RunFailed, unless that is known already."""
         progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
-        now = time.monotonic()
-        seconds = now - max(begun.at, self._read_at)
+        seconds = begun.seconds()
         before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
-        self._read_at = now
         metrics = self._averages(progress)
         metrics["speed/env_steps_per_second"] = (self._counters["env_steps"] - before["env_steps"]) / seconds
         metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
@@ -230,7 +232,6 @@ class Training:
             told = self._monitor(policy, self._train.replay) if self._monitor else {}
             told |= self._gauge(self._train) if self._gauge else {}
             self._journal.write(self._counters_now(), scores(report) | told)
-        self._read_at = time.monotonic()
 
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
         """Begin to write the state as it will be when what is under way is done."""
