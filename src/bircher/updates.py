@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from bircher.agents.base import Agent, weights_at
-from bircher.agents.diagnostics import Told, over, when
+from bircher.agents.diagnostics import Packing, Told, over, when
 from bircher.ops import losses
 from bircher.optimiser import OptimiserConfig, learning_rate
 from bircher.prefetch import Ahead, Marks
@@ -86,16 +86,17 @@ def after(
     are `ahead`, drawn already, and priorities are what is returned for a replay that is elsewhere.
     """
     key, order_key, group_key = jax.random.split(state.key, 3)
-    before = _learnt(state)
+    before, packing = _learnt(state), Packing()
     state = _replaced(state, key=key)
 
     def step(state: TrainState, inputs: tuple[Array, Key, Array, Drawn | None]):
-        return _group(plan, state, rollout, ahead is not None, *inputs)
+        state, (told, marks) = _group(plan, state, rollout, ahead is not None, *inputs)
+        return state, (packing(told), marks)
 
     last = (jnp.arange(plan.groups) == plan.groups - 1) | plan.measures_all
     order = fresh_order(plan.shares, plan.groups, order_key)
     keys, given = jax.random.split(group_key, plan.groups), None if ahead is None else ahead.drawn
-    state, (told, marks) = jax.lax.scan(step, state, (order, keys, last, given))
+    state, (vectors, marks) = jax.lax.scan(step, state, (order, keys, last, given))
     # A failed rollout teaches nothing: what was learnt before stays as it was.
     kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _learnt(state))
     state = eqx.tree_at(_learnt, state, kept, is_leaf=lambda x: x is None)
@@ -105,7 +106,7 @@ def after(
         env_frames=state.counters.env_frames + plan.action_repeat * tally.env_steps,
         episodes=state.counters.episodes + tally.episodes,
     )
-    metrics = over(told, last).metrics()
+    metrics = over(packing.many(vectors), last).metrics()
     share = plan.shares.num_replayed / plan.shares.batch_size
     metrics["target/replay_age"] = share * (plan.ring.age(state.replay) if ahead is None else ahead.age)
     return _replaced(state, counters=counters), metrics, marks
@@ -151,20 +152,22 @@ def _descend(
     if config.pieces is not None:
         batch, targets = pieces(batch, targets, config.pieces)
 
-    def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]) -> tuple[tuple, Told]:
+    packing = Packing()
+
+    def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]) -> tuple[tuple, Array]:
         (state, stopped), (index, key, measured) = carry, inputs
         new, told = _update(plan, state, take(batch, index), _select_targets(targets, index), sound, key, measured)
         if config.kl_stop is None:
-            return (new, stopped), told
+            return (new, stopped), packing(told)
         stopped |= told.seen[DISTANCE] > config.kl_stop
         kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learnt(state), _learnt(new))
         new = _replaced(eqx.tree_at(_learnt, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
         counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
-        return (_replaced(new, counters=counters), stopped), told
+        return (_replaced(new, counters=counters), stopped), packing(told)
 
     measured = (last & (jnp.arange(count) == count - 1)) | plan.measures_all
-    (state, _), told = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, measured))
-    return state, over(told, measured)
+    (state, _), vectors = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, measured))
+    return state, over(packing.many(vectors), measured)
 
 
 def _minibatches(plan: Plan, key: Key) -> Array:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from bircher.agents.terms import Products
 from bircher.agents.unrolling import Unrolled
@@ -29,6 +30,26 @@ class Told(NamedTuple):
         return self.always | self.seen
 
 
+class Packing:
+    """A tree of numbers as one vector, and back: thirty arrays of one number each cost a loop thirty writes a turn."""
+
+    def __init__(self) -> None:
+        self._unpack: Callable[[Array], PyTree] = lambda vector: vector
+
+    def __call__(self, tree: PyTree) -> Array:
+        """One vector; how it is taken apart is remembered."""
+        vector, self._unpack = ravel_pytree(tree)
+        return vector
+
+    def one(self, vector: Array) -> PyTree:
+        """The tree of a vector."""
+        return self._unpack(vector)
+
+    def many(self, vectors: Array) -> PyTree:
+        """The trees of vectors [N, ...], each leaf [N, ...]."""
+        return jax.vmap(self._unpack)(vectors)
+
+
 def over(told: Told, measured: Array) -> Told:
     """What some updates told, as one: means, of what is measured over those that measure."""
     count = jnp.maximum(measured.sum(), 1)
@@ -37,8 +58,10 @@ def over(told: Told, measured: Array) -> Told:
 
 def when(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """The metrics that `build` makes, without gradient; zeros in their places where nobody measures."""
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build))
-    return jax.lax.stop_gradient(jax.lax.cond(measured, build, lambda: nothing))
+    packing = Packing()
+    nothing = jax.eval_shape(lambda: packing(build()))
+    vector = jax.lax.cond(measured, lambda: packing(build()), lambda: jnp.zeros(nothing.shape, nothing.dtype))
+    return packing.one(jax.lax.stop_gradient(vector))
 
 
 def common(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:
