@@ -257,7 +257,10 @@ def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
     ring = replay.make(num_envs, length, 100, 0.6)
     shares = sampling.Shares(num_envs, minibatches, 7, num_replayed, beta)
     state = ring.init(jax.tree.map(lambda x: x[0, 0], trajectory(num_envs, length, 0)))
-    draw = functools.partial(sampling.draw, shares, ring)
+
+    def draw(state, rollout, order, key):
+        return sampling.mixed(shares, rollout, order, sampling.drawn(shares, ring, state, key))
+
     order = sampling.fresh_order(shares, 1, jax.random.key(0))[0]
     for n in range(9):
         rollout = trajectory(num_envs, length + 1, n * length)
