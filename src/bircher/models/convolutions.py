@@ -123,8 +123,8 @@ def _convolution(x: Array, kernel: Array, strides: tuple[int, int], padding: str
 def _canonical(strides: tuple[int, int], padding: Pads, x: Array, kernel: Array) -> Array:
     """A convolution whose gradients are, as it is, of the one form that XLA gives to a fast library everywhere.
 
-    XLA's pass that brings other forms into it leaves out what stands in a loop, and updates do: there JAX's own
-    gradients became plain loops, and those of DQN's first network took 6 times as long (docs/networks.md).
+    Within a loop, where updates stand, it seems to take no other: there JAX's own gradients of DQN's first network took
+    6 times as long (docs/networks.md).
     """
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=FORM)
 
