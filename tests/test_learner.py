@@ -246,7 +246,9 @@ def test_updates_and_target_network_against_a_plain_loop():
     made, state, learn = probe_learner(**settings)
     total = 3 * 10  # 120 steps are 10 rollouts
     w, target, m, v = np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3)
+    before = w
     for n in range(total):
+        before = w.copy() if n % 3 == 0 else before
         m, v = 0.9 * m + 0.1 * SLOPE, 0.999 * v + 0.001 * SLOPE**2
         step = (m / (1 - 0.9 ** (n + 1))) / (np.sqrt(v / (1 - 0.999 ** (n + 1))) + 1e-3)
         # The rate of a rollout's three updates is that of where its 12 steps began.
@@ -257,6 +259,8 @@ def test_updates_and_target_network_against_a_plain_loop():
             np.testing.assert_allclose(state.params["w"], w, rtol=1e-3)
             np.testing.assert_allclose(state.target_params["w"], target, rtol=1e-3)
             assert float(metrics["model/gradient_norm"]) == pytest.approx(np.linalg.norm(SLOPE), rel=1e-4)
+            assert float(metrics["model/parameter_norm"]) == pytest.approx(np.linalg.norm(w), rel=1e-3)
+            assert float(metrics["model/update_norm"]) == pytest.approx(np.linalg.norm(w - before), rel=1e-3)
     last = np.asarray(state.params["w"])
     state, _ = learn(state, marked_rollout(10), tally())
     np.testing.assert_array_equal(state.params["w"], last)  # the rate is 0 now

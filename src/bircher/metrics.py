@@ -111,7 +111,7 @@ _TABLE = (
     ("model/learning_rate", "1", "the rate of the last updates"),
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
     ("model/parameter_norm", "1", "global norm of the parameters"),
-    ("model/update_norm", "1", "global norm of the step that the optimiser takes"),
+    ("model/update_norm", "1", "how far the updates of a rollout moved the parameters, all together"),
     *(
         (f"model/{name}_{word}", unit, f"{text}, {depth}")
         for name, unit, text in (

@@ -61,4 +61,7 @@ class Gauge:
             self._compiling.join()
         self._key, sample_key, key = jax.random.split(self._key, 3)
         rows = self._replayed(train.replay, sample_key)
-        return {} if rows is None else gradients.as_metrics(self._program(networks(train), rows, key), self._names)
+        if rows is None:
+            return {}
+        # Brought over whole: taken apart on the device, each number would be a program of its own.
+        return gradients.as_metrics(jax.device_get(self._program(networks(train), rows, key)), self._names)
