@@ -1,4 +1,4 @@
-"""Torsos for images, NHWC: those of DQN, IMPALA and MuZero."""
+"""Torsos for images, NHWC: those of DQN, IMPALA and MuZero, and one that says where things are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bircher.models.convolutions import Convolution, ResidualBlock, average_pool, max_pool, positions
@@ -15,9 +16,11 @@ from bircher.types import Key
 
 STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}
 """Channels, side and stride of the convolutions of `StridedTorso`."""
+POINTED = ((16, 5, 2), (32, 3, 1))
+"""The same of `PointsTorso`."""
 LEAST = {"dqn_cnn": 20, "nature_cnn": 36}
 """Least height and width that its kernels fit into."""
-DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256}
+DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "feature_points": 256}
 """Units of the layer behind the convolutions."""
 SMALL = 8
 """Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
@@ -54,6 +57,49 @@ class StridedTorso(FlatTorso):
         for convolution in self.convolutions:
             observation = jax.nn.relu(convolution(observation))
         return in_a_row(observation)
+
+
+class PointsTorso(FlatTorso):
+    """Convolutions whose every channel answers with a place: of a softmax over the image its mean row and column.
+
+    A place is known to a fraction of a cell wherever it is, and its difference between stacked pictures is a speed;
+    a layer behind convolutions has to learn either for each part of the image anew.  With it comes how strong the
+    channel is there, for what may be absent.
+
+    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), section
+    5.2, the spatial softmax and the expected positions; with fewer and smaller convolutions here, and the strength.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], dense: int, latent_width: int, key: Key):
+        *keys, mlp_key = jax.random.split(key, len(POINTED) + 1)
+        inputs, convolutions = shape[-1], []
+        for (channels, size, stride), key in zip(POINTED, keys, strict=True):
+            convolutions.append(Convolution(inputs, channels, size, key, pad=True, stride=stride))
+            inputs = channels
+        self.convolutions = tuple(convolutions)
+        self.mlp = MLP(3 * inputs, (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """Rows, columns and strengths, each of all channels."""
+        *before, last = self.convolutions
+        for convolution in before:
+            observation = jax.nn.relu(convolution(observation))
+        return jnp.concatenate(feature_points(last(observation)), axis=-1)
+
+
+def feature_points(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
+    """Mean row, mean column, both in [-1, 1], and mean value, of each channel under its own softmax over the image."""
+    share = jax.nn.softmax(x.astype(jnp.float32), axis=(-3, -2))
+    rows, columns = (jnp.linspace(-1.0, 1.0, length) for length in x.shape[-3:-1])
+    row = jnp.einsum("...hwc,h->...c", share, rows)
+    column = jnp.einsum("...hwc,w->...c", share, columns)
+    points = row, column, (share * x).sum((-3, -2))
+    return tuple(point.astype(x.dtype) for point in points)
 
 
 class Section(eqx.Module):

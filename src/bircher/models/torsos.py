@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher.models import images
 from bircher.models.grids import GridTorso, IdentityTorso, MLPTorso, SmallCNNTorso, Torso
-from bircher.models.images import ImpalaTorso, MuZeroTorso, StridedTorso
+from bircher.models.images import ImpalaTorso, MuZeroTorso, PointsTorso, StridedTorso
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key
 
@@ -29,7 +29,8 @@ class TorsoConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     torso: Literal[
-        "auto", "mlp", "small_cnn", "grid", "identity", "dqn_cnn", "nature_cnn", "impala", "muzero_resnet"
+        "auto", "mlp", "small_cnn", "grid", "identity", "dqn_cnn", "nature_cnn", "feature_points", "impala",
+        "muzero_resnet",
     ] = "auto"
     """`auto` takes `impala` for images of at least 32 × 32, the small convolution for smaller ones and the MLP for the
     rest; with `grid` the latent is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is
@@ -50,8 +51,8 @@ class TorsoConfig(BaseModel):
     section_blocks: int = Field(2, ge=1)
     """Residual blocks of each section of `impala`."""
     dense_width: int | None = Field(None, gt=0)
-    """Units between the convolutions of `dqn_cnn`, `nature_cnn` or `impala` and the latent; null: their papers', 256,
-    512 and 256."""
+    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `feature_points` or `impala` and the latent; null: 512
+    for `nature_cnn`, else 256."""
     halvings: int | None = Field(None, ge=1)
     """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
 
@@ -75,7 +76,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         name = _fitting(config, shape)
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, width, key)
-    least = {"identity": 1, **images.LEAST, "impala": 1, "muzero_resnet": 2}.get(name, config.kernel)
+    least = {"identity": 1, **images.LEAST, "feature_points": 2, "impala": 1, "muzero_resnet": 2}.get(name, config.kernel)
     if len(shape) != 3 or min(shape[:2]) < least:
         raise ConfigError(
             f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "
@@ -89,6 +90,8 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         case "dqn_cnn" | "nature_cnn":
             dense = config.dense_width or images.DENSE[name]
             return StridedTorso(shape, images.STRIDED[name], dense, width, key)
+        case "feature_points":
+            return PointsTorso(shape, config.dense_width or images.DENSE[name], width, key)
         case "impala":
             dense = config.dense_width or images.DENSE[name]
             return ImpalaTorso(shape, config.sections, config.section_blocks, dense, width, key)
