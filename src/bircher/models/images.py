@@ -16,7 +16,7 @@ from bircher.types import Key
 
 STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}
 """Channels, side and stride of the convolutions of `StridedTorso`."""
-POINTED = ((16, 5, 2), (32, 3, 1))
+POINTED = ((16, 6, 3), (32, 3, 1))
 """The same of `PointsTorso`."""
 LEAST = {"dqn_cnn": 20, "nature_cnn": 36}
 """Least height and width that its kernels fit into."""
