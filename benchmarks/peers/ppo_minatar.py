@@ -28,7 +28,7 @@ from gymnax.wrappers.purerl import LogWrapper  # noqa: E402
 from rejax import PPO  # noqa: E402
 from rejax.evaluate import evaluate  # noqa: E402
 
-GAMES = ("Breakout-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
+GAMES = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
 CURVE_POINTS = 20
 
 # Published settings; README.md names the source of each. `warmup` is a share of all updates, `anneal` ends at 0.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bircher.agents import muzero
-from bircher.models.images import halvings_of
+from bircher.models.images import feature_points, halvings_of
 from bircher.models.layers import scale_latent
 from bircher.models.model import ModelConfig
 from bircher.models.torsos import make_torso
@@ -59,6 +59,36 @@ def test_dqns_first_network_has_its_papers_sizes():
     assert parameters(torso) == by_hand + 257 * 9
 
 
+def test_feature_points_against_a_plain_loop():
+    """Rows run down, columns to the right, both from -1 to 1; the strength is the channel's own mean."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+    for b in range(2):
+        for c in range(3):
+            share = np.exp(x[b, :, :, c]) / np.exp(x[b, :, :, c]).sum()
+            cells = [(i, j) for i in range(5) for j in range(4)]
+            by_hand = (
+                sum(share[i, j] * (-1 + 2 * i / 4) for i, j in cells),
+                sum(share[i, j] * (-1 + 2 * j / 3) for i, j in cells),
+                sum(share[i, j] * x[b, i, j, c] for i, j in cells),
+            )
+            np.testing.assert_allclose([point[b, c] for point in feature_points(jnp.asarray(x))], by_hand, atol=1e-6)
+
+
+def test_a_feature_points_place_follows_what_it_shows():
+    """And its strength does not change with the place."""
+    dot = jnp.full((7, 9, 1), -5.0).at[2, 3, 0].set(20.0)
+    row, column, strength = feature_points(dot)
+    moved = feature_points(jnp.roll(dot, (3, 2), axis=(0, 1)))
+    np.testing.assert_allclose([*row, *column, *strength], [-1 + 2 * 2 / 6, -1 + 2 * 3 / 8, 20], atol=1e-4)
+    np.testing.assert_allclose([*moved[0], *moved[1], *moved[2]], [-1 + 2 * 5 / 6, -1 + 2 * 5 / 8, 20], atol=1e-4)
+
+
+def test_the_network_of_feature_points_has_three_numbers_a_channel():
+    torso = abstract_torso(ModelConfig(torso="feature_points", latent_width=9), image(48, 72, 6))
+    by_hand = (6 * 6 * 6 * 16 + 16) + (3 * 3 * 16 * 32 + 32) + (3 * 32 * 256 + 256)
+    assert parameters(torso) == by_hand + 257 * 9 and torso.num_features == 256
+
+
 @pytest.mark.parametrize(("side", "last"), [(84, 11), (64, 8), (96, 12)])
 def test_the_impala_network_has_its_papers_sizes(side, last):
     torso = abstract_torso(ModelConfig(torso="impala", latent_width=9), image(side, side))
@@ -90,6 +120,7 @@ def test_muzeros_latent_is_an_image_halved(side, halvings, grid):
     [
         ("dqn_cnn", "mlp", 20),
         ("nature_cnn", "mlp", 36),
+        ("feature_points", "mlp", 9),
         ("impala", "lstm", 11),
         ("muzero_resnet", "convolution", 11),
         ("muzero_resnet", "mlp", 11),

@@ -9,6 +9,10 @@ from jaxtyping import Array, Bool, Float, Shaped
 from bircher.types import EnvSpec
 
 
+FAINT = 16.0
+"""Of 255: deviations of a pixel far below this are nothing, and are not blown up to what others have."""
+
+
 class ObservationStatistics(eqx.Module):
     """Mean and second central moment of every observation seen, merged batch by batch (Chan et al. 1979)."""
 
@@ -37,5 +41,7 @@ class ObservationStatistics(eqx.Module):
         return ObservationStatistics(total, self.mean + difference * share, merged)
 
     def normalise(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
-        """(x - mean) / deviation, cut at 10 deviations."""
-        return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + 1e-8), -10.0, 10.0)
+        """(x - mean) / deviation, cut at 10 deviations; of a picture's bytes, pixel by pixel, with `FAINT` added."""
+        bytes_of_an_image = observation.dtype == jnp.uint8 and self.mean.ndim == 3
+        least = FAINT**2 if bytes_of_an_image else 1e-8
+        return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + least), -10.0, 10.0)

@@ -29,7 +29,15 @@ class TorsoConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     torso: Literal[
-        "auto", "mlp", "small_cnn", "grid", "identity", "dqn_cnn", "nature_cnn", "feature_points", "impala",
+        "auto",
+        "mlp",
+        "small_cnn",
+        "grid",
+        "identity",
+        "dqn_cnn",
+        "nature_cnn",
+        "feature_points",
+        "impala",
         "muzero_resnet",
     ] = "auto"
     """`auto` takes `impala` for images of at least 32 × 32, the small convolution for smaller ones and the MLP for the
@@ -76,7 +84,9 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         name = _fitting(config, shape)
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, width, key)
-    least = {"identity": 1, **images.LEAST, "feature_points": 2, "impala": 1, "muzero_resnet": 2}.get(name, config.kernel)
+    least = {"identity": 1, **images.LEAST, "feature_points": 2, "impala": 1, "muzero_resnet": 2}.get(
+        name, config.kernel
+    )
     if len(shape) != 3 or min(shape[:2]) < least:
         raise ConfigError(
             f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "
