@@ -254,3 +254,21 @@ def test_observation_statistics_are_those_of_all_valid_rows():
     normalised = np.asarray(statistics.normalise(jnp.asarray(rows, jnp.float32)))
     np.testing.assert_allclose([normalised.mean(0), normalised.std(0)], [[0] * 4, [1] * 4], atol=1e-2)
     assert float(statistics.normalise(jnp.full((1, 4), 1e9)).max()) == 10.0
+
+
+def test_a_pictures_pixels_are_normalised_each_by_its_own_and_faint_ones_stay_faint():
+    """The background goes; a pixel that flickers by one of 255 is not blown up to what a moving thing is."""
+    rng = np.random.default_rng(0)
+    x = np.zeros((6, 50, 3, 4, 1), np.uint8)
+    x[..., 0, :, :] = 200
+    x[..., 1, 0, 0] = rng.integers(0, 2, (6, 50))
+    x[..., 1, 1, 0] = 120 * rng.integers(0, 2, (6, 50))
+    spec = EnvSpec("test/picture", jax.ShapeDtypeStruct((3, 4, 1), np.uint8), Discrete(2))
+    statistics = ObservationStatistics.zero(spec).update(jnp.asarray(x), jnp.ones((6, 50), bool))
+    found = np.asarray(statistics.normalise(jnp.asarray(x)))
+    values = x[..., 1, 1, 0].astype(float)
+    by_hand = (values - values.mean()) / np.sqrt(values.var() + 16.0**2)
+    np.testing.assert_allclose(found[..., 1, 1, 0], by_hand, rtol=1e-4, atol=1e-4)
+    assert np.abs(found[..., 0, :, :]).max() < 1e-3 and np.abs(found[..., 1, 0, 0]).max() < 0.07
+    as_numbers = statistics.normalise(jnp.asarray(x, jnp.float32))
+    assert float(jnp.abs(as_numbers[..., 1, 0, 0]).max()) > 0.9, "what is no picture has no such floor"
