@@ -1,4 +1,4 @@
-"""Plants each of the doctor's twelve faults in a real run, and asks the doctor: it must name that one and no other.
+"""Plants each of the doctor's thirteen faults in a real run, and asks the doctor: it must name that one and no other.
 
     python benchmarks/planted.py
     python benchmarks/planted.py 1 7
@@ -69,17 +69,19 @@ class Tide(gymnasium.Env):
 class Pole(gymnasium.Wrapper):
     """CartPole-v1 with a fault in it."""
 
-    def __init__(self, end: int | None = None, sleep: float = 0.0, burst: int | None = None):
+    def __init__(self, end: int | None = None, sleep: float = 0.0, burst: int | None = None, offset: float = 0.0):
         super().__init__(gymnasium.make("CartPole-v1"))
-        self._end, self._sleep, self._burst = end, sleep, burst
+        self._end, self._sleep, self._burst, self._offset = end, sleep, burst, np.float32(offset)
         self._steps = self._total = 0
 
     def reset(self, **arguments: Any):
         self._steps = 0
-        return self.env.reset(**arguments)
+        observation, info = self.env.reset(**arguments)
+        return observation + self._offset, info
 
     def step(self, action: Any):
         observation, reward, terminated, truncated, info = self.env.step(action)
+        observation = observation + self._offset
         self._steps, self._total = self._steps + 1, self._total + 1
         if self._sleep:
             time.sleep(self._sleep)
@@ -128,6 +130,7 @@ PLANTS = {
     10: Plant(Corridor, {**POLE, "evaluation.mode": "greedy", "losses.value.weight": 0.05}),
     11: Plant(lambda: Pole(sleep=1e-3), {**POLE, "steps": 20_000}),
     12: Plant(lambda: Pole(end=40), POLE),
+    13: Plant(lambda: Pole(offset=1e4), POLE),
 }
 """By the number of the flag."""
 

@@ -27,6 +27,7 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
             "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
             "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
+            "model/latent_deviation": 0.15,
         }  # fmt: skip
         if i % 10 == 0:
             line |= {f"gradient/{term}_share": value for term, value in SHARES.items()}
@@ -66,6 +67,7 @@ PLANTED = {
     10: lambda story: set_all(story, "eval/return_mean", -100.0),
     11: lambda story: set_all(story, "speed/acting_share", 0.95),
     12: lambda story: set_all(story, "act/deaths_at_longest", 0.9),
+    13: lambda story: set_all(story, "model/latent_deviation", 0.003, 0.6),
 }
 
 

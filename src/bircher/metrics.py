@@ -108,6 +108,11 @@ _TABLE = (
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
     ("target/priority_mean", "return", "mean priority of the batch's sequences, without its exponent; where used"),
     ("target/importance_least", "1", "the batch's least importance weight, of at most 1; where priorities are used"),
+    (
+        "model/latent_deviation",
+        "1",
+        "standard deviation of a latent's numbers, each in [-1, 1], over a batch's rows; mean",
+    ),
     ("model/learning_rate", "1", "the rate of the last updates"),
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
     ("model/parameter_norm", "1", "global norm of the parameters"),

@@ -211,6 +211,17 @@ def test_the_share_of_entropy_is_of_the_legal_actions():
     assert float(metrics["act/entropy_share"]) == pytest.approx(np.mean(shares), rel=1e-3)
 
 
+def test_how_much_latents_differ_is_a_mean_of_deviations_over_valid_rows():
+    agent, batch = ppo(), batch_of(random_rows(5, BATCH, LENGTH))
+    targets, _ = agent.targets(policy_of(agent), batch, jax.random.key(0))
+    _, metrics = agent.loss(MODEL, policy_of(agent).state, batch, targets, jax.random.key(1))
+    mask = np.asarray(targets.mask)
+    latent = np.asarray(MODEL.represent(jnp.asarray(batch.trajectory.observation, jnp.float32)), float)
+    by_hand = latent[:, : mask.shape[1]][mask].std(0).mean()
+    assert not mask.all()
+    assert float(metrics["model/latent_deviation"]) == pytest.approx(by_hand, rel=1e-4)
+
+
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
     agent = agent_of(MPOConfig.model_validate({"discount": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
     rows = random_rows(3, BATCH, LENGTH)

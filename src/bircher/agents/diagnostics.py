@@ -8,13 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from bircher.agents.terms import Products
-from bircher.agents.unrolling import Unrolled
-from bircher.models.model import Model
 from bircher.ops import distributions, losses
-from bircher.types import Targets, Trajectory
 
 
 class Told(NamedTuple):
@@ -64,8 +61,9 @@ def when(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[
     return packing.one(jax.lax.stop_gradient(vector))
 
 
-def common(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:
-    """Entropy at the roots, and how values compare with their targets; each a mean over valid rows."""
+def common(held: Products) -> dict[str, Array]:
+    """Entropy at the roots, how values compare with their targets, and how latents differ; means over valid rows."""
+    model, unrolled, target, rows = held.model, held.unrolled, held.target, held.rows
     valued = target.mask & unrolled.value_mask[0]
 
     def mean(values: Array) -> Array:
@@ -87,7 +85,15 @@ def common(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) 
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
+        "model/latent_deviation": _deviation(held.encoded[:, : entropy.shape[1]], target.mask),
     }
+
+
+def _deviation(latent: Float[Array, "B T latent"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
+    """How much a latent's numbers differ between rows: their standard deviations' mean."""
+    weight = mask[..., None] / jnp.maximum(mask.sum(), 1)
+    centre = (latent * weight).sum((0, 1))
+    return jnp.sqrt((jnp.square(latent - centre) * weight).sum((0, 1))).mean()
 
 
 def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> dict[str, Array]:
@@ -103,7 +109,7 @@ def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> di
     log_ratio = distributions.log_probability(held.logits, held.action) - distributions.log_probability(
         held.behaviour_logits, held.action
     )
-    metrics = common(held.model, unrolled, target, held.rows) | {
+    metrics = common(held) | {
         "act/kl_to_behaviour": mean(distributions.kl_divergence(jax.nn.softmax(held.behaviour_logits), policy)),
         "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
@@ -120,12 +126,13 @@ def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> di
     return metrics
 
 
-def of_search(model: Model, unrolled: Unrolled, target: Targets, rows: Trajectory) -> dict[str, Array]:
+def of_search(held: Products) -> dict[str, Array]:
     """The same of an agent that improves by search, with how much the searches ask for."""
+    unrolled, target = held.unrolled, held.target
     improved = unrolled.policy[0]
     network = jax.nn.softmax(unrolled.acting_logits[0])
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
-    return common(model, unrolled, target, rows) | {
+    return common(held) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
         "target/search_entropy": losses.masked_mean(entropy, target.mask),
         "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),

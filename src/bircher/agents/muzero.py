@@ -234,5 +234,5 @@ def muzero_loss(
     unrolled = unroll(model, roots, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
     held = terms.Products(model, rows, target, unrolled, latent, model_config.policy_horizon)
     seen = jax.lax.stop_gradient(held)
-    metrics = when(measured, lambda: of_search(seen.model, seen.unrolled, seen.target, seen.rows))
+    metrics = when(measured, lambda: of_search(seen))
     return terms.build(enabled, held), metrics

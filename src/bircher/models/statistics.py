@@ -8,7 +8,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from bircher.types import EnvSpec
 
-
 FAINT = 16.0
 """Of 255: deviations of a pixel far below this are nothing, and are not blown up to what others have."""
 

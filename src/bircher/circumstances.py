@@ -1,0 +1,82 @@
+"""Red flags of what stands around a learner: evaluations, whoever waits for whom, and what environments call an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from bircher.flags import Facts, Flag
+from bircher.series import Line, series
+
+FEWEST = 20
+"""Lines that training's returns are judged by."""
+FAR, EVALUATIONS, SURE = 0.5, 3, 3.0
+"""Of training's range of returns, or of half of their size where that is greater; and standard errors of a mean."""
+
+
+def evaluation_apart(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Fresh episodes go otherwise than training's."""
+    training, tested = series(lines, "act/episode_return"), series(lines, "eval/return_mean")
+    if len(tested) < EVALUATIONS or len(training) < FEWEST or facts.rewards_clipped:
+        return
+    spread = float(np.quantile(training.values, 0.95) - np.quantile(training.values, 0.05))
+    errors = series(lines, "eval/return_error")
+    apart, chance = [], dict(zip(errors.env_steps, errors.values, strict=True))
+    for value, step in zip(tested.values[-EVALUATIONS:], tested.env_steps[-EVALUATIONS:], strict=True):
+        near = training.values[np.argsort(np.abs(training.env_steps - step))[:10]].mean()
+        sure = abs(value - near) > SURE * chance.get(step, 0.0)
+        apart.append((value - near) / max(spread, abs(near) / 2, 1e-8) if sure else 0.0)
+    if all(gap < -FAR for gap in apart):
+        yield Flag(
+            10, "evaluation apart from training",
+            f"the last {EVALUATIONS} evaluations lie {-np.mean(apart):.0%} of training's range below its returns",
+            "the evaluated policy acts otherwise (greedy, no noise), or training's episodes all begin alike",
+            "compare evaluation.mode=sample and greedy, and give training different starts",
+        )  # fmt: skip
+
+
+ACTING, LEARNING = 0.8, 0.95
+"""Of the time; several epochs over a rollout may well take most of it."""
+
+
+def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Acting and learning take turns, and one of them has nearly all of the time."""
+    share = series(lines, "speed/acting_share").since(0.2 * facts.steps)
+    if not len(share):
+        return
+    mean = float(share.values.mean())
+    if mean > ACTING:
+        yield Flag(
+            11, "learner waits for environments",
+            f"acting takes {mean:.0%} of the time",
+            "environments are slow beside the updates",
+            "more env.num_envs or env.num_threads, loop=pipeline, or more optimiser.updates_per_step for the same wait",
+        )  # fmt: skip
+    elif 1 - mean > LEARNING and facts.replay_fraction == 0:
+        yield Flag(
+            11, "environments wait for the learner",
+            f"learning takes {1 - mean:.0%} of the time",
+            "updates are slow beside the environments",
+            "fewer optimiser.epochs, larger minibatches, a smaller network, or loop=pipeline",
+        )  # fmt: skip
+
+
+LIMITED, SHORTEST = 0.5, 10
+"""Of the episodes; and the length from which on a common length is no nature of the game."""
+
+
+def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Most episodes die at the very same length: a time limit that the environment calls an end."""
+    share = series(lines, "act/deaths_at_longest").since(0.2 * facts.steps)
+    if len(share) >= 3 and float(np.median(share.values)) > LIMITED:
+        length = series(lines, "act/episode_length").since(0.2 * facts.steps)
+        if length.values.mean() < SHORTEST:
+            return
+        yield Flag(
+            12, "time limit treated as death",
+            f"{np.median(share.values):.0%} of the episodes end as terminal at exactly the greatest length there is "
+            f"(mean {length.values.mean():,.0f})",
+            "the environment reports its time limit as termination: values learn that it is an end",
+            "report it as truncation (Gymnasium: truncated=True), or set env.max_steps just below it",
+        )  # fmt: skip
