@@ -28,7 +28,7 @@ class Told(NamedTuple):
 
 
 class Packing:
-    """A tree of numbers as one vector, and back: thirty arrays of one number each cost a loop thirty writes a turn."""
+    """Trees of numbers as one vector each, and back: thirty arrays of one number cost a loop thirty writes a turn."""
 
     def __init__(self) -> None:
         self._unpack: Callable[[Array], PyTree] = lambda vector: vector
@@ -42,15 +42,27 @@ class Packing:
         """The tree of a vector."""
         return self._unpack(vector)
 
-    def many(self, vectors: Array) -> PyTree:
-        """The trees of vectors [N, ...], each leaf [N, ...]."""
-        return jax.vmap(self._unpack)(vectors)
 
+class Packings(NamedTuple):
+    """What updates tell, each kind in a vector, while they stand in a loop."""
 
-def over(told: Told, measured: Array) -> Told:
-    """What some updates told, as one: means, of what is measured over those that measure."""
-    count = jnp.maximum(measured.sum(), 1)
-    return Told(jax.tree.map(lambda x: x.mean(0), told.always), jax.tree.map(lambda x: x.sum(0) / count, told.seen))
+    always: Packing
+    seen: Packing
+
+    @classmethod
+    def fresh(cls) -> Packings:
+        """To pack with, and then to unpack."""
+        return cls(Packing(), Packing())
+
+    def pack(self, told: Told) -> tuple[Array, Array]:
+        """Two vectors."""
+        return self.always(told.always), self.seen(told.seen)
+
+    def over(self, vectors: tuple[Array, Array], measured: Array) -> Told:
+        """What some updates told, as one: means, of what is measured over those that measure."""
+        always, seen = vectors
+        count = jnp.maximum(measured.sum(), 1)
+        return Told(self.always.one(always.mean(0)), self.seen.one(seen.sum(0) / count))
 
 
 def when(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
