@@ -84,7 +84,10 @@ def explained(name: str, given: argparse.Namespace, learnt: tuple, held_out: tup
     targets = jnp.asarray((numbers - mean) / deviation)
     spec = EnvSpec(given.env, jax.ShapeDtypeStruct(pictures.shape[1:], np.uint8), Discrete(2))
     keys = jax.random.split(jax.random.key(given.seed), 3)
-    network: Any = (make_torso(ModelConfig.model_validate({"torso": name}), spec, keys[0], WIDTH), Linear(WIDTH, targets.shape[1], keys[1]))
+    network: Any = (
+        make_torso(ModelConfig.model_validate({"torso": name}), spec, keys[0], WIDTH),
+        Linear(WIDTH, targets.shape[1], keys[1]),
+    )
     descent = optax.adam(optax.cosine_decay_schedule(1e-3, given.updates))
 
     def predict(network: Any, pictures: jax.Array) -> jax.Array:
