@@ -65,14 +65,16 @@ def test_an_episode_is_watched_at_full_size_as_the_agent_saw_it(run: Any, monkey
 
 
 def test_presets_of_pictures() -> None:
-    for agent, name in (("muesli", ""), ("gumbel_muzero", "_muzero"), ("ppo", "_ppo")):
+    sizes = {"muesli": ("", (48, 72)), "gumbel_muzero": ("_muzero", (64, 96)), "ppo": ("_ppo", (64, 96))}
+    for agent, (name, size) in sizes.items():
         config = compose("LunarLander-v3", ["observation=pixels", f"agent={agent}"])
-        assert config.preset == f"lunarlander_pixels{name}" and config.observation.size == (64, 96)
+        assert config.preset == f"lunarlander_pixels{name}" and config.observation.size == size
         plain = compose("LunarLander-v3", [f"agent={agent}"])
-        assert config.agent.discount == plain.agent.discount and plain.observation.name == "state"
+        a_frame = config.agent.discount ** (1 / (config.env.action_repeat or 1))
+        assert a_frame == pytest.approx(plain.agent.discount, abs=1e-4) and plain.observation.name == "state"
         other = compose("Acrobot-v1", {"observation": {"name": "pixels", "grey": False}, "agent": agent})
         assert other.preset == f"default_pixels{name}" and other.observation.grey is False
-        assert config.replay.capacity * np.prod((64, 96, config.env.stack)) < 2**29
+        assert config.replay.capacity * np.prod((*size, 1 if config.observation.grey else 3)) < 2**29
     assert compose("LunarLander-v3", ["preset=lunarlander_pixels"]).observation.name == "pixels"
     assert compose("LunarLander-v3", ["preset=lunarlander_pixels", "observation.size=null"]).observation.size is None
 

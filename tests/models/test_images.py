@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from bircher.agents import muzero
 from bircher.models.images import feature_points, halvings_of
 from bircher.models.layers import scale_latent
 from bircher.models.model import ModelConfig
+from bircher.models.statistics import FAINT
 from bircher.models.torsos import make_torso
 from bircher.search import SearchConfig
 from bircher.types import Discrete, EnvSpec, Policy, TimeStep, Trajectory
@@ -211,8 +214,8 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
         return agent.look(policy, agent.encode(policy, rows)[:, 0], legal, KEY).prior
 
     found = quick_jit(priors)(values)
-    # Normalised by the running mean they are no bytes any more, and are scaled no further.
-    scale = 1.0 if "normalised" in name else 255.0
+    # Normalised, before anything was seen by a variance of 1 and the floor, they are bytes no more, and scaled no further.
+    scale = math.sqrt(1 + FAINT**2) if "normalised" in name else 255.0
     np.testing.assert_allclose(found, quick_jit(priors)((values / scale).astype(np.float32)), rtol=1e-3, atol=1e-5)
 
 
