@@ -214,7 +214,7 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
         return agent.look(policy, agent.encode(policy, rows)[:, 0], legal, KEY).prior
 
     found = quick_jit(priors)(values)
-    # Normalised, before anything was seen by a variance of 1 and the floor, they are bytes no more, and scaled no further.
+    # Normalised, before anything was seen by a variance of 1 and the floor: bytes no more, and scaled no further.
     scale = math.sqrt(1 + FAINT**2) if "normalised" in name else 255.0
     np.testing.assert_allclose(found, quick_jit(priors)((values / scale).astype(np.float32)), rtol=1e-3, atol=1e-5)
 
