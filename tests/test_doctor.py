@@ -84,6 +84,15 @@ def test_each_flag_is_raised_by_what_it_is_for_and_by_nothing_else(number):
     assert all(len(text) > 5 for text in flag[1:])
 
 
+@pytest.mark.parametrize(("cause", "consequence"), [(2, 1), (2, 6), (13, 3), (13, 4), (13, 5), (13, 6)])
+def test_a_flag_stands_for_its_consequences(cause, consequence):
+    story = healthy()
+    PLANTED[consequence](story)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [consequence]
+    PLANTED[cause](story)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [cause]
+
+
 @pytest.mark.parametrize("lines", [0, 1, 2, 5])
 def test_a_run_that_has_hardly_begun_raises_none(lines):
     assert doctor.examine(healthy()[:lines], FACTS) == []

@@ -103,9 +103,8 @@ def common(held: Products) -> dict[str, Array]:
 
 def _deviation(latent: Float[Array, "B T latent"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
     """How much a latent's numbers differ between rows: their standard deviations' mean."""
-    weight = mask[..., None] / jnp.maximum(mask.sum(), 1)
-    centre = (latent * weight).sum((0, 1))
-    return jnp.sqrt((jnp.square(latent - centre) * weight).sum((0, 1))).mean()
+    means = jax.vmap(losses.masked_mean, (-1, None))
+    return jnp.sqrt(means(jnp.square(latent - means(latent, mask)), mask)).mean()
 
 
 def of_policy(clip_bound: float | None, ratio_clip: float, held: Products) -> dict[str, Array]:

@@ -18,8 +18,8 @@ STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 
 """Channels, side and stride of the convolutions of `StridedTorso`."""
 POINTED = ((16, 6, 3), (32, 3, 1))
 """The same of `PointsTorso`."""
-LEAST = {"dqn_cnn": 20, "nature_cnn": 36}
-"""Least height and width that its kernels fit into."""
+LEAST = {"dqn_cnn": 20, "nature_cnn": 36, "feature_points": 2, "impala": 1, "muzero_resnet": 2}
+"""Least height and width: what kernels without padding fit into, and two places where there is something to tell."""
 DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "feature_points": 256}
 """Units of the layer behind the convolutions."""
 SMALL = 8
@@ -66,8 +66,8 @@ class PointsTorso(FlatTorso):
     a layer behind convolutions has to learn either for each part of the image anew.  With it comes how strong the
     channel is there, for what may be absent.
 
-    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), section
-    5.2, the spatial softmax and the expected positions; with fewer and smaller convolutions here, and the strength.
+    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), its
+    spatial softmax and expected positions; with fewer and smaller convolutions here, and the strength.
     """
 
     convolutions: tuple[Convolution, ...]

@@ -84,9 +84,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         name = _fitting(config, shape)
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, width, key)
-    least = {"identity": 1, **images.LEAST, "feature_points": 2, "impala": 1, "muzero_resnet": 2}.get(
-        name, config.kernel
-    )
+    least = {"identity": 1, **images.LEAST}.get(name, config.kernel)
     if len(shape) != 3 or min(shape[:2]) < least:
         raise ConfigError(
             f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "

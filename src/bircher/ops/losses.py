@@ -41,9 +41,7 @@ def combine(
     if set(terms) != set(weights):
         missing, unknown = sorted(set(terms) - set(weights)), sorted(set(weights) - set(terms))
         raise ValueError(f"loss terms and weights differ: without a weight {missing}, without a term {unknown}")
-    # One sum for all terms: a small one for each costs an update more than what it adds up.
-    stacked = jnp.stack(list(terms.values())) * importance[:, None]
-    means = jnp.where(mask, stacked, 0.0).sum((-2, -1)) / jnp.maximum(mask.sum(), 1)
+    means = jax.vmap(masked_mean, (0, None))(jnp.stack(list(terms.values())) * importance[:, None], mask)
     weighted = jnp.stack([jnp.asarray(weights[name], means.dtype) for name in terms]) * means
     metrics = {f"loss/{name}": means[index] for index, name in enumerate(terms)}
     return weighted.sum(), metrics | {f"weighted/{name}": weighted[index] for index, name in enumerate(terms)}
