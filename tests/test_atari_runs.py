@@ -54,9 +54,9 @@ def test_an_evaluation_tells_the_human_normalised_score(run: Any) -> None:
 def test_reports_of_scores_known_by_hand() -> None:
     """Pong's random player has -20.7 and its human 14.6."""
     returns, lengths = np.array([-20.7, 14.6, 14.6, 21.0]), np.ones(4, int)
-    report = evaluation.summarise("Pong-v5", "dice", 0, "sample", returns, lengths, 1.0)
+    report = evaluation.summarise("Pong-v5", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
     assert report.human_normalised == pytest.approx({"mean": (7.375 + 20.7) / 35.3, "median": 1.0, "iqm": 1.0})
-    other = evaluation.summarise("CartPole-v1", "dice", 0, "sample", returns, lengths, 1.0)
+    other = evaluation.summarise("CartPole-v1", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
     assert other.human_normalised is None and "human_normalised" not in other.to_json()
     assert report.to_json()["human_normalised"] == report.human_normalised
 

@@ -92,6 +92,9 @@ def test_muesli_may_search_after_training(run: Path) -> None:
 def test_an_evaluation_in_words(run: Path) -> None:
     said = invoke("eval", str(run), "--episodes", "2")
     assert "CartPole-v1, muesli, 2 episodes, mode sample" in said and "95 % interval" in said
+    assert "cut short" not in said
+    said = invoke("eval", str(run), "--episodes", "2", "--max-steps", "3")
+    assert "mean 3.00" in said and "cut short: 2 of 2 episodes" in said, "no pole falls in three steps"
 
 
 def test_a_learning_curve_and_a_video(run: Path, tmp_path: Path) -> None:

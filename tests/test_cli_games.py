@@ -108,6 +108,7 @@ def test_bad_input_is_one_sentence(runs: dict[str, Path]) -> None:
     one = runs["one"]
     refused("did you mean minimax?", "eval", one, "--opponent", "minmax")
     refused(f"{runs['nim']} plays toy/nim, and its opponent tic_tac_toe", "eval", one, "--opponent", runs["nim"])
+    refused("a match is always played to its end", "eval", one, "--max-steps", 3)
     refused("toy/cliff has one player", "eval", runs["alone"], "--opponent", "random")
     refused("toy/cliff has one player", "match", runs["alone"], "random")
     refused("alphabeta plays connect_four only", "eval", one, "--opponent", "alphabeta:4")

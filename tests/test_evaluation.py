@@ -82,7 +82,17 @@ def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.M
             return observation, reward, False, *rest
 
     report = Evaluator(dice(2), maker(Endless))(POLICY, 2, 0)
-    assert report.lengths == [8, 8] and report.returns == [8.0, 8.0]
+    assert report.lengths == [8, 8] and report.returns == [8.0, 8.0] and report.cut_short == 2
+
+
+@pytest.mark.parametrize("chunk", [4, 256])
+def test_an_evaluation_s_own_limit_cuts_only_what_is_longer(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    whole = Evaluator(dice(2), maker(Countdown))(POLICY, 20, 0)
+    limit = sorted(whole.lengths)[10]
+    report = Evaluator(dice(2), maker(Countdown), max_steps=limit)(POLICY, 20, 0)
+    assert report.lengths == [min(length, limit) for length in whole.lengths]
+    assert report.cut_short == sum(length > limit for length in whole.lengths) > 0 == whole.cut_short
 
 
 def test_greedy_takes_the_best_action_and_samples_differ_by_seed() -> None:

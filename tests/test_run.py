@@ -74,6 +74,19 @@ def test_evaluations_come_at_the_same_steps_and_apart_from_training(run) -> None
     assert not any("loss/cmpo" in line for line in lines if "eval/return_mean" in line)
 
 
+def test_evaluations_of_a_run_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training's episodes stay whole; the picture of an episode ends there too."""
+    drawn = []
+    monkeypatch.setattr("bircher.viz.render_episode", lambda *given: drawn.append(given[3]) or [np.zeros((2, 2, 3))])
+    settings = {**SETTINGS, "evaluation.count": 2, "evaluation.episodes": 3, "evaluation.max_steps": 3}
+    limited = bircher.train("CartPole-v1", steps=320, out=tmp_path / "run", **settings)
+    lines = [json.loads(line) for line in (limited.path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "eval/return_mean" in line]
+    assert [(line["eval/length_mean"], line["eval/cut_short"]) for line in evaluated] == [(3.0, 1.0)] * 2
+    assert any(line.get("act/episode_return", 0) > 3 for line in lines) and drawn == [3]
+    assert bircher.evaluate(limited.agent, episodes=2).mean > 3 == bircher.evaluate(limited.agent, 2, max_steps=3).mean
+
+
 def test_tensorboard_has_the_scalars_and_a_picture(run) -> None:
     from tensorboardX.proto.event_pb2 import Event
 

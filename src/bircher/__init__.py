@@ -73,12 +73,16 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrid
     return loaded.load(path, env, overrides)
 
 
-def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False) -> Report:
+def evaluate(
+    agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False, max_steps: int | None = None
+) -> Report:
     """Play fresh episodes in environments that training never saw; actions are drawn from the policy unless `greedy`.
+
+    Episodes are whole, or count as they stand after `max_steps` actions.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
     """
     from bircher.run import loaded
 
-    return loaded.evaluate(agent, episodes, seed, greedy)
+    return loaded.evaluate(agent, episodes, seed, greedy, max_steps)

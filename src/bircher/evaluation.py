@@ -45,6 +45,8 @@ class EvaluationConfig(BaseModel):
     """Evaluations, spread evenly over the steps, the last at the end; 0 makes none."""
     episodes: int = Field(16, ge=1)
     """Episodes of each."""
+    max_steps: int | None = Field(None, ge=1)
+    """An episode counts as it stands after so many actions; null leaves it to the environment."""
     mode: Mode = "sample"
     """Whether actions are drawn from the policy or are its most probable ones."""
     diagnose: bool = True
@@ -84,6 +86,8 @@ class Report(NamedTuple):
     lengths: list[int]
     env_steps: int
     """Actions taken, over all episodes."""
+    cut_short: int
+    """Episodes that were not over at the evaluation's own limit, and count as they stood there."""
     wall_seconds: float
     human_normalised: dict[str, float] | None = None
     """Mean, median and IQM with a random player's score as 0 and a human's as 1; None where no human's is known."""
@@ -106,6 +110,8 @@ class _Episodes(NamedTuple):
     episode_return: Float[Array, " B"]
     length: Int[Array, " B"]
     done: Bool[Array, " B"]
+    cut_short: Bool[Array, " B"]
+    """Done by the evaluation's limit, not by the environment."""
     failed: Int[Array, ""]
     """Index of the first environment that failed; -1 where none did."""
     side: Float[Array, " B"] | None
@@ -115,8 +121,8 @@ class _Episodes(NamedTuple):
 class Evaluator:
     """Plays episodes of an agent; its program is compiled once, for every later call of as many episodes."""
 
-    def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample"):
-        self._agent, self._make_env = agent, make_env
+    def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample", max_steps: int | None = None):
+        self._agent, self._make_env, self._max_steps = agent, make_env, max_steps
         self.mode: Mode = mode
         self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes]]] = {}
 
@@ -134,15 +140,15 @@ class Evaluator:
         began = time.perf_counter()
         batches = -(-episodes // MAX_ENVS)
         size = -(-episodes // batches)
-        returns, lengths = [], []
+        returns, lengths, cut_short = [], [], []
         for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
             played, env_id = self._play(policy, size, batch, key, stop)
             returns.append(np.asarray(played.episode_return, np.float64))
             lengths.append(np.asarray(played.length))
-        all_returns = np.concatenate(returns)[:episodes]
-        all_lengths = np.concatenate(lengths)[:episodes]
+            cut_short.append(np.asarray(played.cut_short))
+        columns = [np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)]
         wall = time.perf_counter() - began
-        return summarise(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, wall)
+        return summarise(env_id, self._agent.name, seed, self.mode, columns[0], columns[1], columns[2], wall)
 
     def close(self) -> None:
         """Close the environments that are kept for the next call."""
@@ -154,14 +160,14 @@ class Evaluator:
         env, program = self._program(size)
         fresh = self._make_env(size, batch) if batch else env
         if fresh is not env and not env.pure:
-            env, program = fresh, _program(self._agent, fresh, self.mode)
+            env, program = fresh, self._compiled(fresh)
         state, timestep = fresh.reset()
-        zeros = jnp.zeros(size)
+        zeros, none = jnp.zeros(size), jnp.zeros(size, bool)
         episodes = _Episodes(
-            state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), zeros.astype(bool),
+            state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), none, none,
             jnp.full((), -1, jnp.int32), first_side(env),
         )  # fmt: skip
-        for _ in range(-(-(env.spec.max_steps or MAX_EPISODE_STEPS) // CHUNK)):
+        while True:
             episodes = program(policy, episodes)
             if int(episodes.failed) >= 0:
                 told = failure(env) or f"environment {int(episodes.failed)} gave a number that is not finite"
@@ -177,12 +183,18 @@ class Evaluator:
     def _program(self, size: int) -> tuple[Env, Callable[[Policy, _Episodes], _Episodes]]:
         if size not in self._programs:
             env = self._make_env(size, 0)
-            self._programs[size] = env, _program(self._agent, env, self.mode)
+            self._programs[size] = env, self._compiled(env)
         return self._programs[size]
 
+    def _compiled(self, env: Env) -> Callable[[Policy, _Episodes], _Episodes]:
+        # An environment's own limit should end its episodes: ours lies behind it.
+        own = env.spec.max_steps
+        limit = self._max_steps or (own + CHUNK if own else MAX_EPISODE_STEPS)
+        return _program(self._agent, env, self.mode, limit)
 
-def _program(agent: Agent, env: Env, mode: Mode) -> Callable[[Policy, _Episodes], _Episodes]:
-    """A compiled program that plays on until every episode is over, for at most `CHUNK` steps."""
+
+def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy, _Episodes], _Episodes]:
+    """A compiled program that plays on until every episode is over or `limit` long, for at most `CHUNK` steps."""
 
     def step(policy: Policy, now: _Episodes) -> _Episodes:
         key, act_key = jax.random.split(now.key)
@@ -191,11 +203,14 @@ def _program(agent: Agent, env: Env, mode: Mode) -> Callable[[Policy, _Episodes]
         counts = ~now.done
         # What an environment does after its episode, also going wrong, is no part of the evaluation.
         bad = not_finite(row) & counts
+        length = now.length + counts
+        cut_short = counts & ~row.last & (length >= limit)
         return _Episodes(
             state, row, carry, key,
             now.episode_return + jnp.where(counts, counted_reward(now.side, row), 0.0),
-            now.length + counts,
-            now.done | row.last,
+            length,
+            now.done | row.last | cut_short,
+            now.cut_short | cut_short,
             jnp.where((now.failed < 0) & bad.any(), jnp.argmax(bad), now.failed),
             next_side(now.side, row),
         )  # fmt: skip
@@ -211,9 +226,10 @@ def _program(agent: Agent, env: Env, mode: Mode) -> Callable[[Policy, _Episodes]
 
 
 def summarise(
-    env: str, agent: str, seed: int, mode: Mode, returns: np.ndarray, lengths: np.ndarray, wall_seconds: float
-) -> Report:
-    """The report of episodes with these returns and lengths, [episodes] each."""
+    env: str, agent: str, seed: int, mode: Mode,
+    returns: np.ndarray, lengths: np.ndarray, cut_short: np.ndarray, wall_seconds: float,
+) -> Report:  # fmt: skip
+    """The report of episodes with these returns and lengths, and of which were cut short, [episodes] each."""
     low, high = bootstrap_interval(returns, np.random.default_rng(seed))
     middle = {
         "mean": float(np.mean(returns)), "median": float(np.median(returns)), "iqm": float(interquartile_mean(returns)),
@@ -231,6 +247,7 @@ def summarise(
         returns=[float(value) for value in returns],
         lengths=[int(length) for length in lengths],
         env_steps=int(np.sum(lengths)),
+        cut_short=int(np.sum(cut_short)),
         wall_seconds=round(wall_seconds, 3),
         human_normalised={name: value for name, value in normalised.items() if value is not None} or None,
     )

@@ -138,6 +138,7 @@ _TABLE = (
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
     ("eval/human_normalised", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
+    ("eval/cut_short", "fraction", "evaluation episodes that count as they stood at evaluation.max_steps, if any"),
 )
 
 GLOSSARY: dict[str, Metric] = {

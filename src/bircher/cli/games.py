@@ -29,6 +29,9 @@ def evaluate(
     episodes: Episodes = 100,
     seed: Seed = 0,
     greedy: Greedy = False,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Count an episode as it stands after so many actions: one player only.")
+    ] = None,
     opening_moves: Opening = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -41,11 +44,14 @@ def evaluate(
     """
     with told():
         from bircher.run import begin, loaded, versus
+        from bircher.settings import ConfigError
 
         agent = begin.load_for_playing(run, overrides or ())
         report = against = None
+        if max_steps is not None and (opponent is not None or agent.spec.num_players > 1):
+            raise ConfigError(f"--max-steps {max_steps} was given, but a match is always played to its end")
         if opponent is None and agent.spec.num_players == 1:
-            report = loaded.evaluate(agent, episodes, seed, greedy)
+            report = loaded.evaluate(agent, episodes, seed, greedy, max_steps)
         else:
             if opponent is None:
                 print(f"{agent.spec.id} is a game of two: playing against {versus.OPPONENT}", file=sys.stderr)
@@ -125,6 +131,8 @@ def _tell(report: Report) -> None:
     if report.human_normalised is not None:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalised.items())
         print(f"human-normalised (0 a random player, 1 a human): {scores}")
+    if report.cut_short:
+        print(f"cut short: {report.cut_short} of {report.episodes} episodes, which count as they stood then")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
 

@@ -42,6 +42,8 @@ def scores(report: Report) -> dict[str, float]:
         some["eval/human_normalised"] = normalised["mean"]
     if report.episodes > 1:
         some["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
+    if report.cut_short:
+        some["eval/cut_short"] = report.cut_short / report.episodes
     return some | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,

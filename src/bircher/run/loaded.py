@@ -190,46 +190,53 @@ class LoadedAgent:
         """This agent as one side of a game of two."""
         return of_agent(self._agent, self.policy, mode, name)
 
-    def evaluator(self, seed: int, mode: Mode, role: str = "eval") -> Evaluator:
+    def evaluator(self, seed: int, mode: Mode, role: str = "eval", max_steps: int | None = None) -> Evaluator:
         """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
-        return make_evaluator(self._agent, self.config, self.source, seed, mode, role)
+        return make_evaluator(self._agent, self.config, self.source, seed, mode, role, max_steps)
 
 
 def make_evaluator(
-    agent: Agent, config: Config, source: EnvSource | None, seed: int, mode: Mode, role: str
-) -> Evaluator:
+    agent: Agent, config: Config, source: EnvSource | None, seed: int, mode: Mode, role: str,
+    max_steps: int | None = None,
+) -> Evaluator:  # fmt: skip
     """An evaluator on fresh environments of a configuration."""
 
     def make(num_envs: int, batch: int):
         return assembly.make_env(config, source, num_envs, seed, role, generation=batch)
 
-    return Evaluator(agent, make, mode)
+    return Evaluator(agent, make, mode, max_steps)
 
 
-def evaluate(agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False) -> Report:
+def evaluate(
+    agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False, max_steps: int | None = None
+) -> Report:
     """Play fresh episodes in environments never seen in training; seeds are apart from those of every training run.
+
+    Episodes are whole, or count as they stand after `max_steps` actions.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
     """
     assembly.require_source(agent.config, agent.source)
-    evaluator = agent.evaluator(seed, "greedy" if greedy else "sample")
+    evaluator = agent.evaluator(seed, "greedy" if greedy else "sample", max_steps=max_steps)
     try:
         return evaluator(agent.policy, episodes, seed)
     finally:
         evaluator.close()
 
 
-def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts: bool = False) -> list[np.ndarray]:
+def episode_frames(
+    agent: LoadedAgent, seed: int, greedy: bool = False, thoughts: bool = False, max_steps: int | None = None
+) -> list[np.ndarray]:
     """The frames of one episode in an environment never seen in training, [height, width, 3] bytes each.
 
-    With `thoughts`, beside each frame what led to the action there.
+    With `thoughts`, beside each frame what led to the action there; at most `max_steps` actions of it.
 
     Raises:
       ValueError: nothing can draw this environment.
     """
     assembly.require_source(agent.config, agent.source)
-    env, thought = agent.config.env, []
+    env, thought, whole = agent.config.env, [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
 
     def act(observation: Any, legal_actions: Any) -> np.ndarray:
@@ -242,7 +249,7 @@ def episode_frames(agent: LoadedAgent, seed: int, greedy: bool = False, thoughts
         env.id,
         act,
         registry.seeds(seed, "watch", 1)[0],
-        agent.spec.max_steps or MAX_FRAMES,
+        min(whole, max_steps or whole),
         lambda: assembly.make_env(agent.config, agent.source, 1, seed, "watch"),
         env.options,
         env.stack,

@@ -68,11 +68,11 @@ class Training:
         self._actor: Any = None
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
-        mode = config.evaluation.mode
+        mode, limit = config.evaluation.mode, config.evaluation.max_steps
         model = parts.agent.look is not None and config.evaluation.diagnose
         self._monitor = diagnosing.Monitor(parts.agent, parts.learner, config) if model else None
         self._gauge = gauging.Gauge(parts, config) if config.evaluation.gradients else None
-        self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor")
+        self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", limit)
 
     def hold(self, descriptor: int) -> None:
         """Keep a claim on the folder until the run has ended."""
@@ -269,8 +269,9 @@ class Training:
         """The last moment of one more evaluation episode, for TensorBoard."""
         if not self._config.evaluation.count or self._stop.requested or not self._advanced:
             return
+        greedy, limit = self._config.evaluation.mode == "greedy", self._config.evaluation.max_steps
         try:
-            frames = loaded.episode_frames(agent, self._config.seed, greedy=self._config.evaluation.mode == "greedy")
+            frames = loaded.episode_frames(agent, self._config.seed, greedy, max_steps=limit)
             self._journal.image("eval/episode", frames[-1], self._counters_now())
         except Exception as error:  # whatever a window system or an environment's own drawing raises
             self._journal.say(f"no picture of an episode: {error}")
