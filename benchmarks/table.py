@@ -2,7 +2,8 @@
 
 README.md has the results: for every environment and agent the newest line of each seed counts, all seeds are shown, and
 means come with a 95 % interval over seeds (Student's t).  Runs with settings other than their preset's are left to the
-pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py) of 1,000,000 steps.
+pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py) of 1,000,000 steps, docs/comparing.md the
+five MinAtar games at 3 million steps beside a peer.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ def newest(names: tuple[str, ...]) -> dict[tuple[str, str], dict[int, dict]]:
 
 
 def changed(command: str) -> bool:
-    """Whether a training command sets more than agent and seed."""
-    words = command.removeprefix("bircher train ").split() if command.startswith("bircher train ") else []
+    """Whether a training command sets more than agent and seed, or a peer's has other steps than it has by itself."""
+    if not command.startswith("bircher train "):
+        return "--steps" in command
+    words = command.removeprefix("bircher train ").split()
     return any("=" in word and word.split("=")[0] not in ("agent", "seed") for word in words)
 
 
@@ -62,6 +65,24 @@ def results() -> list[str]:
             f"| {', '.join(f'{m:.1f}' for m in means)} "
             f"| {estimate(means)} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
+    return lines
+
+
+def games(steps: int) -> list[str]:
+    """One row for each MinAtar game: Muesli's preset at so many steps, and the peer at as many or up to 1 % more."""
+    found: dict[str, dict[str, dict[int, dict]]] = {}
+    for line in entries():
+        ours = line["command"] == f"bircher train {line.get('env')} seed={line.get('seed')} steps={steps}"
+        peers = line["name"] == "peer-ppo" and steps <= line["env_steps"] < 1.01 * steps
+        if line.get("env", "").endswith("-MinAtar") and (peers or (ours and line["name"] == "learning")):
+            found.setdefault(line["env"], {}).setdefault(line["agent"], {})[line["seed"]] = line
+    lines = ["| game | agent | mean return by seed | mean, 95 % interval | wall, s |", "|---|---|---|---|---|"]
+    for env, agents in sorted(found.items()):
+        for agent, seeds in sorted(agents.items()):
+            walls = [line["wall_seconds"] for line in seeds.values()]
+            means = {seed: line["mean"] for seed, line in seeds.items()}
+            shown = " | ".join(runs(means).split(": "))
+            lines.append(f"| {env} | {agent} | {shown} | {min(walls):.0f}–{max(walls):.0f} |")
     return lines
 
 
@@ -127,6 +148,7 @@ def write(path: Path, name: str, rows: list[str]) -> None:
 def main() -> None:
     """Write every table."""
     write(ROOT / "README.md", "results", results())
+    write(ROOT / "docs" / "comparing.md", "games", games(3_000_000))
     write(ROOT / "docs" / "muesli.md", "ablations", ablations(1_000_000))
     write(ROOT / "docs" / "muesli.md", "shorter ablations", ablations(500_000))
 
