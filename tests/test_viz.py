@@ -25,7 +25,7 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
 
 
 def test_a_learning_curve_shows_training_and_evaluations(tmp_path: Path) -> None:
-    training = [{"env_steps": 100 * i, "act/episode_return": -200 + 20 * i} for i in range(20)]
+    training = [{"env_steps": 100 * i, "episodes": i, "act/episode_return": -200 + 20 * i} for i in range(20)]
     missing = {"env_steps": 150, "act/episode_return": None}
     points = [{"env_steps": 500, "eval/return_mean": 10}, {"env_steps": 1500, "eval/return_mean": 90}]
     lines = write_lines(tmp_path / "metrics.jsonl", [*training, missing, *points])
@@ -35,6 +35,22 @@ def test_a_learning_curve_shows_training_and_evaluations(tmp_path: Path) -> None
     assert picture.shape[0] > 300 and picture.shape[1] > 500
     assert (np.abs(picture - blue).max(-1) < 8).sum() > 500
     assert (np.abs(picture - orange).max(-1) < 8).sum() > 50
+
+
+def test_of_a_long_run_the_curve_is_a_mean_before_all_of_it(tmp_path: Path) -> None:
+    """Returns of -100 and, three episodes together, of 100: their mean, 50, is drawn, and what they scatter pale."""
+    ended = np.cumsum([1, 3] * 300)
+    training = [
+        {"env_steps": 100 * i, "episodes": int(n), "act/episode_return": 100 if i % 2 else -100}
+        for i, n in enumerate(ended)
+    ]
+    path = viz.learning_curve(write_lines(tmp_path / "metrics.jsonl", training), tmp_path / "curve.png")
+    picture = (255 * imread(path)[..., :3]).round().astype(int)
+    rows, columns = np.nonzero(np.abs(picture - [0x1F, 0x77, 0xB4]).max(-1) < 8)
+    pale = np.nonzero(((picture[..., 2] - picture[..., 0]) > 5).sum(1) > 300)[0]
+    curve = np.median(rows[columns < picture.shape[1] // 2])
+    # Rows count from above: the mean lies a quarter of the way down.
+    assert (curve - pale.min()) / (pale.max() - pale.min()) == pytest.approx(0.25, abs=0.03)
 
 
 def test_without_a_return_there_is_no_curve(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 Line = Mapping[str, Any]
 """One line of metrics."""
@@ -38,6 +39,18 @@ def series(lines: Sequence[Line], name: str) -> Series:
     found = [line for line in lines if not math.isnan(line.get(name, math.nan))]
     columns = [np.array([line[key] for line in found], float) for key in (name, "learner_steps", "env_steps")]
     return Series(*columns)
+
+
+def by_span(
+    at: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"], weights: Float[np.ndarray, " N"], spans: int
+) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+    """Weighted means of places and of values over equal spans, first place to last; an empty span has none."""
+    span = np.digitize(at, np.linspace(at.min(), at.max(), spans + 1)[1:-1])
+    total = np.bincount(span, weights, spans)
+    some = total > 0
+    sums = (np.bincount(span, weights * column, spans) for column in (at, values))
+    where, what = (column[some] / total[some] for column in sums)
+    return where, what
 
 
 def unfaded(lines: Sequence[Line], names: Sequence[str], share: float) -> list[Line]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from bircher import metrics as glossary
 from bircher.envs import atari
 from bircher.envs.base import Env
 from bircher.envs.observation import ObservationConfig
+from bircher.series import by_span
 
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
@@ -26,6 +27,8 @@ Frame = UInt8[np.ndarray, "height width 3"]
 Act = Callable[[Any, Any], Any]
 """(an observation, its legal actions or None for all) to an action, each with a batch axis of 1."""
 
+_SPANS = 100
+"""Means of a learning curve that has more than twice as many points."""
 _SIDE = 320
 """Pixels that the longer side of a drawn grid has at least."""
 
@@ -33,14 +36,16 @@ _SIDE = 320
 def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: str = "") -> Path:
     """Draw the returns of a ``metrics.jsonl`` over environment steps: training as a line, evaluations as points.
 
+    Of a long run the line is the mean over a hundred spans, every episode counted once, before all of it.
+
     The picture's kind is by its suffix, such as ``.png``; returns its path.
 
     Raises:
       ValueError: the file holds no return yet.
     """
     lines = glossary.read(metrics_path)
-    training = _series(lines, "act/episode_return")
-    evaluation = _series(lines, "eval/return_mean")
+    training = _columns(lines, "env_steps", "act/episode_return", "episodes")
+    evaluation = _columns(lines, "env_steps", "eval/return_mean")
     if not training and not evaluation:
         raise ValueError(f"{metrics_path} holds no return yet: no episode has ended")
     # Without pyplot: no window system is touched and no figure outlives the call.
@@ -51,13 +56,23 @@ def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: st
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(title=title, xlabel="environment steps", ylabel="episode return")
     if training:
-        axes.plot(*zip(*training, strict=True), color="tab:blue", linewidth=1.2, label="training")
+        _training_curve(axes, *(np.array(column, float) for column in zip(*training, strict=True)))
     if evaluation:
         axes.plot(*zip(*evaluation, strict=True), "o", color="tab:orange", markersize=5, label="evaluation, mean")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(picture_path, dpi=120)
     return Path(picture_path)
+
+
+def _training_curve(
+    axes: Any, steps: Float[np.ndarray, " N"], returns: Float[np.ndarray, " N"], episodes: Float[np.ndarray, " N"]
+) -> None:
+    """Mean returns, and how many episodes had ended by then."""
+    if len(steps) > 2 * _SPANS:
+        axes.plot(steps, returns, color="tab:blue", linewidth=0.6, alpha=0.25)
+        steps, returns = by_span(steps, returns, np.diff(episodes, prepend=0.0), _SPANS)
+    axes.plot(steps, returns, color="tab:blue", linewidth=1.2, label="training")
 
 
 def curves_by_depth(
@@ -195,8 +210,9 @@ def draw_observation(observation: Any) -> Frame:
     return np.ascontiguousarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def _series(lines: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    return [(line["env_steps"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
+def _columns(lines: list[dict[str, Any]], *names: str) -> list[tuple[float, ...]]:
+    """These numbers of the lines that have the second."""
+    return [tuple(line[name] for name in names) for line in lines if math.isfinite(line.get(names[1], math.nan))]
 
 
 def _colours(count: int) -> np.ndarray:
