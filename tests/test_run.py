@@ -17,8 +17,6 @@ from bircher.envs import registry
 from bircher.run import assembly, begin, folder
 from bircher.run.journal import Journal
 from bircher.run.pace import Pace
-from bircher.run.saver import Saver
-from bircher.types import Counters
 from tiny import SETTINGS, Countdown
 
 
@@ -200,11 +198,6 @@ def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_machine_knows_its_memory() -> None:
-    device = jax.devices()[0]
-    assert 2**20 < machine.available_bytes(device) < 2**45 and 2**20 < machine.used_bytes(device) < 2**40
-
-
 def test_a_folder_is_never_overwritten(run, tmp_path: Path) -> None:
     before = (run.path / "metrics.jsonl").read_text()
     with pytest.raises(folder.RunFolderError, match="already holds a run"):
@@ -229,27 +222,6 @@ def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert first == Path("runs/toy-cliff-muesli-3-20260101-120000") and second.name == first.name + "-2"
 
 
-def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Path) -> None:
-    saver = Saver(tmp_path / "checkpoints", keep=9, replay_every=2)
-    for number in range(3):
-        parts = {"train": jax.numpy.full(3, number), "replay": jax.numpy.zeros(2)}
-        saver.save(parts, {"generation": number}, Counters.zero(), last=False)
-        for part in parts.values():
-            part.delete()  # as donation does
-    saver.wait()
-    found = sorted((tmp_path / "checkpoints").iterdir())
-    assert [checkpoint.parts(path) for path in found] == [("replay", "train"), ("train",), ("replay", "train")]
-    assert checkpoint.restore(found[2], "train", np.zeros(3, np.int32)).tolist() == [2, 2, 2]
-    assert checkpoint.read_meta(found[1]) == {"generation": 1, "counters": Counters.zero()._asdict()}
-    saver.close()
-    (tmp_path / "file").write_text("no folder")
-    saver = Saver(tmp_path / "file", keep=1, replay_every=1)
-    saver.save({"train": jax.numpy.zeros(1)}, {}, Counters.zero(), last=True)
-    with pytest.raises(checkpoint.CheckpointError, match="cannot write a checkpoint"):
-        saver.wait()
-    saver.close()
-
-
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(tmp_path, tiny(**{"model.support": 3}), None)
     counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
@@ -258,31 +230,6 @@ def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys
     journal.close()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("red flag 8")]
     assert len(said) == 1 and "25.0% of the value and reward targets" in said[0] and "model.support=3" in said[0]
-
-
-def test_compiled_programs_are_kept_where_the_user_wants() -> None:
-    """In a process of its own: JAX opens its cache once."""
-    import os
-    import subprocess
-    import sys
-    import tempfile
-
-    script = "from bircher import machine; machine.keep_programs(); import jax; jax.jit(lambda x: x + 1)(1.0)"
-    with tempfile.TemporaryDirectory() as place:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
-        subprocess.run([sys.executable, "-c", script], env={**environment, "BIRCHER_CACHE": place}, check=True)
-        assert any(path.name.startswith("jit_") for path in Path(place).rglob("*"))
-
-
-def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    monkeypatch.setattr(machine, "CACHE_BYTES", 250)
-    for age, name in enumerate(("new", "old", "oldest")):
-        (tmp_path / name).write_bytes(bytes(100))
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    machine._prune(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
 
 
 def test_toys_have_the_presets_that_tests_rely_on() -> None:

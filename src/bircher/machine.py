@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,16 @@ def used_bytes(device: Device) -> int | None:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, where that can be asked for (glibc).
+
+    Threads that come and go, as those that write a checkpoint, leave it in pieces that no other thread is given: a
+    run of half an hour, with 60 checkpoints, held a tenth more at its end.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_in_host() -> int | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bircher import checkpoint
+from bircher import checkpoint, machine
 from bircher.types import Counters
 
 
@@ -49,6 +49,8 @@ class Saver:
         self._count += 1
         kept = {name: copied(part) for name, part in parts.items() if name != "replay" or with_replay}
         self._writing = self._pool.submit(self._write, kept, meta, counters)
+        # Behind it, when what it held is free.
+        self._pool.submit(machine.give_back)
 
     def _write(self, parts: Mapping[str, PyTree], meta: Mapping[str, Any], counters: Counters) -> Path:
         known = {name: int(value) for name, value in jax.device_get(counters)._asdict().items()}

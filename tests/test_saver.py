@@ -1,0 +1,44 @@
+"""Checkpoints written beside the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bircher import checkpoint, machine
+from bircher.run.saver import Saver
+from bircher.types import Counters
+
+
+def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Path) -> None:
+    saver = Saver(tmp_path / "checkpoints", keep=9, replay_every=2)
+    for number in range(3):
+        parts = {"train": jax.numpy.full(3, number), "replay": jax.numpy.zeros(2)}
+        saver.save(parts, {"generation": number}, Counters.zero(), last=False)
+        for part in parts.values():
+            part.delete()  # as donation does
+    saver.wait()
+    found = sorted((tmp_path / "checkpoints").iterdir())
+    assert [checkpoint.parts(path) for path in found] == [("replay", "train"), ("train",), ("replay", "train")]
+    assert checkpoint.restore(found[2], "train", np.zeros(3, np.int32)).tolist() == [2, 2, 2]
+    assert checkpoint.read_meta(found[1]) == {"generation": 1, "counters": Counters.zero()._asdict()}
+    saver.close()
+    (tmp_path / "file").write_text("no folder")
+    saver = Saver(tmp_path / "file", keep=1, replay_every=1)
+    saver.save({"train": jax.numpy.zeros(1)}, {}, Counters.zero(), last=True)
+    with pytest.raises(checkpoint.CheckpointError, match="cannot write a checkpoint"):
+        saver.wait()
+    saver.close()
+
+
+def test_after_each_checkpoint_memory_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(machine, "give_back", lambda: written.append(len(list(tmp_path.glob("checkpoint-*")))))
+    saver = Saver(tmp_path, 5, 1)
+    for _ in range(2):
+        saver.save({"train": np.arange(3)}, {}, Counters.zero(), False)
+    saver.close()
+    assert written == [1, 2], "once for each, when it is there"
