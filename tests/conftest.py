@@ -13,9 +13,7 @@ from pathlib import Path
 # Before JAX is imported.  The folder outlives a run, so that a second one compiles little; subprocesses share it.
 _CACHE = Path(tempfile.gettempdir()) / f"bircher-test-programs-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-# Tests are hundreds of small programs: most of them are compiled once for all files, each on one thread.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import HealthCheck, settings  # noqa: E402
