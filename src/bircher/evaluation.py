@@ -146,9 +146,11 @@ class Evaluator:
             returns.append(np.asarray(played.episode_return, np.float64))
             lengths.append(np.asarray(played.length))
             cut_short.append(np.asarray(played.cut_short))
-        columns = [np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)]
+        all_returns, all_lengths, all_cut_short = (
+            np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)
+        )
         wall = time.perf_counter() - began
-        return summarise(env_id, self._agent.name, seed, self.mode, columns[0], columns[1], columns[2], wall)
+        return summarise(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, all_cut_short, wall)
 
     def close(self) -> None:
         """Close the environments that are kept for the next call."""

@@ -114,8 +114,8 @@ def used_bytes(device: Device) -> int | None:
 def give_back() -> None:
     """Give memory that was freed back to the system, where that can be asked for (glibc).
 
-    Threads that come and go, as those that write a checkpoint, leave it in pieces that no other thread is given: a
-    run of half an hour, with a checkpoint in 30 seconds, held a tenth more at its end.
+    What writing a checkpoint frees, on threads of its own, stays with the process in pieces: with a checkpoint in 30
+    seconds a run of half an hour held a tenth more at its end.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -18,7 +18,7 @@ from bircher.series import series
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
 LINES = 2_000
-"""Most that a watch remembers, some 7 MB; of more, every second is forgotten, but for evaluations."""
+"""Most that a watch remembers, some 11 MB; of more, every second is forgotten, but for evaluations."""
 
 
 def facts(config: Config) -> doctor.Facts:
