@@ -37,10 +37,10 @@ def main() -> None:
     length, num_envs = settings.loop.rollout_length, settings.env.num_envs
     roll = jax.jit(lambda policy, state: actor.rollout(parts.agent, env, policy, state, length, 0.0)[1])
     rows = jax.tree.map(lambda x: x[:, :-1], roll(learner.acting_policy(parts.agent, train), state))
-    ring = learner.ring(settings.replay, num_envs, length, settings.env.stack)
+    ring = learner.ring(settings.replay, env.spec.observation, num_envs, length, settings.env.stack)
     add = jax.jit(ring.add, donate_argnums=0)
     draw = jax.jit(lambda held, key: ring.sample(held, key, DRAWN).rows.observation)
-    held, lines = train.replay, []
+    held, lines = train.replay if parts.learner.apart is None else train.replay.ring, []
     capacity, stored, due = ring.capacity, 0, 0.0
     adding = drawing = 0.0
     while stored < 1.5 * capacity:

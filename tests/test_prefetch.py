@@ -212,7 +212,8 @@ from tiny import SETTINGS
 def where(tree):
     return {str(device) for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
 
-composed = config.compose("CartPole-v1", {**SETTINGS, "steps": 800, "seed": 1, "replay.place": "host"})
+replay = {"replay.place": "host", "replay.observation_bytes": 100}
+composed = config.compose("CartPole-v1", {**SETTINGS, "steps": 800, "seed": 1, **replay})
 training = begin.start(composed, out=sys.argv[1] + "/whole")
 whole = training.run()
 assert where(training._train.replay) == {"cpu:0"}, where(training._train.replay)
@@ -224,12 +225,12 @@ assert where(again._origin.train.replay) == {"cpu:0"}
 found, expected = state_of(again.run().path), state_of(whole.path)
 for name, value in expected.items():
     np.testing.assert_array_equal(value, found[name], err_msg=name)
-assert "['replay'].ahead.drawn.ready" in expected
+assert "['replay'].ahead.drawn.ready" in expected and expected["['replay'].ring.arena"].any()
 """
 
 
 def test_replay_and_networks_on_two_devices_and_a_resume_there(tmp_path: Path):
-    """Arrays of the one never meet those of the other in a program; a run goes on bit for bit."""
+    """Arrays of the one never meet those of the other in a program; a run goes on bit for bit, compressed too."""
     flags = "--xla_force_host_platform_device_count=2"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from bircher import frames, prefetch, updates
+from bircher import compression, frames, prefetch, updates
 from bircher import replay as replay_room
 from bircher.agents.base import Agent
 from bircher.optimiser import OptimiserConfig, make_optimiser, require_rows, updates_per_iteration
@@ -85,7 +85,7 @@ def make(
     plan = Plan(
         agent=agent,
         optimiser=make_optimiser(config),
-        ring=ring(replay_config, num_envs, rollout_length, stack),
+        ring=ring(replay_config, spec.observation, num_envs, rollout_length, stack),
         shares=Shares(
             num_envs=num_envs,
             minibatches=config.minibatches,
@@ -143,9 +143,20 @@ def _functions(plan: Plan, policy_and_row: Callable, count: int, elsewhere: bool
     return Learner(init, partial(_learn_apart, apart), count, prefetch.view(plan.ring), apart)
 
 
-def ring(config: ReplayConfig, num_envs: int, rollout_length: int, stack: int) -> Replay:
-    """The replay of these settings; of `stack` joined observations each is kept once."""
-    ring = replay_room.make(num_envs, rollout_length, config.capacity, config.priority_exponent, stack - 1)
+def ring(config: ReplayConfig, observation: PyTree, num_envs: int, rollout_length: int, stack: int) -> Replay:
+    """The replay of these settings; of `stack` joined observations each is kept once.
+
+    Raises:
+      ValueError: too small for a sequence of every environment.
+    """
+    room, context = config.observation_bytes, stack - 1
+    ring = replay_room.make(
+        num_envs, rollout_length, config.capacity, config.priority_exponent, context, weighted=room is not None
+    )
+    if room is not None:
+        single = jax.eval_shape(lambda tree: jax.tree.map(lambda x: frames.newest(x, stack), tree), observation)
+        sequence_length = context + rollout_length + 1
+        ring = compression.rows_kept_compressed(ring, single, num_envs, rollout_length, sequence_length, room)
     return ring if stack == 1 else frames.kept_once(ring, stack)
 
 

@@ -43,7 +43,8 @@ class ReplayConfig(BaseModel):
     """alpha: sequences are drawn in proportion to their priority to this power; 0 draws uniformly, as Muesli does."""
     importance_exponent: float = Field(1.0, ge=0.0, le=1.0)
     """beta: how much of the bias of such draws importance weights undo, 1 is all; without effect if alpha is 0."""
-
+    observation_bytes: int | None = Field(None, gt=0)
+    """Room for each observation on average, kept compressed without loss in the host's memory; null: kept as it is."""
     symmetries: bool = False
     """Whether each sequence of a batch is turned by a random symmetry of the board: for games that have some."""
 
@@ -53,6 +54,15 @@ class ReplayConfig(BaseModel):
             raise ValueError(
                 f"priority_exponent={self.priority_exponent:g} needs sequences from replay: "
                 "set replay.fraction above 0, or leave priority_exponent at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compresses_on_the_host(self) -> ReplayConfig:
+        if self.observation_bytes is not None and self.place != "host":
+            raise ValueError(
+                f"observation_bytes={self.observation_bytes} compresses in the host's memory: set replay.place=host, "
+                "or leave observation_bytes at null"
             )
         return self
 
@@ -87,6 +97,9 @@ class Replay(NamedTuple):
     """Steps it really holds: the same number for every environment."""
     prioritised: bool
     """Whether draws go by priority."""
+    forget: Callable[[Any, Array], Any] | None = None
+    """(state, n) -> state; none but the newest n rows of each environment are drawn from.  None where draws have no
+    weights."""
 
 
 class View(NamedTuple):
@@ -97,10 +110,14 @@ class View(NamedTuple):
     capacity: int
 
 
-def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0, context: int = 0) -> Replay:
+def make(
+    num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0, context: int = 0,
+    weighted: bool = False,
+) -> Replay:  # fmt: skip
     """A ring of `capacity` steps shared evenly by `num_envs` environments, for sequences of T + 1 rows.
 
-    With a `context` they are so many rows longer, and begin that much earlier.
+    With a `context` they are so many rows longer, and begin that much earlier.  `weighted` draws by weights where a
+    priority exponent of 0 makes them all equal, too: for a ring that can `forget`.
 
     Raises:
       ValueError: the capacity does not hold one sequence for each environment.
@@ -125,8 +142,8 @@ def make(num_envs: int, rollout_length: int, capacity: int, priority_exponent: f
         held = jnp.where(state.is_full, length, state.current_index)
         return num_envs * jnp.maximum(held - 1, 0) / 2
 
-    if priority_exponent:
-        return _prioritised(buffer, num_envs, length, rollout_length, priority_exponent, age, context)
+    if priority_exponent or weighted:
+        return _weighted(buffer, num_envs, length, rollout_length, priority_exponent, age, context)
 
     def sample(state: Any, key: Key, batch_size: int) -> Draw:
         return Draw(trajectory_buffer.sample(state, key, batch_size, sequence_length, 1).experience, None, None)
@@ -192,26 +209,32 @@ def _pick(weights: Float[Array, " N"], share: Float[Array, ""]) -> Int[Array, ""
     return jnp.argmax(sums > jnp.minimum(share, 1 - 2**-24) * sums.max())
 
 
-class PrioritisedState(NamedTuple):
+class WeightedState(NamedTuple):
     """The rows, and the weights of the sequences among them."""
 
     ring: Any
     weights: Weights
 
 
-def _prioritised(
+def _weighted(
     buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float, age: Callable[[Any], Array],
     context: int,
 ) -> Replay:  # fmt: skip
-    """The same ring, drawn from by priority; index e * length + t stands for environment e from row t on."""
+    """The same ring, drawn from by weight; index e * length + t stands for environment e from row t on."""
 
-    def init(row: PyTree) -> PrioritisedState:
-        return PrioritisedState(buffer.init(row), Weights.zero(num_envs * length))
+    def init(row: PyTree) -> WeightedState:
+        return WeightedState(buffer.init(row), Weights.zero(num_envs * length))
 
-    def add(state: PrioritisedState, rows: PyTree) -> PrioritisedState:
+    def unfolded(weights: Weights) -> Float[Array, "num_envs length"]:
+        return weights.blocks.reshape(-1)[: num_envs * length].reshape(num_envs, length)
+
+    def folded(weights: Float[Array, "num_envs length"], old: Weights) -> Weights:
+        blocks = jnp.pad(weights.reshape(-1), (0, old.blocks.size - weights.size)).reshape(old.blocks.shape)
+        return Weights(blocks, blocks.sum(-1), old.greatest)
+
+    def add(state: WeightedState, rows: PyTree) -> WeightedState:
         before, ring = state.ring, buffer.add(state.ring, rows)
-        blocks, _, greatest = state.weights
-        weights = blocks.reshape(-1)[: num_envs * length].reshape(num_envs, length)
+        weights, greatest = unfolded(state.weights), state.weights.greatest
         # These T rows complete the sequences that begin in the T rows before them (a context earlier), and no other ...
         written = (before.current_index + jnp.arange(rollout_length)) % length
         begin = before.current_index - 1 - context - jnp.arange(rollout_length)
@@ -219,27 +242,35 @@ def _prioritised(
         weights = weights.at[:, begin % length].set(jnp.where(held, greatest, 0.0))
         # ... and from where they lie none is whole yet; in a short ring that is also where some of those began.
         weights = weights.at[:, written].set(0.0)
-        blocks = jnp.pad(weights.reshape(-1), (0, blocks.size - weights.size)).reshape(blocks.shape)
-        return PrioritisedState(ring, Weights(blocks, blocks.sum(-1), greatest))
+        return WeightedState(ring, folded(weights, state.weights))
 
-    def sample(state: PrioritisedState, key: Key, batch_size: int) -> Draw:
+    def forget(state: WeightedState, count: Array) -> WeightedState:
+        newer = (state.ring.current_index - 1 - jnp.arange(length)) % length
+        return state._replace(weights=folded(jnp.where(newer < count, unfolded(state.weights), 0.0), state.weights))
+
+    def sample(state: WeightedState, key: Key, batch_size: int) -> Draw:
         indices, probabilities = state.weights.draw(key, batch_size)
         env, start = indices // length, indices % length
         time = (start[:, None] + jnp.arange(context + rollout_length + 1)) % length
-        return Draw(jax.tree.map(lambda x: x[env[:, None], time], state.ring.experience), indices, probabilities)
+        rows = jax.tree.map(lambda x: x[env[:, None], time], state.ring.experience)
+        return Draw(rows, indices, probabilities) if exponent else Draw(rows, None, None)
 
-    def update_priority(state: PrioritisedState, indices: Array, priorities: Array) -> PrioritisedState:
+    def update_priority(state: WeightedState, indices: Array, priorities: Array) -> WeightedState:
+        if not exponent:
+            return state
         values = (jnp.clip(priorities, 0.0, GREATEST) + EPSILON) ** exponent
         use = (indices >= 0) & jnp.isfinite(priorities)
         return state._replace(weights=state.weights.correct(indices, values, use))
 
-    def ready(state: PrioritisedState) -> Array:
+    def ready(state: WeightedState) -> Array:
         return buffer.can_sample(state.ring)
 
-    def age_of_ring(state: PrioritisedState) -> Array:
+    def age_of_ring(state: WeightedState) -> Array:
         return age(state.ring)
 
-    return Replay(init, add, sample, update_priority, age_of_ring, ready, num_envs * length, True)
+    return Replay(
+        init, add, sample, update_priority, age_of_ring, ready, num_envs * length, bool(exponent), forget
+    )  # fmt: skip
 
 
 def num_bytes(row: PyTree, capacity: int) -> int:

@@ -194,6 +194,8 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
     free = machine.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if parts.learner.apart is None else "in the host's memory"
     text = f"the replay of {parts.learner.replay.capacity:,} steps takes {_size(replay)} {place}"
+    if config.replay.observation_bytes is not None:
+        text += f", with {config.replay.observation_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:
         raise NotEnoughMemory(
             f"{text}, and as much again while a checkpoint is written, and {_size(free)} are left: "

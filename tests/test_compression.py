@@ -1,0 +1,216 @@
+"""Observations kept compressed: what is drawn is what was given, and as much is held as finds room."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from bircher import compression, learner, replay
+from bircher.compression import UNIT
+from bircher.config import compose
+from bircher.replay import ReplayConfig
+from bircher.run import assembly
+from bircher.types import Trajectory
+from builders import assert_trees_equal
+
+ENVS, LENGTH, ROWS = 3, 4, 40
+PICTURE = {"eye": jax.ShapeDtypeStruct((12, 12, 1), np.uint8), "sense": jax.ShapeDtypeStruct((5,), np.float32)}
+BYTES = 12 * 12 + 5 * 4
+UNITS = 3
+"""Of one that cannot be compressed."""
+
+
+def rollout(number: int, noisy: bool) -> Trajectory:
+    """Rows [E, T] whose reward says which they are; of noise, which no code is shorter than, or of a single grey."""
+    rng = np.random.default_rng(number)
+    shape = (ENVS, LENGTH)
+    eye = rng.integers(0, 256, (*shape, 12, 12, 1)) if noisy else np.tile(number % 256, (*shape, 12, 12, 1))
+    sense = rng.normal(size=(*shape, 5)) if noisy else np.full((*shape, 5), number)
+    no, time = jnp.zeros(shape, bool), number * LENGTH + jnp.arange(LENGTH)
+    return Trajectory(
+        observation={"eye": jnp.asarray(eye, jnp.uint8), "sense": jnp.asarray(sense, jnp.float32)},
+        reward=jnp.arange(ENVS)[:, None] * 10_000.0 + time, discount=jnp.ones(shape),
+        first=no, last=no, terminal=no, legal_actions=jnp.ones((*shape, 2), bool),
+        action=jnp.zeros(shape, jnp.int32), extras={},
+    )  # fmt: skip
+
+
+@functools.cache
+def programs(room: int, exponent: float = 0.0, context: int = 0):
+    """The compressing ring and the ring that it is made over, and what the two do with rows, compiled."""
+    plain = replay.make(ENVS, LENGTH, ENVS * ROWS, exponent, context, weighted=True)
+    small = compression.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context + LENGTH + 1, room)
+    return [(r, jax.jit(r.add, donate_argnums=0), jax.jit(r.sample, static_argnums=2)) for r in (plain, small)]
+
+
+def empty(ring):
+    return jax.jit(ring.init)(jax.tree.map(lambda x: x[0, 0], rollout(0, True)))
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.6])
+def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
+    """Bit for bit, before and after the ring is full, by weight and uniformly, with priorities that were changed."""
+    (plain, plain_add, plain_sample), (small, add, sample) = programs(UNITS * UNIT + 40, exponent)
+    states = empty(plain), empty(small)
+    update = jax.jit(plain.update_priority), jax.jit(small.update_priority)
+    assert not small.ready(states[1])
+    for number in range(2 * ROWS // LENGTH):
+        rows = rollout(number, noisy=number % 3 > 0)
+        states = plain_add(states[0], rows), add(states[1], rows)
+        draws = plain_sample(states[0], jax.random.key(number), 32), sample(states[1], jax.random.key(number), 32)
+        assert small.ready(states[1]) == plain.ready(states[0]) and small.age(states[1]) == plain.age(states[0])
+        if number:
+            assert_trees_equal(*draws)
+            assert (draws[0].indices is not None) == (exponent > 0) == small.prioritised
+        if exponent:
+            marks = draws[0].indices, jnp.arange(32.0)
+            states = update[0](states[0], *marks), update[1](states[1], *marks)
+    assert int(states[1].held) == ROWS == small.capacity // ENVS
+
+
+class Arena:
+    """The same arena as a plain list of the rollouts that are in it."""
+
+    def __init__(self, units: int):
+        self.units, self.most, self.position = units, ENVS * LENGTH * UNITS, 0
+        self.inside: list[tuple[int, int, int]] = []
+
+    def add(self, number: int, rows: Trajectory) -> None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(rows.observation)]
+        begin = 0 if self.position + self.most > self.units else self.position
+        bounds, position = [], begin
+        for time in range(LENGTH):
+            first = position
+            for env in range(ENVS):
+                data = b"".join(leaf[env, time].tobytes() for leaf in leaves)
+                position += -(-min(len(data), len(zlib.compress(data, compression.LEVEL))) // UNIT)
+            bounds.append((number * LENGTH + time, first, position))
+        lost = [time for time, first, end in self.inside if end > begin and first < begin + self.most]
+        # What lies before the last that was lost may still be in the arena, but no sequence reaches across the hole.
+        whole = [span for span in self.inside if span[0] > max(lost, default=-1)]
+        self.inside, self.position = (whole + bounds)[-ROWS:], position
+
+    def times(self) -> list[int]:
+        return [time for time, _, _ in self.inside]
+
+
+@pytest.mark.parametrize("pattern", ["noise", "grey", "both", "first grey"])
+def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern):
+    """Against a plain list, for codes of all lengths; what is drawn is always what was given."""
+    room = 90
+    small, add, sample = programs(room)[1]
+    state, arena, given = empty(small), Arena(-(-ENVS * ROWS * room // UNIT)), []
+    seen = set()
+    for number in range(4 * ROWS // LENGTH):
+        noisy = {"noise": True, "grey": False, "both": number % 5 < 2, "first grey": number > 15}[pattern]
+        rows = rollout(number, noisy)
+        state = add(state, rows)
+        arena.add(number, rows)
+        given.append(rows.observation)
+        held = arena.times()
+        assert held == list(range(held[0], (number + 1) * LENGTH)) and int(state.held) == len(held)
+        seen.add(len(held))
+        if number == 0:
+            continue
+        assert len(held) > LENGTH, "a whole sequence, whatever came"
+        drawn = jax.tree.map(np.asarray, sample(state, jax.random.key(number), 300).rows)
+        env, time = drawn.reward.astype(int) // 10_000, drawn.reward.astype(int) % 10_000
+        assert (env == env[:, :1]).all() and (np.diff(time, axis=1) == 1).all()
+        assert set(np.unique(time[:, 0])) == set(range(held[0], held[-1] - LENGTH + 1))
+        everything = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *given)
+        assert_trees_equal(drawn.observation, jax.tree.map(lambda x, e=env, t=time: x[e, t], everything))
+    if pattern != "noise":
+        assert len(seen) > 5
+    assert (max(seen) == ROWS) == (pattern in ("grey", "first grey"))
+
+
+def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
+    small, add, _ = programs(UNITS * UNIT)[1]
+    for noisy in (True, False):
+        rows = rollout(7, noisy)
+        state = add(empty(small), rows)
+        code = jax.tree.map(np.asarray, state.ring.ring.experience.observation)
+        begin, size = int(code.unit[1, 2]) * UNIT, int(code.size[1, 2])
+        kept = np.asarray(state.arena).reshape(-1)[begin : begin + size].tobytes()
+        data = b"".join(np.asarray(leaf)[1, 2].tobytes() for leaf in jax.tree.leaves(rows.observation))
+        assert (kept if noisy else zlib.decompress(kept)) == data and (size == BYTES) == noisy
+        assert size in (BYTES, len(zlib.compress(data, compression.LEVEL)))
+
+
+def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it():
+    small, add, sample = programs(UNITS * UNIT + 40)[1]
+    rng, sense = np.random.default_rng(0), np.zeros(5, np.float32)
+    # Noise beside zeros: some of its codes are as long as the two.
+    pictures = [rng.integers(0, 256, (12, 12, 1)).astype(np.uint8) for _ in range(100)]
+    ties = [x for x in pictures if len(zlib.compress(x.tobytes() + sense.tobytes(), compression.LEVEL)) == BYTES]
+    eye = jnp.asarray(np.broadcast_to(ties[0], (ENVS, LENGTH, 12, 12, 1)))
+    state = empty(small)
+    for number in range(2):
+        rows = rollout(number, False)
+        state = add(state, rows._replace(observation={"eye": eye, "sense": jnp.zeros((ENVS, LENGTH, 5))}))
+    drawn = sample(state, jax.random.key(0), 4).rows.observation
+    np.testing.assert_array_equal(drawn["eye"], jnp.broadcast_to(eye[0, 0], drawn["eye"].shape))
+
+
+@pytest.mark.parametrize(
+    ("room", "sentence"),
+    [
+        (10, "replay.observation_bytes=10 times replay.capacity=120 steps does not hold 3 rollouts"),
+        (2**33, "more than 128 GiB"),
+    ],
+)
+def test_too_little_room_or_too_much_is_refused(room, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        programs(room)
+
+
+def test_the_least_room_that_is_named_is_enough():
+    with pytest.raises(ValueError, match="at least (.*) bytes") as error:
+        programs(10)
+    programs(int(str(error.value).split("at least ")[1].split()[0]))
+
+
+def test_only_the_hosts_replay_compresses():
+    with pytest.raises(ValidationError, match="set replay.place=host"):
+        ReplayConfig.model_validate({"observation_bytes": 100})
+
+
+def test_a_learners_stacked_frames_are_kept_once_and_compressed():
+    settings = {"env.stack": 4, "env.num_envs": 4, "loop.rollout_length": 8, "optimiser.updates_per_step": 1 / 16}
+    room = {"replay": {"place": "host", "capacity": 400, "observation_bytes": 250}}
+    config = compose("toy/catch", {**settings, **room})
+    env = assembly.make_env(config, None, 4, 0, "train")
+    parts = assembly.make_parts(config, env.spec)
+    held = parts.template.replay.ring
+    assert isinstance(held, compression.Compressed)
+    assert held.arena.shape == (-(-400 * 250 // UNIT), UNIT)
+    assert held.ring.ring.experience.observation.size.shape == (4, 100)
+    assert parts.template.replay.ahead.drawn.draw.rows.observation.shape[-1] == 4
+    sentence = assembly.replay_sentence(config, parts, jax.devices()[0])
+    assert sentence.endswith("in the host's memory, with 250 bytes for each observation, compressed")
+
+
+def test_stacks_are_joined_of_what_was_compressed():
+    """The two wrappers, one in the other, against frames kept as they are."""
+    spec = jax.ShapeDtypeStruct((12, 12, 3), np.uint8)
+    plain = ReplayConfig.model_validate({"capacity": ENVS * ROWS, "place": "host", "priority_exponent": 0.6})
+    drawn = []
+    for config in (plain, plain.model_copy(update={"observation_bytes": 200})):
+        ring, state = learner.ring(config, spec, ENVS, LENGTH, 3), None
+        add, sample = jax.jit(ring.add), jax.jit(ring.sample, static_argnums=2)
+        for number in range(15):
+            rows = rollout(number, noisy=True)
+            eye = np.random.default_rng(number).integers(0, 256, (ENVS, LENGTH, 12, 12, 3))
+            first = rows.first.at[:, number % LENGTH].set(True)
+            rows = rows._replace(observation=jnp.asarray(eye, jnp.uint8), first=first)
+            state = ring.init(jax.tree.map(lambda x: x[0, 0], rows)) if state is None else state
+            state = add(state, rows)
+        drawn.append(sample(state, jax.random.key(0), 64).rows)
+    assert drawn[1].observation.shape == (64, LENGTH + 1, 12, 12, 3) and drawn[1].observation.any()
+    assert_trees_equal(*drawn)
