@@ -120,6 +120,21 @@ def test_every_game_has_its_presets(agent: str, preset: str) -> None:
     assert compose("Pong-v5", ["observation=pixels", f"agent={agent}"]).preset == preset
 
 
+@pytest.mark.parametrize("env_id", atari.scores())
+def test_every_games_preset_builds_and_steps(env_id: str) -> None:
+    config = compose(env_id, {})
+    env = assembly.make_env(config, None, 1, 0, "train")
+    parts = assembly.make_parts(config, env.spec)
+    assert parts.template.replay.experience.observation.shape[2:] == (84, 84, 1)
+    state, row = env.reset()
+    assert row.observation.shape == (1, 84, 84, 4) and bool(row.first[0])
+    for action in range(3):
+        state, row = env.step(state, jnp.full(1, action, jnp.int32))
+    assert not row.first.any() and row.observation.max() > 0
+    assert str(env.spec.action) == atari.summary(env_id)[1]
+    env.close()
+
+
 def test_the_papers_presets_play_by_its_protocol() -> None:
     config = compose("Breakout-v5", ["preset=paper_base"])
     assert config.steps * 4 == 200_000_000 and config.env.protocol == "paper"

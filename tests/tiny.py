@@ -64,3 +64,35 @@ class Raises(Countdown):
         if self.steps == 40:
             raise RuntimeError("the wheel came off")
         return super().step(action)
+
+
+class Catch(gymnasium.Env):
+    """A ball falls a square a step down a column that is drawn at each reset; 1 if the paddle is below it at the end.
+
+    Only its picture tells where they are.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space = gymnasium.spaces.Discrete(1)
+    action_space = gymnasium.spaces.Discrete(3)
+    ROWS, COLUMNS, SIDE = 6, 5, 8
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.row, self.ball, self.paddle = 0, int(self.np_random.integers(self.COLUMNS)), self.COLUMNS // 2
+        return 0, {}
+
+    def step(self, action: int):
+        self.row += 1
+        self.paddle = int(np.clip(self.paddle + action - 1, 0, self.COLUMNS - 1))
+        end = self.row == self.ROWS - 1
+        return 0, float(end and self.ball == self.paddle), end, False, {}
+
+    def render(self) -> np.ndarray:
+        squares = np.zeros((self.ROWS, self.COLUMNS, 3), np.uint8)
+        squares[-1, self.paddle] = 0, 160, 255
+        squares[self.row, self.ball] = 255
+        return squares.repeat(self.SIDE, 0).repeat(self.SIDE, 1)

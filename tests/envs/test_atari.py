@@ -18,10 +18,6 @@ def seen(**settings) -> ObservationConfig:
     return ObservationConfig.model_validate({"name": "pixels", **settings})
 
 
-def games(number: int = 0) -> list[str]:
-    return [*atari.scores()][number:]
-
-
 def test_the_games_are_those_of_the_installed_package():
     listed = {env_id for env_id, (path, *_) in envpool.registration.registry.specs.items() if path == "envpool.atari"}
     assert set(atari.ids()) == listed and len(atari.ids()) == len(listed) == 104
@@ -184,16 +180,6 @@ def test_human_normalised_scores():
 
 @pytest.mark.parametrize("env_id", ["Pong-v5", "Skiing-v5", "MontezumaRevenge-v5"])
 def test_some_games_step(env_id):
-    steps(env_id)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("env_id", games())
-def test_every_game_steps(env_id):
-    steps(env_id)
-
-
-def steps(env_id: str) -> None:
     env = registry.make(env_id, 1, seed=0)
     state, row = env.reset()
     assert row.observation.shape == (1, 96, 96, 3) and bool(row.first[0])
