@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher.series import by_span
+from bircher.series import Packed, by_span, series
 
 
 def test_means_over_spans_are_those_by_hand() -> None:
@@ -30,3 +31,16 @@ def test_means_over_spans_lie_within_what_they_are_of(rows: list[tuple[int, int,
     if spans == 1 and weights.any():
         expected = [[np.average(column, weights=weights)] for column in (at, values)]
         np.testing.assert_allclose((where, what), expected)
+
+
+def test_a_packed_line_is_the_line() -> None:
+    line = {"env_steps": 2**40 + 1, "learner_steps": 3, "loss/value": 0.1, "loss/policy": float("nan")}
+    packed = Packed({name: place for place, name in enumerate(line)}, line)
+    assert dict(packed) == pytest.approx(line, nan_ok=True) and packed["loss/value"] == 0.1
+    assert list(packed) == list(line) and len(packed) == 4 and "loss/value" in packed
+    assert "eval/return_mean" not in packed and packed.get("eval/return_mean", 7) == 7
+    with pytest.raises(KeyError):
+        packed["eval/return_mean"]
+    for name in line:
+        for one, other in zip(series([line], name), series([packed], name), strict=True):
+            np.testing.assert_array_equal(one, other)

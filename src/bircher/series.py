@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,27 @@ from jaxtyping import Float
 
 Line = Mapping[str, Any]
 """One line of metrics."""
+
+
+class Packed(Mapping[str, float]):
+    """A line in a tenth of a dictionary's room: its numbers side by side, its names those of others like it.
+
+    ``names`` are each metric's place, by name; lines that share them share the dictionary.
+    """
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, names: dict[str, int], line: Line):
+        self._names, self._values = names, array("d", (float(line[name]) for name in names))
+
+    def __getitem__(self, name: str) -> float:
+        return self._values[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Series(NamedTuple):

@@ -13,12 +13,12 @@ import numpy as np
 from bircher import doctor
 from bircher.config import Config
 from bircher.run import folder
-from bircher.series import series
+from bircher.series import Packed, series
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
 LINES = 2_000
-"""Most that a watch remembers, some 11 MB; of more, every second is forgotten, but for evaluations."""
+"""Most that a watch remembers, some 1 MB; of more, every second is forgotten, but for evaluations."""
 
 
 def facts(config: Config) -> doctor.Facts:
@@ -110,13 +110,15 @@ class Watch:
     """Raises each flag once while a run learns."""
 
     def __init__(self, known: doctor.Facts, lines: list[dict[str, Any]] | None = None):
-        self._facts, self._lines = known, lines or []
+        self._facts = known
+        self._names: dict[tuple[str, ...], dict[str, int]] = {}
+        self._lines = [self._packed(line) for line in lines or []]
         self._raised: set[int] = set()
         self._next = time.monotonic() + SECONDS
 
     def __call__(self, line: Mapping[str, Any], at_once: bool = False) -> list[doctor.Flag]:
         """Flags that are new with this line; looks only now and then, unless it is to `at_once`."""
-        self._lines.append(dict(line))
+        self._lines.append(self._packed(line))
         if len(self._lines) > LINES:
             self._lines = [kept for at, kept in enumerate(self._lines) if at % 2 or "eval/return_mean" in kept]
         began = time.monotonic()
@@ -127,6 +129,10 @@ class Watch:
         ended = time.monotonic()
         self._next = ended + max(SECONDS, (ended - began) / SHARE)
         return new
+
+    def _packed(self, line: Mapping[str, Any]) -> Packed:
+        names = self._names.setdefault(tuple(line), {name: place for place, name in enumerate(line)})
+        return Packed(names, line)
 
 
 def sentence(flag: doctor.Flag) -> str:
