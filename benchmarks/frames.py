@@ -54,9 +54,13 @@ def main() -> None:
             jax.block_until_ready(draw(held, jax.random.key(stored)))
             drawing = time.perf_counter() - began
             memory = used_bytes(device) or 0
-            lines.append({"stored": stored, "memory": memory, "add_ms": 1e3 * adding, "draw_ms": 1e3 * drawing})
+            kept = int(2 * ring.age(held)) + num_envs
+            lines.append(
+                {"stored": stored, "held": kept, "memory": memory, "add_ms": 1e3 * adding, "draw_ms": 1e3 * drawing}
+            )
             print(
-                f"{stored:,} frames given, process {memory / 1e9:.2f} GB, a rollout stored in {1e3 * adding:.1f} ms, "
+                f"{stored:,} frames given, {kept:,} held, process {memory / 1e9:.2f} GB, "
+                f"a rollout stored in {1e3 * adding:.1f} ms, "
                 f"{DRAWN} sequences of {length + 1} rows drawn in {1e3 * drawing:.1f} ms",
                 flush=True,
             )
