@@ -68,6 +68,8 @@ def main() -> None:
     env.close()
     size = assembly.num_bytes(parts.template.replay)
     print(f"{size / 1e9:.3f} GB for {capacity:,} frames")
+    if settings.replay.observation_bytes is not None:
+        print(f"{float(held.ring.ring.experience.observation.size.mean()) / length:,.0f} bytes a frame compressed")
     if not options.dry:
         append({
             "name": "frames", "command": "python benchmarks/frames.py " + " ".join([options.env, *options.settings]),

@@ -12,18 +12,22 @@ import pytest
 from pydantic import ValidationError
 
 from bircher import compression, learner, replay
-from bircher.compression import UNIT
+from bircher.compression import BLOCK
 from bircher.config import compose
 from bircher.replay import ReplayConfig
 from bircher.run import assembly
+from bircher.settings import ConfigError
 from bircher.types import Trajectory
 from builders import assert_trees_equal
 
 ENVS, LENGTH, ROWS = 3, 4, 40
 PICTURE = {"eye": jax.ShapeDtypeStruct((12, 12, 1), np.uint8), "sense": jax.ShapeDtypeStruct((5,), np.float32)}
-BYTES = 12 * 12 + 5 * 4
-UNITS = 3
-"""Of one that cannot be compressed."""
+BYTES = LENGTH * (12 * 12 + 5 * 4)
+"""Of one environment's rollout."""
+BLOCKS = 11
+"""Of the same where it cannot be compressed."""
+ROOM = 300
+"""Bytes for an observation, enough for all where nothing can be."""
 
 
 def rollout(number: int, noisy: bool) -> Trajectory:
@@ -45,7 +49,7 @@ def rollout(number: int, noisy: bool) -> Trajectory:
 def programs(room: int, exponent: float = 0.0, context: int = 0):
     """The compressing ring and the ring that it is made over, and what the two do with rows, compiled."""
     plain = replay.make(ENVS, LENGTH, ENVS * ROWS, exponent, context, weighted=True)
-    small = compression.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context + LENGTH + 1, room)
+    small = compression.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context, room)
     return [(r, jax.jit(r.add, donate_argnums=0), jax.jit(r.sample, static_argnums=2)) for r in (plain, small)]
 
 
@@ -56,7 +60,7 @@ def empty(ring):
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
 def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
     """Bit for bit, before and after the ring is full, by weight and uniformly, with priorities that were changed."""
-    (plain, plain_add, plain_sample), (small, add, sample) = programs(UNITS * UNIT + 40, exponent)
+    (plain, plain_add, plain_sample), (small, add, sample) = programs(ROOM, exponent)
     states = empty(plain), empty(small)
     update = jax.jit(plain.update_priority), jax.jit(small.update_priority)
     assert not small.ready(states[1])
@@ -74,39 +78,42 @@ def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
     assert int(states[1].held) == ROWS == small.capacity // ENVS
 
 
-class Arena:
-    """The same arena as a plain list of the rollouts that are in it."""
+def data_of(rows: Trajectory, env: int) -> bytes:
+    """What of an environment's rollout is compressed."""
+    return b"".join(np.asarray(leaf)[env].tobytes() for leaf in jax.tree.leaves(rows.observation))
 
-    def __init__(self, units: int):
-        self.units, self.most, self.position = units, ENVS * LENGTH * UNITS, 0
+
+class Arena:
+    """The same arena as a plain list of the times whose codes are in it."""
+
+    def __init__(self, blocks: int):
+        self.blocks, self.position = blocks, 0
         self.inside: list[tuple[int, int, int]] = []
 
     def add(self, number: int, rows: Trajectory) -> None:
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(rows.observation)]
-        begin = 0 if self.position + self.most > self.units else self.position
-        bounds, position = [], begin
-        for time in range(LENGTH):
-            first = position
-            for env in range(ENVS):
-                data = b"".join(leaf[env, time].tobytes() for leaf in leaves)
-                position += -(-min(len(data), len(zlib.compress(data, compression.LEVEL))) // UNIT)
-            bounds.append((number * LENGTH + time, first, position))
-        lost = [time for time, first, end in self.inside if end > begin and first < begin + self.most]
+        begin = 0 if self.position + ENVS * BLOCKS > self.blocks else self.position
+        end = begin
+        for env in range(ENVS):
+            data = data_of(rows, env)
+            end += -(-min(len(data), len(zlib.compress(data, compression.LEVEL))) // BLOCK)
+        lost = [time for time, first, behind in self.inside if behind > begin and first < end]
         # What lies before the last that was lost may still be in the arena, but no sequence reaches across the hole.
-        whole = [span for span in self.inside if span[0] > max(lost, default=-1)]
-        self.inside, self.position = (whole + bounds)[-ROWS:], position
+        intact = [span for span in self.inside if span[0] > max(lost, default=-1)]
+        intact += [(number * LENGTH + time, begin, end) for time in range(LENGTH)]
+        self.inside, self.position = intact[-ROWS:], end
 
     def times(self) -> list[int]:
         return [time for time, _, _ in self.inside]
 
 
 @pytest.mark.parametrize("pattern", ["noise", "grey", "both", "first grey"])
-def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern):
-    """Against a plain list, for codes of all lengths; what is drawn is always what was given."""
-    room = 90
-    small, add, sample = programs(room)[1]
-    state, arena, given = empty(small), Arena(-(-ENVS * ROWS * room // UNIT)), []
-    seen = set()
+@pytest.mark.parametrize(("room", "context", "exponent"), [(90, 0, 0.0), (90, 3, 0.6), (71, 5, 0.0), (53, 0, 0.6)])
+def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, context, exponent):
+    """Against a plain list, for codes of all lengths and the least room; what is drawn is always what was given."""
+    small, add, sample = programs(room, exponent, context)[1]
+    update, length = jax.jit(small.update_priority), context + LENGTH + 1
+    state, arena, given = empty(small), Arena(-(-ENVS * ROWS * room // BLOCK)), []
+    seen, rng = set(), np.random.default_rng(0)
     for number in range(4 * ROWS // LENGTH):
         noisy = {"noise": True, "grey": False, "both": number % 5 < 2, "first grey": number > 15}[pattern]
         rows = rollout(number, noisy)
@@ -116,64 +123,59 @@ def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern):
         held = arena.times()
         assert held == list(range(held[0], (number + 1) * LENGTH)) and int(state.held) == len(held)
         seen.add(len(held))
-        if number == 0:
+        assert bool(small.ready(state)) == ((number + 1) * LENGTH >= length)
+        if not small.ready(state):
             continue
-        assert len(held) > LENGTH, "a whole sequence, whatever came"
-        drawn = jax.tree.map(np.asarray, sample(state, jax.random.key(number), 300).rows)
+        assert len(held) >= length, "a whole sequence, whatever came"
+        draw = sample(state, jax.random.key(number), 400)
+        drawn = jax.tree.map(np.asarray, draw.rows)
         env, time = drawn.reward.astype(int) // 10_000, drawn.reward.astype(int) % 10_000
         assert (env == env[:, :1]).all() and (np.diff(time, axis=1) == 1).all()
-        assert set(np.unique(time[:, 0])) == set(range(held[0], held[-1] - LENGTH + 1))
+        assert set(np.unique(time[:, 0])) == set(range(held[0], held[-1] - length + 2))
         everything = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *given)
         assert_trees_equal(drawn.observation, jax.tree.map(lambda x, e=env, t=time: x[e, t], everything))
-    if pattern != "noise":
-        assert len(seen) > 5
-    assert (max(seen) == ROWS) == (pattern in ("grey", "first grey"))
+        if exponent:
+            state = update(state, draw.indices, jnp.asarray(rng.uniform(0.5, 2.0, 400), jnp.float32))
+    assert len(seen) > 3 or pattern == "noise"
+    assert max(seen) == ROWS or pattern not in ("grey", "first grey")
+    assert max(seen) < ROWS or pattern != "noise"
 
 
 def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
-    small, add, _ = programs(UNITS * UNIT)[1]
+    small, add, _ = programs(ROOM)[1]
     for noisy in (True, False):
         rows = rollout(7, noisy)
         state = add(empty(small), rows)
         code = jax.tree.map(np.asarray, state.ring.ring.experience.observation)
-        begin, size = int(code.unit[1, 2]) * UNIT, int(code.size[1, 2])
-        kept = np.asarray(state.arena).reshape(-1)[begin : begin + size].tobytes()
-        data = b"".join(np.asarray(leaf)[1, 2].tobytes() for leaf in jax.tree.leaves(rows.observation))
+        assert len(set(code.offset[1, :LENGTH])) == 1 and code.row[1, :LENGTH].tolist() == list(range(LENGTH))
+        begin, size = int(code.offset[1, 2]) * BLOCK, int(code.size[1, 2])
+        kept, data = np.asarray(state.arena).reshape(-1)[begin : begin + size].tobytes(), data_of(rows, 1)
         assert (kept if noisy else zlib.decompress(kept)) == data and (size == BYTES) == noisy
         assert size in (BYTES, len(zlib.compress(data, compression.LEVEL)))
 
 
-def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it():
-    small, add, sample = programs(UNITS * UNIT + 40)[1]
-    rng, sense = np.random.default_rng(0), np.zeros(5, np.float32)
-    # Noise beside zeros: some of its codes are as long as the two.
-    pictures = [rng.integers(0, 256, (12, 12, 1)).astype(np.uint8) for _ in range(100)]
-    ties = [x for x in pictures if len(zlib.compress(x.tobytes() + sense.tobytes(), compression.LEVEL)) == BYTES]
-    eye = jnp.asarray(np.broadcast_to(ties[0], (ENVS, LENGTH, 12, 12, 1)))
-    state = empty(small)
-    for number in range(2):
-        rows = rollout(number, False)
-        state = add(state, rows._replace(observation={"eye": eye, "sense": jnp.zeros((ENVS, LENGTH, 5))}))
-    drawn = sample(state, jax.random.key(0), 4).rows.observation
-    np.testing.assert_array_equal(drawn["eye"], jnp.broadcast_to(eye[0, 0], drawn["eye"].shape))
+def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it(monkeypatch):
+    small, add, sample = programs(ROOM)[1]
+    monkeypatch.setattr(zlib, "compress", lambda data, level: bytes(len(data)))
+    state, given = empty(small), [rollout(number, noisy=True) for number in range(2)]
+    for rows in given:
+        state = add(state, rows)
+    drawn = jax.tree.map(np.asarray, sample(state, jax.random.key(0), 4).rows)
+    env, time = drawn.reward.astype(int) // 10_000, drawn.reward.astype(int) % 10_000
+    everything = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(rows.observation for rows in given))
+    assert_trees_equal(drawn.observation, jax.tree.map(lambda x: x[env, time], everything))
 
 
 @pytest.mark.parametrize(
     ("room", "sentence"),
     [
-        (10, "replay.observation_bytes=10 times replay.capacity=120 steps does not hold 3 rollouts"),
-        (2**33, "more than 128 GiB"),
+        (10, "observation_bytes=10 times 120 steps held is less than 3 rollouts .*observation_bytes=53 or more"),
+        (2**31 * BLOCK // (ENVS * ROWS), "more than 128 GiB: lower one of them"),
     ],
 )
 def test_too_little_room_or_too_much_is_refused(room, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         programs(room)
-
-
-def test_the_least_room_that_is_named_is_enough():
-    with pytest.raises(ValueError, match="at least (.*) bytes") as error:
-        programs(10)
-    programs(int(str(error.value).split("at least ")[1].split()[0]))
 
 
 def test_only_the_hosts_replay_compresses():
@@ -189,7 +191,7 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
     parts = assembly.make_parts(config, env.spec)
     held = parts.template.replay.ring
     assert isinstance(held, compression.Compressed)
-    assert held.arena.shape == (-(-400 * 250 // UNIT), UNIT)
+    assert held.arena.shape == (-(-400 * 250 // BLOCK), BLOCK)
     assert held.ring.ring.experience.observation.size.shape == (4, 100)
     assert parts.template.replay.ahead.drawn.draw.rows.observation.shape[-1] == 4
     sentence = assembly.replay_sentence(config, parts, jax.devices()[0])

@@ -54,6 +54,12 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "steps=soon"], "steps=soon is not possible: expected a whole number"),
         (["CartPole-v1", "replay.fraction=2"], "replay.fraction=2 is not possible: expected a number, at least 0.0"),
         (["CartPole-v1", "replay.capacity=1e15"], "lower replay.capacity="),
+        (["CartPole-v1", "replay={place: host, capacity: 512, observation_bytes: 9}"], "observation_bytes=24 or more"),
+        (["CartPole-v1", "replay.observation_bytes=9"], "set replay.place=host, or leave observation_bytes at null"),
+        (
+            ["CartPole-v1", "replay.place=host", "replay.observation_bytes=9", "replay.fraction=0"],
+            "set replay.fraction",
+        ),
         (["CartPole-v1", "agent=gumbel_muzero", "optimiser.kl_stop=0.01"], "which gumbel_muzero does not keep"),
         (["CartPole-v1", "model.torso=small_cnn"], "needs an observation of height, width and channels"),
         (["CartPole-v1", "model.prediction_channels=4"], "reads a latent that is a grid"),

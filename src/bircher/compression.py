@@ -1,13 +1,16 @@
 """Observations kept compressed, without loss, in an arena of bytes: as many of the newest as find room in it.
 
-    arena   [units, UNIT]   each rollout's codes one behind the other, one rollout behind the other, round and round
-    ring    its rows, and in each observation's place where its code begins and how long it is
+    arena   [blocks, BLOCK]   a code for each environment's rollout, one behind the other, round and round
+    ring    its rows, and in each observation's place where its rollout's code is, and which of it this one is
+
+One code for many frames, since each is much like the one before: on Atari a third of what single ones take together,
+and made and read in half the time or less.  A sequence is read from the two or three rollouts that it lies in.
 
 A rollout takes the place of the oldest, however many that are: what was overwritten is drawn no more.  So the ring's
 capacity is how many steps are held where the codes are as short as was hoped, and fewer are where they are longer.
 
-Compressing is a callback on the host, which reads and writes XLA's own buffers, and so pure: a state is a pytree of
-arrays as that of any other replay.
+Compressing is a callback on the host that reads and writes XLA's own buffers, and pure: a state is a pytree of arrays
+as that of any other replay.
 """
 
 from __future__ import annotations
@@ -24,72 +27,72 @@ from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Array, Int, PyTree, UInt8
 
 from bircher.replay import Draw, Replay
+from bircher.settings import ConfigError
 from bircher.types import Key, Trajectory
 
-UNIT = 64
-"""Codes begin at multiples of so many bytes: 32 bits then count 128 GiB."""
+BLOCK = 64
+"""Bytes; codes begin at multiples of it, so that 32 bits count 128 GiB."""
 LEVEL = 1
-"""zlib's: on Atari's frames the sixth took twice the time for codes a fifth shorter."""
+"""zlib's: on Atari's frames, one by one, the sixth took twice the time for codes a fifth shorter."""
 
 
 class Code(NamedTuple):
-    """Where an observation's code is in the arena."""
+    """Where an observation is in the arena."""
 
-    unit: Int[Array, "*B"]
+    offset: Int[Array, "*B"]
+    """The block where the code of its environment's rollout begins."""
     size: Int[Array, "*B"]
-    """Bytes; as many as the observation has where that is how it is kept, and 0 where there is none."""
+    """Bytes of that code: of the rollout where it is stored as it is, 0 where nothing was stored yet."""
+    row: Int[Array, "*B"]
+    """Which of the rollout's observations it is."""
 
 
 class Compressed(NamedTuple):
     """The arena, and the ring of what is not in it."""
 
     ring: Any
-    arena: UInt8[Array, "units 64"]
+    arena: UInt8[Array, "blocks 64"]
     spans: Int[Array, "length 2"]
-    """First unit of each time's codes, and the one behind their last; the newest time is the last."""
+    """For each time the first block of its rollout's codes, and the one behind their last; the newest is the last."""
     held: Int[Array, ""]
-    """Rows of each environment, the newest, whose codes are whole."""
+    """Rows of each environment, the newest, whose codes are intact."""
     position: Int[Array, ""]
-    """Where the next rollout's codes begin."""
+    """The block where the next rollout's codes begin."""
 
 
 def rows_kept_compressed(
-    ring: Replay, observation: PyTree, num_envs: int, rollout_length: int, sequence_length: int, room: int
+    ring: Replay, observation: PyTree, num_envs: int, rollout_length: int, context: int, observation_bytes: int
 ) -> Replay:
-    """A replay in `room` bytes for each step's observation, over a ring that can `forget`.
+    """A replay with room for so many bytes of each step's observation, over a ring that can `forget`.
 
     Args:
       observation: a `jax.ShapeDtypeStruct` for each of its arrays, as one environment gives them
 
     Raises:
-      ValueError: sequences could not be held where nothing can be compressed.
+      ConfigError: sequences could not be held where nothing can be compressed.
     """
     codec, forget = _Codec(observation, num_envs, rollout_length), ring.forget
     assert forget is not None
-    length, units = ring.capacity // num_envs, -(-ring.capacity * room // UNIT)
-    _require_room(codec, units, room, ring.capacity, -(-(sequence_length - 1) // rollout_length) + 2)
+    length, blocks = ring.capacity // num_envs, -(-ring.capacity * observation_bytes // BLOCK)
+    _require_room(codec, blocks, observation_bytes, ring.capacity, context)
 
     def init(row: Trajectory) -> Compressed:
         zeros = partial(jnp.zeros, dtype=jnp.int32)
-        inner = ring.init(row._replace(observation=Code(zeros(()), zeros(()))))
-        return Compressed(inner, jnp.zeros((units, UNIT), jnp.uint8), zeros((length, 2)), zeros(()), zeros(()))
+        inner = ring.init(row._replace(observation=Code(zeros(()), zeros(()), zeros(()))))
+        return Compressed(inner, jnp.zeros((blocks, BLOCK), jnp.uint8), zeros((length, 2)), zeros(()), zeros(()))
 
     def add(state: Compressed, rows: Trajectory) -> Compressed:
         codes, code, used = codec.encode(rows.observation)
-        begin = jnp.where(state.position + codec.most > units, 0, state.position)
-        code = code._replace(unit=begin + code.unit)
-        # Of one time the first environment's code is the first.
-        bounds = jnp.append(code.unit[0], begin + used)
-        spans = jnp.concatenate([state.spans[rollout_length:], jnp.stack([bounds[:-1], bounds[1:]], axis=1)])
+        begin = jnp.where(state.position + codec.max_blocks > blocks, 0, state.position)
+        end = begin + used
+        code = code._replace(offset=begin + code.offset)
+        span = jnp.broadcast_to(jnp.stack([begin, end]), (rollout_length, 2))
+        spans = jnp.concatenate([state.spans[rollout_length:], span])
         newer = jnp.arange(length)[::-1]
-        # All that the rollout could have needed is overwritten, with zeros where it needed less.
-        overwritten = (newer >= rollout_length) & (spans[:, 0] < begin + codec.most) & (spans[:, 1] > begin)
+        overwritten = (newer >= rollout_length) & (spans[:, 0] < end) & (spans[:, 1] > begin)
         held = jnp.minimum(state.held + rollout_length, jnp.where(overwritten, newer, length).min())
-        return Compressed(
-            forget(ring.add(state.ring, rows._replace(observation=code)), held),
-            jax.lax.dynamic_update_slice(state.arena, codes, (begin, 0)),
-            spans, held, begin + used,
-        )  # fmt: skip
+        inner = forget(ring.add(state.ring, rows._replace(observation=code)), held)
+        return Compressed(inner, _written(state.arena, codes, begin, used), spans, held, end)
 
     def sample(state: Compressed, key: Key, batch_size: int) -> Draw:
         drawn = ring.sample(state.ring, key, batch_size)
@@ -109,61 +112,87 @@ def rows_kept_compressed(
     )
 
 
-def _require_room(codec: _Codec, units: int, room: int, capacity: int, rollouts: int) -> None:
-    """Whatever its codes' lengths, a sequence and the gap before the arena's end are within so many rollouts."""
-    if units > np.iinfo(np.int32).max:
-        raise ValueError(f"replay.observation_bytes={room:,} times {capacity:,} steps is more than 128 GiB")
-    if units < rollouts * codec.most:
-        least = -(-rollouts * codec.most * UNIT // capacity)
-        raise ValueError(
-            f"replay.observation_bytes={room:,} times replay.capacity={capacity:,} steps does not hold {rollouts} "
-            f"rollouts that cannot be compressed: at least {least:,} bytes, or a larger capacity"
+def _written(arena: Array, codes: Array, begin: Array, used: Array) -> Array:
+    """The arena with the `used` first blocks of `codes`, and as it was behind them."""
+    before = jax.lax.dynamic_slice(arena, (begin, 0), codes.shape)
+    mine = jnp.arange(len(codes))[:, None] < used
+    return jax.lax.dynamic_update_slice(arena, jnp.where(mine, codes, before), (begin, 0))
+
+
+def _require_room(codec: _Codec, blocks: int, observation_bytes: int, steps: int, context: int) -> None:
+    """A sequence is held, whatever its codes' lengths.
+
+    It reaches back over some rollouts, and needs another's room at the arena's end, where a rollout may find too
+    little.
+    """
+    product = f"replay.observation_bytes={observation_bytes:,} times {steps:,} steps held"
+    if blocks + codec.max_blocks > np.iinfo(np.int32).max:
+        raise ConfigError(f"{product} is more than 128 GiB: lower one of them")
+    rollouts = -(-(context + 1) // codec.rollout_length) + 2
+    if blocks < rollouts * codec.max_blocks:
+        least = -(-rollouts * codec.max_blocks * BLOCK // steps)
+        raise ConfigError(
+            f"{product} is less than {rollouts} rollouts that cannot be compressed: "
+            f"expected replay.observation_bytes={least} or more, or a larger replay.capacity"
         )
 
 
 class _Codec:
-    """zlib's code of each observation, or the observation as it is where that is not longer."""
+    """zlib's code of each environment's rollout, or its observations as they are where that is not longer."""
 
     def __init__(self, observation: PyTree, num_envs: int, rollout_length: int):
+        self.num_envs, self.rollout_length = num_envs, rollout_length
         self._leaves, self._structure = jax.tree.flatten(observation)
-        self._sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self._leaves]
-        self._shape = num_envs, rollout_length
-        self.most = num_envs * rollout_length * -(-sum(self._sizes) // UNIT)
-        """Units of a rollout that cannot be compressed."""
+        sizes = [rollout_length * math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self._leaves]
+        self._bounds = np.cumsum([0, *sizes]).tolist()
+        self._size = self._bounds[-1]
+        self.max_blocks = num_envs * -(-self._size // BLOCK)
+        """Of rollouts that cannot be compressed."""
 
     def encode(self, observation: PyTree) -> tuple[Array, Code, Array]:
-        """[E, T] observations -> their codes, all of one time side by side; where each begins; and how many units."""
-        place, number = jax.ShapeDtypeStruct(self._shape, jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        like = jax.ShapeDtypeStruct((self.most, UNIT), jnp.uint8), place, place, number
-        codes, unit, size, used = buffer_callback(self._write, like)(*jax.tree.leaves(observation))
-        return codes, Code(unit, size), used
+        """[E, T] observations -> their codes; where each is, from the first code on; and how many blocks they take."""
+        numbers, number = jax.ShapeDtypeStruct((self.num_envs,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+        like = jax.ShapeDtypeStruct((self.max_blocks, BLOCK), jnp.uint8), numbers, numbers, number
+        codes, offset, size, used = buffer_callback(self._write, like)(*jax.tree.leaves(observation))
+        code = Code(offset[:, None], size[:, None], jnp.arange(self.rollout_length))
+        return codes, jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_envs, self.rollout_length)), code), used
 
     def decode(self, arena: Array, code: Code) -> PyTree:
-        """Observations of the codes' shape."""
-        like = tuple(jax.ShapeDtypeStruct(code.unit.shape + leaf.shape, leaf.dtype) for leaf in self._leaves)
+        """[B, R] codes -> observations."""
+        like = tuple(jax.ShapeDtypeStruct(code.row.shape + leaf.shape, leaf.dtype) for leaf in self._leaves)
         return jax.tree.unflatten(self._structure, buffer_callback(self._read, like)(arena, code))
 
     def _write(self, _: Any, out: Any, *leaves: Any) -> None:
-        codes, units, sizes, used = (np.asarray(x) for x in out)
-        arrays = [np.asarray(leaf) for leaf in leaves]
-        codes[...], position = 0, 0
-        for time in range(units.shape[1]):
-            for env in range(units.shape[0]):
-                plain = b"".join(x[env, time].tobytes() for x in arrays)
-                # Of two as long the plain one: by its length it is told from a code.
-                code = min(plain, zlib.compress(plain, LEVEL), key=len)
-                units[env, time], sizes[env, time] = position, len(code)
-                codes.reshape(-1)[position * UNIT :][: len(code)] = np.frombuffer(code, np.uint8)
-                position += -(-len(code) // UNIT)
+        codes, offsets, sizes, used = (np.asarray(x) for x in out)
+        arrays, flat, position = [np.asarray(leaf) for leaf in leaves], codes.reshape(-1), 0
+        flat[:] = 0
+        for env in range(self.num_envs):
+            plain = b"".join(x[env].tobytes() for x in arrays)
+            # On a tie it stays plain: what has the full length is read as such.
+            code = min(plain, zlib.compress(plain, LEVEL), key=len)
+            offsets[env], sizes[env] = position, len(code)
+            flat[position * BLOCK :][: len(code)] = np.frombuffer(code, np.uint8)
+            position += -(-len(code) // BLOCK)
         used[...] = position
 
     def _read(self, _: Any, out: Any, arena: Any, code: Any) -> None:
-        arrays, data = [np.asarray(x) for x in out], np.asarray(arena).reshape(-1)
-        units, sizes, whole = np.asarray(code.unit), np.asarray(code.size), sum(self._sizes)
-        for index in np.ndindex(units.shape):
-            begin, size = int(units[index]) * UNIT, int(sizes[index])
-            kept = data[begin : begin + size].tobytes()
-            plain, offset = kept if size == whole else zlib.decompress(kept) if size else bytes(whole), 0
-            for x, leaf, bytes_of in zip(arrays, self._leaves, self._sizes, strict=True):
-                x[index] = np.frombuffer(plain[offset : offset + bytes_of], leaf.dtype).reshape(leaf.shape)
-                offset += bytes_of
+        arrays, flat = [np.asarray(x) for x in out], np.asarray(arena).reshape(-1)
+        offsets, sizes, rows = (np.asarray(x) for x in code)
+        for sequence in range(len(rows)):
+            # Where the next rollout's rows begin; a code is read once for all of them.
+            seams = np.flatnonzero(np.diff(offsets[sequence]) | np.diff(sizes[sequence])) + 1
+            for part in np.split(np.arange(rows.shape[1]), seams):
+                begin, size = int(offsets[sequence, part[0]]) * BLOCK, int(sizes[sequence, part[0]])
+                plain = self._plain(flat[begin : begin + size].tobytes())
+                for x, whole in zip(arrays, plain, strict=True):
+                    x[sequence, part] = whole[rows[sequence, part]]
+
+    def _plain(self, code: bytes) -> list[np.ndarray]:
+        """A rollout's observations, [T, ...] each; zeros for no code."""
+        plain = code if len(code) == self._size else zlib.decompress(code) if code else bytes(self._size)
+        parts = [plain[begin:end] for begin, end in zip(self._bounds, self._bounds[1:], strict=False)]
+        shapes = [(self.rollout_length, *leaf.shape) for leaf in self._leaves]
+        return [
+            np.frombuffer(part, leaf.dtype).reshape(shape)
+            for part, leaf, shape in zip(parts, self._leaves, shapes, strict=True)
+        ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from bircher.replay import Draw, Replay
 from bircher.types import Key, Trajectory
@@ -15,6 +15,11 @@ from bircher.types import Key, Trajectory
 def newest(observation: Array, stack: int) -> Array:
     """The last of `stack` observations that are joined along the last axis."""
     return observation[..., -(observation.shape[-1] // stack) :]
+
+
+def newest_of(observation: PyTree, stack: int) -> PyTree:
+    """The same of each of its arrays."""
+    return jax.tree.map(lambda x: newest(x, stack), observation)
 
 
 def joined(frames: Array, first: Bool[Array, "B R"], stack: int) -> Array:
@@ -41,7 +46,7 @@ def kept_once(ring: Replay, stack: int) -> Replay:
     """
 
     def stripped(rows: Trajectory) -> Trajectory:
-        return rows._replace(observation=jax.tree.map(lambda x: newest(x, stack), rows.observation))
+        return rows._replace(observation=newest_of(rows.observation, stack))
 
     def init(row: Trajectory) -> Any:
         return ring.init(stripped(row))

@@ -149,14 +149,13 @@ def ring(config: ReplayConfig, observation: PyTree, num_envs: int, rollout_lengt
     Raises:
       ValueError: too small for a sequence of every environment.
     """
-    room, context = config.observation_bytes, stack - 1
+    size, context = config.observation_bytes, stack - 1
     ring = replay_room.make(
-        num_envs, rollout_length, config.capacity, config.priority_exponent, context, weighted=room is not None
+        num_envs, rollout_length, config.capacity, config.priority_exponent, context, weighted=size is not None
     )
-    if room is not None:
-        single = jax.eval_shape(lambda tree: jax.tree.map(lambda x: frames.newest(x, stack), tree), observation)
-        sequence_length = context + rollout_length + 1
-        ring = compression.rows_kept_compressed(ring, single, num_envs, rollout_length, sequence_length, room)
+    if size is not None:
+        single = observation if stack == 1 else jax.eval_shape(partial(frames.newest_of, stack=stack), observation)
+        ring = compression.rows_kept_compressed(ring, single, num_envs, rollout_length, context, size)
     return ring if stack == 1 else frames.kept_once(ring, stack)
 
 

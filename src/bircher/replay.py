@@ -50,11 +50,15 @@ class ReplayConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> ReplayConfig:
-        if self.priority_exponent and not self.fraction:
-            raise ValueError(
-                f"priority_exponent={self.priority_exponent:g} needs sequences from replay: "
-                "set replay.fraction above 0, or leave priority_exponent at 0"
-            )
+        for name, value, idle in (
+            ("priority_exponent", f"{self.priority_exponent:g}", 0),
+            ("observation_bytes", f"{self.observation_bytes}", None),
+        ):
+            if getattr(self, name) != idle and not self.fraction:
+                raise ValueError(
+                    f"{name}={value} needs sequences from replay: set replay.fraction above 0, or leave {name} at "
+                    f"{'null' if idle is None else idle}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -117,7 +121,7 @@ def make(
     """A ring of `capacity` steps shared evenly by `num_envs` environments, for sequences of T + 1 rows.
 
     With a `context` they are so many rows longer, and begin that much earlier.  `weighted` draws by weights where a
-    priority exponent of 0 makes them all equal, too: for a ring that can `forget`.
+    priority exponent of 0 makes them all equal, too, for a ring that can `forget`: uniform, from equal parts as there.
 
     Raises:
       ValueError: the capacity does not hold one sequence for each environment.

@@ -262,8 +262,7 @@ class Training:
 
     def _loaded_agent(self) -> LoadedAgent:
         policy = learner.acting_policy(self._agent, self._train)
-        steps = self._counters["env_steps"]
-        return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, steps)
+        return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, self._counters["env_steps"])
 
     def _picture(self, agent: LoadedAgent) -> None:
         """The last moment of one more evaluation episode, for TensorBoard."""
@@ -283,8 +282,10 @@ class Training:
         return self._origin.wall_seconds + time.monotonic() - self._began_at
 
     def _release(self) -> None:
-        """Nothing may still run when the environments go: EnvPool's handle would dangle."""
+        """Nothing may still run when the environments go: EnvPool's handle would dangle, a replay may call Python."""
         jax.block_until_ready([begun.progress for begun in self._begun])
+        with contextlib.suppress(RuntimeError):  # given away, where a chunk failed to begin
+            jax.block_until_ready(self._train and self._train.replay)
         self._evaluator.close()
         self._env.close()
 
