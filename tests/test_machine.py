@@ -33,6 +33,36 @@ def test_memory_that_was_freed_in_pieces_is_given_back() -> None:
     assert all(piece.sum() == 8192 for piece in pieces)
 
 
+ARENAS = """
+import ctypes, sys, threading
+import numpy as np
+from bircher import machine
+if sys.argv[1] == "shared":
+    machine.share_arenas()
+here = threading.Barrier(6)
+def take():
+    kept = [np.ones(500) for _ in range(100)]
+    here.wait()
+threads = [threading.Thread(target=take) for _ in range(6)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has arenas")
+def test_threads_share_an_arena_where_the_process_is_ours() -> None:
+    arenas = {}
+    for how in ("shared", "own"):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        words = [sys.executable, "-c", ARENAS, how]
+        said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+        arenas[how] = said.count("<heap nr=")
+    assert arenas["shared"] < 3 < arenas["own"]
+
+
 def test_compiled_programs_are_kept_where_the_user_wants() -> None:
     """In a process of its own: JAX opens its cache once."""
     script = "from bircher import machine; machine.keep_programs(); import jax; jax.jit(lambda x: x + 1)(1.0)"

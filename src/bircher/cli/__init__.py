@@ -94,8 +94,10 @@ def train(
     if "debug=true" in pairs:
         _check_shapes()
     with told():
+        from bircher import machine
         from bircher.run import begin
 
+        machine.share_arenas()
         if resume is not None:
             _require_alone(env, config, out)
             training = begin.resume(resume, pairs)
