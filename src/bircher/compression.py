@@ -3,8 +3,8 @@
     arena   [blocks, BLOCK]   a code for each environment's rollout, one behind the other, round and round
     ring    its rows, and in each observation's place where its rollout's code is, and which of it this one is
 
-One code for many frames, since each is much like the one before: on Atari a third of what single ones take together,
-and made and read in half the time or less.  A sequence is read from the two or three rollouts that it lies in.
+One code for many frames, since each is much like the one before: on Atari a quarter to a half of what single ones take,
+and made and read in about half the time.  A sequence is read from the two or three rollouts that it lies in.
 
 A rollout takes the place of the oldest, however many that are: what was overwritten is drawn no more.  So the ring's
 capacity is how many steps are held where the codes are as short as was hoped, and fewer are where they are longer.
