@@ -50,7 +50,7 @@ def probe() -> Agent:
     def act(policy, carry, timestep, key, mode, progress):
         return ActOutput(jnp.zeros(len(timestep.reward), jnp.int32), {}), carry
 
-    def targets(policy, batch, key):
+    def targets(policy, batch, key, minibatches):
         shape = batch.trajectory.reward[:, 1:].shape
         zeros, none = jnp.zeros(shape), jnp.zeros((*shape, 1))
         policy_target = PolicyTarget(none.astype(jnp.int32), none)

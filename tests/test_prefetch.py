@@ -87,7 +87,7 @@ def test_the_replays_share_is_learnt_from_what_was_drawn(monkeypatch):
     seen = []
     real = AGENT.targets
 
-    def targets(policy, batch, key):
+    def targets(policy, batch, key, minibatches):
         jax.debug.callback(lambda reward: seen.append(np.asarray(reward)), batch.trajectory.reward)
         return real(policy, batch, key)
 

@@ -126,7 +126,7 @@ def _group(
         turn_key = jax.random.fold_in(draw_key, len(plan.symmetries))
         batch = batch._replace(trajectory=turned(plan.symmetries, batch.trajectory, turn_key))
     target_policy = Policy(state.target_params, state.agent_state)
-    targets, agent_state = plan.agent.targets(target_policy, batch, target_key)
+    targets, agent_state = plan.agent.targets(target_policy, batch, target_key, minibatches=plan.shares.minibatches)
     # A reward beyond a float's square would leave a normaliser infinite for ever.
     sound = all_finite(agent_state)
     agent_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), agent_state, state.agent_state)

@@ -102,6 +102,21 @@ class Act(Protocol):
         ...
 
 
+class BuildTargets(Protocol):
+    """What an agent learns towards."""
+
+    def __call__(self, policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, Any]:
+        """Targets without gradient, and the agent's new state.
+
+        Args:
+          policy: of the target network.
+          batch: `minibatches` equal minibatches, one after the other. The last sequences of each are its replayed ones.
+          key: consumed.
+          minibatches: how many there are.
+        """
+        ...
+
+
 class Loss(Protocol):
     """What an agent minimises."""
 
@@ -133,8 +148,7 @@ class Agent(NamedTuple):
     start: Callable[[int], Carry]
     """(batch size) -> what is kept, at the start of episodes"""
     act: Act
-    targets: Callable[[Policy, Batch, Key], tuple[Targets, Any]]
-    """(policy of the target network, batch, key) -> targets without gradient, new state"""
+    targets: BuildTargets
     loss: Loss
     encode: Callable[[Policy, Trajectory], Array]
     """(policy, rows [B, R]) -> their latents, with the memory that stands in the rows"""

@@ -73,7 +73,10 @@ class MuZeroConfig(AgentConfig):
     """Share of training's actions drawn uniformly from the legal ones; no return looks past such an action."""
     returns: ReturnConfig = ReturnConfig()
     reanalyse_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of each batch whose policies and bootstraps come from a fresh search with the target network."""
+    """Share of each minibatch whose policies and bootstraps come from a fresh search with the target network.
+
+    Replayed sequences are searched first, and fresh ones only where the share is larger than `replay.fraction`.
+    """
 
 
 class MuZeroLosses(LossTable):
@@ -114,10 +117,10 @@ def make(
     ) -> tuple[ActOutput, Carry]:
         return muzero_act(config, search_config.num_simulations > 0, plan, policy, carry, timestep, key, mode, progress)
 
-    def targets(policy: Policy, batch: Batch, key: Key) -> tuple[Targets, tuple]:
+    def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, tuple]:
         return muzero_targets(
             config.returns, config.discount, config.reanalyse_fraction, model_config.burn_in,
-            partial(plan, policy.params, mode="sample"), policy.params, batch, key,
+            partial(plan, policy.params, mode="sample"), policy.params, batch, key, minibatches,
         ), ()  # fmt: skip
 
     def loss(

@@ -74,7 +74,10 @@ def make(
         simulate = searching.simulator(model, discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
-    targets = partial(policy_targets, config, wanted, discount, model_config.burn_in)
+    def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
+        del minibatches  # every sequence is treated alike
+        return policy_targets(config, wanted, discount, model_config.burn_in, policy, batch, key)
+
     loss = partial(policy_loss, config, model_config, enabled)
     look = partial(policy_look, config, wanted, discount)
     return Agent(

@@ -43,18 +43,18 @@ def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B
 
 def muzero_targets(
     config: ReturnConfig, discount: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
-    key: Key,
+    key: Key, minibatches: int = 1,
 ) -> Targets:  # fmt: skip
-    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of the batch.
+    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of each minibatch.
 
     `model` is the target network and `plan` a search with it: (latents [N, …], legal actions [N, A], key=…) ->
-    SearchResult.
+    SearchResult. The batch holds `minibatches` equal minibatches, one after the other.
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
     mask = learnt_from(ends, burn_in)
     latent = encoded(model, rows)
-    policy, value = _reanalysed(fraction, plan, latent, rows, key)
+    policy, value = _reanalysed(fraction, minibatches, plan, latent, rows, key)
     if config.bootstrap == "network":
         value = model.value(latent)
     target, known = _returns(config, discount, rows, ends, value)
@@ -72,19 +72,28 @@ def muzero_targets(
 
 
 def _reanalysed(
-    fraction: float, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
+    fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
 ) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
-    """The searches' policies and values; the last `fraction` of the batch, which is replayed, is searched anew."""
+    """The searches' policies and values.
+
+    The last `fraction` of each minibatch is searched anew, because its replayed sequences stand last.
+    """
     policy, value = rows.extras["search_policy"], rows.extras["search_value"]
-    count = round(fraction * len(value))
+    size = len(value) // minibatches
+    count = round(fraction * size)
     if not count:
         return policy, value
-    flat = jax.tree.map(lambda x: x[-count:].reshape(-1, *x.shape[2:]), (latent, rows.legal_actions))
-    found = plan(*flat, key=key)
-    return (
-        jnp.concatenate([policy[:-count], found.weights.reshape(count, *policy.shape[1:])]),
-        jnp.concatenate([value[:-count], found.value.reshape(count, -1)]),
-    )
+
+    def last(x: Array) -> Array:
+        return x.reshape(minibatches, size, *x.shape[1:])[:, -count:].reshape(-1, *x.shape[2:])
+
+    def with_last(x: Array, new: Array) -> Array:
+        grouped = x.reshape(minibatches, size, *x.shape[1:])
+        new = new.reshape(minibatches, count, *x.shape[1:])
+        return jnp.concatenate([grouped[:, :-count], new], axis=1).reshape(x.shape)
+
+    found = plan(last(latent), last(rows.legal_actions), key=key)
+    return with_last(policy, found.weights), with_last(value, found.value)
 
 
 def _returns(
