@@ -107,7 +107,11 @@ _TABLE = (
     ),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
     ("target/priority_mean", "return", "mean priority of the batch's sequences, without its exponent; where used"),
-    ("target/importance_least", "1", "the batch's least importance weight, of at most 1; where priorities are used"),
+    (
+        "target/importance_least",
+        "1",
+        "the batch's least importance weight; the mean over its replayed sequences is 1; where priorities are used",
+    ),
     (
         "model/latent_deviation",
         "1",

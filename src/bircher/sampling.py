@@ -49,11 +49,16 @@ def fresh_order(shares: Shares, groups: int, key: Key) -> Int[Array, "groups fre
 
 
 def importance_weights(probabilities: Float[Array, "*M B"], exponent: float) -> Float[Array, "*M B"]:
-    """(N p)^-beta of each sequence over the greatest of its minibatch, in which N cancels: at most 1.
+    """(N p)^-beta of each replayed sequence, divided by their mean over its minibatch, in which N cancels.
 
-    "Prioritized Experience Replay" by Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), section 3.4.
+    "Prioritized Experience Replay" by Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), section 3.4, divides by
+    the greatest weight, because there every sequence is replayed.  Here fresh sequences with a weight of 1 share the
+    minibatch.  With beta 1 the expectation of 1 / (N p) is 1 under draws by p, so replayed sequences must count as much
+    as fresh ones on average.
     """
-    return (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
+    # Over the greatest first: a power of a small probability may not be finite.
+    weights = (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
+    return weights / weights.mean(-1, keepdims=True)
 
 
 class Drawn(NamedTuple):

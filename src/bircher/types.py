@@ -145,7 +145,7 @@ class Batch(NamedTuple):
     indices: Int[Array, " B"]
     """Where in the replay each sequence begins; -1 where that is not kept."""
     importance: Float[Array, " B"]
-    """Importance weight of each sequence, at most 1."""
+    """Importance weight of each sequence: 1 for a fresh one, and 1 on average over the replayed ones of a minibatch."""
 
 
 class Prediction(NamedTuple):
