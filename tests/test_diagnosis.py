@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from agents.muesli_reference import leads_nowhere, step
 from bircher import diagnosis
 from bircher.agents import muesli, policy
+from bircher.agents.base import Look
 from bircher.cli import app
 from bircher.config import AGENTS
 from bircher.ops.distributions import mask_logits
@@ -48,9 +50,14 @@ def test_errors_are_those_of_a_loop_over_rows_and_depths():
     rows = jax.tree.map(np.asarray, rows)
     value[rows.terminal] = 0
     errors = {name: [[] for _ in range(DEPTHS)] for name in ("reward", "value", "return", "policy")}
+    q, one_step, advantages = np.asarray(MODEL.look_ahead(latents, DISCOUNT)), [], []
     for b in range(4 * BATCH):
         for t in range(LENGTH):
             latent = latents[b, t]
+            if not leads_nowhere(rows, b, t):
+                following = rows.reward[b, t + 1] + DISCOUNT * rows.discount[b, t + 1] * value[b, t + 1]
+                one_step.append(following - value[b, t])
+                advantages.append(q[b, t, rows.action[b, t]] - (prior[b, t] * q[b, t]).sum())
             for k in range(1, DEPTHS + 1):
                 if t + k > LENGTH or leads_nowhere(rows, b, t + k - 1):
                     break
@@ -68,6 +75,40 @@ def test_errors_are_those_of_a_loop_over_rows_and_depths():
         slow = [np.sqrt(np.mean(squares)) for squares in errors[name]]
         np.testing.assert_allclose(getattr(found, f"{name}_error"), slow, rtol=2e-3)
     np.testing.assert_allclose(found.policy_kl, [np.mean(values) for values in errors["policy"]], rtol=2e-3)
+    correlation = np.corrcoef(advantages, one_step)[0, 1]
+    np.testing.assert_allclose(found.advantage_correlation, correlation, rtol=5e-3, atol=1e-4)
+    np.testing.assert_allclose(found.advantage_ceiling, np.std(advantages) / np.std(one_step), rtol=2e-3)
+
+
+@pytest.mark.parametrize(("known", "slope"), [(1.0, 1.0), (0.25, 4.0), (0.0, 0.0)])
+def test_true_advantages_reach_their_ceiling_in_spite_of_chance(known, slope):
+    """Errors of one step hold an advantage, the state's own value error and chance; the model may know the first."""
+    batch, length = 64, 64
+    rows, rng = random_rows(1, batch, length, all_legal=True), np.random.default_rng(0)
+    shape, no = rows.reward.shape, jnp.zeros(rows.reward.shape, bool)
+    advantage = rng.normal(size=(*shape, 3))
+    advantage -= advantage.mean(-1, keepdims=True)
+    action = rng.integers(0, 3, shape)
+    value = rng.normal(size=shape) * 10
+    taken = np.take_along_axis(advantage, action[..., None], -1)[..., 0]
+    error = taken + rng.normal(size=shape) + 2 * rng.normal(size=shape)
+    reward = np.zeros(shape)
+    reward[:, 1:] = (error + value)[:, :-1] - DISCOUNT * value[:, 1:]
+    rows = rows._replace(
+        first=no, last=no, terminal=no, discount=jnp.ones(shape), reward=jnp.asarray(reward, jnp.float32),
+        action=jnp.asarray(action, jnp.int32),
+    )  # fmt: skip
+    # A model that knows nothing guesses: advantages of the right size that mean nothing.
+    q = value[..., None] + (
+        known * advantage if known else rng.permutation(advantage.reshape(-1, 3)).reshape(*shape, 3)
+    )
+    flat = [jnp.asarray(x, jnp.float32).reshape(-1, *x.shape[2:]) for x in (value, q)]
+    prior = jnp.full((flat[0].size, 3), 1 / 3)
+    agent = AGENT._replace(look=lambda *_: Look(flat[0], prior, flat[1], prior))
+    found = quick_jit(lambda: diagnosis.diagnose(agent, policy_of(AGENT, MODEL), rows, 1, jax.random.key(0)))()
+    expected = known * np.std(taken) / np.std(error) if known else np.std(taken) / np.std(error)
+    assert float(found.advantage_ceiling) == pytest.approx(expected, abs=0.02)
+    assert float(found.advantage_correlation / found.advantage_ceiling) == pytest.approx(slope, abs=0.2)
 
 
 def test_a_model_without_a_clue_gains_nothing():
@@ -83,7 +124,7 @@ def test_a_model_without_a_clue_gains_nothing():
 def test_the_look_ahead_promises_a_gain():
     found = found_for(random_rows(10, BATCH, LENGTH, all_legal=True))
     assert float(found.gain) > 0 and float(found.improvement_kl) > 0
-    assert -1 <= float(found.advantage_correlation) <= 1
+    assert -1 <= float(found.advantage_correlation) <= 1 and 0 < float(found.advantage_ceiling) <= 1
 
 
 CMPO_ON = {"cmpo": {"weight": 1.0}, "model_value": {"weight": 1.0}, "model_reward": {"weight": 1.0}}
@@ -174,5 +215,6 @@ def test_the_command_prints_one_object_and_draws(agent, tmp_path):
     found = json.loads(told.stdout)
     assert found["depths"] == [1, 2, 3, 4] and found["unroll_steps"] == 2 and found["env_steps"] > 500
     assert len(found["value_error"]) == 4 and np.isfinite(found["return_error"]).all()
+    assert abs(found["advantage_correlation"]) <= 1 and 0 <= found["advantage_ceiling"] <= 1
     assert (tmp_path / "run" / "diagnosis.png").stat().st_size > 10_000
     assert CliRunner().invoke(app, ["diagnose", str(tmp_path / "none")]).exit_code == 2

@@ -40,9 +40,18 @@ class Diagnosis(NamedTuple):
     improvement_kl: Float[Array, ""]
     """KL from the improved policy to the prior, in nats."""
     advantage_correlation: Float[Array, ""]
-    """Between q of the action taken less the prior's mean of q, and the advantage that its return showed.
+    """Between the model's advantage of the action taken, q less the prior's mean of q, and the real one-step error.
 
-    About 0: the model does not know which action is better, and improvement follows its errors.
+    The one-step error is r + gamma v(s') - v(s), with the values of the real rows.  It holds the advantage of the
+    action, the state's own value error, and the chance of the step.
+    """
+    advantage_ceiling: Float[Array, ""]
+    """The correlation that these advantages would have if each were exactly true: sd(advantage) / sd(error), at most 1.
+
+    A true advantage A is the mean of the error given state and action, less what the state alone explains.  Its mean
+    over the actions is 0, so it is uncorrelated with the rest of the error: cov(A, error) = var(A), and the correlation
+    is sd(A) / sd(error).  The correlation over this ceiling is the slope of the error on the model's advantages: 1
+    where these have the right size on average, about 0 where the model does not know which action is better.
     """
 
 
@@ -68,7 +77,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
     reached = jnp.cumprod(windows(going, depths, length), axis=0).astype(bool) & in_range
     predicts_reward = model.heads.reward is not None
-    value, outcome = _outcomes(rows, seen.value, ends, agent.discount, predicts_reward)
+    value, outcome, error = _outcomes(rows, seen.value, ends, agent.discount, predicts_reward)
 
     latents = model.unroll(latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
@@ -82,10 +91,10 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     logits = distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions))
     policy_error = distributions.kl_divergence(at_depth(seen.prior), jax.nn.softmax(logits))
     reward_error = model.reward(latents) - at_depth(rows.reward)
-    valid, advantage = going[:, :-1], outcome[:, :-1] - value[:, :-1]
+    valid = going[:, :-1]
     q = jnp.where(rows.legal_actions, seen.q_values, 0.0)
     mean_q = (seen.prior * q).sum(-1)
-    taken = distributions.select(q, rows.action) - mean_q
+    taken = (distributions.select(q, rows.action) - mean_q)[:, :-1]
     promised = ((seen.improved - seen.prior) * q).sum(-1)
     return Diagnosis(
         reward_error=_root_mean_square(reward_error, reached & predicts_reward),
@@ -96,14 +105,16 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         return_deviation=_deviation(outcome[:, :-1], valid),
         gain=_mean(promised[:, :-1], valid, axes=None),
         improvement_kl=_mean(distributions.kl_divergence(seen.improved, seen.prior)[:, :-1], valid, axes=None),
-        advantage_correlation=_correlation(taken[:, :-1], advantage, valid),
+        advantage_correlation=_correlation(taken, error, valid),
+        advantage_ceiling=jnp.minimum(_deviation(taken, valid) / jnp.maximum(_deviation(error, valid), 1e-12), 1.0),
     )
 
 
 def _outcomes(
     rows: Trajectory, value: Float[Array, "B R"], ends: Bool[Array, "B R"], discount: float, predicts_reward: bool
-) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-    """Each row's value, which of a terminal one is known, and the discounted return that followed it."""
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"], Float[Array, "B T"]]:
+    """Each row's value, which of a terminal one is known, the discounted return that followed it, and the one-step
+    error r + gamma v(s') - v(s)."""
     reward, kept, ending = rows.reward, rows.discount, jnp.zeros_like(rows.reward)
     if not predicts_reward:
         # The outcome lies behind the terminal row, into which the rows' own discount is 0: their reward has come.
@@ -112,8 +123,9 @@ def _outcomes(
     value = jnp.where(rows.terminal, ending, value)
     discounts, going = abs(discount) * kept[:, 1:], (~ends[:, 1:]).astype(jnp.float32)
     outcome = jax.vmap(returns.lambda_returns)(reward[:, 1:], discounts, value[:, 1:], going)
+    error = reward[:, 1:] + discounts * value[:, 1:] - value[:, :-1]
     # A row before a seam has no return of its own.
-    return value, jnp.where(ends, value, jnp.concatenate([outcome, value[:, -1:]], axis=1))
+    return value, jnp.where(ends, value, jnp.concatenate([outcome, value[:, -1:]], axis=1)), error
 
 
 def as_dictionary(found: Diagnosis) -> dict[str, Any]:
@@ -138,7 +150,7 @@ def as_metrics(found: Diagnosis) -> dict[str, float]:
         values = getattr(found, name)
         for word, index in (("first", 0), ("middle", (depths - 1) // 2), ("last", depths - 1)):
             metrics[f"model/{name}_{word}"] = float(values[index])
-    for name in ("gain", "advantage_correlation"):
+    for name in ("gain", "advantage_correlation", "advantage_ceiling"):
         metrics[f"model/{name}"] = float(getattr(found, name))
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

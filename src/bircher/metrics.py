@@ -131,7 +131,16 @@ _TABLE = (
         for word, depth in (("first", "1 step deep"), ("middle", "K steps deep"), ("last", "2 K steps deep"))
     ),
     ("model/gain", "return", "what the improved policy promises over the prior, by the model's own values"),
-    ("model/advantage_correlation", "1", "between the model's advantages and those that returns showed; 0: no use"),
+    (
+        "model/advantage_correlation",
+        "1",
+        "between the model's advantage of the action taken and the real one-step error r + gamma v(s') - v(s)",
+    ),
+    (
+        "model/advantage_ceiling",
+        "1",
+        "that correlation if the model's advantages were true, sd(advantage) / sd(one-step error), at most 1",
+    ),
     ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
     ("speed/updates_per_second", "1/s", "updates a second since the last line"),
     ("speed/acting_share", "share", "of acting in the time of acting and learning; where these are two programs"),

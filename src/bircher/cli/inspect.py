@@ -80,7 +80,10 @@ def diagnose(
         print(f"{depth:5d} {shown[0]:>8} {shown[1]:>9} {shown[2]:>9} {shown[3]:>11}{beyond}")
     print(f"standard deviation of rewards {found['reward_deviation']:.3f}, of returns {found['return_deviation']:.3f}")
     print(f"gain {found['gain']:.4f} at {found['improvement_kl']:.4f} nats from the prior (by the model's own values)")
-    print(f"correlation of the model's advantages with those that returns showed {found['advantage_correlation']:.3f}")
+    print(
+        f"correlation of the model's advantages with real one-step errors {found['advantage_correlation']:.3f}, "
+        f"of at most {found['advantage_ceiling']:.3f} if they were true"
+    )
     print(path)
 
 
