@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import numpy as np
 import optax
 import pytest
 
-from bircher import checkpoint
+from bircher import array_files, checkpoint, plain_paths
 from bircher.checkpoint import CheckpointError, DamagedCheckpoint, MismatchedCheckpoint
 
 
@@ -195,10 +197,55 @@ def test_an_unfinished_folder_is_skipped_and_swept(tmp_path: Path) -> None:
     assert not left.exists() and good.is_dir()
 
 
+NAMES = [
+    "try [1]", "a]b", "back\\slash", "%20", "100%", "%5B", "new\nline", "tab\t", "*", "?", "{a,b}", "#x", "$HOME", "~",
+    "~root", "it's", 'a "b"', "-rf", "trailing ", " leading", "gs:", "s3:", "file:", "a|b&c;d", "a:b", "..a", "@=^!,",
+    "x" * 255, "ü漢字😀", os.fsdecode(b"not utf-8: \xff\xfe"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("through", ["descriptor", "link"])
+def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: str) -> None:
+    if through == "link":
+        monkeypatch.setattr(plain_paths, "_DESCRIPTORS", tmp_path / "none")
+    tree = {"a": jnp.arange(5.0), "b": jnp.ones((3, 4), jnp.bfloat16)}
+    for name in NAMES:
+        saved = checkpoint.save(tmp_path / name / "checkpoints", {"train": tree}, {"name": ascii(name)})
+        assert saved.parent.parent.name == name
+        assert_same(tree, checkpoint.restore(saved, "train", jax.eval_shape(lambda: tree)))
+        # All of it is in there: it can be read under another name, and nothing was written anywhere else.
+        (tmp_path / name).rename(tmp_path / "moved")
+        moved = checkpoint.latest(tmp_path / "moved" / "checkpoints")
+        assert moved is not None and checkpoint.read_meta(moved) == {"name": ascii(name)}
+        assert_same(tree, checkpoint.restore(moved, "train", jax.eval_shape(lambda: tree)))
+        assert os.listdir(tmp_path) == ["moved"]
+        shutil.rmtree(tmp_path / "moved")
+
+
+def test_a_folder_may_be_named_by_a_link_or_from_the_one_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real [1]" / "below").mkdir(parents=True)
+    (tmp_path / "link [2]").symlink_to(tmp_path / "real [1]")
+    monkeypatch.chdir(tmp_path / "real [1]" / "below")
+    for folder in (tmp_path / "link [2]" / "c", Path("../c"), Path("[c]"), Path("gs:/c")):
+        saved = checkpoint.save(folder, {"train": jnp.arange(3)}, {})
+        assert checkpoint.restore(saved, "train", np.zeros(3, np.int32)).tolist() == [0, 1, 2]
+
+
+def test_a_save_that_cannot_be_read_back_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = checkpoint.save(tmp_path / "a [1]", {"train": jnp.zeros(2)}, {})
+    # Given such a path, the storage library writes to another folder without a word.
+    monkeypatch.setattr(array_files, "plain_path", contextlib.nullcontext)
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*array 00000 cannot be read back"):
+        checkpoint.save(tmp_path / "a [1]", {"train": jnp.ones(2)}, {})
+    assert checkpoint.latest(tmp_path / "a [1]") == good and list((tmp_path / "a [1]").iterdir()) == [good]
+
+
 SAVE_FOR_EVER = """
     import sys
     import jax.numpy as jnp
-    from bircher import checkpoint
+    from bircher import array_files, checkpoint, plain_paths
     for number in range(10**6):
         state = {"number": jnp.int32(number), "weight": jnp.full(50_000, number, jnp.float32)}
         checkpoint.save(sys.argv[1], {"train": state}, {"number": number})
@@ -234,7 +281,7 @@ def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path) -> None:
 FULL_DISK = """
     import resource, sys
     import jax, jax.numpy as jnp
-    from bircher import checkpoint
+    from bircher import array_files, checkpoint, plain_paths
     checkpoint.save(sys.argv[1], {"train": jnp.zeros(4)}, {"good": True})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:

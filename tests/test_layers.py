@@ -19,7 +19,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ADAPTERS = {
     "mctx": {"search"},
     "flashbax": {"replay"},
-    "orbax": {"checkpoint"},
+    "orbax": {"array_files"},
     "envpool": {"envs"},
     "gymnax": {"envs"},
     "pgx": {"envs"},

@@ -13,7 +13,6 @@ so what is read is held against the manifest first.  Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -26,8 +25,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from bircher import array_files
 
 _FINISHED = re.compile(r"checkpoint-\d{8}")
 _UNFINISHED = ".unfinished-"
@@ -82,9 +82,7 @@ def save(folder: str | Path, parts: Mapping[str, PyTree], meta: Mapping[str, Any
         serial = max((int(path.name.split("-")[1]) for path in _finished(folder)), default=0) + 1
         final = folder / f"checkpoint-{serial:08d}"
         temporary = folder / (_UNFINISHED + final.name)
-        temporary.mkdir()
-        for name, (leaves, arrays) in encoded.items():
-            _write_part(temporary / name, leaves, arrays)
+        _write_parts(temporary, encoded)
         _write_json(temporary / "meta.json", dict(meta))
         _seal(temporary)
         os.rename(temporary, final)
@@ -118,7 +116,7 @@ def restore(checkpoint: str | Path, name: str, template: PyTree) -> PyTree:
     saved = [_Leaf(path, tuple(shape), dtype, impl) for path, shape, dtype, impl in _read_json(folder / "leaves.json")]
     flat, structure = jax.tree_util.tree_flatten_with_path(template)
     _compare(folder, saved, [_describe(path, leaf) for path, leaf in flat])
-    arrays = _read_arrays(folder / "arrays", saved)
+    arrays = _read_arrays(folder, saved)
     leaves = [_decode(leaf, array, like) for leaf, array, (_, like) in zip(saved, arrays, flat, strict=True)]
     return jax.tree.unflatten(structure, leaves)
 
@@ -202,25 +200,25 @@ def _compare(folder: Path, saved: list[_Leaf], wanted: list[_Leaf]) -> None:
         raise MismatchedCheckpoint(f"{prefix}its leaf {leaf.path}, which is {leaf}, is unknown here")
 
 
-@functools.cache
-def _orbax() -> ocp.Checkpointer:
-    # Measured to be the quickest of Orbax's ways for many small arrays, and as quick as any for large ones.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
-
-
-def _write_part(folder: Path, leaves: list[_Leaf], arrays: list[np.ndarray]) -> None:
+def _write_parts(folder: Path, encoded: Mapping[str, tuple[list[_Leaf], list[np.ndarray]]]) -> None:
+    """Write every part to a new folder, and check that its arrays are in that folder."""
     folder.mkdir()
-    # Orbax refuses arrays without an element (and trees without an array); the table of leaves holds those.
-    if tree := {f"{index:05d}": array for index, array in enumerate(arrays) if array.size}:
-        _orbax().save(folder / "arrays", args=ocp.args.PyTreeSave(tree))
-    _write_json(folder / "leaves.json", leaves)
+    for name, (leaves, arrays) in encoded.items():
+        written = folder / f"{name}.written"
+        written.mkdir()
+        # Orbax refuses arrays without an element (and trees without an array); the table of leaves holds those.
+        tree = {f"{index:05d}": array for index, array in enumerate(arrays) if array.size}
+        array_files.write(written, tree)
+        _write_json(written / "leaves.json", leaves)
+        # Renamed before it is checked: arrays that a library wrote to some other place are not found then.
+        os.rename(written, folder / name)
+        array_files.check(folder / name, tree)
 
 
 def _read_arrays(folder: Path, leaves: list[_Leaf]) -> list[np.ndarray]:
     named = {f"{index:05d}": leaf for index, leaf in enumerate(leaves)}
     found = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in named.items() if 0 in leaf.shape}
-    if wanted := {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in named if name not in found}:
-        found |= _orbax().restore(folder, args=ocp.args.PyTreeRestore(restore_args=wanted))
+    found |= array_files.read(folder, [name for name in named if name not in found])
     return [found[name] for name in named]
 
 
