@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from bircher.platforms import UnsupportedPlatform
+
 FAILED, REFUSED, STOPPED = 1, 2, 130
 
 SavedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
@@ -31,6 +33,9 @@ def told(status: int = REFUSED) -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise typer.Exit(STOPPED) from None
+    except UnsupportedPlatform as error:
+        print(f"bircher: {error}", file=sys.stderr)
+        raise typer.Exit(REFUSED) from None
     except Exception as error:
         from bircher.run import begin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -15,7 +14,13 @@ import numpy as np
 
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
+from bircher.platforms import UnsupportedPlatform
 from bircher.types import Discrete, EnvSpec
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UnsupportedPlatform("fcntl") from error
 
 RUNS = Path("runs")
 """Where runs go that are given no folder."""
