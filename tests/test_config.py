@@ -227,7 +227,8 @@ def test_each_agent_has_its_own_settings_and_presets(agent: str) -> None:
     config = compose("CartPole-v1", [f"agent={agent}"])
     assert config.agent.name == agent and type(config) is AGENTS[agent]
     family = FAMILIES.get(agent)
-    assert config.preset == (f"cartpole_{family}" if family else "cartpole")
+    own = "gumbel_muzero" if agent == "gumbel_muzero" else family
+    assert config.preset == (f"cartpole_{own}" if own else "cartpole")
     assert compose("toy/cliff", [f"agent={agent}"]).preset == (f"default_{family}" if family else "default")
 
 
