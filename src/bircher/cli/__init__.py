@@ -66,8 +66,9 @@ def _complete(incomplete: str) -> list[str]:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="ENV [KEY=VALUE]...", help="An environment's id, then settings.", autocompletion=_complete,
-        show_default=False,
+        metavar="ENV [KEY=VALUE]...",
+        help="An environment's id, or module:Id for one that a module registers; then settings.",
+        autocompletion=_complete, show_default=False,
     ),
 ]  # fmt: skip
 ConfigFile = Annotated[

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -103,11 +102,13 @@ def _resolve(source: object, backend: str | None) -> str:
         return "envpool"
     if backend in (None, "gymnasium") and _in_gymnasium(source):
         return "gymnasium"
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": _gymnasium_ids()}
+    from bircher.envs import registration, unknown
+
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": registration.ids()}
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
-    raise UnknownEnvironment(f"unknown environment {source!r}{where}{_near(source, names)}")
+    raise UnknownEnvironment(f"unknown environment {source!r}{where}{unknown.advice(source, names)}")
 
 
 def make(
@@ -239,8 +240,10 @@ def known(name_filter: str | None = None) -> list[Known]:
 
     Each is looked at for its spaces; one whose own packages are not installed says so in their place.
     """
+    from bircher.envs import registration
+
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *_gymnasium_ids())):
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *registration.ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)
@@ -257,27 +260,14 @@ def known(name_filter: str | None = None) -> list[Known]:
     return lines
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    if not near:
-        return "; `bircher envs` lists those that are known"
-    return f"; did you mean {', '.join(by_lower[match] for match in near)}?"
-
-
-def _gymnasium_ids() -> list[str]:
-    import gymnasium
-
-    return list(gymnasium.registry)
-
-
 def _in_gymnasium(env_id: str) -> bool:
-    import gymnasium
-
-    from bircher.envs.spaces import registered
+    """Whether Gymnasium has an id; raises UnknownEnvironment where the module that it names does not register it."""
+    from bircher.envs.registration import registered
 
     try:
         registered(env_id)
-    except (gymnasium.error.Error, ImportError):
+    except UnknownEnvironment:
+        if env_id.rpartition(":")[0]:
+            raise
         return False
     return True

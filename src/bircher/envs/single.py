@@ -93,7 +93,7 @@ def maker(
     if picture is not None:
         quieten()
     if isinstance(source, str):
-        from bircher.envs.spaces import registered
+        from bircher.envs.registration import registered
 
         # The checker warns of spaces and types that are handled here, and costs time at every step.
         kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if picture else {}), **options}

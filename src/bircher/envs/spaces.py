@@ -1,8 +1,7 @@
-"""Gymnasium's registry, and its spaces as specifications and as arrays."""
+"""Gymnasium's spaces as specifications and as arrays."""
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -12,22 +11,11 @@ import gymnasium
 import jax
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import load_env_creator
 
-from bircher.envs.base import array_dtype
+from bircher.envs.base import UnknownEnvironment, array_dtype
+from bircher.envs.registration import registered
 from bircher.types import Continuous, Discrete, Unsupported
-
-
-def registered(env_id: str) -> GymnasiumSpec:
-    """Gymnasium's registration of an id; ``module:Name-v0`` imports the module first, which registers it.
-
-    Raises gymnasium.error.Error for an unknown id and ImportError for an unknown module.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    return gymnasium.spec(name)
 
 
 def draws(env_id: str) -> bool:
@@ -35,7 +23,7 @@ def draws(env_id: str) -> bool:
     try:
         entry = registered(env_id).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
-    except (gymnasium.error.Error, ImportError):
+    except (gymnasium.error.Error, ImportError, UnknownEnvironment):
         return False
     return "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
 
