@@ -190,3 +190,17 @@ def test_the_first_environment_to_fail_is_named(cliff, rows, failed):
     start = actor.start(AGENT, env, jax.random.key(0))
     _, _, tally = quick_jit(lambda state: actor.rollout(AGENT, env, policy, state, 8, NOW))(start)
     assert int(tally.failed) == failed
+
+
+def test_a_mask_that_allows_nothing_is_flagged_where_an_action_is_to_be_chosen(cliff):
+    _, _, program, start = cliff
+    none = start.timestep.legal_actions.at[2].set(False)
+    broken = eqx.tree_at(lambda s: s.timestep, start, start.timestep._replace(legal_actions=none))
+    code = int(program(broken, 16)[2].failed)
+    assert actor.describe_failure(code, 3) == (
+        "environment 2 gave a mask that allows no action in the middle of an episode"
+    )
+    last = eqx.tree_at(lambda s: s.timestep.last, broken, jnp.ones(3, bool))
+    assert int(program(last, 16)[2].failed) == -1
+    both = eqx.tree_at(lambda s: s.timestep.reward, broken, broken.timestep.reward.at[1].set(jnp.nan))
+    assert actor.describe_failure(int(program(both, 16)[2].failed), 3).startswith("environment 1 gave a reward or obs")

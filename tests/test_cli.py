@@ -17,7 +17,7 @@ import bircher
 from bircher import config
 from bircher.cli import _complete, app
 from bircher.evaluation import Report
-from tiny import SETTINGS, WORDS, BadReward
+from tiny import SETTINGS, WORDS, Countdown
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,11 +134,13 @@ def test_debug_mode_runs_under_the_debugger_and_ends_soon(tmp_path: Path) -> Non
 
 
 def test_debug_mode_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:
-    class Soon(BadReward):
-        steps = 38
+    class Overflows(Countdown):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, 3e38, *rest
 
     with pytest.raises(FloatingPointError, match="nan"):
-        bircher.train(Soon, out=tmp_path / "run", **{**SETTINGS, "debug": True})
+        bircher.train(Overflows, out=tmp_path / "run", **{**SETTINGS, "debug": True})
 
 
 def test_the_example_of_a_loop_of_ones_own_learns() -> None:

@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 import bircher
 from bircher import updates
 from bircher.cli import app
+from bircher.envs import registry
+from bircher.envs.base import UnsupportedEnvironment
+from bircher.evaluation import EvaluationFailed
 from bircher.run import folder, loaded
 from bircher.run.outcome import RunFailed
-from tiny import SETTINGS, WORDS, BadReward, Raises
+from tiny import SETTINGS, WORDS, BadReward, Countdown, Raises
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +151,10 @@ def registered():
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("BadReward", "environment 0 gave a reward or observation that is not finite"), ("Raises", "the wheel came off")],
+    [
+        ("BadReward", "environment 0, step 40: the reward is nan, expected a finite number"),
+        ("Raises", "the wheel came off"),
+    ],
 )
 def test_an_environment_that_fails_ends_the_run_and_loses_nothing(registered, name: str, sentence: str) -> None:
     env_id = f"bircher/{name}-v0"
@@ -178,10 +184,70 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch)
     assert bool(updates.all_finite(loaded.load("run").policy))
 
 
-def test_an_environment_that_cannot_be_reset_fails_at_once() -> None:
+def test_an_environment_that_cannot_be_reset_is_refused_before_anything_is_made() -> None:
     class Locked(BadReward):
         def reset(self, **kwargs):
             raise OSError("the door is locked")
 
-    with pytest.raises(RunFailed, match="Locked failed at its first reset: .*the door is locked"):
+    with pytest.raises(UnsupportedEnvironment, match="its first reset raised OSError: the door is locked"):
         bircher.train(Locked, steps=300, out="run", **SETTINGS)
+    assert not Path("run").exists()
+
+
+def test_an_environment_that_fails_at_the_first_reset_of_its_seed_ends_the_run() -> None:
+    class Locked(BadReward):
+        def reset(self, *, seed=None, options=None):
+            if seed == registry.seeds(0, "train", 4)[2]:
+                raise OSError("the door is locked")
+            return super().reset(seed=seed)
+
+    with pytest.raises(RunFailed, match="Locked failed at its first reset: environment 2 raised OSError .*is locked"):
+        bircher.train(Locked, steps=300, out="run", **SETTINGS)
+
+
+class NoWayOut(BadReward):
+    """Allows no action on its fifth row, at the seeds of evaluations alone where `only_there`."""
+
+    only_there = False
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.wrong = not self.only_there or seed % 2 == 1
+        observation, _ = super().reset(seed=seed)
+        self.left = self.start = 9
+        return observation, {}
+
+    def step(self, action):
+        observation, _, terminated, truncated, _ = super().step(action)
+        mask = np.full(2, not self.wrong or self.left != 5)
+        return observation, 1.0, terminated, truncated, {"action_mask": mask}
+
+
+def test_a_mask_that_allows_nothing_ends_the_run_and_says_where() -> None:
+    sentence = r'NoWayOut failed by environment step \d+: environment 0, step 4: info\["action_mask"\] allows no action'
+    with pytest.raises(RunFailed, match=sentence + ".*what was learnt in .* is saved in run"):
+        bircher.train(NoWayOut, steps=300, out="run", **SETTINGS)
+    assert bircher.load("run").env_steps > 0
+
+
+def test_what_goes_wrong_in_an_evaluation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoWayOut, "only_there", True)
+    run = bircher.train(NoWayOut, steps=16, out="run", **SETTINGS)
+    with pytest.raises(EvaluationFailed, match=r"in an evaluation: environment 0, step 4: info\["):
+        bircher.evaluate(run.agent, episodes=2)
+
+    def reset(self, **kwargs):
+        return Countdown.reset(self, **kwargs)[0]
+
+    monkeypatch.setattr(NoWayOut, "reset", reset)
+    with pytest.raises(EvaluationFailed, match="in an evaluation: environment 0, reset after 0 steps: reset returned"):
+        bircher.evaluate(run.agent, episodes=2)
+
+
+def test_a_run_that_cannot_be_repeated_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Global(BadReward):
+        def reset(self, **kwargs):
+            return np.random.rand(2).astype(np.float32), super().reset(**kwargs)[1]
+
+    bircher.train(Global, steps=16, out="run", **SETTINGS)
+    assert capsys.readouterr().out.count("Global gives two different first observations for one seed") == 1

@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import arrays
 from bircher import evaluation
 from bircher.agents.base import Agent
 from bircher.envs import registry
+from bircher.envs.toys import make_toy
 from bircher.evaluation import EvaluationFailed, EvaluationStopped, Evaluator, bootstrap_interval, interquartile_mean
 from bircher.types import ActOutput, Policy
 from tiny import BadReward, Countdown, Raises
@@ -114,12 +115,12 @@ def test_in_games_of_two_the_returns_are_the_first_movers() -> None:
     assert taker.lengths == [3, 3] and taker.returns == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("source", "sentence"), [(BadReward, "not finite"), (Raises, "the wheel came off")])
+@pytest.mark.parametrize(("source", "sentence"), [(BadReward, "the reward is nan"), (Raises, "the wheel came off")])
 def test_a_failure_within_an_episode_is_told(source, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Early(source):
         steps = 39
 
-    with pytest.raises(EvaluationFailed, match=f"Early failed in an evaluation: environment 0 .*{sentence}"):
+    with pytest.raises(EvaluationFailed, match=f"Early failed in an evaluation: environment 0.*{sentence}"):
         Evaluator(dice(2), maker(Early))(POLICY, 2, 0)
 
 
@@ -151,3 +152,39 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     intervals = [bootstrap_interval(sample, generator) for sample in samples]
     covered = np.mean([low <= 0 <= high for low, high in intervals])
     assert 0.90 <= covered <= 0.985
+
+
+class Stuck:
+    """The counter, whose mask allows nothing in environment 1 at row `at`."""
+
+    pure = True
+
+    def __init__(self, at: int):
+        self.env, self.at = make_toy("toy/counter", [0, 1]), at
+        self.spec, self.num_envs = self.env.spec, 2
+
+    def masked(self, state, timestep):
+        none = (jnp.arange(2) == 1) & (state.count - 1 == self.at)
+        return state, timestep._replace(legal_actions=timestep.legal_actions & ~none[:, None])
+
+    def reset(self):
+        """The first rows."""
+        return self.masked(*self.env.reset())
+
+    def step(self, state, action):
+        """The rows after."""
+        return self.masked(*self.env.step(state, action))
+
+    def close(self):
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_mask_that_allows_nothing_in_mid_episode_is_told(at: int) -> None:
+    sentence = "toy/counter failed in an evaluation: environment 1 gave a mask that allows no action in the middle"
+    with pytest.raises(EvaluationFailed, match=sentence):
+        Evaluator(dice(2), lambda size, batch: Stuck(at))(POLICY, 2, 0)
+
+
+def test_a_mask_of_a_last_row_may_allow_nothing() -> None:
+    assert Evaluator(dice(2), lambda size, batch: Stuck(5))(POLICY, 2, 0).lengths == [5, 5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -63,6 +65,33 @@ def not_finite(timestep: TimeStep) -> Array:
     return bad
 
 
+def no_legal_action(timestep: TimeStep) -> Array:
+    """[E]: an action is to be chosen, and the mask allows none."""
+    if not timestep.legal_actions.shape[-1]:  # actions that are not discrete have no mask
+        return jnp.zeros_like(timestep.last)
+    return ~timestep.last & ~timestep.legal_actions.any(-1)
+
+
+def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True) -> Array:
+    """The first of E environments that failed on one of these rows, with the cause; -1 where none did.
+
+    The code is the environment's index where a number is not finite or the adapter raised its flag, and E more where no
+    action is legal. Only environments that are `counted` [E] matter.
+    """
+    rows = list(timesteps)
+    stuck = functools.reduce(jnp.logical_or, map(no_legal_action, rows)) & counted
+    bad = functools.reduce(jnp.logical_or, map(not_finite, rows)) & counted
+    without_action = jnp.where(stuck.any(), len(stuck) + jnp.argmax(stuck), -1)
+    return jnp.where(bad.any(), jnp.argmax(bad), without_action)
+
+
+def describe_failure(code: int, num_envs: int) -> str:
+    """What a code of `failure_code` means."""
+    if code < num_envs:
+        return f"environment {code} gave a reward or observation that is not finite"
+    return f"environment {code - num_envs} gave a mask that allows no action in the middle of an episode"
+
+
 def rollout(
     agent: Agent,
     env: Env,
@@ -83,8 +112,6 @@ def rollout(
         fresh = following.first
         episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
-        # Both ends: a rollout may begin where the one before it failed.
-        bad = not_finite(timestep) | not_finite(following)
         lengths = jnp.where(following.last, episode_length, 0)
         longest = lengths.max()
         tally = Tally(
@@ -93,7 +120,8 @@ def rollout(
             return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
             length_sum=lengths.sum(),
             last_reward_sum=jnp.where(following.last, following.reward, 0.0).sum(),
-            failed=jnp.where(bad.any(), jnp.argmax(bad), -1),
+            # Both ends: a rollout may begin where the one before it failed.
+            failed=failure_code((timestep, following)),
             longest=longest,
             died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
         )

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
-from bircher.actor import counted_reward, first_side, next_side, not_finite
+from bircher.actor import counted_reward, describe_failure, failure_code, first_side, next_side
 from bircher.agents.base import Agent
 from bircher.envs import atari
 from bircher.envs.base import Env, failure
+from bircher.envs.failures import EnvironmentFailure
 from bircher.types import Key, Policy, TimeStep
 
 Mode = Literal["sample", "greedy"]
@@ -113,7 +114,7 @@ class _Episodes(NamedTuple):
     cut_short: Bool[Array, " B"]
     """Done by the evaluation's limit, not by the environment."""
     failed: Int[Array, ""]
-    """Index of the first environment that failed; -1 where none did."""
+    """The first environment that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
     side: Float[Array, " B"] | None
     """Whose turn it is, in games of two."""
 
@@ -163,7 +164,17 @@ class Evaluator:
         fresh = self._make_env(size, batch) if batch else env
         if fresh is not env and not env.pure:
             env, program = fresh, self._compiled(fresh)
-        state, timestep = fresh.reset()
+        try:
+            return self._played(policy, fresh, program, size, key, stop), env.spec.id
+        finally:
+            if fresh is not self._programs[size][0]:
+                fresh.close()
+
+    def _played(self, policy, env, program, size, key, stop) -> _Episodes:
+        try:
+            state, timestep = env.reset()
+        except EnvironmentFailure as error:
+            raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {error}") from error
         zeros, none = jnp.zeros(size), jnp.zeros(size, bool)
         episodes = _Episodes(
             state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), none, none,
@@ -172,15 +183,12 @@ class Evaluator:
         while True:
             episodes = program(policy, episodes)
             if int(episodes.failed) >= 0:
-                told = failure(env) or f"environment {int(episodes.failed)} gave a number that is not finite"
+                told = failure(env) or describe_failure(int(episodes.failed), size)
                 raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {told}")
             if bool(episodes.done.all()):
-                break
+                return episodes
             if stop():
                 raise EvaluationStopped
-        if fresh is not self._programs[size][0]:
-            fresh.close()
-        return episodes, env.spec.id
 
     def _program(self, size: int) -> tuple[Env, Callable[[Policy, _Episodes], _Episodes]]:
         if size not in self._programs:
@@ -204,7 +212,7 @@ def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy
         state, row = env.step(now.env_state, output.action)
         counts = ~now.done
         # What an environment does after its episode, also going wrong, is no part of the evaluation.
-        bad = not_finite(row) & counts
+        failed = failure_code((now.timestep, row), counts)
         length = now.length + counts
         cut_short = counts & ~row.last & (length >= limit)
         return _Episodes(
@@ -213,7 +221,7 @@ def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy
             length,
             now.done | row.last | cut_short,
             now.cut_short | cut_short,
-            jnp.where((now.failed < 0) & bad.any(), jnp.argmax(bad), now.failed),
+            jnp.where(now.failed < 0, failed, now.failed),
             next_side(now.side, row),
         )  # fmt: skip
 

@@ -208,7 +208,7 @@ class Tally(NamedTuple):
     last_reward_sum: Float[Array, ""]
     """Of the rewards of the steps that ended episodes."""
     failed: Int[Array, ""]
-    """Index of the first environment that failed or gave a number that is not finite; -1 where none did."""
+    """The first environment that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
     longest: Int[Array, ""]
     """Actions of the longest episode that ended; 0 where none did."""
     died_at_longest: Int[Array, ""]

@@ -98,10 +98,11 @@ def test_an_exception_sets_failed_and_is_told():
         check_env(registry.make(lambda: Raises(next(made)), 3, seed=0), 12)
 
 
-def test_a_number_that_is_none_is_passed_on():
-    rows = rollout(registry.make(NotANumber, 2, seed=0), 4, np.zeros((4, 2)))
-    np.testing.assert_array_equal(np.isnan(rows.reward[:, 0]), [False, False, False, True, False])
-    assert not rows.failed.any()
+def test_a_reward_that_is_no_number_is_a_failure():
+    env = registry.make(NotANumber, 2, seed=0)
+    rows = rollout(env, 4, np.zeros((4, 2)))
+    np.testing.assert_array_equal(rows.failed[:, 0], [False, False, False, True, True])
+    assert env.failure() == "environment 0, step 3: the reward is nan, expected a finite number"
 
 
 def test_action_mask_and_actions_that_start_below_zero():

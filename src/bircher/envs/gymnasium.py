@@ -14,8 +14,9 @@ import numpy as np
 from jax.experimental import io_callback
 
 from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, num_legal, row
+from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.observation import SIZE, ObservationConfig
-from bircher.envs.single import EnvironmentFailure, Picture, Source, maker, named, source_name
+from bircher.envs.single import Picture, Source, maker, named, source_name
 from bircher.envs.spaces import action_spec, observation_arrays, observation_spec, quiet_bounds
 from bircher.envs.workers import Here, Rows, Workers
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
@@ -69,8 +70,8 @@ class GymnasiumEnv:
     steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it. Each action is
     taken ``action_repeat`` times.
     ``info["action_mask"]`` gives the legal actions, where there is one. Actions 0 … n - 1 are shifted where the space
-    starts elsewhere. An exception inside an environment, or a process that ended, does not end the program: from then
-    on every row has ``failed``, and ``failure`` says what happened.
+    starts elsewhere. An exception inside an environment, a value that breaks its contract, or a process that ended does
+    not end the program: from then on every row has ``failed``, and ``failure`` says what happened.
     """
 
     pure = False
@@ -172,11 +173,7 @@ class GymnasiumEnv:
         parts = [self._arrays(part.observation) for part in rows]
         observation = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         fields = list(zip(*rows, strict=True))[1:]
-        reward, terminal, truncated, masked, masks = (np.concatenate(field) for field in fields)
-        legal = self._blank["legal_actions"]
-        if masked.any() and legal.shape[1]:
-            legal = legal.copy()
-            legal[masked] = np.stack(list(masks[masked])).astype(bool)
+        reward, terminal, truncated, legal = (np.concatenate(field) for field in fields)
         return {
             "observation": observation,
             "reward": reward.astype(np.float32),

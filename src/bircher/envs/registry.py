@@ -210,6 +210,30 @@ def spec(
         return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options, *more)
 
 
+def probe(
+    env: EnvSource,
+    seed: int,
+    max_steps: int | None = None,
+    backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: ProtocolName | None = None,
+    action_repeat: int | None = None,
+) -> str | None:
+    """Play the first step of one Gymnasium environment; environments of other adapters keep their contract.
+
+    Returns a sentence where runs with the environment cannot be repeated exactly.
+
+    Raises UnsupportedEnvironment where the environment raised or broke its contract.
+    """
+    if resolve(env, backend, observation, protocol) != "gymnasium":
+        return None
+    from bircher.envs import probing
+
+    with _one_sentence(env, options):
+        return probing.probe(env, seeds(seed, "probe", 1)[0], max_steps, options, observation, action_repeat or 1)
+
+
 @contextmanager
 def _one_sentence(env: EnvSource, options: Mapping[str, Any] | None) -> Iterator[None]:
     """Whatever an environment's own package raises when it is made becomes an UnsupportedEnvironment."""

@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
+from bircher.envs.contract import Contract, call_reset, finite_number, with_checked_values
+from bircher.envs.failures import ContractBreach, EnvironmentFailure
 from bircher.envs.pixels import Pixels, quieten
 
 Source = str | Callable[..., gymnasium.Env]
 Maker = Callable[[], gymnasium.Env]
-
-
-class EnvironmentFailure(RuntimeError):
-    """An exception inside one environment, told with the environment's index and step."""
 
 
 class Picture(NamedTuple):
@@ -30,26 +28,38 @@ class Picture(NamedTuple):
 
 
 class Named(gymnasium.Wrapper):
-    """Says which environment failed, and where; counts the steps of all its episodes."""
+    """Checks what an environment returns, says which environment failed, and counts the steps of all its episodes."""
 
     def __init__(self, env: gymnasium.Env, index: int):
         super().__init__(env)
-        self._index, self._steps = index, 0
+        self._index, self._steps, self._resetting = index, 0, False
+        self._contract = Contract(env.observation_space, env.action_space)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The environment's own reset; whatever it raises becomes an EnvironmentFailure."""
+        """The environment's own reset; an exception or a breach of the contract becomes an EnvironmentFailure."""
+        self._resetting = True
         try:
-            return self.env.reset(**kwargs)
+            return self._contract.reset(call_reset(self.env, kwargs))
+        except ContractBreach as breach:
+            raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("reset", error) from error
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The environment's own step; whatever it raises becomes an EnvironmentFailure."""
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The environment's own step; an exception or a breach of the contract becomes an EnvironmentFailure."""
         self._steps += 1
+        self._resetting = False
         try:
-            return self.env.step(action)
+            return self._contract.step(self.env.step(action))
+        except ContractBreach as breach:
+            raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("step", error) from error
+
+    def breach(self, sentence: str) -> EnvironmentFailure:
+        """An EnvironmentFailure about what the environment returned last."""
+        where = f"reset after {self._steps} steps" if self._resetting else f"step {self._steps}"
+        return EnvironmentFailure(f"environment {self._index}, {where}: {sentence}")
 
     def _failure(self, what: str, error: Exception) -> EnvironmentFailure:
         text = f"environment {self._index} raised {type(error).__name__} in {what} after {self._steps} steps: {error}"
@@ -68,7 +78,7 @@ class Repeated(gymnasium.Wrapper):
         total = 0.0
         for _ in range(self._times):
             observation, reward, terminal, truncated, info = self.env.step(action)
-            total += float(reward)
+            total += finite_number(reward)
             if terminal or truncated:
                 break
         return observation, total, terminal, truncated, info
@@ -100,12 +110,13 @@ def maker(
         made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
     else:
         made = partial(_called, source, max_steps, dict(options), picture is not None)
+    made = partial(_checked, made)
     if action_repeat > 1:
         made = partial(_repeated, made, action_repeat)
     return made if picture is None else partial(_drawn, made, picture, keep_whole)
 
 
-def named(make: Maker, index: int) -> gymnasium.Env:
+def named(make: Maker, index: int) -> Named:
     """An environment that tells its index where it fails."""
     return Named(make(), index)
 
@@ -122,6 +133,10 @@ def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"{source_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
+
+
+def _checked(make: Maker) -> gymnasium.Env:
+    return with_checked_values(make())
 
 
 def _repeated(make: Maker, times: int) -> gymnasium.Env:

@@ -68,6 +68,19 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
         raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
 
 
+def probe_env(config: Config, source: EnvSource | None) -> str | None:
+    """Play the first step of one environment; returns what is worth saying about it.
+
+    Raises:
+      UnsupportedEnvironment: it raised, or broke the contract of a Gymnasium environment.
+    """
+    env = config.env
+    return registry.probe(
+        env.id if source is None else source, config.seed, env.max_steps, env.backend, env.options,
+        config.observation, env.protocol, env.action_repeat,
+    )  # fmt: skip
+
+
 def require_source(config: Config, source: EnvSource | None) -> None:
     """Refuse to go on without the callable that a run was given as its environment.
 

@@ -16,7 +16,8 @@ from bircher.agents import base as agents_base
 from bircher.checkpoint import CheckpointError
 from bircher.config import Config, validated
 from bircher.envs import base
-from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment
+from bircher.envs.base import Env, EnvContractError, UnknownEnvironment, UnsupportedEnvironment
+from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed
 from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
@@ -39,7 +40,7 @@ REFUSALS = (
     UnsupportedEnvironment, agents_base.UnsupportedEnvironment, UnknownOpponent, UnsuitableOpponent,
 )  # fmt: skip
 """What a user can put right; each error is one sentence."""
-FAILURES = (RunFailed, EvaluationFailed)
+FAILURES = (RunFailed, EvaluationFailed, EnvironmentFailure)
 """What goes wrong while environments are played."""
 
 
@@ -50,14 +51,14 @@ def start(config: Config, source: EnvSource | None = None, out: str | Path | Non
       DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: it cannot run here.
       RunFolderError: the folder holds a run already, or cannot be written.
     """
-    device, env, parts, sentence = _prepare(config, source, 0)
+    device, env, parts, sentences = _prepare(config, source, 0)
     try:
         path = folder.create(config, out)
         descriptor = folder.claim(path)
     except RunFolderError:
         env.close()
         raise
-    training = Training(config, source, env, parts, path, device, Origin(), (sentence,))
+    training = Training(config, source, env, parts, path, device, Origin(), sentences)
     training.hold(descriptor)
     return training
 
@@ -88,12 +89,12 @@ def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | 
 def _resumed(path: Path, before: Config, config: Config, source: EnvSource | None) -> Training:
     saved = checkpoint.latest(path / folder.CHECKPOINTS, "train")
     if saved is None:
-        device, env, parts, sentence = _prepare(config, source, 0)
-        sentences = (sentence, f"{path} has no checkpoint yet: it starts from the beginning")
+        device, env, parts, sentences = _prepare(config, source, 0)
+        sentences = (*sentences, f"{path} has no checkpoint yet: it starts from the beginning")
         return Training(config, source, env, parts, path, device, Origin(env_steps=-1), sentences)
     meta = checkpoint.read_meta(saved)
     generation = int(meta["generation"]) + 1
-    device, env, parts, sentence = _prepare(config, source, generation)
+    device, env, parts, sentences = _prepare(config, source, generation)
     try:
         train = checkpoint.restore(saved, "train", parts.saved)
         held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
@@ -104,34 +105,38 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
         env.close()
         raise
     steps = int(meta["counters"]["env_steps"])
-    sentences = [sentence, f"going on from {saved.name}, {steps:,} environment steps"]
+    sentences = (*sentences, f"going on from {saved.name}, {steps:,} environment steps")
     if restored is None:
-        sentences.append(
-            f"{env.spec.id} begins fresh episodes with new seeds: where its episodes stood could not be saved"
-        )
+        fresh = f"{env.spec.id} begins fresh episodes with new seeds: where its episodes stood could not be saved"
+        sentences = (*sentences, fresh)
     if config != before:
         folder.rewrite_config(path, config)
     origin = Origin(dataclasses.replace(train, replay=replay), restored, steps, float(meta["wall_seconds"]), generation)
-    return Training(config, source, env, parts, path, device, origin, tuple(sentences))
+    return Training(config, source, env, parts, path, device, origin, sentences)
 
 
-def _prepare(config: Config, source: EnvSource | None, generation: int) -> tuple[machine.Device, Env, Parts, str]:
-    """Device, environments, agent and learner, and a sentence on the replay; nothing is compiled."""
+def _prepare(
+    config: Config, source: EnvSource | None, generation: int
+) -> tuple[machine.Device, Env, Parts, tuple[str, ...]]:
+    """Device, environments, agent and learner, and what is worth saying about them; nothing is compiled."""
     device = machine.use_device(config.device)
     machine.keep_programs()
     env = assembly.make_env(config, source, config.env.num_envs, config.seed, "train", generation)
     try:
         assembly.require_symmetries(config, env.spec)
         parts = assembly.make_parts(config, env.spec)
-        sentence = assembly.replay_sentence(config, parts, device)
+        sentences = (assembly.replay_sentence(config, parts, device), assembly.probe_env(config, source))
         if config.debug:
             probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")
-            base.check_env(probe)
-            probe.close()
+            with contextlib.closing(probe):
+                base.check_env(probe)
+    except EnvContractError as error:
+        env.close()
+        raise UnsupportedEnvironment(str(error)) from error
     except Exception:
         env.close()
         raise
-    return device, env, parts, sentence
+    return device, env, parts, tuple(sentence for sentence in sentences if sentence)
 
 
 def _restored_actor(saved: Path, config: Config, env: Env, parts: Parts) -> Any:

@@ -10,6 +10,7 @@ import jax
 from bircher import actor, diagnosis, viz
 from bircher.agents.base import Agent
 from bircher.config import Config
+from bircher.envs.base import failure
 from bircher.evaluation import EvaluationFailed
 from bircher.learner import Learner
 from bircher.run import assembly
@@ -41,7 +42,8 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
 
         rows, tally = jax.jit(play)(agent.policy, start)
         if int(tally.failed) >= 0:
-            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were followed: environment {tally.failed}")
+            told = failure(env) or actor.describe_failure(int(tally.failed), NUM_ENVS)
+            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were followed: {told}")
     finally:
         env.close()
     measure = jax.jit(lambda policy, rows, key: diagnosis.diagnose(agent.agent, policy, rows, depths, key))

@@ -210,7 +210,7 @@ class Training:
     def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
         env_id = self._env.spec.id
         if failed >= 0:
-            told = failure(self._env) or f"environment {failed} gave a reward or observation that is not finite"
+            told = failure(self._env) or actor.describe_failure(failed, self._env.num_envs)
             raise RunFailed(f"{env_id} failed by environment step {failed_at:,}: {told}")
         if non_finite:
             raise RunFailed(

@@ -1,0 +1,169 @@
+"""The contract of a Gymnasium environment, checked at every reset and step.
+
+Valid values pass through a few comparisons of types and shapes. A sentence is only built where one of them fails.
+Nothing here imports JAX: worker processes load this module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from bircher.envs.failures import ContractBreach
+from bircher.envs.observation_checks import as_array, describe, observation_check
+
+MASK = "action_mask"
+"""The key of `info` that holds the legal actions."""
+RESET_VALUES = "2: observation, info"
+STEP_VALUES = "5: observation, reward, terminated, truncated, info"
+RESET_SIGNATURE = "reset(self, *, seed=None, options=None)"
+
+
+class Contract:
+    """The checks of one environment's return values against its spaces.
+
+    `reset` and `step` take what the environment returned. They return the same values, with rewards as floats, flags as
+    Python booleans, and an `info` that holds nothing but the mask of legal actions, if there is one.
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self._observation = observation_check(observation_space)
+        self._num_actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else None
+
+    def reset(self, result: Any) -> tuple[Any, dict[str, Any]]:
+        """Check the values of a reset; raises ContractBreach."""
+        observation, info = reset_values(result)
+        return self._observation(observation), self._legal(info, last=False)
+
+    def step(self, result: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Check the values of a step; raises ContractBreach."""
+        if type(result) is not tuple or len(result) != 5 or type(result[4]) is not dict:
+            result = step_values(result)
+        observation, reward, terminated, truncated, info = result
+        observation = self._observation(observation)
+        if type(reward) is not float or not isfinite(reward):
+            reward = finite_number(reward)
+        if type(terminated) is not bool:
+            terminated = _boolean("terminated", terminated)
+        if type(truncated) is not bool:
+            truncated = _boolean("truncated", truncated)
+        return observation, reward, terminated, truncated, self._legal(info, terminated or truncated) if info else {}
+
+    def _legal(self, info: Mapping[str, Any], last: bool) -> dict[str, Any]:
+        """The mask of legal actions as booleans; nothing where all are legal."""
+        mask = info.get(MASK)
+        if mask is None or self._num_actions is None:
+            return {}
+        if type(mask) is not np.ndarray or mask.dtype != np.bool_ or mask.shape != (self._num_actions,):
+            mask = _boolean_mask(mask, self._num_actions)
+        if not last and not mask.any():
+            raise ContractBreach(
+                f'info["{MASK}"] allows no action in the middle of an episode: allow one, or end the episode'
+            )
+        return {MASK: mask}
+
+
+class CheckedValues(gymnasium.Wrapper):
+    """The environment below all its wrappers, which fail in words of their own where it returns too few values."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, Any]:
+        """Reset the environment and check the number of values."""
+        return reset_values(call_reset(self.env, kwargs))
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Step the environment and check the number of values."""
+        result = self.env.step(action)
+        valid = type(result) is tuple and len(result) == 5 and type(result[4]) is dict
+        return result if valid else step_values(result)
+
+
+def with_checked_values(env: gymnasium.Env) -> gymnasium.Env:
+    """The same environment, with `CheckedValues` below all its wrappers."""
+    if not isinstance(env, gymnasium.Wrapper):
+        return CheckedValues(env)
+    lowest = env
+    while isinstance(lowest.env, gymnasium.Wrapper):
+        lowest = lowest.env
+    lowest.env = CheckedValues(lowest.env)
+    return env
+
+
+def call_reset(env: gymnasium.Env, kwargs: dict[str, Any]) -> Any:
+    """Reset an environment; raises ContractBreach where its `reset` does not take these arguments."""
+    try:
+        return env.reset(**kwargs)
+    except TypeError as error:
+        refused = _refused_arguments(env.reset, kwargs)
+        if refused is None:
+            raise
+        raise ContractBreach(f"reset cannot be called as Gymnasium calls it, {RESET_SIGNATURE}: {refused}") from error
+
+
+def _refused_arguments(function: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a function in C may have no signature
+        return None
+    return None
+
+
+def reset_values(result: Any) -> tuple[Any, Any]:
+    """The two values of a reset; raises ContractBreach."""
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        raise ContractBreach(f"reset returned {_count(result)}, Gymnasium has {RESET_VALUES}")
+    if not isinstance(result[1], Mapping):
+        raise ContractBreach(f"reset returned {describe(result[1])} as info, expected a dictionary")
+    return tuple(result)
+
+
+def step_values(result: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """The five values of a step; raises ContractBreach."""
+    if not isinstance(result, (tuple, list)) or len(result) != 5:
+        raise ContractBreach(f"step returned {_count(result)}, Gymnasium has {STEP_VALUES}")
+    if not isinstance(result[4], Mapping):
+        raise ContractBreach(f"step returned {describe(result[4])} as info, expected a dictionary")
+    return tuple(result)
+
+
+def finite_number(reward: Any) -> float:
+    """A reward as a float: a finite number, or an array of one; raises ContractBreach."""
+    array = as_array(reward)
+    if array is None or array.size != 1 or array.dtype.kind not in "biuf":
+        raise ContractBreach(f"the reward is {describe(reward)}, expected one number")
+    number = float(array.item())
+    if not isfinite(number):
+        raise ContractBreach(f"the reward is {number}, expected a finite number")
+    return number
+
+
+def _boolean(name: str, value: Any) -> bool:
+    array = as_array(value)
+    if array is None or array.size != 1 or array.dtype.kind != "b":
+        raise ContractBreach(f"{name} is {describe(value)}, expected True or False")
+    return bool(array.item())
+
+
+def _boolean_mask(mask: Any, num_actions: int) -> np.ndarray:
+    array = as_array(mask)
+    if array is None or array.shape != (num_actions,) or array.dtype.kind not in "biuf":
+        raise ContractBreach(
+            f'info["{MASK}"] is {describe(mask)}, expected a truth value for each of {num_actions} actions'
+        )
+    if not ((array == 0) | (array == 1)).all():
+        odd = array[(array != 0) & (array != 1)][0]
+        raise ContractBreach(f'info["{MASK}"] contains {odd}, expected 1 for a legal action and 0 for every other')
+    return array.astype(bool)
+
+
+def _count(result: Any) -> str:
+    if isinstance(result, (tuple, list)):
+        return "1 value" if len(result) == 1 else f"{len(result)} values"
+    return describe(result)
