@@ -1,6 +1,7 @@
 """Muesli and the MuZero family of agents in JAX.
 
 run    = bircher.train("LunarLander-v3", steps=1_000_000, seed=0)
+run    = bircher.resume(run.path, steps=2_000_000)
 agent  = bircher.load(run.path)
 action = agent.act(observation)
 report = bircher.evaluate(agent, episodes=100)
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bircher.run.loaded import LoadedAgent
     from bircher.run.outcome import Run
 
-__all__ = ["__version__", "evaluate", "load", "train"]
+__all__ = ["__version__", "evaluate", "load", "resume", "train"]
 
 # The functions import what they need: `import bircher` alone is quick, and loads neither JAX nor an environment.
 
@@ -56,6 +57,26 @@ def train(
         given["steps"] = steps
     composed = config.compose(env, given)
     return begin.start(composed, None if isinstance(env, str) else env, out).run()
+
+
+def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> Run:
+    """Continue a run from its last checkpoint to its end, and return the run.
+
+    Args:
+      path: the run's folder.
+      env: the callable that makes the environment, for a run that was given one; no file can hold it.
+      overrides: settings that may change, such as `steps=2_000_000`: steps, episodes, device, checkpoint, evaluation,
+        env.num_threads and env.num_workers; nested or dotted, as for `train`.
+
+    Raises:
+      ConfigError, CheckpointError, RunFolderError, UnknownEnvironment, UnsupportedEnvironment, DeviceError,
+        NotEnoughMemory: refused before anything was compiled, also where `env` has other spaces than the run's
+        environment; all are ValueErrors.
+      RunFailed: an environment or a number failed; what was learnt before is saved.
+    """
+    from bircher.run import begin
+
+    return begin.resume(path, overrides, env).run()
 
 
 def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> LoadedAgent:

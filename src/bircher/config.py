@@ -225,6 +225,11 @@ def compose(
         given = settings.nested(overrides)
     else:
         given = settings.parse(overrides)
+    if "resume" in given:
+        raise ConfigError(
+            "resume is not a setting: continue a run with bircher train --resume RUN, in Python with "
+            "bircher.resume(path, steps=...)"
+        )
     given, from_file = _named(given), _named(read_layer(file)) if file else {}
     chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
     agent = _agent_of({} if chosen is None else read_preset(chosen), from_file, given)

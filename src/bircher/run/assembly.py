@@ -81,8 +81,8 @@ def probe_env(config: Config, source: EnvSource | None) -> str | None:
     )  # fmt: skip
 
 
-def require_source(config: Config, source: EnvSource | None) -> None:
-    """Refuse to go on without the callable that a run was given as its environment.
+def require_source(config: Config, source: EnvSource | None, call: str = "bircher.load(path, env=...)") -> None:
+    """Require the callable that a run was given as its environment; `call` is the Python call that takes it.
 
     Raises:
       UnknownEnvironment: it is missing.
@@ -90,8 +90,21 @@ def require_source(config: Config, source: EnvSource | None) -> None:
     if source is None and config.env.id.startswith(CALLABLE):
         name = config.env.id.removeprefix(CALLABLE)
         raise UnknownEnvironment(
-            f"the run's environment was the callable {name}, which no file holds: give it again from Python, env={name}"
+            f"the run's environment was the callable {name}, which no file holds: give it from Python, "
+            + call.replace("env=...", f"env={name}" if name.isidentifier() else "env=...")
         )
+
+
+def require_same_spaces(expected: EnvSpec, given: EnvSpec) -> None:
+    """Require an environment with the spaces that a run was trained with.
+
+    Raises:
+      UnsupportedEnvironment: its observations or actions differ.
+    """
+    spaces = [(registry.describe(spec.observation), str(spec.action), spec.num_players) for spec in (expected, given)]
+    if spaces[0] != spaces[1]:
+        shown = [f"observations {observation} and actions {action}" for observation, action, _ in spaces]
+        raise UnsupportedEnvironment(f"the run was trained with {shown[0]}, and {given.id} has {shown[1]}")
 
 
 def make_agent(config: Config, spec: EnvSpec) -> Agent:

@@ -14,7 +14,7 @@ import jax
 from bircher import actor, checkpoint, machine, settings, viz
 from bircher.agents import base as agents_base
 from bircher.checkpoint import CheckpointError
-from bircher.config import Config, validated
+from bircher.config import CALLABLE, Config, validated
 from bircher.envs import base
 from bircher.envs.base import Env, EnvContractError, UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.failures import EnvironmentFailure
@@ -63,7 +63,9 @@ def start(config: Config, source: EnvSource | None = None, out: str | Path | Non
     return training
 
 
-def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | None = None) -> Training:
+def resume(
+    path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), source: EnvSource | None = None
+) -> Training:
     """A run from its last checkpoint on: counters, optimiser, normaliser, keys and replay as they were.
 
     On pure environments also the episodes go on as they were; others begin fresh ones.
@@ -74,8 +76,13 @@ def resume(path: str | Path, overrides: Iterable[str] = (), source: EnvSource | 
     """
     path = Path(path)
     before = folder.read_config(path)
-    config = _changed(before, settings.parse(overrides))
-    assembly.require_source(config, source)
+    given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
+    config = _changed(before, given)
+    assembly.require_source(config, source, f"bircher.resume({str(path)!r}, env=...)")
+    if source is not None and not config.env.id.startswith(CALLABLE):
+        if source != config.env.id:
+            raise UnknownEnvironment(f"{path} is a run of {config.env.id} and continues there: leave out env")
+        source = None
     descriptor = folder.claim(path)
     try:
         training = _resumed(path, before, config, source)
@@ -96,12 +103,13 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
     generation = int(meta["generation"]) + 1
     device, env, parts, sentences = _prepare(config, source, generation)
     try:
+        assembly.require_same_spaces(folder.spec_from(meta["spec"]), env.spec)
         train = checkpoint.restore(saved, "train", parts.saved)
         held = checkpoint.latest(path / folder.CHECKPOINTS, "replay")
         with jax.default_device(assembly.replay_device(parts)):
             replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
         restored = _restored_actor(saved, config, env, parts) if held == saved else None
-    except CheckpointError:
+    except (CheckpointError, UnsupportedEnvironment):
         env.close()
         raise
     steps = int(meta["counters"]["env_steps"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
 from bircher.platforms import UnsupportedPlatform
+from bircher.settings import ConfigError
 from bircher.types import Discrete, EnvSpec
 
 try:
@@ -41,7 +43,7 @@ def create(config: Config, out: str | Path | None = None) -> Path:
     found = next((name for name in (CONFIG, METRICS, CHECKPOINTS) if (path / name).exists()), None)
     if found:
         raise RunFolderError(
-            f"{path} already holds a run ({found}): choose another folder, or go on with it by --resume {path}"
+            f"{path} already holds a run ({found}): choose another folder, or go on with it by {_way_on(path)}"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,16 @@ def create(config: Config, out: str | Path | None = None) -> Path:
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
     return path
+
+
+def _way_on(path: Path) -> str:
+    """The call that continues the run in a folder."""
+    with contextlib.suppress(ConfigError, OSError):
+        env_id = Config.from_yaml(path / CONFIG).env.id
+        if env_id.startswith(CALLABLE):
+            name = env_id.removeprefix(CALLABLE)
+            return f"bircher.resume({str(path)!r}, env={name if name.isidentifier() else '...'}) in Python"
+    return f"--resume {path}, in Python bircher.resume({str(path)!r})"
 
 
 def read_config(path: str | Path) -> Config:
