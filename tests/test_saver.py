@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from bircher import checkpoint, machine
+from bircher import array_files, checkpoint, config, machine
+from bircher.run import begin, folder
+from bircher.run.outcome import RunFailed
 from bircher.run.saver import Saver
 from bircher.types import Counters
+from bircher.writers import JsonLines
+from tiny import SETTINGS
 
 
 def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Path) -> None:
@@ -42,3 +48,27 @@ def test_after_each_checkpoint_memory_is_given_back(tmp_path: Path, monkeypatch:
         saver.save({"train": np.arange(3)}, {}, Counters.zero(), False)
     saver.close()
     assert written == [1, 2], "once for each, when it is there"
+
+
+def test_where_metrics_cannot_be_written_the_run_is_saved_and_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = JsonLines.write
+
+    def full(self, counters, metrics):
+        if counters["env_steps"] > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, counters, metrics)
+
+    monkeypatch.setattr(JsonLines, "write", full)
+    training = begin.start(config.compose("toy/cliff", {**SETTINGS, "steps": 400}), out=tmp_path / "run")
+    with pytest.raises(RunFailed, match=r"metrics of .*run cannot be written: No space left on device; what was "):
+        training.run()
+    steps = checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
+    assert 30 < steps < 400 and len(folder.read_metrics(tmp_path / "run")) >= 1
+    # A checkpoint does not fit either: the sentence says what there is.
+    monkeypatch.setattr(array_files, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    training = begin.resume(tmp_path / "run")
+    with pytest.raises(RunFailed, match=r"cannot write a checkpoint to .*: No space left; its last good checkpoint is"):
+        training.run()
+    assert checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"] == steps

@@ -155,6 +155,58 @@ def test_tensorboard_holds_scalars_and_pictures(tmp_path: Path) -> None:
     assert b"loss/cmpo" in content and b"eval/episode" in content and b"\x89PNG" in content
 
 
+def test_tensorboard_hides_what_a_resumed_run_does_again_and_takes_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX.proto.event_pb2 import SessionLog
+
+    monkeypatch.chdir(tmp_path)
+    writer = TensorBoard("gs:/[a] %d", restored_env_steps=40)
+    writer.close()
+    (file,) = (tmp_path / "gs:" / "[a] %d").iterdir()
+    # Field 2 is the step and field 7 the session's log, whose own first field is its status.
+    assert bytes([0x10, 41, 0x3A, 2, 0x08, SessionLog.START]) in file.read_bytes()
+
+
+FULL = """
+    import resource, signal, sys
+    from bircher.writers import JsonLines, TensorBoard
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = {"lines": JsonLines, "events": TensorBoard}[sys.argv[1]](sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    counters = dict.fromkeys(("env_steps", "learner_steps", "episodes", "wall_seconds"), 1)
+    for _ in range(1000):
+        try:
+            writer.write(counters, {"act/episode_return": 1.0})
+        except OSError as error:
+            print(error.strerror)
+            break
+    try:
+        writer.close()
+    except OSError as error:
+        print("close:", error.strerror)
+"""
+
+
+@pytest.mark.parametrize("kind", ["lines", "events"])
+def test_a_full_disk_is_an_error_of_the_call_and_of_nothing_else(tmp_path: Path, kind: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FULL), kind, str(tmp_path / "target")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.splitlines()[0] == "File too large" and result.stderr == ""
+    if kind == "lines":
+        assert result.stdout == "File too large\n", "nothing is held back"
+        assert len(metrics.read(tmp_path / "target")) > 100
+
+
+def test_the_console_shows_any_path_as_it_is(tmp_path: Path) -> None:
+    stream = (tmp_path / "output").open("w+", encoding="utf-8")
+    console = Console("a", stream=stream, every_seconds=0)
+    console.message("runs/[/x] [red]:smile:\udcff")
+    stream.seek(0)
+    assert stream.read() == "runs/[/x] [red]:smile:\\udcff\n"
+    stream.close()
+
+
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     stream = (tmp_path / "output").open("w+")
     console: Writer = Console("a run", total_env_steps=1000, stream=stream, every_seconds=0)
@@ -184,7 +236,7 @@ def test_the_console_draws_no_more_often_than_it_may(tmp_path: Path) -> None:
 
 LIVE = """
     from bircher.writers import Console
-    console = Console("LunarLander-v3", total_env_steps=1000, every_seconds=0)
+    console = Console("LunarLander-v3: [/x] \\udcff", total_env_steps=1000, every_seconds=0)
     console.write(dict(env_steps=250, learner_steps=1, episodes=2, wall_seconds=61), {
         "act/episode_return": -12.5, "loss/cmpo": 0.25, "weighted/cmpo": 0.125, "speed/memory_bytes": 2**30})
     console.message("a checkpoint was written")
@@ -208,7 +260,7 @@ def test_a_live_display_in_a_terminal() -> None:
     os.close(ours)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert "LunarLander-v3" in text and "250 / 1,000 environment steps" in text and "1:01 gone" in text
+    assert "LunarLander-v3: [/x] \\udcff" in text and "250 / 1,000 environment steps" in text and "1:01 gone" in text
     assert re.search(r"act/episode_return +-12\.5 +reward", text) and re.search(r"loss/cmpo +0\.25 +nats", text)
     assert "1,024 MiB" in text and "weighted/" not in text and "a checkpoint was written" in text
     assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1, "the cursor is given back"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +25,37 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
 
 
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Drop what Orbax logs meanwhile: each of its threads logs the traceback of an error that is raised as well."""
+    logger = logging.getLogger("absl")
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
+
+
 def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays, each with at least one element, to an existing folder whose name may have any character."""
-    if arrays:
-        with plain_path(folder) as plain:
+    """Write arrays, each with at least one element, to an existing folder whose name may have any character.
+
+    Raises:
+      OSError: the system refused to write, as on a full disk; the library's other errors are raised as they are.
+    """
+    if not arrays:
+        return
+    try:
+        with plain_path(folder) as plain, _without_log():
             _orbax().save(plain / _ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)))
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore ends its message
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def check(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,7 +66,7 @@ def check(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     if not arrays:
         return
-    with plain_path(folder) as plain:
+    with plain_path(folder) as plain, _without_log():
         metadata = _orbax().metadata(plain / _ARRAYS).item_metadata or {}
     found = {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in metadata.items()}
     for name, array in arrays.items():

@@ -90,7 +90,7 @@ def save(folder: str | Path, parts: Mapping[str, PyTree], meta: Mapping[str, Any
     except Exception as error:  # Orbax reports a full disk as ValueError, RuntimeError or OSError
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"cannot write a checkpoint to {folder}: {reason}") from error
     _prune(folder, keep)
     return final

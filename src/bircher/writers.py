@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ Numbers = Mapping[str, Any]
 """Names to numbers, or to anything that ``float`` takes, such as arrays of one element."""
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Receives what a run measures.  Neither the loop nor a writer knows of the other's other side."""
 
@@ -49,13 +50,15 @@ class JsonLines:
         self.damaged: tuple[int, ...] = ()
         if restored_env_steps is not None and path.exists():
             self.damaged = _cut(path, restored_env_steps)
-        self._file = path.open("x" if restored_env_steps is None else "a", encoding="utf-8")
+        # Without a buffer: after a full disk closing has nothing left to write, and so cannot fail again.
+        self._file = path.open("xb" if restored_env_steps is None else "ab", buffering=0)
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
         """Append one line; it is in the file when this returns."""
         line = {name: _json_number(value) for name, value in {**counters, **metrics}.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        left = (json.dumps(line, allow_nan=False) + "\n").encode()
+        while left:
+            left = left[self._file.write(left) :]
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
         """Pictures have no place in a file of lines."""
@@ -66,26 +69,46 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events over environment steps; ``restored_env_steps`` hides what a resumed run does again."""
+    """TensorBoard events over environment steps; ``restored_env_steps`` hides what a resumed run does again.
+
+    Events are written by the thread that calls, so that a full disk is an error of the call.  tensorboardX's own
+    SummaryWriter has a thread for them: when that has died of a full disk, later calls wait for it forever.
+    """
 
     def __init__(self, folder: str | Path, restored_env_steps: int | None = None) -> None:
-        from tensorboardX import SummaryWriter  # takes a moment to import: only when it is used
+        # They take a moment to import: only when they are used.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
-        purge = None if restored_env_steps is None else restored_env_steps + 1
-        self._events = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+        self._summary, self._event = summary, event_pb2.Event
+        # An absolute path: one that begins with `gs:` or `s3:` would be taken for a cloud's address.
+        folder = Path(folder).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = event_file_writer.EventsWriter(str(folder / "events"))
+        self._flushed = -math.inf
+        if restored_env_steps is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(restored_env_steps + 1, session_log=start)
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
         """One scalar for each metric."""
         for name, value in metrics.items():
-            self._events.add_scalar(name, float(value), int(counters["env_steps"]))
+            self._add(int(counters["env_steps"]), summary=self._summary.scalar(name, float(value)))
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
         """One picture ``[height, width, 3]`` of bytes."""
-        self._events.add_image(tag, array, int(counters["env_steps"]), dataformats="HWC")
+        self._add(int(counters["env_steps"]), summary=self._summary.image(tag, array, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close the events."""
         self._events.close()
+
+    def _add(self, env_steps: int, **content: Any) -> None:
+        """Append one event; every ten seconds events are brought to the disk."""
+        self._events.write_event(self._event(step=env_steps, wall_time=time.time(), **content))
+        if time.monotonic() - self._flushed >= 10.0:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
 
 class Console:
@@ -132,7 +155,7 @@ class Console:
 
     def message(self, text: str) -> None:
         """A line that stays, above the display."""
-        self._terminal.print(text, markup=False)
+        self._terminal.print(_printable(text), markup=False, emoji=False)
 
     def close(self) -> None:
         """Draw the last values and give the terminal back."""
@@ -173,6 +196,7 @@ class Console:
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         steps, left = int(self._counters["env_steps"]), self._seconds_left(now)
         head = Table.grid(padding=(0, 2))
@@ -190,7 +214,8 @@ class Console:
             for name in sorted(name for name in self._metrics if name.startswith(f"{group}/") and name not in _QUIET):
                 unit = glossary.GLOSSARY[name].unit if name in glossary.GLOSSARY else ""
                 body.add_row(name, _number(name, self._metrics[name]), "" if unit in ("1", "bytes") else unit)
-        return Panel(Group(head, "", body), title=self._title, title_align="left", expand=False)
+        # As a Text: of a string, what stands in brackets would be read as a style.
+        return Panel(Group(head, "", body), title=Text(_printable(self._title)), title_align="left", expand=False)
 
 
 _LINE = {
@@ -204,6 +229,11 @@ _LINE = {
 
 _QUIET = {f"weighted/{term}" for term in glossary.TERMS}
 """What the live display leaves to the files: the same losses times constants."""
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what no terminal takes: bytes in a path that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def put_aside(path: Path) -> Path:

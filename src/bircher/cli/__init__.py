@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed while running, 2 refused before it began, 130 stop
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A path may hold bytes that are not UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bircher.config import CALLABLE, Config
 from bircher.evaluation import Report
 from bircher.loops.base import Progress
 from bircher.run import doctoring, folder
+from bircher.run.outcome import RunFailed
 from bircher.writers import Console, JsonLines, TensorBoard, Writer, put_aside
 
 
@@ -60,6 +61,7 @@ class Journal:
         lines = JsonLines(file, restored_env_steps)
         self._watch = doctoring.Watch(doctoring.facts(config), glossary.read(file))
         name = config.env.id.removeprefix(CALLABLE)
+        self._path = path
         self._console = Console(f"{name}, {config.agent.name}, seed {config.seed}: {path}", config.steps)
         self._writers: list[Writer] = [lines, TensorBoard(path, restored_env_steps), self._console]
         if lines.damaged:
@@ -68,23 +70,48 @@ class Journal:
             self.say(f"{numbers} of {file} cannot be read, and {'is' if one else 'are'} now in {put_aside(file).name}")
 
     def write(self, counters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """One line of metrics."""
-        for writer in self._writers:
-            writer.write(counters, metrics)
+        """Write one line of metrics.
+
+        Raises:
+          RunFailed: a file cannot be written, as on a full disk; later calls write to the console alone.
+        """
+        self._to_each(lambda writer: writer.write(counters, metrics))
         # An evaluation is worth a look at once.
         for flag in self._watch({**counters, **metrics}, "eval/return_mean" in metrics):
             self.say(doctoring.sentence(flag))
 
     def image(self, tag: str, picture: np.ndarray, counters: Mapping[str, Any]) -> None:
-        """A picture [height, width, 3] of bytes."""
-        for writer in self._writers:
-            writer.image(tag, picture, counters)
+        """Write a picture [height, width, 3] of bytes; raises what `write` does."""
+        self._to_each(lambda writer: writer.image(tag, picture, counters))
 
     def say(self, sentence: str) -> None:
         """A line for whoever watches."""
         self._console.message(sentence)
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write what is held back; a file that does not take it is named on the console."""
+        files = [writer for writer in self._writers if writer is not self._console]
+        for error in _close(files):
+            self.say(f"the last events of {self._path} are not written: {error.strerror}")
+        self._console.close()
+
+    def _to_each(self, act: Callable[[Writer], None]) -> None:
         for writer in self._writers:
+            try:
+                act(writer)
+            except OSError as error:
+                # What these hold back is of the same disk, and cannot be written either.
+                _close([writer for writer in self._writers if writer is not self._console])
+                self._writers = [] if writer is self._console else [self._console]
+                raise RunFailed(f"the metrics of {self._path} cannot be written: {error.strerror}") from error
+
+
+def _close(writers: Iterable[Writer]) -> list[OSError]:
+    """Close every writer; the errors of those that could not write what they held back."""
+    errors = []
+    for writer in writers:
+        try:
             writer.close()
+        except OSError as error:
+            errors.append(error)
+    return errors

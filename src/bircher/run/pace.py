@@ -5,11 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 
+from bircher.loops.base import Progress
+
 SECONDS = 1.0
 """How long the device should be busy with one chunk: Python wakes about so often."""
+
+
+class PendingChunk(NamedTuple):
+    """A chunk that the device was given, and what will be read of it."""
+
+    progress: Progress
+    state: tuple[Any, jax.Array]
+    """(counters, updates that were not finite) after it"""
+    iterations: int
+    seconds: Callable[[], float]
+    """Return what it took, after waiting until that is known."""
 
 
 class Pace:

@@ -66,6 +66,11 @@ class Saver:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def kept(self) -> str:
+        """What of the run can be loaded where its last state could not be saved, as part of a sentence."""
+        found = checkpoint.latest(self._folder, "train")
+        return "nothing was saved before" if found is None else "its last good checkpoint is kept"
+
     def close(self) -> None:
         """Wait for what is being written, whatever becomes of it."""
         self._pool.shutdown(wait=True)

@@ -5,42 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bircher import actor, learner, machine, updates
 from bircher.actor import ActorState
+from bircher.checkpoint import CheckpointError
 from bircher.config import Config
 from bircher.envs.base import Env, failure
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
-from bircher.loops.base import Progress
 from bircher.run import assembly, diagnosing, folder, gauging, loaded
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
 from bircher.run.loaded import LoadedAgent
 from bircher.run.outcome import Origin, Run, RunFailed
-from bircher.run.pace import Clock, Pace
+from bircher.run.pace import Clock, Pace, PendingChunk
 from bircher.run.saver import Saver, copied
 from bircher.run.signals import StopRequest
 from bircher.types import Counters
-
-
-class _Begun(NamedTuple):
-    """A chunk that the device was given, and what will be read of it."""
-
-    progress: Progress
-    state: tuple[Any, jax.Array]
-    """(counters, updates that were not finite) after it"""
-    iterations: int
-    seconds: Callable[[], float]
-    """What it took; waits until that is known."""
 
 
 class Training:
@@ -63,7 +51,7 @@ class Training:
         self._agent = parts.agent
         self._pace = Pace(config.env.num_envs, config.loop.rollout_length)
         self._averages = Averages()
-        self._begun: list[_Begun] = []
+        self._begun: list[PendingChunk] = []
         self._train: Any = None
         self._actor: Any = None
         self._advanced = False
@@ -184,9 +172,9 @@ class Training:
         self._train, self._actor, progress = self._programs.advance(
             self._train, self._actor, copied(self._zero), iterations
         )
-        self._begun.append(_Begun(progress, _look(self._train), iterations, watching(progress.iterations)))
+        self._begun.append(PendingChunk(progress, _look(self._train), iterations, watching(progress.iterations)))
 
-    def _read(self, begun: _Begun, failed: bool = False) -> None:
+    def _read(self, begun: PendingChunk, failed: bool = False) -> None:
         """Wait for a chunk, and write what it measured; raises RunFailed, unless that is known already."""
         progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
         seconds = begun.seconds()
@@ -254,10 +242,13 @@ class Training:
         while self._begun:
             self._read(self._begun.pop(0), failed=True)
         if not bool(jax.jit(updates.all_finite)(learner.networks(self._train))):
-            return "its last good checkpoint is kept"
+            return self._saver.kept()
         # Not the environments: they may hold what failed.
-        self._save(last=True, with_actor=False)
-        self._saver.wait()
+        try:
+            self._save(last=True, with_actor=False)
+            self._saver.wait()
+        except CheckpointError as error:
+            return f"{error}; {self._saver.kept()}"
         return f"what was learnt in {self._counters['env_steps']:,} steps is saved in {self.path}"
 
     def _loaded_agent(self) -> LoadedAgent:
