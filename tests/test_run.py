@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -220,6 +222,32 @@ def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
     first, second = (folder.create(tiny("toy/cliff", seed=3)) for _ in range(2))
     assert first == Path("runs/toy-cliff-muesli-3-20260101-120000") and second.name == first.name + "-2"
+
+
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
+    composed, together = tiny("toy/cliff", seed=3), threading.Barrier(8)
+
+    def create(out: Path | None) -> Path | folder.RunFolderError:
+        together.wait()
+        try:
+            return folder.create(composed, out)
+        except folder.RunFolderError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(create, [None] * 8))
+        assert {path.name for path in found} == {
+            "toy-cliff-muesli-3-20260101-120000" + (f"-{number}" if number > 1 else "") for number in range(1, 9)
+        }
+        assert all(folder.read_config(path) == composed for path in found)
+        asked = list(pool.map(create, [tmp_path / "mine"] * 8))
+    assert asked.count(tmp_path / "mine") == 1, "of those who ask for one folder one gets it"
+    refused = [str(error) for error in asked if isinstance(error, folder.RunFolderError)]
+    assert len(refused) == 7 and all("mine already holds a run (config.yaml)" in text for text in refused)
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

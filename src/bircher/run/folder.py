@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import time
@@ -39,18 +40,24 @@ def create(config: Config, out: str | Path | None = None) -> Path:
     Raises:
       RunFolderError: it holds a run already, or cannot be written.
     """
-    path = Path(out) if out is not None else _new_name(config)
-    found = next((name for name in (CONFIG, METRICS, CHECKPOINTS) if (path / name).exists()), None)
+    path = RUNS if out is None else Path(out)
+    try:
+        if out is None:
+            path = _new_folder(config)
+        path.mkdir(parents=True, exist_ok=True)
+        found = next((name for name in (CONFIG, METRICS, CHECKPOINTS) if (path / name).exists()), None)
+        if found is None:
+            _write_new(path / CONFIG, config.to_yaml())
+    except FileExistsError as error:
+        if not path.is_dir():
+            raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+        found = CONFIG
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
     if found:
         raise RunFolderError(
             f"{path} already holds a run ({found}): choose another folder, or go on with it by {_way_on(path)}"
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with (path / CONFIG).open("x", encoding="utf-8") as file:
-            file.write(config.to_yaml())
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -142,13 +149,23 @@ def last_checkpoint(path: str | Path) -> Path:
     return found
 
 
-def _new_name(config: Config) -> Path:
+def _write_new(path: Path, text: str) -> None:
+    """Write a file; raises FileExistsError where it is there already, also where another process was quicker."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _new_folder(config: Config) -> Path:
+    """Make a folder named by environment, agent, seed and time; with a number where another run took that name."""
     env = re.sub(r"[^a-z0-9]+", "-", config.env.id.removeprefix(CALLABLE).lower()).strip("-")
     name = f"{env}-{config.agent.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path, count = RUNS / name, 1
-    while path.exists():
-        count += 1
-        path = RUNS / f"{name}-{count}"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        # Making it is what takes the name: another process may begin in the same second.
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
     return path
 
 
