@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from bircher.cli import compare, games, inspect
+from bircher.cli import check, compare, games, inspect
 from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, SavedRun, Seed, told
 from bircher.version import __version__
 
@@ -126,6 +126,7 @@ app.command()(compare.protocol)
 app.command()(inspect.diagnose)
 app.command()(inspect.doctor)
 app.command()(inspect.search)
+app.command()(check.check)
 
 
 @app.command()

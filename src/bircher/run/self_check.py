@@ -1,0 +1,174 @@
+"""Checks of an installed package: its adapters, agents, checkpoints, and a short training."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bircher import actor, checkpoint, gradients, learner
+from bircher.config import AGENTS, Config, compose
+from bircher.envs import registry
+from bircher.envs.base import check_env
+from bircher.gradients import TermGradients
+from bircher.run import assembly, begin
+from bircher.types import Batch, Policy
+
+ADAPTERS = {
+    "toys": "toy/chain",
+    "gymnax": "CartPole-v1",
+    "pgx": "tic_tac_toe",
+    "envpool": "LunarLander-v3",
+    "gymnasium": "FrozenLake-v1",
+}
+"""An environment of each adapter."""
+AGENT_ENV = "toy/chain"
+STEPS = 500
+SMALL: dict[str, Any] = {
+    "env.num_envs": 4,
+    "loop.rollout_length": 5,
+    "replay.capacity": 512,
+    "optimiser.batch_size": 4,
+    "optimiser.minibatches": 1,
+    "optimiser.epochs": 1,
+    "optimiser.updates_per_step": 0.05,
+    "model.torso_widths": [16],
+    "model.latent_width": 16,
+    "model.dynamics_widths": [16],
+    "model.num_atoms": 11,
+    "model.unroll_steps": 2,
+    "evaluation.count": 0,
+}
+"""Compilation takes most of the time, and small programs compile sooner."""
+SEARCH = {"muzero": {"search.num_simulations": 2}, "gumbel_muzero": {"search.num_simulations": 2}}
+"""Settings of the agents that search."""
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class CheckFailed(Exception):
+    """A check that found something wrong; the message says what."""
+
+
+class Result(NamedTuple):
+    """The outcome of one check."""
+
+    name: str
+    seconds: float
+    error: str | None
+    """The reason of a failure in one line, or None."""
+
+
+def checks() -> dict[str, Callable[[], None]]:
+    """Every check by name, in the order in which they run; a check that finds something wrong raises."""
+    return {
+        **{f"environment {id} ({name})": partial(_step_environment, name, id) for name, id in ADAPTERS.items()},
+        **{f"agent {name}": partial(_differentiate, name) for name in AGENTS},
+        "checkpoint": _save_and_restore,
+        f"training CartPole-v1, {STEPS} steps": _train,
+    }
+
+
+def run(selected: Mapping[str, Callable[[], None]]) -> Iterator[Result]:
+    """Run checks one after the other; a failure does not keep the others from running."""
+    for name, check in selected.items():
+        began, error = time.monotonic(), None
+        try:
+            check()
+        except Exception as raised:  # whatever a broken package raises is what is reported
+            error = " ".join(f"{type(raised).__name__}: {raised}".split())
+        yield Result(name, time.monotonic() - began, error)
+
+
+def _step_environment(adapter: str, env_id: str) -> None:
+    """Reset two environments and step them once, and check every row."""
+    env = registry.make(env_id, 2, 0, "check", backend=adapter)
+    try:
+        check_env(env, steps=1)
+    finally:
+        env.close()
+
+
+def _config(env_id: str, agent: str) -> Config:
+    return compose(env_id, {**SMALL, **SEARCH.get(agent, {}), "agent": {"name": agent}})
+
+
+def _differentiate(name: str) -> None:
+    """Compute an agent's loss and gradient on a rollout of its own."""
+    config = _config(AGENT_ENV, name)
+    env = assembly.make_env(config, None, config.env.num_envs, 0, "check")
+    agent, length = assembly.make_agent(config, env.spec), config.loop.rollout_length
+
+    def measure(policy: Policy, state: actor.ActorState, key: jax.Array) -> tuple[jax.Array, TermGradients]:
+        _, rows, tally = actor.rollout(agent, env, policy, state, length, 0.0)
+        batch = Batch(rows, jnp.full(env.num_envs, -1), jnp.ones(env.num_envs))
+        targets, _ = agent.targets(policy, batch, key)
+        found = gradients.measure(agent, policy.params, policy.state, batch, targets, key, 0.0)
+        return tally.failed, found
+
+    def program(state: actor.ActorState, key: jax.Array) -> tuple[jax.Array, TermGradients]:
+        init_key, noise_key, key = jax.random.split(key, 3)
+        policy = agent.init(init_key, env.spec)
+        # Some layers begin at zero, and what is before them has no gradient until they have changed.
+        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(noise_key, x.shape), policy.params)
+        return measure(policy._replace(params=params), state, key)
+
+    state = actor.start(agent, env, jax.random.key(1))
+    failed, found = jax.device_get(jax.jit(program, compiler_options=QUICK_COMPILATION)(state, jax.random.key(0)))
+    if failed >= 0:
+        raise CheckFailed(f"environment {failed} of {AGENT_ENV} failed")
+    _require_gradients(found, tuple(agent.weights))
+
+
+def _require_gradients(found: TermGradients, names: tuple[str, ...]) -> None:
+    """Refuse gradients that are not finite, and parts of the network without any."""
+    norms = {part: np.asarray(values) for part, values in found.norms.items()}
+    for part, values in norms.items():
+        if not np.isfinite(values).all():
+            term = names[int(np.argmin(np.isfinite(values)))]
+            raise CheckFailed(f"the gradient of {term} in the {part} is not finite")
+    idle = [part for part, values in norms.items() if not values.any()]
+    if idle:
+        raise CheckFailed(f"no loss term has a gradient in the {', '.join(idle)}")
+
+
+def _save_and_restore() -> None:
+    """Write a checkpoint of a new run's state, and compare what is read back with it."""
+    config = _config(AGENT_ENV, "muesli")
+    env = assembly.make_env(config, None, config.env.num_envs, 0, "check")
+    parts = assembly.make_parts(config, env.spec)
+    state = parts.init(jax.random.key(0), env.reset()[1])
+    saved = {"train": learner.networks(state), "replay": state.replay}
+    templates = {"train": parts.saved, "replay": parts.template.replay}
+    with tempfile.TemporaryDirectory(prefix="bircher-check-") as folder:
+        path = checkpoint.save(folder, saved, {})
+        for name, tree in saved.items():
+            restored = checkpoint.restore(path, name, templates[name])
+            same_structure = jax.tree.structure(tree) == jax.tree.structure(restored)
+            if not same_structure or not all(map(_equal, jax.tree.leaves(tree), jax.tree.leaves(restored))):
+                raise CheckFailed(f"the part {name} of a checkpoint was not read back as it was written")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two arrays, or two random keys, have the same type and the same values."""
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return one.dtype == other.dtype and np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def _train() -> None:
+    """Train briefly in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="bircher-check-") as folder:
+        config = compose("CartPole-v1", {**SMALL, "steps": STEPS})
+        with contextlib.redirect_stdout(io.StringIO()):
+            done = begin.start(config, None, Path(folder) / "run").run()
+    if done.counters["env_steps"] < STEPS or not done.counters["learner_steps"]:
+        raise CheckFailed(f"training ended after {done.counters['env_steps']:,} of {STEPS:,} steps")
