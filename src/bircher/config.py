@@ -26,9 +26,11 @@ from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
 from bircher.optimiser import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
 from bircher.preset_files import find_preset, preset_for, read_layer, read_preset
+from bircher.quoting import short, short_text
 from bircher.replay import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.settings import ConfigError
+from bircher.suggestions import near
 
 LOOPS = ("synchronous", "pipeline")
 OBSERVATIONS = ("state", "pixels")
@@ -136,7 +138,7 @@ class Config(BaseModel):
         Raises:
           ConfigError: the file cannot be read, or a setting in it is wrong.
         """
-        return validated(read_layer(path), f" ({path})")
+        return validated(read_layer(path), f" ({short_text(str(path), 200)})")
 
 
 class PolicyRun(Config):
@@ -233,7 +235,8 @@ def compose(
     given, from_file = _named(given), _named(read_layer(file)) if file else {}
     chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
     agent = _agent_of({} if chosen is None else read_preset(chosen), from_file, given)
-    given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], f" ({file})")
+    where = f" ({short_text(str(file), 200)})"
+    given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], where)
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
     layers = [from_file, given]
     env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
@@ -264,8 +267,8 @@ def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
     for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
-            close = settings.near(str(name), known)
-            raise ConfigError(f"unknown {group} {name!r}{close}; known: {', '.join(known)}")
+            close = near(str(name)[:100], known)
+            raise ConfigError(f"unknown {group} {short(name)}{close}; known: {', '.join(known)}")
     return layer
 
 

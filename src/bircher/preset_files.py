@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bircher import settings
+from bircher import plain_yaml, settings
 from bircher.envs import registry
+from bircher.plain_yaml import BadYAML
+from bircher.quoting import short, short_text
 from bircher.settings import ConfigError
+from bircher.suggestions import near
 
 PRESETS = Path(__file__).parent / "presets"
 FAMILIES = {"muzero": "muzero", "gumbel_muzero": "muzero", "ppo": "ppo"}
@@ -36,7 +37,7 @@ def find_preset(name: Any) -> str:
     """The preset of this name, in any case; raises ConfigError with the nearest names."""
     names = {path.stem.lower(): path.stem for path in sorted(PRESETS.glob("*.yaml"))}
     if not isinstance(name, str) or name.lower() not in names:
-        raise ConfigError(f"unknown preset {name!r}{settings.near(str(name), names.values())}")
+        raise ConfigError(f"unknown preset {short(name)}{near(str(name)[:100], names.values())}")
     return names[name.lower()]
 
 
@@ -48,7 +49,7 @@ def presets_of(base: str) -> list[str]:
     return family or ["default"]
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_preset(name: Any) -> dict[str, Any]:
     """The settings of a preset over those of the preset that it `extends`, or of several in turn; not yet checked."""
     layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
     bases = layer.pop("extends", [])
@@ -60,13 +61,18 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def read_layer(path: str | Path) -> dict[str, Any]:
     """A YAML file's settings as nested dictionaries, not yet checked."""
+    name = short_text(str(path), 200)
     try:
-        content = settings.load_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        content = plain_yaml.load(Path(path).read_text(encoding="utf-8-sig"))
+    except BadYAML as error:
+        raise ConfigError(f"{name} is no YAML: {error}") from error
+    except (OSError, ValueError) as error:  # also a name with a NUL character
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings: expected KEY: VALUE lines, not {type(content).__name__}")
-    return settings.nested(content)
+        kind = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{name} holds no settings: expected KEY: VALUE lines, not {kind}")
+    try:
+        return settings.nested(content)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({name})") from None

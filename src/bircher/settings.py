@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from bircher import plain_yaml
+from bircher.plain_yaml import BadYAML
+from bircher.quoting import as_yaml, one_line, short, short_text
+from bircher.suggestions import near_setting
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one sentence: what was given, and what was expected."""
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which 2e6 and 1e-3 are numbers, as they are everywhere but in YAML 1.1."""
-
-
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def load_yaml(text: str) -> Any:
-    """What a YAML text holds: plain data only."""
-    return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
@@ -39,33 +29,65 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
     flat = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
+        key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"{pair!r} is no setting: expected KEY=VALUE, such as seed=3")
+            raise ConfigError(f"{short(pair)} is no setting: expected KEY=VALUE, such as seed=3")
         try:
-            flat[key.strip()] = load_yaml(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}={value} cannot be read: {value!r} is no YAML value") from error
+            flat[key] = plain_yaml.load(value)
+        except BadYAML as error:
+            name, text = short_text(key), short_text(value)
+            raise ConfigError(f"{name}={text} cannot be read: the value is not valid YAML, {error}") from error
     return nested(flat)
 
 
 SHORTCUTS = {"agent": "agent.name", "loop": "loop.name", "observation": "observation.name"}
 """A value given to a group that has a name is that name."""
+DEEPEST = 50
+"""Levels of nested settings."""
 
 
-def nested(flat: Mapping[Any, Any]) -> dict[str, Any]:
-    """Dotted keys, at any level, as nested dictionaries; `agent: NAME` stands for `agent.name: NAME`."""
+def nested(flat: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, at any level, as nested dictionaries; `agent: NAME` stands for `agent.name: NAME`.
+
+    Values are plain data: NumPy's numbers and arrays, paths, enumerations and tuples become what YAML would hold.
+    """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{key!r} is no setting: a key must be text")
+            where = f" in {short_text(prefix[:-1])}" if prefix else ""
+            raise ConfigError(f"the key {short(key)}{where} is no setting: a key must be text")
+        name = prefix + key
+        if name.count(".") > DEEPEST:
+            raise ConfigError(f"unknown setting {short_text(name)}; `bircher config ENV` shows every setting")
         if isinstance(value, Mapping):
-            value = nested(value)
+            value = nested(value, f"{name}.")
         else:
-            key = SHORTCUTS.get(key, key)
+            key = key if prefix else SHORTCUTS.get(key, key)
+            value = _plain(name, value)
         for part in reversed(key.split(".")):
             value = {part: value}
+        _require_separate(tree, value, prefix)
         tree = merge(tree, value)
     return tree
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return plain_yaml.from_python(value)
+    except BadYAML as error:
+        raise ConfigError(f"{short_text(name)}={short(value)} is not possible: {error}") from None
+
+
+def _require_separate(tree: Mapping[str, Any], added: Mapping[str, Any], prefix: str) -> None:
+    """Refuse a group given once as a value and once by its settings, of which one would be dropped silently."""
+    for key, value in added.items():
+        if key not in tree:
+            continue
+        if isinstance(value, Mapping) and isinstance(tree[key], Mapping):
+            _require_separate(tree[key], value, f"{prefix}{key}.")
+        elif isinstance(value, Mapping) or isinstance(tree[key], Mapping):
+            name, both = short_text(prefix + key), (shown(tree[key]), shown(value))
+            raise ConfigError(f"{name} is given both as {both[0]} and as {both[1]}: leave one of them out")
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,21 +133,27 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
     """A layer whose every key exists, with values brought to their fields' types where nothing is lost.
 
     Raises:
-      ConfigError: an unknown key, or a value where a group of settings stands.
+      ConfigError: an unknown key, a value where a group of settings stands, or a number that 32 bits do not hold.
     """
 
     def walk(layer: Mapping[str, Any], part: type[BaseModel], prefix: str) -> dict[str, Any]:
         fields, result = _fields(part), {}
         for key, value in layer.items():
+            name = prefix + key
             if key not in fields:
-                raise ConfigError(f"unknown setting {prefix}{key}{_near_setting(prefix + key, model)}{where}")
+                name = next(iter(leaves({key: value}, prefix)), name)
+                raise ConfigError(f"unknown setting {short_text(name)}{near_setting(name, names(model))}{where}")
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{prefix}{key}={shown(value)}: {prefix}{key} is a group of settings "
+                    f"{name}={shown(value)}: {name} is a group of settings "
                     f"({', '.join(_fields(group))}), not a value{where}"
                 )
-            result[key] = walk(value, group, f"{prefix}{key}.") if group else _converted(fields[key], value)
+            result[key] = walk(value, group, f"{name}.") if group else _converted(fields[key], value)
+            unfit = None if group else _unfit(fields[key], result[key])
+            if unfit:
+                expectation = f"{expected(fields[key])}, {unfit}"
+                raise ConfigError(f"{name}={shown(value)} is not possible: expected {expectation}{where}")
         return result
 
     return walk(layer, model, "")
@@ -155,18 +183,30 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
 
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words: `a number, above 0, at most 1`."""
-    kinds = []
+    kinds, limits = [], list(field.metadata)
     for kind in _kinds(field):
+        if typing.get_origin(kind) is typing.Annotated:
+            kind, *annotations = typing.get_args(kind)
+            limits += [limit for found in annotations for limit in getattr(found, "metadata", [found])]
         if typing.get_origin(kind) is typing.Literal:
             kinds.append("one of " + ", ".join(str(choice) for choice in typing.get_args(kind)))
+        elif typing.get_origin(kind) is tuple:
+            kinds.append(_list_words(typing.get_args(kind)))
         else:
-            kinds.append(_WORDS.get(typing.get_origin(kind) or kind, "something else"))
+            kinds.append(_WORDS[typing.get_origin(kind) or kind])
     words = " or ".join(kinds)
-    for limit in field.metadata:
+    for limit in limits:
         for name, text in _LIMITS.items():
             if getattr(limit, name, None) is not None:
                 words += f", {text} {getattr(limit, name):,}"
     return words
+
+
+def _list_words(items: tuple[Any, ...]) -> str:
+    """What a tuple of these types takes, in words."""
+    noun, example = ("numbers", "[1.0, 0.5]") if items[0] is float else ("whole numbers", "[128, 128]")
+    count = "" if Ellipsis in items else {2: "two "}.get(len(items), f"{len(items)} ")
+    return f"a list of {count}{noun}, such as {example}"
 
 
 _WORDS = {
@@ -174,29 +214,39 @@ _WORDS = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    tuple: "a list of whole numbers, such as [128, 128]",
     dict: "a group of settings",
     type(None): "null",
 }
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
+GREATEST_FLOAT, LEAST_FLOAT = 3.4e38, 1.2e-38
+"""Magnitudes between which numbers of 32 bits have all of their digits."""
+GREATEST_INT = 2**31 - 1
+"""The greatest whole number of 32 bits; a field that takes more has a bound that says so."""
+LONGEST_LIST = 100
+"""Items of a setting that is a list."""
 
-def near(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest candidates, or nothing where none is near."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(by_lower[match] for match in found)}?" if found else ""
+
+def _unfit(field: FieldInfo, value: Any) -> str | None:
+    """Why a number, or one in a list, cannot be computed with in 32 bits; None where it can or its type is wrong."""
+    kinds = _kinds(field)
+    if isinstance(value, tuple):
+        items = {item for kind in kinds if typing.get_origin(kind) is tuple for item in typing.get_args(kind)}
+        if len(value) > LONGEST_LIST:
+            return f"of at most {LONGEST_LIST} items"
+        found = (_beyond_32_bits(item, float in items, True) for item in value)
+        return next((text for text in found if text), None)
+    bounded = any(getattr(limit, name, None) is not None for limit in field.metadata for name in ("lt", "le"))
+    scalars = {typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind for kind in kinds}
+    return _beyond_32_bits(value, float in scalars, int in scalars and not bounded)
 
 
-def _near_setting(key: str, model: type[BaseModel]) -> str:
-    """The nearest setting: by its whole name, or by its last word for one given without its group."""
-    known = names(model)
-    last = key.split(".")[-1]
-    ends = [name for name in known if name.split(".")[-1] == last]
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    by_end = {name.split(".")[-1]: name for name in known}
-    ends = ends or found or [by_end[end] for end in difflib.get_close_matches(last, by_end, n=1, cutoff=0.7)]
-    return f"; did you mean {', '.join(ends[:3])}?" if ends else "; `bircher config ENV` shows every setting"
+def _beyond_32_bits(value: Any, is_float: bool, is_int: bool) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if is_float and value and not LEAST_FLOAT <= abs(value) <= GREATEST_FLOAT:
+        return f"0 or of a magnitude from {LEAST_FLOAT:g} to {GREATEST_FLOAT:g}"
+    return f"at most {GREATEST_INT:,}" if is_int and not is_float and abs(value) > GREATEST_INT else None
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -216,17 +266,24 @@ def _kinds(field: FieldInfo) -> tuple[Any, ...]:
 def _converted(field: FieldInfo, value: Any) -> Any:
     """2e6 where a whole number is wanted, and a list where a tuple is; anything else is left for pydantic to judge."""
     kinds = _kinds(field)
-    if isinstance(value, float) and not math.isfinite(value):
+    tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
+    if isinstance(value, float) and not math.isfinite(value) and dict not in map(typing.get_origin, kinds):
         return str(value)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return int(value)
-    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
-        return tuple(value)
+    if isinstance(value, list) and tuples:
+        whole = float not in typing.get_args(tuples[0])
+        return tuple(_item(item, whole) for item in value)
     return value
 
 
+def _item(value: Any, whole: bool) -> Any:
+    """A number of a list, as a type that pydantic takes or refuses."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return int(value) if isinstance(value, float) and whole and value.is_integer() else value
+
+
 def shown(value: Any) -> str:
-    """A value as it would be written in YAML, on one line."""
-    if isinstance(value, tuple):
-        value = list(value)
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    """A value as it would be written in YAML, on one line and abbreviated."""
+    return as_yaml(value)

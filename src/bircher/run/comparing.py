@@ -18,7 +18,7 @@ from bircher.config import AGENTS, ConfigError
 from bircher.run import folder
 from bircher.run.cells import Cell, Variant
 from bircher.series import Line
-from bircher.settings import near
+from bircher.suggestions import near
 
 PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
 POINTS = 60
