@@ -14,11 +14,12 @@ from typing import Annotated
 import typer
 
 from bircher.cli import check, compare, games, inspect
-from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, SavedRun, Seed, told
+from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, OneSentenceGroup, SavedRun, Seed, told
 from bircher.version import __version__
 
 app = typer.Typer(
     name="bircher",
+    cls=OneSentenceGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

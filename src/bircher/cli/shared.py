@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from bircher.platforms import UnsupportedPlatform
 
@@ -23,6 +24,35 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the search, such as search.num_simulations=200.",
                    show_default=False),
 ]  # fmt: skip
+
+
+class OneSentenceGroup(typer.core.TyperGroup):
+    """Commands whose usage errors are one sentence on stderr, as all other refusals are."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        """Run a command; exit with its status."""
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **more)
+        try:
+            status = super().main(args, *rest, standalone_mode=False, **more)
+        except Exception as error:  # Typer before 0.20 raised the errors of another package, click
+            if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+                print(error.format_message(), file=sys.stderr)
+            else:
+                context = getattr(error, "ctx", None)
+                advice = f" (see {context.command_path} --help)" if context else ""
+                print_refusal(error.format_message().rstrip(".") + advice)
+            sys.exit(REFUSED)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def print_refusal(sentence: str) -> None:
+    """Print a sentence on stderr, on one line."""
+    from bircher.quoting import one_line
+
+    print(f"bircher: {one_line(sentence)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -41,5 +71,5 @@ def told(status: int = REFUSED) -> Iterator[None]:
 
         if not isinstance(error, begin.FAILURES + begin.REFUSALS):
             raise
-        print("bircher: " + " ".join(str(error).split()), file=sys.stderr)
+        print_refusal(str(error))
         raise typer.Exit(FAILED if isinstance(error, begin.FAILURES) else status) from None
