@@ -57,6 +57,14 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "steps=soon"], "steps=soon is not possible: expected a whole number"),
         (["CartPole-v1", "replay.fraction=2"], "replay.fraction=2 is not possible: expected a number, at least 0.0"),
         (["CartPole-v1", "replay.capacity=1e15"], "lower replay.capacity="),
+        (["CartPole-v1", "model.latent_width=1e9"], "are left: lower model.latent_width=1,000,000,000"),
+        (["CartPole-v1", "model.head_widths=[64, 2147483647]"], "lower model.head_widths=2,147,483,647"),
+        (["CartPole-v1", "optimiser.batch_size=16777216", "optimiser.minibatches=16"], "lower optimiser.batch_size="),
+        (["CartPole-v1", "search.num_simulations=1e9"], "expected a whole number, at least 0, at most 100,000"),
+        (
+            ["CartPole-v1", "env.num_envs=131072", "loop.rollout_length=16384", "replay.capacity=1e15"],
+            "is 2,147,483,648 steps a rollout: expected at most 2,147,483,647",
+        ),
         (["CartPole-v1", "replay={place: host, capacity: 512, observation_bytes: 9}"], "observation_bytes=24 or more"),
         (["CartPole-v1", "replay.observation_bytes=9"], "set replay.place=host, or leave observation_bytes at null"),
         (
@@ -71,7 +79,7 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["Pendulum-v1"], "supports discrete actions only"),
         (["Blackjack-v1"], "supports one array as observation"),
         (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
-        (["CartPole-v1", "backend"], "'backend' is no setting"),
+        (["CartPole-v1", "backend"], "'backend' is no setting: expected KEY=VALUE"),
         (["--resume", "nowhere"], "nowhere is no run: there is no such folder"),
         (["--resume", "nowhere", "--out", "run"], "--out cannot be given with it"),
         ([], "no environment was given"),

@@ -55,7 +55,7 @@ class LoopConfig(BaseModel):
 
     name: Literal["synchronous", "pipeline"] = "synchronous"
     """`pipeline` makes a rollout while it learns from the one before, on two cores; its policy is one rollout older."""
-    rollout_length: int = Field(16, ge=1)
+    rollout_length: int = Field(16, ge=1, le=2**20)
     """T, the steps of each environment in a rollout; also the length of the sequences learnt from."""
 
 
@@ -103,6 +103,11 @@ class Config(BaseModel):
     def _can_work(self) -> Config:
         """Refuse combinations that cannot work; the learner and the replay say so themselves."""
         rollout = self.env.num_envs * self.loop.rollout_length
+        if rollout > settings.GREATEST_INT:
+            raise ValueError(
+                f"env.num_envs={self.env.num_envs} times loop.rollout_length={self.loop.rollout_length} is {rollout:,} "
+                f"steps a rollout: expected at most {settings.GREATEST_INT:,}"
+            )
         updates_per_iteration(self.optimiser, rollout)
         require_rows(self.optimiser, self.loop.rollout_length)
         replay.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)

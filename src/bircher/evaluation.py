@@ -42,7 +42,7 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    count: int = Field(10, ge=0)
+    count: int = Field(10, ge=0, le=100_000)
     """Evaluations, spread evenly over the steps, the last at the end; 0 makes none."""
     episodes: int = Field(16, ge=1)
     """Episodes of each."""

@@ -27,7 +27,7 @@ class OptimiserConfig(BaseModel):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0, le=2**24)
     """Sequences in each update."""
     window: int | None = Field(None, gt=0)
     """Rows of each sequence that an update learns from, at a random place; None: all. Targets see whole sequences.
@@ -36,9 +36,9 @@ class OptimiserConfig(BaseModel):
     """
     updates_per_step: float = Field(1 / 128, gt=0)
     """Updates for each environment step."""
-    minibatches: int = Field(1, gt=0)
+    minibatches: int = Field(1, gt=0, le=2**20)
     """Updates that share one computation of targets; 1 recomputes them for each (the paper)."""
-    epochs: int = Field(1, gt=0)
+    epochs: int = Field(1, gt=0, le=10_000)
     """Times each of those batches is used."""
     pieces: int | None = Field(None, gt=0)
     """Rows of the pieces that sequences are cut into and dealt out to minibatches, anew for each epoch (PPO: 1); None:

@@ -33,7 +33,7 @@ class ReplayConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    capacity: int = Field(100_000, gt=0)
+    capacity: int = Field(100_000, gt=0, lt=2**53)
     """Steps kept, over all environments."""
     place: Literal["device", "host"] = "device"
     """Where: beside the networks, or in the host's memory, with what the next updates are given drawn ahead."""

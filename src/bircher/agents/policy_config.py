@@ -20,7 +20,7 @@ class CMPOConfig(BaseModel):
 
     clip_bound: Annotated[float, Field(gt=0)] | None = 1.0
     """c of equation 7; null leaves advantages unclipped."""
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=0, le=100_000)] = 0
     """0 takes the exact policy over all actions; N samples N actions from the prior (the paper: 16)."""
     baseline: Literal["value", "expected_q"] = "value"
     """What q^ is compared with: v^_prior (the paper) or the prior's expectation of q^."""

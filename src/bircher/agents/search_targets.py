@@ -29,7 +29,7 @@ class ReturnConfig(BaseModel):
 
     kind: Literal["n_step", "lambda", "outcome"] = "n_step"
     """`outcome` learns only from rows whose game ends within their sequence."""
-    steps: Annotated[int, Field(ge=1)] = 10
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
     """n of the n-step return."""
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
     bootstrap: Literal["search", "network"] = "search"

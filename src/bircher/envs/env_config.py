@@ -13,17 +13,17 @@ class EnvConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
-    num_envs: int = Field(64, ge=1)
+    num_envs: int = Field(64, ge=1, le=2**17)
     """Environments stepped together."""
     max_steps: int | None = Field(None, ge=1)
     """Actions after which an episode is truncated; null leaves the environment's own limit."""
-    action_repeat: int | None = Field(None, ge=1)
+    action_repeat: int | None = Field(None, ge=1, le=10_000)
     """Steps that each action lasts, their rewards summed, in Gymnasium's environments; null: 1, Atari's 4."""
-    stack: int = Field(1, ge=1)
+    stack: int = Field(1, ge=1, le=256)
     """Observations joined along the last axis, the newest last."""
-    num_threads: int | None = Field(None, ge=1)
+    num_threads: int | None = Field(None, ge=1, le=1024)
     """EnvPool's threads; null takes one a core."""
-    num_workers: int | None = Field(None, ge=0)
+    num_workers: int | None = Field(None, ge=0, le=1024)
     """Gymnasium's processes, 0 for none; null takes one a core for pictures, else none."""
     backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
     """Which adapter; null takes the quickest that has the environment."""

@@ -33,7 +33,7 @@ class ModelConfig(TorsoConfig):
     """First rows of each sequence that only bring the memory up to date: nothing is learnt from them (R2D2)."""
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
-    unroll_steps: int = Field(5, ge=1)
+    unroll_steps: int = Field(5, ge=1, le=1000)
     """K, the steps that the model is unrolled in the loss (Muesli: 5)."""
     num_atoms: int = Field(601, ge=2)
     """Atoms of value and reward (papers: 601)."""

@@ -51,17 +51,17 @@ class TorsoConfig(BaseModel):
     """Channels of the small convolution, or of a grid's latent (`muzero_resnet`: 256)."""
     kernel: int = Field(3, ge=1)
     """Side of the convolution that sees the observation: for four in a row 4."""
-    num_blocks: int = Field(1, ge=1)
+    num_blocks: int = Field(1, ge=1, le=200)
     """Residual blocks of a grid's representation, of `muzero_resnet` those behind the last halving (16); its dynamics
     have one less."""
     sections: tuple[int, ...] = (16, 32, 32)
     """Channels of each section of `impala`; each halves the image."""
-    section_blocks: int = Field(2, ge=1)
+    section_blocks: int = Field(2, ge=1, le=200)
     """Residual blocks of each section of `impala`."""
     dense_width: int | None = Field(None, gt=0)
     """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `feature_points` or `impala` and the latent; null: 512
     for `nature_cnn`, else 256."""
-    halvings: int | None = Field(None, ge=1)
+    halvings: int | None = Field(None, ge=1, le=16)
     """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
 
     @model_validator(mode="after")

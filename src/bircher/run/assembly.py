@@ -219,16 +219,17 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
     needed = 2 * replay
     free = machine.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if parts.learner.apart is None else "in the host's memory"
-    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {_size(replay)} {place}"
+    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {size(replay)} {place}"
     if config.replay.observation_bytes is not None:
         text += f", with {config.replay.observation_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:
         raise NotEnoughMemory(
-            f"{text}, and as much again while a checkpoint is written, and {_size(free)} are left: "
+            f"{text}, and as much again while a checkpoint is written, and {size(free)} are left: "
             f"lower replay.capacity={config.replay.capacity:,}"
         )
     return text
 
 
-def _size(number: int) -> str:
+def size(number: float) -> str:
+    """A number of bytes in words."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"

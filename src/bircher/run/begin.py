@@ -22,7 +22,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed
 from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
 from bircher.machine import DeviceError
-from bircher.run import assembly, folder, loaded
+from bircher.run import assembly, folder, loaded, memory
 from bircher.run.assembly import NotEnoughMemory, Parts
 from bircher.run.folder import RunFolderError
 from bircher.run.loaded import LoadedAgent
@@ -133,6 +133,7 @@ def _prepare(
     try:
         assembly.require_symmetries(config, env.spec)
         parts = assembly.make_parts(config, env.spec)
+        memory.require_memory(config, parts, device)
         sentences = (assembly.replay_sentence(config, parts, device), assembly.probe_env(config, source))
         if config.debug:
             probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")

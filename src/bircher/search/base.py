@@ -14,7 +14,7 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_simulations: int = Field(50, ge=0)
+    num_simulations: int = Field(50, ge=0, le=100_000)
     """Simulations of each search (MuZero: 50 on Atari, 800 on boards); 0 acts by the network alone."""
     max_depth: int | None = Field(None, ge=1)
     """Edges from the root beyond which the tree does not grow; none by default."""
