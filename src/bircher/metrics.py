@@ -88,7 +88,26 @@ _TABLE = (
     ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),
     ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
     ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),
+    (
+        "act/observation_size",
+        "1",
+        "root mean square, over the batch's rows, of the number of an observation for which it is largest; before any "
+        "normalisation; not logged for booleans and images in bytes",
+    ),
+    ("act/observation_deviation", "1", "standard deviation of the number of an observation that varies most; the same"),
+    (
+        "act/repeated_observations",
+        "share",
+        "transitions of replayed sequences whose observation and action occur at least twice in them; first rows aside",
+    ),
+    (
+        "act/reward_ambiguity",
+        "share",
+        "of the variance of these transitions' rewards, what remains between equal observations and actions",
+    ),
     ("target/value_mean", "return", "mean of the value targets"),
+    ("target/value_size", "return", "mean absolute value of the value targets"),
+    ("target/value_square", "return²", "mean square of the value targets"),
     ("target/replay_age", "env steps", "mean age of the batch's steps: the replayed share times the ring's mean age"),
     ("target/advantage_mean", "1", "mean of the normalised advantages"),
     ("target/advantage_scale", "return", "root of the moving second moment by which advantages are divided"),

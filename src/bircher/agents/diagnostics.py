@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bircher.agents.terms import Products
 from bircher.ops import distributions, losses
@@ -94,10 +94,32 @@ def common(held: Products) -> dict[str, Array]:
         "act/entropy": losses.masked_mean(entropy, target.mask),
         "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), target.mask & (legal > 1)),
         "target/value_mean": mean(target.value),
+        "target/value_size": mean(jnp.abs(target.value)),
+        "target/value_square": mean(jnp.square(target.value)),
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
         "model/latent_deviation": _deviation(held.encoded[:, : entropy.shape[1]], target.mask),
+        **observation_scale(rows.observation[:, : entropy.shape[1]], target.mask),
+    }
+
+
+def observation_scale(observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> dict[str, Array]:
+    """Compute how large the numbers of an observation are, and how much they vary between the rows in `mask`.
+
+    Both are taken from the number of the observation for which they are largest.  Booleans and the bytes of an image
+    have a known scale, and give no metric.
+    """
+    bytes_of_an_image = observation.dtype == jnp.uint8 and observation.ndim == 5
+    if observation.dtype == jnp.bool_ or bytes_of_an_image:
+        return {}
+    rows = observation.reshape(*mask.shape, -1).astype(jnp.float32)
+    weight = mask[..., None] / jnp.maximum(mask.sum(), 1)
+    average = (rows * weight).sum((0, 1))
+    variance = (jnp.square(rows - average) * weight).sum((0, 1))
+    return {
+        "act/observation_size": jnp.sqrt((jnp.square(average) + variance).max()),
+        "act/observation_deviation": jnp.sqrt(variance.max()),
     }
 
 

@@ -1,4 +1,4 @@
-"""A run's model held against fresh episodes: numbers and a picture."""
+"""A run's model held against fresh episodes: numbers and a picture; and what its observations leave open."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from typing import Any
 
 import jax
 
-from bircher import actor, diagnosis, viz
+from bircher import actor, ambiguity, diagnosis, viz
 from bircher.agents.base import Agent
 from bircher.config import Config
 from bircher.envs.base import failure
 from bircher.evaluation import EvaluationFailed
 from bircher.learner import Learner
 from bircher.run import assembly
+from bircher.run.assembly import Parts
 from bircher.run.loaded import LoadedAgent
 from bircher.run.replayed import Replayed
 from bircher.types import Key, Policy, Trajectory
 
 NUM_ENVS = 32
 """Episodes followed side by side."""
+MOST_SEQUENCES, MOST_BYTES = 256, 2**22
+"""Limits of the sample in which equal observations are searched for."""
 
 
 def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, Any]:
@@ -72,6 +75,37 @@ class Monitor:
         self._key, sample_key, look_key = jax.random.split(self._key, 3)
         rows = self._replayed(state, sample_key)
         return {} if rows is None else diagnosis.as_metrics(self._program(policy, rows, look_key))
+
+
+class AmbiguityMonitor:
+    """Measures, over sequences of the replay, whether rewards differ after equal observations and actions."""
+
+    def __init__(self, parts: Parts, config: Config):
+        shapes = Replayed(parts.learner, 1).shapes(parts.template.replay)
+        count = MOST_BYTES // max(assembly.num_bytes(shapes.observation), 1)
+        self._replayed = Replayed(parts.learner, min(max(count, NUM_ENVS), MOST_SEQUENCES))
+        self._key = jax.random.key(config.seed)
+
+    def __call__(self, state: Any) -> dict[str, float]:
+        """Metrics by name; none before the replay holds a sequence."""
+        self._key, sample_key = jax.random.split(self._key)
+        rows = self._replayed(state, sample_key)
+        return {} if rows is None else ambiguity.measure(jax.device_get(rows._replace(extras={})))
+
+
+class Monitors:
+    """The measurements that an evaluation makes on the replay, as far as the run has a use for them."""
+
+    def __init__(self, parts: Parts, config: Config):
+        model = parts.agent.look is not None and config.evaluation.diagnose
+        self._model = Monitor(parts.agent, parts.learner, config) if model else None
+        remembers = config.model.memory != "none"
+        self._ambiguity = None if remembers else AmbiguityMonitor(parts, config)
+
+    def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
+        """Metrics by name."""
+        metrics = self._model(policy, state) if self._model else {}
+        return metrics | (self._ambiguity(state) if self._ambiguity else {})
 
 
 def draw(found: dict[str, Any], path: Path) -> Path:

@@ -57,8 +57,7 @@ class Training:
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         mode, limit = config.evaluation.mode, config.evaluation.max_steps
-        model = parts.agent.look is not None and config.evaluation.diagnose
-        self._monitor = diagnosing.Monitor(parts.agent, parts.learner, config) if model else None
+        self._monitor = diagnosing.Monitors(parts, config)
         self._gauge = gauging.Gauge(parts, config) if config.evaluation.gradients else None
         self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", limit)
 
@@ -217,7 +216,7 @@ class Training:
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
-            told = self._monitor(policy, self._train.replay) if self._monitor else {}
+            told = self._monitor(policy, self._train.replay)
             told |= self._gauge(self._train) if self._gauge else {}
             self._journal.write(self._counters_now(), scores(report) | told)
 
