@@ -66,7 +66,7 @@ PLANTED = {
     9: lambda story: set_all(story, "act/kl_to_behaviour", 2.5, 0.4),
     10: lambda story: set_all(story, "eval/return_mean", -100.0),
     11: lambda story: set_all(story, "speed/acting_share", 0.95),
-    12: lambda story: set_all(story, "act/deaths_at_longest", 0.9),
+    12: lambda story: set_all(story, "act/deaths_at_longest", 0.9, 0.1),
     13: lambda story: set_all(story, "model/latent_deviation", 0.003, 0.6),
 }
 

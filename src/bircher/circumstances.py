@@ -62,21 +62,23 @@ def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-LIMITED, SHORTEST = 0.5, 10
-"""Of the episodes; and the length from which on a common length is no nature of the game."""
+LIMITED, SHORTEST, VARYING = 0.5, 10, 0.9
+"""Of the episodes; the length from which on a common length is no nature of the game; and the share of them at the
+longest length below which lengths varied.  A task whose episodes all have one length ends by its own rules."""
 
 
 def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Most episodes die at the very same length: a time limit that the environment calls an end."""
-    share = series(lines, "act/deaths_at_longest").since(0.2 * facts.steps)
+    """Lengths varied, and then most episodes died at the very same length: a time limit reported as termination."""
+    shares = series(lines, "act/deaths_at_longest")
+    share = shares.since(0.2 * facts.steps)
     if len(share) >= 3 and float(np.median(share.values)) > LIMITED:
         length = series(lines, "act/episode_length").since(0.2 * facts.steps)
-        if length.values.mean() < SHORTEST:
+        if length.values.mean() < SHORTEST or shares.values.min() >= VARYING:
             return
         yield Flag(
             12, "time limit treated as death",
             f"{np.median(share.values):.0%} of the episodes end as terminal at exactly the greatest length there is "
-            f"(mean {length.values.mean():,.0f})",
+            f"(mean {length.values.mean():,.0f}), and others were shorter",
             "the environment reports its time limit as termination: values learn that it is an end",
             "report it as truncation (Gymnasium: truncated=True), or set env.max_steps just below it",
         )  # fmt: skip
