@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 from bircher import doctor
 from bircher.config import Config
 from bircher.run import folder
-from bircher.series import Packed, series
+from bircher.series import Line, Packed, series
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
 LINES = 2_000
+EPISODES = 20
+"""Fewest training episodes that a return is judged by."""
 """Most that a watch remembers, some 1 MB; of more, every second is forgotten, but for evaluations."""
 
 
@@ -55,8 +57,7 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
         return float(np.median(values)) if len(values) else math.nan
 
     acting, memory = usual("speed/acting_share"), series(lines, "speed/memory_bytes").values
-    norms, returns = series(lines, "model/gradient_norm").values, series(lines, "act/episode_return").values
-    tenth = max(len(returns) // 10, 1)
+    norms = series(lines, "model/gradient_norm").values
     speed = [f"{usual(f'speed/{name}_per_second'):,.0f} {word}" for name, word in _SPEEDS]
     replay, optimiser = config.replay, config.optimiser
     share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
@@ -82,9 +83,8 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
         ),
         (
             "nothing is learnt?",
-            (f"returns of {returns[:tenth].mean():.4g}, then {returns[-tenth:].mean():.4g}: " if len(returns) else "")
-            + "an act/entropy_share near 1 was taught nothing, near 0 it stopped exploring (losses.entropy.weight); "
-            "then more steps, and `bircher diagnose` for the model",
+            f"{course(lines)}an act/entropy_share near 1 was taught nothing, near 0 it stopped exploring "
+            "(losses.entropy.weight); then more steps, and `bircher diagnose` for the model",
         ),
     ]
 
@@ -104,6 +104,32 @@ def _quicker(config: Config, acts: bool) -> list[str]:
 
 
 _SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))
+def course(lines: Sequence[Line]) -> str:
+    """How returns went: by the evaluations where there are two or more, else by training's first and last episodes.
+
+    A line of metrics may hold a single episode, so that lines are taken together until they hold enough.
+    """
+    tested = series(lines, "eval/return_mean").values
+    if len(tested) > 1:
+        best = f", {tested.max():.4g} at best" if tested.max() > tested[-1] else ""
+        return f"evaluations of {tested[0]:.4g} at first and {tested[-1]:.4g} at last{best}: "
+    counted = [line for line in lines if not math.isnan(line.get("act/episode_return", math.nan))]
+    if not counted:
+        return ""
+    ended = np.diff([line.get("episodes", 0) for line in counted], prepend=0)
+    returns = np.array([line["act/episode_return"] for line in counted])
+    least = max(ended.sum() / 10, EPISODES)
+    first, last = (_mean_of_first(returns[::way], ended[::way], least) for way in (1, -1))
+    return f"training returns of {first:.4g} at first and {last:.4g} at last: "
+
+
+def _mean_of_first(returns: np.ndarray, ended: np.ndarray, least: float) -> float:
+    """The mean of the first `least` episodes or more, of lines that hold `ended` episodes each."""
+    count = int(np.searchsorted(np.cumsum(ended), least)) + 1
+    weights = np.maximum(ended[:count], 1)
+    return float(np.average(returns[:count], weights=weights))
+
+
 
 
 class Watch:
