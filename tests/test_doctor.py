@@ -10,7 +10,7 @@ import pytest
 from bircher import doctor
 from bircher.run import doctoring
 
-FACTS = doctor.Facts(100_000, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75)
+FACTS = doctor.Facts(100_000, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75, atom_distance=0.8)
 PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
 SHARES = {"cmpo": 0.2, "value": 0.5, "model_reward": 0.3}
 
@@ -27,12 +27,14 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
             "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
             "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
-            "model/latent_deviation": 0.15,
+            "model/latent_deviation": 0.15, "act/observation_size": 1.2, "act/observation_deviation": 0.6,
+            "target/value_size": 20.0, "target/value_square": 500.0,
         }  # fmt: skip
         if i % 10 == 0:
             line |= {f"gradient/{term}_share": value for term, value in SHARES.items()}
             line |= {f"gradient/{term}_{part}": 0.1 for term in SHARES for part in PARTS}
         if i % 20 == 19:
+            line |= {"act/repeated_observations": 0.9, "act/reward_ambiguity": 0.02}
             line["eval/return_mean"] = line["act/episode_return"] + 3
         story.append(line)
     return story
@@ -54,6 +56,29 @@ def plant_dead_part(story):
         set_all(story, f"gradient/{term}_dynamics", 0.0)
 
 
+def plant_out_of_scale(story):
+    set_all(story, "act/observation_size", 30_000.0)
+    set_all(story, "act/observation_deviation", 50.0)
+
+
+def plant_coarse(story):
+    """Rewards of 0.001: the value's loss is tiny, and it explains nothing."""
+    set_all(story, "target/value_size", 0.002)
+    set_all(story, "target/value_square", 0.002**2)
+    set_all(story, "target/explained_variance", -0.4)
+    for line in story:
+        line["loss/value"] = 0.001
+
+
+def plant_memoryless(story):
+    rng = np.random.default_rng(1)
+    for line in story:
+        line["act/episode_return"] = rng.normal()
+        line["target/explained_variance"] = 0.1
+    set_all(story, "eval/return_mean", 0.1)
+    set_all(story, "act/reward_ambiguity", 0.95)
+
+
 PLANTED = {
     1: plant_dominant,
     2: lambda story: set_all(story, "act/entropy_share", 0.001),
@@ -68,6 +93,9 @@ PLANTED = {
     11: lambda story: set_all(story, "speed/acting_share", 0.95),
     12: lambda story: set_all(story, "act/deaths_at_longest", 0.9, 0.1),
     13: lambda story: set_all(story, "model/latent_deviation", 0.003, 0.6),
+    14: plant_out_of_scale,
+    15: plant_coarse,
+    16: plant_memoryless,
 }
 
 
@@ -84,7 +112,10 @@ def test_each_flag_is_raised_by_what_it_is_for_and_by_nothing_else(number):
     assert all(len(text) > 5 for text in flag[1:])
 
 
-@pytest.mark.parametrize(("cause", "consequence"), [(2, 1), (2, 6), (13, 3), (13, 4), (13, 5), (13, 6)])
+@pytest.mark.parametrize(
+    ("cause", "consequence"),
+    [(2, 1), (2, 6), (13, 3), (13, 4), (13, 5), (13, 6), (14, 13), (14, 3), (15, 4), (16, 3)],
+)
 def test_a_flag_stands_for_its_consequences(cause, consequence):
     story = healthy()
     PLANTED[consequence](story)

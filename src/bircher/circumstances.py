@@ -82,3 +82,44 @@ def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             "the environment reports its time limit as termination: values learn that it is an end",
             "report it as truncation (Gymnasium: truncated=True), or set env.max_steps just below it",
         )  # fmt: skip
+
+
+AMBIGUOUS, REPEATED, MEASURES = 0.5, 0.1, 2
+"""Of the variance of rewards, and of the transitions; and the fewest measurements."""
+FORETOLD, BETTER = 0.5, 0.3
+"""Explained variance, and the rise of returns as a share of their range, from which on the agent does learn."""
+
+
+def memoryless(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Equal observations and actions are followed by different rewards, nothing is learnt, and nothing is remembered.
+
+    A random environment looks the same, so that the flag needs an agent that does not improve.
+    """
+    ambiguity, repeated = (
+        series(lines, f"act/{name}").since(0.2 * facts.steps).values
+        for name in ("reward_ambiguity", "repeated_observations")
+    )
+    explained = series(lines, "target/explained_variance").since(0.5 * facts.steps).values
+    if facts.memory or len(ambiguity) < MEASURES or not len(explained) or rise(lines) is None:
+        return
+    share, often, foretold = (float(np.median(values)) for values in (ambiguity, repeated, explained))
+    if share < AMBIGUOUS or often < REPEATED or foretold > FORETOLD or rise(lines) > BETTER:
+        return
+    stacked = f" (now {facts.stack})" if facts.stack > 1 else ""
+    yield Flag(
+        16, "memory is missing",
+        f"{often:.0%} of the replayed transitions have an observation and an action that occur again, {share:.0%} of "
+        "the variance of their rewards remains between equal ones, and returns do not rise",
+        "what decides was seen earlier in the episode, and the agent does not remember it; or rewards are random",
+        f"model.memory=lstm, or a higher env.stack{stacked} where it was seen a few steps before",
+    )  # fmt: skip
+
+
+def rise(lines: Sequence[Line]) -> float | None:
+    """How far the last third of training's returns lies above the first, as a share of their range; None of few."""
+    returns = series(lines, "act/episode_return").values
+    third = len(returns) // 3
+    if third < 2:
+        return None
+    spread = float(np.quantile(returns, 0.95) - np.quantile(returns, 0.05))
+    return float(returns[-third:].mean() - returns[:third].mean()) / max(spread, 1e-12)

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bircher import metrics
-from bircher.circumstances import evaluation_apart, limit_as_death, waiting
+from bircher.circumstances import evaluation_apart, limit_as_death, memoryless, waiting
 from bircher.flags import Facts, Flag, Rule
-from bircher.series import Line, held, last_run, series, unfaded
+from bircher.scales import coarse_support, is_coarse, observations_out_of_scale, saturated
+from bircher.series import Line, Series, held, last_run, series, unfaded
 
 
 def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
@@ -24,9 +25,10 @@ def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
     return [flag for flag in flags if flag.number not in explained]
 
 
-CONSEQUENCES = {2: (1, 6), 13: (3, 4, 5, 6)}
+CONSEQUENCES = {2: (1, 6), 13: (3, 4, 5, 6), 14: (1, 3, 4, 5, 6, 13), 15: (3, 4, 5), 16: (3, 4)}
 """A policy that is certain has no gradient left: the other terms have all of it.  To a network that sees nothing all
-actions are alike, whatever was done."""
+actions are alike, whatever was done; it sees nothing where observations are out of scale.  Where returns cannot be
+resolved or foretold, values explain nothing and no action seems better than another."""
 
 
 HOLDING_BACK = ("entropy", "kl_to_behaviour")
@@ -95,7 +97,8 @@ a value is right: where all returns are alike, as on a solved CartPole, its last
 
 def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Values predict returns worse than a constant would."""
-    wrong = [line for line in lines if line.get("loss/value", math.inf) > LEARNT]
+    coarse = is_coarse(lines, facts)  # then the loss is small whatever the value says
+    wrong = [line for line in lines if coarse or line.get("loss/value", math.inf) > LEARNT]
     explained = series(wrong, "target/explained_variance")
     late = explained.since(explained.env_steps.max(initial=0.0) / 2)
     if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < UNEXPLAINED:
@@ -161,23 +164,6 @@ def spike(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             return
 
 
-OVERFLOW = 0.001
-
-
-def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Targets beyond what the atoms can tell."""
-    overflow = series(lines, "target/support_overflow")
-    if len(overflow) and overflow.values.max() > OVERFLOW:
-        worst = int(overflow.values.argmax())
-        yield Flag(
-            8, "saturated support",
-            f"{overflow.values[worst]:.1%} of the value and reward targets lay beyond model.support={facts.support:g} "
-            f"at learner step {overflow.learner_steps[worst]:,.0f}, and were clipped",
-            "returns are greater than the categorical support reaches",
-            "raise model.support (of h(x) where model.transform is true)",
-        )  # fmt: skip
-
-
 STALE = 1.0
 
 
@@ -214,6 +200,6 @@ def blind(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
 
 RULES: tuple[Rule, ...] = (
     dominant_term, entropy_collapse, entropy_stuck, unexplained, idle_cmpo, dead_part, spike, saturated, stale_replay,
-    evaluation_apart, waiting, limit_as_death, blind,
+    evaluation_apart, waiting, limit_as_death, blind, observations_out_of_scale, coarse_support, memoryless,
 )  # fmt: skip
 """By number, from 1."""

@@ -11,23 +11,38 @@ from typing import Any
 import numpy as np
 
 from bircher import doctor
+from bircher.agents.base import weights_at
 from bircher.config import Config
 from bircher.run import folder
 from bircher.series import Line, Packed, series
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
-LINES = 2_000
 EPISODES = 20
 """Fewest training episodes that a return is judged by."""
+LINES = 2_000
 """Most that a watch remembers, some 1 MB; of more, every second is forgotten, but for evaluations."""
 
 
 def facts(config: Config) -> doctor.Facts:
     """What the flags must know besides the metrics."""
-    terms = tuple(config.losses.weights())
-    replay, clipped = config.replay, config.env.reward_clip is not None
-    return doctor.Facts(config.steps, config.model.support, terms, replay.capacity, replay.fraction, clipped)
+    weights = config.losses.weights()
+    replay, model = config.replay, config.model
+    categorical = model.value_head == "categorical"
+    return doctor.Facts(
+        steps=config.steps,
+        support=model.support,
+        terms=tuple(weights),
+        weights=tuple(float(np.max([weights_at(weights, share)[name] for share in (0.0, 1.0)])) for name in weights),
+        replay_capacity=replay.capacity,
+        replay_fraction=replay.fraction,
+        rewards_clipped=config.env.reward_clip is not None,
+        normalizes_observations=getattr(config.agent, "normalise_observations", None),
+        atom_distance=model.make_support().width if categorical else 0.0,
+        transform=model.transform,
+        memory=model.memory != "none",
+        stack=config.env.stack,
+    )
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:
@@ -89,21 +104,6 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
     ]
 
 
-def _deals(config: Config) -> bool:
-    """Whether rollouts are dealt out in epochs, from which updates and batches follow."""
-    return config.optimiser.epochs > 1
-
-
-def _quicker(config: Config, acts: bool) -> list[str]:
-    """What would make a run quicker that mostly acts, or mostly learns."""
-    updates = f"optimiser.epochs (now {config.optimiser.epochs})" if _deals(config) else "optimiser.updates_per_step"
-    advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
-    advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
-    evaluations = config.evaluation.count
-    return [*advice, "a smaller network", *([f"a lower evaluation.count (now {evaluations})"] if evaluations else [])]
-
-
-_SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))
 def course(lines: Sequence[Line]) -> str:
     """How returns went: by the evaluations where there are two or more, else by training's first and last episodes.
 
@@ -130,6 +130,21 @@ def _mean_of_first(returns: np.ndarray, ended: np.ndarray, least: float) -> floa
     return float(np.average(returns[:count], weights=weights))
 
 
+def _deals(config: Config) -> bool:
+    """Whether rollouts are dealt out in epochs, from which updates and batches follow."""
+    return config.optimiser.epochs > 1
+
+
+def _quicker(config: Config, acts: bool) -> list[str]:
+    """What would make a run quicker that mostly acts, or mostly learns."""
+    updates = f"optimiser.epochs (now {config.optimiser.epochs})" if _deals(config) else "optimiser.updates_per_step"
+    advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
+    advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
+    evaluations = config.evaluation.count
+    return [*advice, "a smaller network", *([f"a lower evaluation.count (now {evaluations})"] if evaluations else [])]
+
+
+_SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))
 
 
 class Watch:
