@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +118,49 @@ def test_shortcuts_stand_for_names() -> None:
 def test_debug_makes_everything_tiny_but_what_is_set_by_hand() -> None:
     config = compose("CartPole-v1", ["debug=true", "env.num_envs=3"])
     assert (config.steps, config.env.num_envs) == (DEBUG["steps"], 3)
+
+
+def test_values_from_python_are_as_plain_as_those_of_a_file() -> None:
+    class Kind(enum.Enum):
+        PPO = "ppo"
+
+    given = {
+        "agent": Kind.PPO, "seed": np.int64(3), "steps": np.float32(400), "model.torso_widths": np.array([8, 8]),
+        "losses": {"value": {"weight": np.float32(0.5)}}, "preset": Path("default_ppo"), "debug": np.bool_(False),
+        "env": {"options": {"length": (np.int32(4), 2.5)}},
+    }  # fmt: skip
+    config = compose("toy/cliff", given)
+    assert (config.agent.name, config.seed, config.steps, config.model.torso_widths) == ("ppo", 3, 400, (8, 8))
+    assert config.env.options == {"length": [4, 2.5]} and type(config.losses.weights()["value"]) is float
+
+
+endless: dict = {}
+endless["a"] = endless
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"seed": np.array([3])}, r"^seed=\[3\] is not possible: expected a whole number"),
+        ({"seed": 10**400}, r"^seed=2\*\*1328\.\.\. is not possible"),
+        ({"optimiser": {None: 1}}, "^the key None in optimiser is no setting"),
+        (
+            {"optimiser.learning_rate": {"a": 1}},
+            r"^optimiser\.learning_rate=\{a: 1\} is not possible: expected a number",
+        ),
+        ({"optimiser.learning_rate": 1e300}, r"of a magnitude from 1\.2e-38 to 3\.4e\+38$"),
+        ({"model.torso_widths": range(3)}, r"^model\.torso_widths=range\(0, 3\) is not possible: expected a list"),
+        ({"env.options": {"a": object()}}, r"^env\.options\.a holds a value of type object: expected text, numbers"),
+        ({"env": endless}, r"^unknown setting env\.a\.a\.a"),
+        ({"": 1}, "^unknown setting ''"),
+        ({"env.id": "CartPole-v1"}, r"^env\.id=CartPole-v1 is given with the environment toy/cliff: leave one out"),
+        ({"agent.cmpo": 3, "agent.cmpo.samples": 1}, r"^agent\.cmpo is given both as 3 and as \{samples: 1\}"),
+    ],
+)
+def test_values_from_python_are_refused_in_one_sentence(given: dict, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as refusal:
+        compose("toy/cliff", given)
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 300
 
 
 def test_a_callable_is_named_but_not_kept() -> None:

@@ -80,6 +80,8 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["Blackjack-v1"], "supports one array as observation"),
         (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
         (["CartPole-v1", "backend"], "'backend' is no setting: expected KEY=VALUE"),
+        (["CartPole-v1", "--out", "x" * 5000], "cannot be written: File name too long"),
+        (["--resume", "x" * 5000], "is no run: there is no such folder"),
         (["--resume", "nowhere"], "nowhere is no run: there is no such folder"),
         (["--resume", "nowhere", "--out", "run"], "--out cannot be given with it"),
         ([], "no environment was given"),

@@ -12,7 +12,8 @@ from mutations import LAUGHS, MERGES
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1:30", "1:30"), ("017", 17), ("2e6", 2e6), ("1e-3", 1e-3), ("9_000", 9000), ("0x1F", 31), ("+3", 3),
+        ("1:30", "1:30"), ("2020-13-45", "2020-13-45"),
+        ("017", 17), ("2e6", 2e6), ("1e-3", 1e-3), ("9_000", 9000), ("0x1F", 31), ("+3", 3),
         (".5", 0.5), ("-.inf", -float("inf")), ("true", True), ("null", None), ("[1, 2.5]", [1, 2.5]),
         ("{a: &a [1], b: *a}", {"a": [1], "b": [1]}), ("{<<: {a: 1}, a: 2}", {"a": 2}),
     ],
@@ -30,7 +31,7 @@ def test_plain_data_is_read(text: str, value: object) -> None:
         (LAUGHS, "more than 100,000 values"),
         (MERGES, "more than 100,000 values"),
         ("&a [*a]", "contains itself"),
-        ("2020-13-45", "month must be in 1..12"),
+        ("!!timestamp 2020-13-45", "month must be in 1..12"),
         ("!!int a", "invalid literal"),
         ("!!timestamp a", "NoneType"),
         ("!!python/object:os.system a", "could not determine a constructor"),

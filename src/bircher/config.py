@@ -105,8 +105,7 @@ class Config(BaseModel):
         rollout = self.env.num_envs * self.loop.rollout_length
         if rollout > settings.GREATEST_INT:
             raise ValueError(
-                f"env.num_envs={self.env.num_envs} times loop.rollout_length={self.loop.rollout_length} is {rollout:,} "
-                f"steps a rollout: expected at most {settings.GREATEST_INT:,}"
+                f"env.num_envs × loop.rollout_length is {rollout:,} steps a rollout: expected at most 2,147,483,647"
             )
         updates_per_iteration(self.optimiser, rollout)
         require_rows(self.optimiser, self.loop.rollout_length)
@@ -243,6 +242,9 @@ def compose(
     where = f" ({short_text(str(file), 200)})"
     given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], where)
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
+    chosen_id = given.get("env", {}).get("id")
+    if chosen_id is not None and env_id not in (None, chosen_id):
+        raise ConfigError(f"env.id={settings.shown(chosen_id)} is given with the environment {env_id}: leave one out")
     layers = [from_file, given]
     env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
     if env_id is None:

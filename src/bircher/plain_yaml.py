@@ -23,7 +23,7 @@ class BadYAML(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader with limits, and with numbers as they are everywhere but in YAML 1.1.
 
-    2e6 and 1e-3 are numbers.  1:30 is not one in base 60, and 017 not one in base 8.
+    2e6 and 1e-3 are numbers.  1:30 is not one in base 60, and 017 not one in base 8.  2020-01-01 is text.
     """
 
     depth = 0
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _Loader.yaml_implicit_resolvers = {
-    key: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    key: [(tag, pattern) for tag, pattern in resolvers if tag not in (*_NUMBERS, "tag:yaml.org,2002:timestamp")]
     for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _pattern in zip(

@@ -142,7 +142,9 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
             name = prefix + key
             if key not in fields:
                 name = next(iter(leaves({key: value}, prefix)), name)
-                raise ConfigError(f"unknown setting {short_text(name)}{near_setting(name, names(model))}{where}")
+                raise ConfigError(
+                    f"unknown setting {short_text(name) or short(name)}{near_setting(name, names(model))}{where}"
+                )
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
@@ -267,7 +269,7 @@ def _converted(field: FieldInfo, value: Any) -> Any:
     """2e6 where a whole number is wanted, and a list where a tuple is; anything else is left for pydantic to judge."""
     kinds = _kinds(field)
     tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
-    if isinstance(value, float) and not math.isfinite(value) and dict not in map(typing.get_origin, kinds):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, float) and int in kinds and value.is_integer():
         return int(value)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from bircher.cli import check, compare, games, inspect
-from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, OneSentenceGroup, SavedRun, Seed, told
+from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, OneSentenceGroup, SavedRun, Seed, print_refusal, told
 from bircher.version import __version__
 
 app = typer.Typer(
@@ -218,7 +218,7 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     found = [(*row[:-1], ", ".join(preset_files.presets_of(str(row[-1])))) for row in registry.known(name_filter)]
     rows = [("environment", "adapter", "observation", "actions", "presets"), *found]
     if len(rows) == 1:
-        print(f"no environment's id contains {name_filter!r}", file=sys.stderr)
+        print_refusal(f"no environment's id contains {name_filter!r}")
         raise typer.Exit(REFUSED)
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

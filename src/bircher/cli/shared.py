@@ -35,15 +35,16 @@ class OneSentenceGroup(typer.core.TyperGroup):
             return super().main(args, *rest, standalone_mode=False, **more)
         try:
             status = super().main(args, *rest, standalone_mode=False, **more)
-        except Exception as error:  # Typer before 0.20 raised the errors of another package, click
-            if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+        except Exception as error:  # Typer's base class of these differs between its versions
+            message = getattr(error, "format_message", None)
+            if message is None or not hasattr(error, "exit_code"):
                 raise
             if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
-                print(error.format_message(), file=sys.stderr)
+                print(message(), file=sys.stderr)
             else:
                 context = getattr(error, "ctx", None)
                 advice = f" (see {context.command_path} --help)" if context else ""
-                print_refusal(error.format_message().rstrip(".") + advice)
+                print_refusal(message().rstrip(".") + advice)
             sys.exit(REFUSED)
         sys.exit(status if isinstance(status, int) else 0)
 

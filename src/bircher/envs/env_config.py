@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class EnvConfig(BaseModel):
@@ -33,3 +34,23 @@ class EnvConfig(BaseModel):
     """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_saved(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuse values that the run's `config.yaml` cannot hold."""
+        for name, value in options.items():
+            kind = next(_other_kinds(value), None)
+            if kind is not None:
+                raise ValueError(f"{name} holds a value of type {kind}: expected text, numbers, true, false, null, or "
+                                 "lists and dictionaries of them")  # fmt: skip
+        return options
+
+
+def _other_kinds(value: Any) -> Iterator[str]:
+    """Yield the types within a value that YAML has no form for."""
+    if isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _other_kinds(item)
+    elif not isinstance(value, str | int | float | None):
+        yield type(value).__name__

@@ -16,6 +16,7 @@ from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, s
 from bircher.envs.clipping import ClippedEnv
 from bircher.envs.ids import BACKENDS, ENVPOOL, GYMNAX, PGX, PGX_REFUSED, PRESETS, TOYS
 from bircher.envs.observation import ObservationConfig
+from bircher.quoting import short
 from bircher.types import EnvSpec, Unsupported
 
 EnvSource = str | Callable[[], Any]
@@ -86,7 +87,9 @@ def resolve(
 
 def _resolve(source: object, backend: str | None) -> str:
     if backend is not None and backend not in BACKENDS:
-        raise UnsupportedEnvironment(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+        raise UnsupportedEnvironment(
+            f"env.backend names the unknown backend {short(backend)}; expected one of {', '.join(BACKENDS)}"
+        )
     if not isinstance(source, str):
         if not callable(source):
             raise UnknownEnvironment(f"an environment is an id or a callable, not {type(source).__name__}")
@@ -108,7 +111,7 @@ def _resolve(source: object, backend: str | None) -> str:
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
-    raise UnknownEnvironment(f"unknown environment {source!r}{where}{unknown.advice(source, names)}")
+    raise UnknownEnvironment(f"unknown environment {short(source)}{where}{unknown.advice(source[:100], names)}")
 
 
 def make(

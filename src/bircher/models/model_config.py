@@ -27,7 +27,7 @@ class ModelConfig(TorsoConfig):
     """Side of that convolution: for four in a row 4."""
     memory: Literal["none", "lstm"] = "none"
     """`lstm` puts one between an observation and its latent: what was seen before in the episode is remembered."""
-    memory_width: int = Field(128, gt=0)
+    memory_width: int = Field(128, gt=0, le=2**20)
     """Units of that LSTM; each row that is kept holds twice as many numbers."""
     burn_in: int = Field(0, ge=0)
     """First rows of each sequence that only bring the memory up to date: nothing is learnt from them (R2D2)."""

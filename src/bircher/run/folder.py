@@ -17,6 +17,7 @@ import numpy as np
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
 from bircher.platforms import UnsupportedPlatform
+from bircher.quoting import short_text
 from bircher.settings import ConfigError
 from bircher.types import Discrete, EnvSpec
 
@@ -52,8 +53,9 @@ def create(config: Config, out: str | Path | None = None) -> Path:
         if not path.is_dir():
             raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
         found = CONFIG
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # also a name with a NUL character
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"{short_text(str(path), 300)} cannot be written: {reason}") from error
     if found:
         raise RunFolderError(
             f"{path} already holds a run ({found}): choose another folder, or go on with it by {_way_on(path)}"
@@ -79,9 +81,9 @@ def read_config(path: str | Path) -> Config:
       ConfigError: its configuration is damaged.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise RunFolderError(f"{path} is no run: there is no such folder")
-    if not (path / CONFIG).is_file():
+    if not os.path.isdir(path):  # unlike Path.is_dir it takes names of any length
+        raise RunFolderError(f"{short_text(str(path), 300)} is no run: there is no such folder")
+    if not os.path.isfile(path / CONFIG):
         raise RunFolderError(f"{path} is no run: it has no {CONFIG}")
     return Config.from_yaml(path / CONFIG)
 
