@@ -57,14 +57,14 @@ def _discrete_check(space: spaces.Discrete, name: str) -> Check:
     first, last = int(space.start), int(space.start + space.n - 1)
 
     def check(value: Any) -> Any:
-        array = value if type(value) is int else as_array(value)
-        if type(array) is not int:
+        if type(value) is not int:
+            array = as_array(value)
             if array is None or array.shape != () or array.dtype.kind not in "iu":
                 raise ContractBreach(f"{name} is {describe(value)}, its space has whole numbers from {first} to {last}")
-            array = int(array)
-        if not first <= array <= last:
-            raise ContractBreach(f"{name} is {array}, its space has whole numbers from {first} to {last}")
-        return array
+            value = int(array)
+        if not first <= value <= last:
+            raise ContractBreach(f"{name} is {value}, its space has whole numbers from {first} to {last}")
+        return value
 
     return check
 
