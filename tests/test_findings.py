@@ -21,7 +21,8 @@ def cell(tmp_path):
             for n, value in enumerate(training)
         ]
         lines.insert(0, {"env_steps": 0, "wall_seconds": 0, "act/episode_return": None})
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        counters = {"learner_steps": 0, "episodes": 0}
+        (path / "metrics.jsonl").write_text("".join(json.dumps({**counters, **line}) + "\n" for line in lines))
         (path / cells.EVALUATION).write_text(json.dumps({"mean": mean, "episodes": 1000}))
         return cells.Cell(agent, env, 0, path, ())
 

@@ -20,7 +20,8 @@ from bircher.envs import registry
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    counters = {"env_steps": 0, "learner_steps": 0, "episodes": 0, "wall_seconds": 0}
+    path.write_text("".join(json.dumps({**counters, **line}) + "\n" for line in lines))
     return path
 
 

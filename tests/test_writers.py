@@ -96,43 +96,62 @@ def test_a_resume_from_the_very_beginning_starts_the_file(tmp_path: Path) -> Non
     assert metrics.read(tmp_path / "metrics.jsonl") == []
 
 
-BAD = ["nonsense", "[1, 2]", '{"no": "counters"}', '{"env_steps": "many"}', "\x00\x00", '{"env_steps": 1, "\udcff": 1}']
+def line_of(env_steps: object, **more: object) -> str:
+    return json.dumps({"env_steps": env_steps, "learner_steps": 0, "episodes": 0, "wall_seconds": 0.5, **more})
+
+
+BAD = [
+    "nonsense", "[1, 2]", '{"no": "counters"}', "\x00\x00", '{"env_steps": 1, "\udcff": 1}', "[" * 100_000, "null", "7",
+    line_of("many"), line_of(1)[:-9], line_of(None), line_of(math.nan), line_of(True), '{"env_steps": 1}',
+    line_of(1, **{"act/episode_return": "good"}), line_of(1, note="mine"), line_of(1, **{"loss/cmpo": [1.0]}),
+    line_of(1, **{"loss/cmpo": False}), line_of(1, **{"loss/cmpo": 10**400}), line_of(1, wall_seconds="long"),
+]  # fmt: skip
+
+
+def test_numbers_that_are_not_finite_are_read_as_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    damage(path, line_of(1, a=math.nan, b=math.inf, c=None, d=2), line_of(2).replace("0.5", "1e999"), line_of(3))
+    with pytest.raises(ValueError, match="line 2 of"):
+        metrics.read(path)
+    JsonLines(path, restored_env_steps=9).close()
+    first, last = metrics.read(path)
+    assert [math.isnan(first[name]) for name in "abcd"] == [True, True, True, False] and last["env_steps"] == 3
 
 
 def damage(path: Path, *lines: str) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    damage(path, '{"env_steps": 1}', bad, '{"env_steps": 2}')
+    damage(path, line_of(1), bad, line_of(2))
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl"):
         metrics.read(path)
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
 def test_a_last_line_that_cannot_be_read_is_left_out(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    damage(path, '{"env_steps": 1}', bad)
+    damage(path, line_of(1), bad)
     assert [line["env_steps"] for line in metrics.read(path)] == [1]
     JsonLines(path, restored_env_steps=5).close()
-    assert path.read_text() == '{"env_steps": 1}\n' and [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == line_of(1) + "\n" and [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_last_line_without_its_end_counts_where_it_can_be_read(tmp_path: Path) -> None:
     """As an editor may leave it."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"env_steps": 1}\n{"env_steps": 2}')
+    path.write_text(line_of(1) + "\n" + line_of(2))
     assert [line["env_steps"] for line in metrics.read(path)] == [1, 2]
     path.write_text("")
     assert metrics.read(path) == []
 
 
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
 def test_a_resumed_run_puts_aside_what_it_cannot_read(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    damage(path, '{"env_steps": 1}', bad, '{"env_steps": 2}', '{"env_steps": 9}')
+    damage(path, line_of(1), bad, line_of(2), line_of(9))
     before = path.read_bytes().split(b"\n")[1]
     for restored in (5, 5):
         writer = JsonLines(path, restored_env_steps=restored)

@@ -219,7 +219,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``, oldest first; null comes back as NaN.
 
     Raises:
-      ValueError: a line before the last is no JSON object with counters; the message says which.
+      ValueError: a line before the last is no JSON object of numbers with all counters; the message says which.
     """
     lines, damaged = salvage(path)
     for number, text in damaged.items():
@@ -236,11 +236,28 @@ def salvage(path: str | Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
     found, damaged = [], {}
     for number, text in texts.items():
         try:
-            content = json.loads(text)
-            math.isfinite(content["env_steps"])
-        except (ValueError, TypeError, KeyError):
+            found.append(_numbers(json.loads(text)))
+        except (ValueError, OverflowError, RecursionError):
             damaged[number] = text
-        else:
-            found.append({name: math.nan if value is None else value for name, value in content.items()})
     damaged.pop(len(texts), None)
     return found, damaged
+
+
+def _numbers(content: Any) -> dict[str, float | int]:
+    """The numbers of one line, each finite or NaN; null is NaN.
+
+    Raises:
+      ValueError: it is not an object of numbers with the counters.
+      OverflowError: a number is larger than any float.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    numbers = {}
+    for name, value in content.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} is not a number")
+        numbers[name] = value if value is not None and math.isfinite(value) else math.nan
+    # Nothing reads the frames of a line.
+    if any(math.isnan(numbers.get(name, math.nan)) for name in COUNTERS if name != "env_frames"):
+        raise ValueError("a counter is missing")
+    return numbers
