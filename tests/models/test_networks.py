@@ -17,7 +17,7 @@ from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
 from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso
 from bircher.types import Discrete, EnvSpec
-from builders import ACTIONS, SMALL, SPEC, random_model
+from builders import ACTIONS, SMALL, SPEC, drawn_model, random_model
 
 KEY = jax.random.key(0)
 GRID = EnvSpec("test/grid", jax.ShapeDtypeStruct((6, 5, 2), np.float32), Discrete(ACTIONS))
@@ -213,6 +213,20 @@ def test_look_ahead_is_one_step_for_each_action():
         value = model.value_support.mean(model.predict(following).value_logits)
         np.testing.assert_allclose(q[..., action], reward + 0.9 * value, rtol=1e-3, atol=1e-4)
     assert np.ptp(q, axis=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("actions", [5, 6])
+def test_a_look_ahead_over_many_actions_is_made_in_pieces(monkeypatch, actions):
+    """Also where the actions do not fill the last piece."""
+    spec = SPEC._replace(action=Discrete(actions))
+    model = drawn_model(3, SMALL, spec)
+    latent = model.represent(jax.random.normal(KEY, (2, 7, 4)))
+    whole = model.look_ahead(latent, 0.9)
+    width = latent.shape[-1] + model.dynamics.added().shape[-1]
+    monkeypatch.setattr("bircher.models.model.LOOK_AHEAD_BYTES", 4 * 2 * 7 * width * 2 + 1)
+    pieces = jax.make_jaxpr(lambda x: model.look_ahead(x, 0.9))(latent)
+    assert "length=3" in str(pieces), "two actions at a time"
+    np.testing.assert_allclose(model.look_ahead(latent, 0.9), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_unroll_is_step_after_step():

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from bircher.ops import distributions, improvement
 from bircher.ops.improvement import AdvantageNormaliser
+from bircher.types import PolicyTarget
 
 ACTIONS = 6
 # Six actions whose z is 1.69 for c = 1; found by search to agree with the published sums of item 4.
@@ -135,6 +136,19 @@ def test_dense_adds_up_what_comes_twice():
     np.testing.assert_allclose(improvement.dense(target, 3), [[0.2, 0.3, 0.5]])
     twice = type(target)(jnp.array([[1, 1, 0]]), jnp.array([[0.25, 0.5, 0.125]]))
     np.testing.assert_allclose(improvement.dense(twice, 3), [[0.125, 0.75, 0.0]])
+
+
+def test_dense_of_many_actions_gives_the_same_without_a_table_of_pairs(monkeypatch):
+    key, few = jax.random.key(0), (3, 5, 40)
+    target = PolicyTarget(jax.random.randint(key, few, 0, 7), jax.random.uniform(key, few))
+    expected = improvement.dense(target, 7)
+    monkeypatch.setattr(improvement, "DENSE_PAIRS", 40 * 7 - 1)
+    np.testing.assert_allclose(improvement.dense(target, 7), expected, rtol=1e-5)
+    monkeypatch.undo()
+    # The targets of twelve sequences over 2,000 actions: a table of pairs would take 3 GiB.
+    shape = jax.ShapeDtypeStruct((12, 16, 2000), jnp.float32)
+    program = jax.jit(lambda p: improvement.dense(improvement.exact_target(p), 2000)).lower(shape).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 64 * 2**20
 
 
 def test_the_normaliser_is_a_bias_corrected_second_moment():

@@ -51,11 +51,17 @@ class Programs(NamedTuple):
     """(train, state, progress, iterations): runs them and returns without waiting; its arguments are donated"""
     fresh_progress: Callable[[TrainState, PyTree], Progress]
     """(train, state or its shapes) -> zeros of the right shapes; traces, does not compile"""
-    compile: Callable[[TrainState, PyTree, Progress], None]
+    compile: Callable[[TrainState, PyTree, Progress], int]
     """compiles what `begin` and `advance` will run for arguments of these shapes, several programs at once where there
-    are any; optional: without it they compile at their first call"""
+    are any, and returns the bytes that they take while they run; optional: else they compile at their first call"""
     stopwatch: Stopwatch | None = None
     """None where acting and learning are one program, whose parts nobody can tell apart"""
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Bytes that a compiled program takes while it runs, besides what it is given and returns; 0 where unknown."""
+    memory = compiled.memory_analysis()
+    return 0 if memory is None else int(memory.temp_size_in_bytes)
 
 
 class Stopwatch:

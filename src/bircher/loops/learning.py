@@ -22,7 +22,7 @@ from jaxtyping import Array, PyTree
 
 from bircher import machine
 from bircher.learner import Apart, Learner, TrainState, networks
-from bircher.loops.base import Progress
+from bircher.loops.base import Progress, temporary_bytes
 from bircher.prefetch import Ahead, Marks, Prefetched
 from bircher.types import Tally, Trajectory
 
@@ -59,9 +59,10 @@ class Together:
         """Sums of nothing, of the right shapes; traces only."""
         return Progress.zero(jax.eval_shape(self._learn_once, train, rollout, tally)[1])
 
-    def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> None:
-        """For arguments of these shapes; else it is done at the first call."""
+    def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
+        """For arguments of these shapes, else it is done at the first call; the bytes that it takes while it runs."""
         self._program = self._program.lower(train, progress, rollout, tally).compile()
+        return temporary_bytes(self._program)
 
 
 class SideBySide:
@@ -104,8 +105,8 @@ class SideBySide:
         ahead = train.replay.ahead
         return Progress.zero(jax.eval_shape(self._learn_once, networks(train), rollout, tally, ahead)[1])
 
-    def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> None:
-        """Both, at once."""
+    def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
+        """Both, at once; the bytes that learning takes while it runs."""
         ring, key, ahead = train.replay
         shapes = partial(_placed, device=self._device)
         learning = self._learn.lower(networks(train), progress, rollout, tally, shapes(ahead))
@@ -115,6 +116,7 @@ class SideBySide:
         with ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(turning.compile)
             self._learn, self._turn = learning.compile(), compiled.result()
+        return temporary_bytes(self._learn)
 
     def _brought(self, replay: Prefetched) -> Ahead:
         return jax.device_put(replay.ahead, self._device)

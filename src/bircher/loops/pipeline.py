@@ -22,7 +22,7 @@ from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState, networks
-from bircher.loops.base import Programs, Progress, Stopwatch, timed
+from bircher.loops.base import Programs, Progress, Stopwatch, temporary_bytes, timed
 from bircher.loops.learning import make as learning_of
 from bircher.types import Counters, Policy, Tally, Trajectory
 
@@ -74,14 +74,15 @@ def make(agent: Agent, env: Env, learn: Learner, rollout_length: int, total_step
                 stopwatch.record(acted, learnt)
         return learning.settled(train), state, progress
 
-    def compile(train: TrainState, state: PipelineState, progress: Progress) -> None:
+    def compile(train: TrainState, state: PipelineState, progress: Progress) -> int:
         nonlocal collect_program
         collecting = collect_program.lower(jax.eval_shape(see, networks(train)), state.actor)
         # The one is compiled while the other is traced.
         with ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(collecting.compile)
-            learning.compile(train, progress, state.rollout, state.tally)
+            taken = learning.compile(train, progress, state.rollout, state.tally)
             collect_program = compiled.result()
+        return taken + temporary_bytes(collect_program)
 
     def fresh_progress(train: TrainState, state: PipelineState) -> Progress:
         return learning.zeros(train, state.rollout, state.tally)

@@ -15,7 +15,7 @@ from bircher.actor import ActorState
 from bircher.agents.base import Agent
 from bircher.envs.base import Env
 from bircher.learner import Learner, TrainState
-from bircher.loops.base import Programs, Progress, Stopwatch, timed
+from bircher.loops.base import Programs, Progress, Stopwatch, temporary_bytes, timed
 from bircher.loops.learning import Learning, Together
 from bircher.loops.learning import make as learning_of
 
@@ -62,6 +62,7 @@ def _joined(agent: Agent, collect: Callable, learning: Together) -> tuple[Callab
     def compile(train, actor_state, progress):
         nonlocal program
         program = program.lower(train, actor_state, progress, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        return temporary_bytes(program)
 
     return advance, compile
 
@@ -91,7 +92,8 @@ def _split(agent: Agent, collect: Callable, learning: Learning, stopwatch: Stopw
         # The one is compiled while the other is traced.
         with ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(collecting.compile)
-            learning.compile(train, progress, rollout, tally)
+            taken = learning.compile(train, progress, rollout, tally)
             collect_program = compiled.result()
+        return taken + temporary_bytes(collect_program)
 
     return advance, compile

@@ -47,8 +47,13 @@ class Dynamics(eqx.Module):
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
         """The next latent for every action."""
-        hidden = self.seen(latent.astype(self.dtype))[..., None, :] + self.added().astype(self.dtype)
-        return self.following(latent[..., None, :], hidden)
+        return self.after_each(latent, self.seen(latent.astype(self.dtype)), self.added())
+
+    def after_each(
+        self, latent: Float[Array, "*B latent"], seen: Float[Array, "*B numbers"], added: Float[Array, "A numbers"]
+    ) -> Float[Array, "*B A latent"]:
+        """The next latent for each of some actions, of what the latent and what each of them adds."""
+        return self.following(latent[..., None, :], seen[..., None, :] + added.astype(self.dtype))
 
 
 class DynamicsMLP(Dynamics):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -19,6 +20,9 @@ from bircher.models.torsos import IdentityTorso, Torso, make_torso
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, Prediction
+
+LOOK_AHEAD_BYTES = 2**28
+"""A look-ahead over all actions whose latents would take more is made for some of the actions at a time."""
 
 
 class Model(eqx.Module):
@@ -164,9 +168,33 @@ class Model(eqx.Module):
 
         `discount` is gamma, negative where the next value is the opponent's.
         """
-        assert self.dynamics is not None
-        following = self.dynamics.all_actions(latent)
-        return self.reward(following) + discount * self.value(following)
+        dynamics = self.dynamics
+        assert dynamics is not None
+        added, seen = dynamics.added(), dynamics.seen(latent.astype(self.dtype))
+
+        def look(added: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
+            following = dynamics.after_each(latent, seen, added)
+            return self.reward(following) + discount * self.value(following)
+
+        # Of each action: a latent, and what the dynamics make of it before.
+        one = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + seen.shape[-1])
+        return by_pieces(look, added, max(LOOK_AHEAD_BYTES // max(one, 1), 1))
+
+
+def by_pieces(
+    look: Callable[[Float[Array, "some numbers"]], Float[Array, "*B some"]],
+    actions: Float[Array, "A numbers"],
+    most: int,
+) -> Float[Array, "*B A"]:
+    """What `look` gives for all actions, the last axis of its result, for at most so many of them at a time."""
+    count = len(actions)
+    if count <= most:
+        return look(actions)
+    pieces = -(-count // most)
+    size = -(-count // pieces)
+    padded = jnp.pad(actions, ((0, pieces * size - count), (0, 0))).reshape(pieces, size, -1)
+    found = jnp.moveaxis(jax.lax.map(look, padded), 0, -2)
+    return found.reshape(*found.shape[:-2], -1)[..., :count]
 
 
 def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key) -> GridReader:

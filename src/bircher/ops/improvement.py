@@ -69,8 +69,20 @@ def sampled_cmpo_target(
     return PolicyTarget(actions, sampled_cmpo_weights(sampled, clip_bound))
 
 
+DENSE_PAIRS = 128 * 128
+"""Pairs of a target's action and an action up to which a comparison of each pair, quicker for few, is made."""
+
+
 def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
-    """The target's weight on each action; repeated samples add up."""
+    """The target's weight on each action; repeated samples add up.
+
+    Beyond `DENSE_PAIRS` weights are added in place: an exact target over 2,000 actions has 4 million pairs a row.
+    """
+    if target.actions.shape[-1] * num_actions > DENSE_PAIRS:
+        actions = target.actions.reshape(-1, target.actions.shape[-1])
+        rows, weights = jnp.arange(len(actions))[:, None], target.weights.reshape(actions.shape)
+        zeros = jnp.zeros((len(actions), num_actions), weights.dtype)
+        return zeros.at[rows, actions].add(weights).reshape(*target.actions.shape[:-1], num_actions)
     return (jax.nn.one_hot(target.actions, num_actions) * target.weights[..., None]).sum(-2)
 
 

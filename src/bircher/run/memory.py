@@ -36,6 +36,26 @@ def require_memory(config: Config, parts: Parts, device: machine.Device) -> None
         )
 
 
+SAID_FROM = 100 * 2**20
+"""Bytes of an update from which on they are said."""
+
+
+def update_sentence(config: Config, taken: int, device: machine.Device) -> str:
+    """What the compiled programs take while they run, besides the replay and the networks; empty where it is little.
+
+    Raises:
+      NotEnoughMemory: more than the device has left.
+    """
+    free = machine.available_bytes(device)
+    text = f"acting and an update take {size(taken)} while they run"
+    if free is not None and taken > free:
+        raise NotEnoughMemory(
+            f"{text}, and {size(free)} are left on the {device.platform}: lower optimiser.batch_size="
+            f"{config.optimiser.batch_size:,}, model.unroll_steps={config.model.unroll_steps} or {_widest(config)}"
+        )
+    return text if taken >= SAID_FROM else ""
+
+
 def _widest(config: Config) -> str:
     """The greatest number among the settings of the network, as `model.NAME=VALUE`."""
     numbers = {

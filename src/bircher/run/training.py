@@ -19,7 +19,7 @@ from bircher.envs.base import Env, failure
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
-from bircher.run import assembly, diagnosing, folder, gauging, loaded
+from bircher.run import assembly, diagnosing, folder, gauging, loaded, memory
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
@@ -122,7 +122,9 @@ class Training:
         if not config.debug:
             if self._gauge and self._milestones:
                 self._gauge.compile(self._train)  # on another core than what follows
-            self._programs.compile(self._train, state, self._zero)
+            taken = self._programs.compile(self._train, state, self._zero)
+            if sentence := memory.update_sentence(config, taken, self._device):
+                self._journal.say(sentence)
         if not resumed:
             self._actor = self._programs.begin(self._train, self._actor)
 
