@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bircher import actor, checkpoint, gradients, learner
-from bircher.config import AGENTS, Config, MuZeroRun, compose
+from bircher.config import AGENTS, Config, compose
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.gradients import TermGradients
