@@ -367,5 +367,12 @@ def test_a_smaller_share_is_dominant_where_the_weight_is_what_makes_it(weight, r
     assert all("losses.model_reward.weight from 1000 towards 1," in flag.advice for flag in flags)
 
 
+def test_low_weights_of_the_other_terms_make_no_weight_heavy():
+    story = healthy()
+    for line in story[::10]:
+        line |= {"gradient/model_reward_share": 0.9, "gradient/value_share": 0.1, "gradient/cmpo_share": 0.0}
+    assert doctor.examine(story, FACTS._replace(weights=(0.05, 0.03, 1.0))) == []
+
+
 def test_a_heavy_term_without_most_of_the_gradient_is_no_fault():
     assert doctor.examine(healthy(), FACTS._replace(weights=(1.0, 1000.0, 1.0))) == []

@@ -36,7 +36,7 @@ HOLDING_BACK = ("entropy", "kl_to_behaviour")
 DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES, FADED = 0.95, 3, 500, 0.1
 """A share is measured on few sequences and seldom.  PPO's value had 0.80 to 0.93 in a sound run of LunarLander-v3."""
 HEAVY, HEAVY_SHARE = 10.0, 0.7
-"""How many times the greatest weight of all other terms a weight is, for which a smaller share counts."""
+"""How many times 1, and the greatest weight of all other terms, a weight is, for which a smaller share counts."""
 
 
 def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -50,7 +50,7 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         shares = series(unfaded(lines, others, FADED), f"gradient/{term}_share")
         weight, greatest = weights.get(term), max((weights[name] for name in weights if name != term), default=0.0)
         run, change = held(shares, DOMINANT), ""
-        if weight is not None and weight >= HEAVY * greatest and not _dominates(run):
+        if weight is not None and weight >= HEAVY * max(greatest, 1.0) and not _dominates(run):
             run = shares
             share = float(np.median(run.values)) if len(run) else 0.0
             # What the term would have at the weight of the others.
