@@ -1,9 +1,10 @@
-"""Plants each of the doctor's thirteen faults in a real run, and asks the doctor: it must name that one and no other.
+"""Plants each of the doctor's sixteen faults in a real run, and asks the doctor: it must name that one and no other.
 
     python benchmarks/planted.py
     python benchmarks/planted.py 1 7
 
-A fault is a setting or an environment.  Each run is one process's work of about a minute on two cores.
+A fault is a setting or an environment.  Plant 0 is a task of fixed length, which has no fault.  Each run is one
+process's work of about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -66,22 +67,71 @@ class Tide(gymnasium.Env):
         return self.worth, reward, False, self.steps == 20, {}
 
 
+class Prices(gymnasium.Env):
+    """A point that is to be held at 0, seen as numbers near 30,000."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps, self.place, self.speed = 0, float(self.np_random.uniform(-1, 1)), 0.0
+        return self._seen(), {}
+
+    def _seen(self) -> np.ndarray:
+        return np.array([30_000 + 50 * self.place, 30_000 + 50 * self.speed], np.float32)
+
+    def step(self, action: int):
+        self.speed = 0.8 * self.speed + (0.1 if action else -0.1) + 0.02 * float(self.np_random.normal())
+        self.place, self.steps = self.place + self.speed, self.steps + 1
+        return self._seen(), max(0.0, 1 - abs(self.place)), False, self.steps >= 25, {}
+
+
+class Buttons(gymnasium.Env):
+    """Presses of the button that is lit, always the same number of them, then the end."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def __init__(self, reward: float, presses: int):
+        self._reward, self._presses = reward, presses
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps, self.lit = 0, self.np_random.integers(3)
+        return np.eye(3, dtype=np.float32)[self.lit], {}
+
+    def step(self, action: int):
+        reward = self._reward * float(action == self.lit)
+        self.steps, self.lit = self.steps + 1, self.np_random.integers(3)
+        return np.eye(3, dtype=np.float32)[self.lit], reward, self.steps == self._presses, False, {}
+
+
+class Faint(gymnasium.ObservationWrapper):
+    """CartPole-v1, its four numbers a twentieth as large and beside a thousand that are always 1."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1004,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.float32(0.05) * observation, np.ones(1000, np.float32)])
+
+
 class Pole(gymnasium.Wrapper):
     """CartPole-v1 with a fault in it."""
 
-    def __init__(self, end: int | None = None, sleep: float = 0.0, burst: int | None = None, offset: float = 0.0):
+    def __init__(self, end: int | None = None, sleep: float = 0.0, burst: int | None = None):
         super().__init__(gymnasium.make("CartPole-v1"))
-        self._end, self._sleep, self._burst, self._offset = end, sleep, burst, np.float32(offset)
+        self._end, self._sleep, self._burst = end, sleep, burst
         self._steps = self._total = 0
 
     def reset(self, **arguments: Any):
         self._steps = 0
-        observation, info = self.env.reset(**arguments)
-        return observation + self._offset, info
+        return self.env.reset(**arguments)
 
     def step(self, action: Any):
         observation, reward, terminated, truncated, info = self.env.step(action)
-        observation = observation + self._offset
         self._steps, self._total = self._steps + 1, self._total + 1
         if self._sleep:
             time.sleep(self._sleep)
@@ -102,7 +152,8 @@ class Plant(NamedTuple):
 POLE = {"preset": "cartpole_ppo", "agent": "ppo", "steps": 60_000}
 MUESLI = {"evaluation.count": 10, "evaluation.diagnose": False}
 PLANTS = {
-    1: Plant("CartPole-v1", {**MUESLI, "losses.model_policy.weight": 1000}),
+    0: Plant(lambda: Buttons(1.0, 20), {"steps": 20_000}),
+    1: Plant("CartPole-v1", {"steps": 30_000, "losses.model_policy.weight": 1000}),
     2: Plant(
         "CartPole-v1",
         {**POLE, "losses.ppo_clip.weight": 0, "losses.policy_gradient.weight": 100, "optimiser.learning_rate": 1e-2},
@@ -130,9 +181,12 @@ PLANTS = {
     10: Plant(Corridor, {**POLE, "evaluation.mode": "greedy", "losses.value.weight": 0.05}),
     11: Plant(lambda: Pole(sleep=1e-3), {**POLE, "steps": 20_000}),
     12: Plant(lambda: Pole(end=40), POLE),
-    13: Plant(lambda: Pole(offset=1e4), POLE),
+    13: Plant(Faint, POLE),
+    14: Plant(Prices, {"steps": 12_000, "env.num_envs": 8}),
+    15: Plant(lambda: Buttons(1e-3, 5), {"agent": "gumbel_muzero", "steps": 8_000}),
+    16: Plant("toy/recall", {"agent": "ppo", "steps": 60_000, "model.memory": "none"}),
 }
-"""By the number of the flag."""
+"""By the number of the flag; 0 for none."""
 
 
 def main() -> None:
@@ -149,7 +203,8 @@ def main() -> None:
             bircher.train(plant.env, seed=options.seed, out=path, **plant.settings)
             flags = doctoring.examine(path)
         raised = [flag.number for flag in flags]
-        verdict = "named" if raised == [number] else "NOT NAMED" if number not in raised else "named, and others"
+        expected = [number] if number else []
+        verdict = "as planted" if raised == expected else "NOT NAMED" if number not in raised else "named, and others"
         print(f"{number:2d}: {verdict} {raised} " + "; ".join(flag.evidence for flag in flags), flush=True)
         if not options.dry:
             append(
