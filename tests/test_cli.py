@@ -153,3 +153,20 @@ def test_the_example_of_a_loop_of_ones_own_learns() -> None:
     assert max(lengths[-5:]) > 1.5 * lengths[0], lengths
     source = (ROOT / "examples" / "own_loop.py").read_text()
     assert all(f"agent.{name}(" in source for name in ("init", "targets", "loss"))
+
+
+def test_a_run_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains, scores, goes on, and is drawn, below a folder with all that libraries take for something else."""
+    monkeypatch.chdir(tmp_path)
+    run = os.fsdecode(b"gs:/try [1]\n%20 *\\{~} \xff/run")
+    words = [*WORDS, "steps=64", "evaluation.count=1", "evaluation.episodes=2"]
+    invoke("train", "CartPole-v1", *words, "--out", run)
+    assert json.loads(invoke("eval", run, "--episodes", "2", "--max-steps", "5", "--json"))["episodes"] == 2
+    invoke("train", "--resume", run, "steps=96")
+    invoke("plot", run)
+    assert (tmp_path / run / "learning_curve.png").stat().st_size > 1000
+    invoke("watch", run, "--plain", "--video", "-a:b %03d [1].mp4")
+    assert (tmp_path / "-a:b %03d [1].mp4").stat().st_size > 1000
+    kinds = {path.name.split(".")[0] for path in (tmp_path / run).iterdir()}
+    assert kinds == {"checkpoints", "config", "events", "learning_curve", "metrics"}
+    assert {path.name for path in tmp_path.iterdir()} == {"gs:", "-a:b %03d [1].mp4"}, "nothing is anywhere else"

@@ -47,7 +47,8 @@ class EvaluationConfig(BaseModel):
     episodes: int = Field(16, ge=1)
     """Episodes of each."""
     max_steps: int | None = Field(None, ge=1)
-    """An episode counts as it stands after so many actions; null leaves it to the environment."""
+    """An episode counts as it stands after so many actions; null leaves it to the environment, and where that has no
+    limit, evaluations together take as many as the training, or 1,000 an episode where that is more."""
     mode: Mode = "sample"
     """Whether actions are drawn from the policy or are its most probable ones."""
     diagnose: bool = True

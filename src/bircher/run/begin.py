@@ -22,7 +22,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed
 from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
 from bircher.machine import DeviceError
-from bircher.run import assembly, folder, loaded, memory
+from bircher.run import assembly, costs, folder, loaded, memory
 from bircher.run.assembly import NotEnoughMemory, Parts
 from bircher.run.folder import RunFolderError
 from bircher.run.loaded import LoadedAgent
@@ -134,7 +134,10 @@ def _prepare(
         assembly.require_symmetries(config, env.spec)
         parts = assembly.make_parts(config, env.spec)
         memory.require_memory(config, parts, device)
-        sentences = (assembly.replay_sentence(config, parts, device), assembly.probe_env(config, source))
+        sentences = (
+            assembly.replay_sentence(config, parts, device), costs.evaluation_sentence(config, env.spec),
+            assembly.probe_env(config, source),
+        )  # fmt: skip
         if config.debug:
             probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")
             with contextlib.closing(probe):

@@ -78,7 +78,7 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
     share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
     gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
-        ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(_quicker(config, acting > 0.5))}"),
+        ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(quicker(config, acting > 0.5))}"),
         (
             "out of memory?",
             (f"{memory.max() / 2**20:,.0f} MiB at most: " if len(memory) else "")
@@ -135,7 +135,7 @@ def _deals(config: Config) -> bool:
     return config.optimiser.epochs > 1
 
 
-def _quicker(config: Config, acts: bool) -> list[str]:
+def quicker(config: Config, acts: bool) -> list[str]:
     """What would make a run quicker that mostly acts, or mostly learns."""
     updates = f"optimiser.epochs (now {config.optimiser.epochs})" if _deals(config) else "optimiser.updates_per_step"
     advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]

@@ -19,7 +19,7 @@ from bircher.envs.base import Env, failure
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed, EvaluationStopped
 from bircher.learner import TrainState
-from bircher.run import assembly, diagnosing, folder, gauging, loaded, memory
+from bircher.run import assembly, costs, diagnosing, folder, gauging, loaded, memory
 from bircher.run.assembly import Parts
 from bircher.run.folder import CHECKPOINTS
 from bircher.run.journal import Averages, Journal, scores
@@ -56,10 +56,11 @@ class Training:
         self._actor: Any = None
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
-        mode, limit = config.evaluation.mode, config.evaluation.max_steps
+        self._forecast = costs.Forecast(config)
+        mode, self._limit = config.evaluation.mode, costs.evaluation_limit(config, env.spec)
         self._monitor = diagnosing.Monitors(parts, config)
         self._gauge = gauging.Gauge(parts, config) if config.evaluation.gradients else None
-        self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", limit)
+        self._evaluator = loaded.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", self._limit)
 
     def hold(self, descriptor: int) -> None:
         """Keep a claim on the folder until the run has ended."""
@@ -181,7 +182,8 @@ class Training:
         seconds = begun.seconds()
         before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
         metrics = self._averages(progress)
-        metrics["speed/env_steps_per_second"] = (self._counters["env_steps"] - before["env_steps"]) / seconds
+        steps = self._counters["env_steps"] - before["env_steps"]
+        metrics["speed/env_steps_per_second"] = steps / seconds
         metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
         stopwatch = self._programs.stopwatch
         if stopwatch is not None and stopwatch.acting_share is not None:
@@ -192,6 +194,9 @@ class Training:
         self._journal.write(self._counters_now(), metrics)
         if self._advanced:
             self._pace.measured(begun.iterations, seconds)
+        left = self._config.steps - self._counters["env_steps"]
+        if sentence := self._forecast(steps, seconds, left, metrics.get("speed/acting_share")):
+            self._journal.say(sentence)
         self._advanced = True
         if not failed:
             self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
@@ -260,9 +265,9 @@ class Training:
         """The last moment of one more evaluation episode, for TensorBoard."""
         if not self._config.evaluation.count or self._stop.requested or not self._advanced:
             return
-        greedy, limit = self._config.evaluation.mode == "greedy", self._config.evaluation.max_steps
+        greedy = self._config.evaluation.mode == "greedy"
         try:
-            frames = loaded.episode_frames(agent, self._config.seed, greedy, max_steps=limit)
+            frames = loaded.episode_frames(agent, self._config.seed, greedy, max_steps=self._limit)
             self._journal.image("eval/episode", frames[-1], self._counters_now())
         except Exception as error:  # whatever a window system or an environment's own drawing raises
             self._journal.say(f"no picture of an episode: {error}")

@@ -1,0 +1,86 @@
+"""What a run will cost, said before it is paid: its evaluations at the start, its time after the first seconds."""
+
+from __future__ import annotations
+
+from bircher.config import Config
+from bircher.run import doctoring
+from bircher.types import EnvSpec
+
+LEAST_EPISODE = 1_000
+"""Decisions that every evaluation episode may take where nothing else limits it."""
+OFTEN = 10
+"""Evaluations that may take so many times the decisions of the training are said."""
+LONG_SECONDS = 2 * 3600.0
+"""A run that takes longer than this deserves a sentence."""
+MEASURED_SECONDS = 10.0
+"""How long a run is measured before its time is foretold."""
+LARGE_TORSOS = ("impala", "muzero_resnet")
+"""Torsos for images that take several times the operations of the smallest, `dqn_cnn`."""
+
+
+def evaluation_limit(config: Config, spec: EnvSpec) -> int | None:
+    """Decisions after which an episode of an evaluation during training is cut short; None leaves it whole.
+
+    Where neither the environment nor a setting limits episodes, evaluations together may take as many decisions as
+    the training, or 1,000 an episode where that is more.
+    """
+    evaluation = config.evaluation
+    if evaluation.max_steps is not None or spec.max_steps is not None or not evaluation.count:
+        return evaluation.max_steps
+    return max(LEAST_EPISODE, config.steps // (evaluation.count * evaluation.episodes))
+
+
+def evaluation_sentence(config: Config, spec: EnvSpec) -> str:
+    """What evaluations may cost where that is much or nothing limits it; empty otherwise, and for games of two."""
+    evaluation, limit = config.evaluation, evaluation_limit(config, spec)
+    whole = limit or spec.max_steps
+    if not evaluation.count or spec.num_players > 1 or whole is None:
+        return ""
+    most = evaluation.count * evaluation.episodes * whole
+    played = (
+        f"{evaluation.count} evaluations (evaluation.count) of {evaluation.episodes} episodes (evaluation.episodes) "
+        f"may take {most:,} decisions, for {config.steps:,} of the training"
+    )
+    if evaluation.max_steps is None and spec.max_steps is None:
+        return (
+            f"{spec.id} does not limit its episodes: evaluations during training stop one after {whole:,} decisions "
+            f"(evaluation.max_steps); {played}"
+        )
+    return f"{played}: evaluation.max_steps makes their episodes shorter" if most > OFTEN * config.steps else ""
+
+
+class Forecast:
+    """Says once how long a run will take, where that is long."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._first, self._done = True, False
+        self._steps, self._seconds = 0, 0.0
+
+    def __call__(self, steps: int, seconds: float, left: int, acting_share: float | None = None) -> str:
+        """A sentence, or nothing, after a chunk of so many steps and seconds with so many steps left.
+
+        The first chunk is left out: it is of a machine that is still warming up.
+        """
+        if self._first or self._done:
+            self._first = False
+            return ""
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        if self._seconds < MEASURED_SECONDS or not self._steps:
+            return ""
+        self._done = True
+        speed = self._steps / self._seconds
+        if left / speed <= LONG_SECONDS:
+            return ""
+        config, advice = self._config, doctoring.quicker(self._config, (acting_share or 0.0) > 0.5)
+        if config.model.torso in LARGE_TORSOS:
+            advice = ["model.torso=dqn_cnn", *advice]
+        return (
+            f"about {_duration(left / speed)} are left at this speed, {speed:,.3g} steps a second: fewer steps "
+            f"(now steps={config.steps:,}) take less, and so may {', '.join(advice)}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.0f} hours" if hours < 72 else f"{hours / 24:,.0f} days"

@@ -1,0 +1,119 @@
+"""What a run will cost is said before it is paid, and only where it is much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+import bircher
+from bircher import config, machine
+from bircher.run import begin, costs, memory
+from bircher.run.assembly import NotEnoughMemory
+from bircher.types import Discrete, EnvSpec
+from tiny import SETTINGS, Countdown
+
+
+def spec(max_steps: int | None, players: int = 1) -> EnvSpec:
+    return EnvSpec("test/env", jax.ShapeDtypeStruct((1,), np.float32), Discrete(2), max_steps, players)
+
+
+def composed(**settings) -> config.Config:
+    return config.compose("toy/cliff", {**SETTINGS, "evaluation.count": 10, "evaluation.episodes": 16, **settings})
+
+
+class Endless(Countdown):
+    """No episode ends."""
+
+    steps = 0
+
+    def step(self, action: int):
+        Endless.steps += 1
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def test_without_any_limit_evaluations_take_as_much_as_the_training_or_1000_an_episode() -> None:
+    assert costs.evaluation_limit(composed(steps=1_600_000), spec(None)) == 10_000
+    assert costs.evaluation_limit(composed(steps=4096), spec(None)) == 1000
+    # A limit that is there counts.
+    assert costs.evaluation_limit(composed(steps=4096), spec(77)) is None
+    assert costs.evaluation_limit(composed(steps=4096, **{"evaluation.max_steps": 50}), spec(None)) == 50
+    assert costs.evaluation_limit(composed(steps=4096, **{"evaluation.count": 0}), spec(None)) is None
+
+
+def test_evaluations_that_take_far_more_than_the_training_are_said_before_it() -> None:
+    said = costs.evaluation_sentence(composed(steps=4096), spec(None))
+    assert said.startswith("test/env does not limit its episodes: evaluations during training stop one after 1,000 dec")
+    assert "10 evaluations (evaluation.count) of 16 episodes" in said and "160,000 decisions, for 4,096 of the" in said
+    said = costs.evaluation_sentence(composed(steps=7000), spec(500))
+    assert "may take 80,000 decisions, for 7,000 of the training: evaluation.max_steps makes" in said
+    few = [
+        costs.evaluation_sentence(composed(steps=8000), spec(500)),
+        costs.evaluation_sentence(composed(steps=7000, **{"evaluation.max_steps": 100}), spec(500)),
+        costs.evaluation_sentence(composed(steps=7000, **{"evaluation.count": 0}), spec(None)),
+        costs.evaluation_sentence(composed(steps=7000), spec(None, players=2)),
+    ]
+    assert few == [""] * 4
+
+
+def test_an_endless_environment_is_evaluated_to_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Endless.steps = 0
+    settings = {**SETTINGS, "evaluation.count": 1, "evaluation.episodes": 2, "env.num_envs": 4}
+    run = bircher.train(Endless, steps=64, out=tmp_path / "run", **settings)
+    assert "Endless does not limit its episodes" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    (evaluated,) = [line for line in lines if "eval/return_mean" in line]
+    assert (evaluated["eval/length_mean"], evaluated["eval/cut_short"]) == (1000.0, 1.0)
+    assert Endless.steps < 4000, "and the picture of an episode ends there too"
+
+
+def test_a_long_run_is_said_once_after_its_first_seconds() -> None:
+    forecast = costs.Forecast(composed(steps=1_000_000))
+    assert forecast(10, 100.0, 999_000) == "", "the first chunk is of a machine that warms up"
+    assert forecast(60, 6.0, 999_000) == "", "too little to tell"
+    said = forecast(60, 6.0, 998_000)
+    assert said.startswith(
+        "about 28 hours are left at this speed, 10 steps a second: fewer steps (now steps=1,000,000)"
+    )
+    assert "fewer optimiser.updates_per_step" in said and "dqn_cnn" not in said
+    assert forecast(60, 6.0, 997_000) == ""
+
+
+def test_of_pictures_the_small_torso_is_named_and_a_short_run_says_nothing() -> None:
+    forecast = costs.Forecast(config.compose("Breakout-v5", ["steps=2.5e6"]))
+    assert forecast(960, 41.0, 2_400_000) == ""
+    said = forecast(960, 41.0, 2_400_000)
+    assert said.startswith("about 28 hours") and "so may model.torso=dqn_cnn, " in said
+    quick = costs.Forecast(composed(steps=1_000_000))
+    assert [quick(10_000, 60.0, left) for left in (900_000, 890_000, 880_000)] == [""] * 3
+    days = costs.Forecast(composed(steps=1_000_000))
+    assert days(1, 50.0, 10**6) == "" and days(10, 50.0, 10**6).startswith("about 58 days")
+
+
+def test_the_memory_of_an_update_is_said_where_it_is_much_and_refused_where_it_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**30)
+    device = jax.devices()[0]
+    assert memory.update_sentence(composed(), 2**20, device) == ""
+    assert memory.update_sentence(composed(), 2**28, device) == "acting and an update take 256.0 MiB while they run"
+    with pytest.raises(NotEnoughMemory, match=r"take 2\.0 GiB while they run, and 1\.0 GiB are left.*batch_size=4"):
+        memory.update_sentence(composed(), 2**31, device)
+    # The number is of the compiled programs.
+    monkeypatch.setattr(memory, "SAID_FROM", 1)
+    begin.start(composed(steps=16, **{"evaluation.count": 0}), out=tmp_path / "run").run()
+    assert "acting and an update take 0." in capsys.readouterr().out
+
+
+def test_a_registered_limit_counts(tmp_path: Path) -> None:
+    gymnasium.register("bircher/Endless-v0", Endless, max_episode_steps=40)
+    try:
+        training = begin.start(config.compose("bircher/Endless-v0", {**SETTINGS, "steps": 64}), out=tmp_path / "run")
+    finally:
+        del gymnasium.registry["bircher/Endless-v0"]
+    assert training._limit is None and training._env.spec.max_steps == 40
+    training._env.close()
