@@ -29,9 +29,6 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A path may hold bytes that are not UTF-8.
-        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -54,6 +51,9 @@ def bircher(
     bircher train LunarLander-v3
     bircher eval runs/lunarlander-v3-muesli-0-20260101-120000
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A path may hold bytes that are not UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _complete(incomplete: str) -> list[str]:
