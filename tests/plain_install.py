@@ -71,6 +71,16 @@ class Corridor(gymnasium.Env):
         frame[:, 16 * self.place : 16 * self.place + 16] = 255
         return frame
 
+class MarkedCorridor(Corridor):
+    """The corridor as a grid: one channel marks the place, the other one the end."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (5, 7, 2), np.float32)
+
+    def observe(self):
+        grid = np.zeros((5, 7, 2), np.float32)
+        grid[2, self.place, 0] = grid[2, 6, 1] = 1
+        return grid
+
 gymnasium.register("Corridor-v0", entry_point=Corridor)
 '''
 
@@ -80,21 +90,18 @@ from pathlib import Path
 import bircher
 from bircher import viz
 from bircher.run import begin, loaded
-from my_envs import Corridor
+from my_envs import MarkedCorridor
 
 SMALL = {small!r}
 
-def make():
-    return Corridor(render_mode="rgb_array")
-
-run = bircher.train(make, out="runs/callable", **SMALL)
-agent = bircher.load(run.path, env=make)
-assert int(agent.act(Corridor().reset(seed=0)[0])) in (1, 2)
+run = bircher.train(MarkedCorridor, out="runs/callable", **SMALL)
+agent = bircher.load(run.path, env=MarkedCorridor)
+assert int(agent.act(MarkedCorridor().reset(seed=0)[0])) in (1, 2)
 assert bircher.evaluate(agent, episodes=2).episodes == 2
 frames = loaded.episode_frames(agent, 0)
 assert viz.write_video(frames, Path("runs/callable/video.mp4"), 10).stat().st_size > 0
 assert begin.plot(Path(run.path)).stat().st_size > 0
-assert bircher.resume(run.path, env=make).counters["env_steps"] >= 512
+assert bircher.resume(run.path, env=MarkedCorridor, steps=768).counters["env_steps"] >= 768
 """
 
 
@@ -232,7 +239,7 @@ def run(scenario: Scenario, folder: Path, environment: dict[str, str]) -> list[F
 def prepared(folder: Path) -> Iterator[tuple[str, str]]:
     """The names and contents of the files that a user would have written."""
     yield "my_envs.py", ENVIRONMENT
-    yield "callable_env.py", CALLABLE.format(small=small_settings())
+    yield "callable_env.py", CALLABLE.format(small={**small_settings(), "model.torso": "mlp"})
     yield "readme.py", readme_snippet()
 
 
