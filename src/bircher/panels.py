@@ -25,6 +25,7 @@ class Thought(NamedTuple):
     """What search, or the look-ahead, made of it."""
     value: float
     action: int
+    """Counted from 0."""
 
 
 def beside(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Callable[[int], str] = str) -> list[Frame]:

@@ -31,9 +31,13 @@ Key = jax.Array
 
 
 class Discrete(NamedTuple):
-    """An action space of ``num_actions`` choices, 0 … num_actions - 1."""
+    """An action space of ``num_actions`` choices, 0 … num_actions - 1.
+
+    The environment itself may count from another ``start``: its action is the agent's plus ``start``.
+    """
 
     num_actions: int
+    start: int = 0
 
     def __str__(self) -> str:
         return f"discrete, {self.num_actions} actions"
@@ -86,6 +90,20 @@ class EnvSpec(NamedTuple):
     """Of an observation [height, width, channels], what leaves it as it is among them; () where none are known."""
     action_repeat: int = 1
     """Frames of the environment that each action lasts: what `env_frames` counts."""
+    encoding: PyTree = None
+    """An ``envs.encoding.Encoding`` for each observation array: how the environment's own observation becomes it.  None
+    where the two are the same."""
+    observation_space: str = ""
+    """The environment's own observation space as its package prints it; "" where it has none."""
+    action_space: str = ""
+    """The same of its action space."""
+    advice: str = ""
+    """What a user can do whose observation space is not supported."""
+
+    @property
+    def action_start(self) -> int:
+        """The environment's own number of its first discrete action; 0 for any other action space."""
+        return self.action.start if isinstance(self.action, Discrete) else 0
 
     @property
     def num_actions(self) -> int:

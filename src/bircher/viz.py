@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import subprocess
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -18,14 +19,19 @@ from jaxtyping import Float, UInt8
 from bircher import metrics as glossary
 from bircher.envs import atari
 from bircher.envs.base import Env
+from bircher.envs.encoding import decode_action, encode_observation
 from bircher.envs.observation import ObservationConfig
 from bircher.series import by_span
+from bircher.types import EnvSpec
+
+if TYPE_CHECKING:
+    import gymnasium
 
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
 
 Act = Callable[[Any, Any], Any]
-"""(an observation, its legal actions or None for all) to an action, each with a batch axis of 1."""
+"""(an encoded observation, its legal actions) to an action counted from 0, each with a batch axis of 1."""
 
 _SPANS = 100
 """Means of a learning curve that has more than twice as many points."""
@@ -164,6 +170,7 @@ def render_episode(
     stack: int = 1,
     observation: ObservationConfig | None = None,
     action_repeat: int = 1,
+    spec: EnvSpec | None = None,
 ) -> list[Frame]:
     """The frames of one episode, of at most ``max_steps`` actions, each of ``action_repeat`` steps.
 
@@ -171,6 +178,7 @@ def render_episode(
     and can draw.  Of others the observations themselves are drawn, of Atari games their screens: ``make`` makes one
     such environment, already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in
     training, pictures where ``observation`` says so; an environment that ``make`` gives joins and draws them itself.
+    ``spec`` says how observations of Gymnasium's environment are encoded, and where its actions begin.
 
     Raises:
       ValueError: neither can be done.
@@ -178,7 +186,10 @@ def render_episode(
     from bircher.envs.spaces import draws
 
     if atari.canonical(env_id) is None and draws(env_id):
-        return _render_gymnasium(env_id, act, seed, max_steps, dict(options or {}), stack, observation, action_repeat)
+        from bircher.envs.gymnasium import drawing_env
+
+        env = drawing_env(env_id, dict(options or {}), observation, action_repeat)
+        return _render_gymnasium(env, act, seed, max_steps, stack, spec)
     if make is None:
         raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
     env = make()
@@ -226,39 +237,34 @@ def _colours(count: int) -> np.ndarray:
 
 
 def _render_gymnasium(
-    env_id: str,
-    act: Act,
-    seed: int,
-    max_steps: int,
-    options: dict[str, Any],
-    stack: int,
-    observation: ObservationConfig | None,
-    action_repeat: int,
+    env: gymnasium.Env, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
 ) -> list[Frame]:
-    import gymnasium
+    from bircher.envs.pixels import Pixels
 
-    from bircher.envs.gymnasium import picture
-    from bircher.envs.pixels import Pixels, quieten
-    from bircher.envs.single import Repeated
+    encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
+    start = 0 if spec is None else spec.action_start
 
-    quieten()
-    env: gymnasium.Env = Repeated(gymnasium.make(env_id, render_mode="rgb_array", **options), action_repeat)
-    seen = picture(observation)
-    if seen is not None:
-        env = Pixels(env, *seen, keep_whole=True)
+    def encoded(given: Any) -> np.ndarray:
+        return np.asarray(given if encoding is None else encode_observation(encoding, given))
+
+    def mask(info: Mapping[str, Any]) -> np.ndarray:
+        given = info.get("action_mask")
+        num_actions = int(getattr(env.action_space, "n", 0))
+        return np.ones((1, num_actions), bool) if given is None else np.asarray(given, bool)[None]
 
     def frame() -> Frame:
         return np.asarray(env.whole if isinstance(env, Pixels) else env.render(), np.uint8)
 
     try:
-        given, _ = env.reset(seed=seed)
+        given, info = env.reset(seed=seed)
         # A first observation stands for those that it has not had, as in training.
-        recent = deque([np.asarray(given)] * stack, maxlen=stack)
+        recent = deque([encoded(given)] * stack, maxlen=stack)
         frames = [frame()]
         for _ in range(max_steps):
-            action = np.asarray(act(np.concatenate(recent, axis=-1)[None], None))[0]
-            given, _, terminated, truncated, _ = env.step(action)
-            recent.append(np.asarray(given))
+            seen = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
+            action = decode_action(start, act(seen[None], mask(info)))[0]
+            given, _, terminated, truncated, info = env.step(action)
+            recent.append(encoded(given))
             frames.append(frame())
             if terminated or truncated:
                 break

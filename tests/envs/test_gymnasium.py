@@ -107,7 +107,7 @@ def test_a_reward_that_is_no_number_is_a_failure():
 
 def test_action_mask_and_actions_that_start_below_zero():
     env = registry.make(Masked, 2, seed=0)
-    assert env.spec.action == Discrete(3)
+    assert env.spec.action == Discrete(3, start=-1)
     rows = rollout(env, 8)  # random legal actions: action t % 3 at time t, shifted by -1
     time = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2])
     np.testing.assert_array_equal(rows.legal_actions[:, 0], np.eye(3, dtype=bool)[time % 3])
@@ -119,14 +119,14 @@ OBSERVATIONS = {
     "float64": (spaces.Box(-1, 1, (2, 3), np.float64), "float32 (2, 3)"),
     "int64": (spaces.Box(0, 9, (2,), np.int64), "int32 (2,)"),
     "bytes": (spaces.Box(0, 255, (4, 4, 3), np.uint8), "uint8 (4, 4, 3)"),
-    "one-hot": (spaces.Discrete(4, start=2), "float32 (4,)"),
+    "index": (spaces.Discrete(4, start=2), "int32 (1,)"),
     "many": (spaces.MultiDiscrete([3, 4]), "int32 (2,)"),
     "bits": (spaces.MultiBinary(3), "int32 (3,)"),
     "dict": (
         spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3)}),
-        "{eye: uint8 (2, 2), place: float32 (3,)}",
+        "{eye: uint8 (2, 2), place: int32 (1,)}",
     ),
-    "tuple": (spaces.Tuple([spaces.Box(0, 1, (1,)), spaces.Discrete(2)]), "(float32 (1,), float32 (2,))"),
+    "tuple": (spaces.Tuple([spaces.Box(0, 1, (1,)), spaces.Discrete(2)]), "(float32 (1,), int32 (1,))"),
 }
 
 
@@ -138,12 +138,14 @@ def test_observation_spaces(name):
     check_env(env, 7)
 
 
-def test_one_hot_names_the_state():
+def test_an_index_counts_from_zero_and_one_hot_names_it():
     space = spaces.Discrete(4, start=2)
-    env = registry.make(lambda: Spaces(space), 1, seed=0)
-    _, timestep = env.reset()
+    _, timestep = registry.make(lambda: Spaces(space), 1, seed=0).reset()
+    _, as_given = registry.make(lambda: Spaces(space), 1, seed=0, layout="as_given").reset()
     space.seed(registry.seeds(0, "train", 1)[0])
-    np.testing.assert_array_equal(timestep.observation[0], np.eye(4)[space.sample() - 2])
+    index = space.sample() - 2
+    np.testing.assert_array_equal(timestep.observation[0], [index])
+    np.testing.assert_array_equal(as_given.observation[0], np.eye(4, dtype=np.float32)[index])
 
 
 def test_continuous_actions_step():

@@ -111,17 +111,18 @@ def search(
         window.require_writable(path)
         decision = planning.decide(agent, step, seed)
         trees.write(planning.draw(agent, decision, nodes), path)
-    tree = decision.tree
+    tree, chosen = decision.tree, agent.action_name(decision.action)
     if as_json:
         line = [edge._asdict() for edge in tree.best_line()]
         children = [edge._asdict() for edge in tree.following(0)]
         found = {
-            "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": decision.action,
+            "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": int(chosen),
             "value": decision.value, "children": children, "best_line": line, "picture": str(path),
         }  # fmt: skip
         print(json.dumps(found))
         return
-    print(f"{agent.spec.id}, {agent.name}, step {step}: value {decision.value:.3f}, action {decision.action}")
+    print(f"{agent.spec.id}, {agent.name}, step {step}: value {decision.value:.3f}, action {chosen}")
     for edge in tree.following(0):
-        print(f"action {edge.action:3d}  visits {edge.visits:4d}  prior {edge.prior:.3f}  q {edge.q_value:8.3f}")
+        action = agent.action_name(edge.action)
+        print(f"action {action:>3}  visits {edge.visits:4d}  prior {edge.prior:.3f}  q {edge.q_value:8.3f}")
     print(path)

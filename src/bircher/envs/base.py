@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -55,14 +56,6 @@ class Env(Protocol):
     def close(self) -> None:
         """Free what the environment holds outside the program."""
         ...
-
-
-def array_dtype(dtype: Any) -> np.dtype:
-    """The type an observation has on the device: bool and uint8 stay, floats float32, other integers int32."""
-    dtype = np.dtype(dtype)
-    if dtype in (np.dtype(np.bool_), np.dtype(np.uint8)):
-        return dtype
-    return np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else np.int32)
 
 
 def num_legal(spec: EnvSpec) -> int:
@@ -127,7 +120,8 @@ class StackedEnv:
             observation=jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], n * leaf.shape[-1]), leaf.dtype),
                 env.spec.observation,
-            )
+            ),
+            encoding=jax.tree.map(lambda leaf: dataclasses.replace(leaf, stack=n), env.spec.encoding),
         )
 
     def reset(self) -> tuple[StackState, TimeStep]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from bircher.envs.encoding import LayoutSetting
+
 
 class EnvConfig(BaseModel):
     """Which environment, and how many of it."""
@@ -34,6 +36,9 @@ class EnvConfig(BaseModel):
     """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""
+    layout: LayoutSetting = "auto"
+    """`auto` turns pictures to height, width and channels and keeps Discrete observations as integers.  `as_given`
+    leaves arrays as they are and makes Discrete observations one-hot, as runs of the version before had them."""
 
     @field_validator("options")
     @classmethod

@@ -13,6 +13,7 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +27,9 @@ from jaxtyping import Array, UInt8
 from bircher.envs import atari
 from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, row
+from bircher.envs.encoding import LayoutSetting, encode_observation
 from bircher.envs.observation import ObservationConfig
-from bircher.envs.spaces import action_spec, observation_spec, quiet_bounds
+from bircher.envs.spaces import action_spec, described, encoded_shape, observation_spec, quiet_bounds
 from bircher.types import Discrete, EnvSpec, TimeStep
 
 
@@ -37,6 +39,7 @@ def env_spec(
     options: Mapping[str, Any] | None = None,
     observation: ObservationConfig | None = None,
     protocol: ProtocolName | None = None,
+    layout: LayoutSetting = "auto",
 ) -> EnvSpec:
     """The specification of an EnvPool environment, without starting one.
 
@@ -46,13 +49,15 @@ def env_spec(
     native = envpool.make_spec(game or env_id, **_config(game, max_steps, options, observation, protocol))
     _refuse_wide(env_id, native)
     with quiet_bounds():
-        seen, action = observation_spec(native.observation_space), action_spec(native.action_space)
+        seen, encoding = observation_spec(native.observation_space, layout)
+        action = action_spec(native.action_space)
     limit = int(native.config.max_episode_steps)
     if game is None:
-        return EnvSpec(env_id, seen, action, limit)
-    channels, height, width = seen.shape
-    seen = jax.ShapeDtypeStruct((height, width, channels), seen.dtype)
-    return EnvSpec(game, seen, action, limit, action_repeat=int(native.config.frame_skip))
+        spec = EnvSpec(env_id, seen, action, limit, encoding=encoding)
+        return described(spec, native.observation_space, native.action_space)
+    encoding = dataclasses.replace(encoding, layout="channels_first")
+    repeat = int(native.config.frame_skip)
+    return EnvSpec(game, encoded_shape(encoding), action, limit, action_repeat=repeat, encoding=encoding)
 
 
 def _config(
@@ -101,9 +106,10 @@ class EnvPoolEnv:
         options: Mapping[str, Any] | None = None,
         observation: ObservationConfig | None = None,
         protocol: ProtocolName | None = None,
+        layout: LayoutSetting = "auto",
     ):
         self._game = atari.canonical(env_id)
-        self.spec = env_spec(env_id, max_steps, options, observation, protocol)
+        self.spec = env_spec(env_id, max_steps, options, observation, protocol, layout)
         self.num_envs = len(seeds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = envpool.make_gymnasium(
@@ -133,8 +139,11 @@ class EnvPoolEnv:
     def step(self, state: UInt8[Array, " H"], action: Actions) -> tuple[EnvState, TimeStep]:
         """One row further; may be traced, and must then be called in the order of the episodes."""
         _, _, step = self._open()
-        dtype = jnp.int32 if isinstance(self.spec.action, Discrete) else jnp.float32
-        handle, received = step(state, jnp.asarray(action, dtype))
+        if isinstance(self.spec.action, Discrete):
+            given = jnp.asarray(action, jnp.int32) + self.spec.action.start
+        else:
+            given = jnp.asarray(action, jnp.float32)
+        handle, received = step(state, given)
         return handle, self._row(received)
 
     def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
@@ -158,7 +167,5 @@ class EnvPoolEnv:
     def _row(self, received: tuple[Any, ...]) -> TimeStep:
         observation, reward, terminal, truncated, info = received
         first = info["elapsed_step"] == 0
-        observation = jax.tree.map(jnp.asarray, observation)
-        if self._game is not None:
-            observation = jnp.moveaxis(observation, 1, -1)
+        observation = encode_observation(self.spec.encoding, jax.tree.map(jnp.asarray, observation))
         return row(self.spec, observation, reward, first=first, terminal=terminal, truncated=truncated)

@@ -14,10 +14,12 @@ import numpy as np
 from jax.experimental import io_callback
 
 from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, num_legal, row
+from bircher.envs.encoding import LayoutSetting, decode_action, encode_observation
 from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.observation import SIZE, ObservationConfig
-from bircher.envs.single import Picture, Source, maker, named, source_name
-from bircher.envs.spaces import action_spec, observation_arrays, observation_spec, quiet_bounds
+from bircher.envs.pixels import Pixels, quieten
+from bircher.envs.single import Picture, Repeated, Source, maker, named, source_name
+from bircher.envs.spaces import action_spec, described, observation_spec, quiet_bounds
 from bircher.envs.workers import Here, Rows, Workers
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
 
@@ -32,12 +34,26 @@ def picture(observation: ObservationConfig | None) -> Picture | None:
     return Picture(observation.size or SIZE, bool(observation.grey))
 
 
-def _spec_of(source: Source, env: gymnasium.Env, max_steps: int | None, action_repeat: int) -> EnvSpec:
+def drawing_env(
+    env_id: str, options: Mapping[str, Any], observation: ObservationConfig | None, action_repeat: int
+) -> gymnasium.Env:
+    """One environment of Gymnasium's registry that draws, as it is trained in; its pictures are kept whole."""
+    quieten()
+    env: gymnasium.Env = Repeated(gymnasium.make(env_id, render_mode="rgb_array", **options), action_repeat)
+    drawn = picture(observation)
+    return env if drawn is None else Pixels(env, *drawn, keep_whole=True)
+
+
+def _spec_of(
+    source: Source, env: gymnasium.Env, max_steps: int | None, action_repeat: int, layout: LayoutSetting
+) -> EnvSpec:
     limit = max_steps
     if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
         limit = -(-env.spec.max_episode_steps // action_repeat)
-    seen, actions = observation_spec(env.observation_space), action_spec(env.action_space)
-    return EnvSpec(source_name(source), seen, actions, limit, action_repeat=action_repeat)
+    seen, encoding = observation_spec(env.observation_space, layout)
+    actions = action_spec(env.action_space)
+    spec = EnvSpec(source_name(source), seen, actions, limit, action_repeat=action_repeat, encoding=encoding)
+    return described(spec, env.observation_space, env.action_space)
 
 
 def env_spec(
@@ -46,12 +62,13 @@ def env_spec(
     options: Mapping[str, Any] | None = None,
     observation: ObservationConfig | None = None,
     action_repeat: int = 1,
+    layout: LayoutSetting = "auto",
 ) -> EnvSpec:
     """The specification of a Gymnasium environment; one is made and closed again."""
     with quiet_bounds():
         env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
         try:
-            return _spec_of(source, env, max_steps, action_repeat)
+            return _spec_of(source, env, max_steps, action_repeat, layout)
         finally:
             env.close()
 
@@ -69,8 +86,9 @@ class GymnasiumEnv:
     With ``observation.name`` pixels they are drawn where they are stepped. ``num_workers`` processes share them out, 0
     steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it. Each action is
     taken ``action_repeat`` times.
-    ``info["action_mask"]`` gives the legal actions, where there is one. Actions 0 … n - 1 are shifted where the space
-    starts elsewhere. An exception inside an environment, a value that breaks its contract, or a process that ended does
+    ``info["action_mask"]`` gives the legal actions, where there is one. Observations and actions pass through
+    `envs.encoding`, as those of a loaded agent do. An exception inside an environment, a value that breaks its
+    contract, or a process that ended does
     not end the program: from then on every row has ``failed``, and ``failure`` says what happened.
     """
 
@@ -85,6 +103,7 @@ class GymnasiumEnv:
         observation: ObservationConfig | None = None,
         num_workers: int | None = None,
         action_repeat: int = 1,
+        layout: LayoutSetting = "auto",
     ):
         self.num_envs = len(seeds)
         self._seeds = [int(seed) for seed in seeds]
@@ -96,14 +115,11 @@ class GymnasiumEnv:
             num_workers = _num_workers(self.num_envs, drawn is not None)
         with quiet_bounds():
             probe = make()
-            self.spec = _spec_of(source, probe, max_steps, action_repeat)
-            observations, actions = probe.observation_space, probe.action_space
+            self.spec = _spec_of(source, probe, max_steps, action_repeat, layout)
             probe.close()
-            makers = [partial(named, make, index) for index in range(self.num_envs)]
+            makers = [partial(named, make, index, layout) for index in range(self.num_envs)]
             workers = min(num_workers, self.num_envs)
             self._pool: Here | Workers = Workers(makers, workers) if workers else Here(makers)
-        self._arrays = observation_arrays(observations)
-        self._offset = int(actions.start) if isinstance(actions, gymnasium.spaces.Discrete) else 0
         self._blank = self._blank_row()
 
     def reset(self) -> tuple[EnvState, TimeStep]:
@@ -164,13 +180,13 @@ class GymnasiumEnv:
 
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
         if isinstance(self.spec.action, Discrete):
-            action = action.astype(np.int64) + self._offset
+            action = decode_action(self.spec.action_start, action)
         rows = self._pool.step(action)
         first, self._last = self._last, np.concatenate([part.terminal | part.truncated for part in rows])
         return self._given(rows, first)
 
     def _given(self, rows: list[Rows], first: np.ndarray) -> dict[str, Any]:
-        parts = [self._arrays(part.observation) for part in rows]
+        parts = [encode_observation(self.spec.encoding, part.observation) for part in rows]
         observation = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         fields = list(zip(*rows, strict=True))[1:]
         reward, terminal, truncated, legal = (np.concatenate(field) for field in fields)

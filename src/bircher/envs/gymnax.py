@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from bircher.envs.encoding import Encoding, LayoutSetting, encode_observation, encoding_of
 from bircher.envs.lightly import without_drawing
 from bircher.envs.pure import PureEnv
-from bircher.envs.spaces import action_spec, observation_spec
+from bircher.envs.spaces import action_spec, encoded_shape
 from bircher.types import EnvSpec, Key
 
 with without_drawing():
@@ -23,9 +24,14 @@ with without_drawing():
     import gymnax.environments.spaces as gymnax_spaces
 
 
-def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+def env_spec(
+    env_id: str,
+    max_steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    layout: LayoutSetting = "auto",
+) -> EnvSpec:
     """The specification of a gymnax environment; nothing is compiled."""
-    return _Single(env_id, max_steps, options).spec
+    return _Single(env_id, max_steps, options, layout).spec
 
 
 class GymnaxEnv(PureEnv):
@@ -40,22 +46,23 @@ class GymnaxEnv(PureEnv):
         seeds: Sequence[int],
         max_steps: int | None = None,
         options: Mapping[str, Any] | None = None,
+        layout: LayoutSetting = "auto",
     ):
-        single = _Single(env_id, max_steps, options)
+        single = _Single(env_id, max_steps, options, layout)
         super().__init__(single.spec, single.start, single.move, seeds)
 
 
 class _Single:
     """One gymnax environment with its parameters, as the two functions that PureEnv asks for."""
 
-    def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None):
+    def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None, layout: LayoutSetting):
         self.environment, self.params = gymnax.make(env_id, **(options or {}))
         if max_steps is not None:
             self.params = self.params.replace(max_steps_in_episode=max_steps)
         action = action_spec(gymnax_spaces.gymnax_space_to_gym_space(self.environment.action_space(self.params)))
         limit = int(self.params.max_steps_in_episode)
-        self.states = self._num_states()
-        self.spec = EnvSpec(env_id, self._observation(), action, limit)
+        self.encoding = self._discrete_encoding(layout)
+        self.spec = EnvSpec(env_id, self._observation(), action, limit, encoding=self.encoding)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
         """A new episode; its state may hold Python numbers."""
@@ -67,19 +74,21 @@ class _Single:
         observation, inner, reward, terminal, _ = self.environment.step_env(key, inner, action, self.params)
         return inner, self._seen(observation), reward, terminal, self.environment.is_truncated(inner, self.params)
 
-    def _num_states(self) -> int | None:
+    def _discrete_encoding(self, layout: LayoutSetting) -> Encoding | None:
         space = self.environment.observation_space(self.params)
-        return int(space.n) if isinstance(space, gymnax_spaces.Discrete) else None
+        if not isinstance(space, gymnax_spaces.Discrete):
+            return None
+        return encoding_of(gymnax_spaces.gymnax_space_to_gym_space(gymnax_spaces.Discrete(int(space.n))), layout)
 
     def _observation(self) -> Any:
-        if self.states is not None:
-            return observation_spec(gymnax_spaces.gymnax_space_to_gym_space(gymnax_spaces.Discrete(self.states)))
+        if self.encoding is not None:
+            return encoded_shape(self.encoding)
         # What is declared is wrong for some of them; what is seen is not.
         seen, _ = jax.eval_shape(self.environment.reset_env, jax.random.key(0), self.params)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _device_dtype(leaf.dtype)), seen)
 
     def _seen(self, observation: PyTree[Array]) -> PyTree[Array]:
-        return observation if self.states is None else jax.nn.one_hot(observation, self.states)
+        return observation if self.encoding is None else encode_observation(self.encoding, jnp.asarray(observation))
 
 
 def _device_dtype(dtype: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from bircher.envs.base import array_dtype
+from bircher.envs.encoding import device_dtype
 from bircher.envs.pure import PureEnv
 from bircher.types import Discrete, EnvSpec, Key, Symmetry
 
@@ -91,7 +91,7 @@ class _Single:
         key = jax.random.key(0)
         begun = jax.eval_shape(self.game.init, key)
         moved = jax.eval_shape(self.game.step, begun, jax.ShapeDtypeStruct((), jnp.int32), key)
-        observation = jax.ShapeDtypeStruct(moved.observation.shape, array_dtype(moved.observation.dtype))
+        observation = jax.ShapeDtypeStruct(moved.observation.shape, device_dtype(moved.observation.dtype))
         action = Discrete(moved.legal_action_mask.shape[0])
         turns = symmetries(env_id, observation.shape, action.num_actions)
         self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players, turns)

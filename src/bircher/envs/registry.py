@@ -14,6 +14,7 @@ from bircher.envs import atari
 from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
 from bircher.envs.clipping import ClippedEnv
+from bircher.envs.encoding import LayoutSetting
 from bircher.envs.ids import BACKENDS, ENVPOOL, GYMNAX, PGX, PGX_REFUSED, PRESETS, TOYS
 from bircher.envs.observation import ObservationConfig
 from bircher.quoting import short
@@ -130,6 +131,7 @@ def make(
     protocol: ProtocolName | None = None,
     reward_clip: float | None = None,
     action_repeat: int | None = None,
+    layout: LayoutSetting = "auto",
 ) -> Env:
     """Make ``num_envs`` environments stepped together.
 
@@ -140,6 +142,7 @@ def make(
     constructor. Another ``generation`` has other seeds. ``observation`` says whether the agent sees the environment's
     own numbers, the default, or a picture of it; ``protocol`` is how an Atari game is played, by default the paper's.
     Rewards are clipped to ± ``reward_clip``. Gymnasium's environments take each action ``action_repeat`` times.
+    ``layout`` says whether observations are turned and encoded, or left as they are given.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
     """
@@ -158,7 +161,7 @@ def make(
     with _one_sentence(env, options):
         made = _made(
             adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol,
-            action_repeat or 1,
+            action_repeat or 1, layout,
         )  # fmt: skip
     if reward_clip is not None:
         made = ClippedEnv(made, reward_clip)
@@ -176,6 +179,7 @@ def _made(
     observation: ObservationConfig | None,
     protocol: ProtocolName | None,
     action_repeat: int,
+    layout: LayoutSetting,
 ) -> Env:
     if adapter == "toys":
         from bircher.envs.toys import make_toy
@@ -184,7 +188,7 @@ def _made(
     if adapter == "gymnax":
         from bircher.envs.gymnax import GymnaxEnv
 
-        return GymnaxEnv(env, env_seeds, max_steps, options)
+        return GymnaxEnv(env, env_seeds, max_steps, options, layout)
     if adapter == "pgx":
         from bircher.envs.pgx import PgxEnv
 
@@ -192,10 +196,10 @@ def _made(
     if adapter == "envpool":
         from bircher.envs.envpool import EnvPoolEnv
 
-        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol)
+        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol, layout)
     from bircher.envs.gymnasium import GymnasiumEnv
 
-    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers, action_repeat)
+    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers, action_repeat, layout)
 
 
 def spec(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium
 
 from bircher.envs.contract import Contract, call_reset, finite_number, with_checked_values
+from bircher.envs.encoding import LayoutSetting, encoding_of, misfit
 from bircher.envs.failures import ContractBreach, EnvironmentFailure
 from bircher.envs.pixels import Pixels, quieten
 
@@ -30,16 +31,17 @@ class Picture(NamedTuple):
 class Named(gymnasium.Wrapper):
     """Checks what an environment returns, says which environment failed, and counts the steps of all its episodes."""
 
-    def __init__(self, env: gymnasium.Env, index: int):
+    def __init__(self, env: gymnasium.Env, index: int, layout: LayoutSetting = "auto"):
         super().__init__(env)
         self._index, self._steps, self._resetting = index, 0, False
         self._contract = Contract(env.observation_space, env.action_space)
+        self._encoding = encoding_of(env.observation_space, layout)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The environment's own reset; an exception or a breach of the contract becomes an EnvironmentFailure."""
         self._resetting = True
         try:
-            return self._contract.reset(call_reset(self.env, kwargs))
+            return self._fitting(self._contract.reset(call_reset(self.env, kwargs)))
         except ContractBreach as breach:
             raise self.breach(str(breach)) from breach
         except Exception as error:
@@ -50,11 +52,18 @@ class Named(gymnasium.Wrapper):
         self._steps += 1
         self._resetting = False
         try:
-            return self._contract.step(self.env.step(action))
+            return self._fitting(self._contract.step(self.env.step(action)))
         except ContractBreach as breach:
             raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("step", error) from error
+
+    def _fitting(self, values: Any) -> Any:
+        """The values of a reset or step, whose observation the agent's array can hold; raises ContractBreach."""
+        unfit = misfit(self._encoding, values[0])
+        if unfit is not None:
+            raise ContractBreach(f"the observation contains {unfit}")
+        return values
 
     def breach(self, sentence: str) -> EnvironmentFailure:
         """An EnvironmentFailure about what the environment returned last."""
@@ -116,9 +125,9 @@ def maker(
     return made if picture is None else partial(_drawn, made, picture, keep_whole)
 
 
-def named(make: Maker, index: int) -> Named:
+def named(make: Maker, index: int, layout: LayoutSetting = "auto") -> Named:
     """An environment that tells its index where it fails."""
-    return Named(make(), index)
+    return Named(make(), index, layout)
 
 
 def source_name(source: Source) -> str:

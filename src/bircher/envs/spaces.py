@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +12,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 
-from bircher.envs.base import UnknownEnvironment, array_dtype
+from bircher.envs.base import UnknownEnvironment
+from bircher.envs.encoding import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
 from bircher.envs.registration import registered
-from bircher.types import Continuous, Discrete, Unsupported
+from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
 
 
 def draws(env_id: str) -> bool:
@@ -39,49 +39,50 @@ def quiet_bounds():
 def action_spec(space: spaces.Space) -> Discrete | Continuous | Unsupported:
     """The action specification of a Gymnasium space; anything but Discrete and a float Box is Unsupported."""
     if isinstance(space, spaces.Discrete):
-        return Discrete(int(space.n))
+        return Discrete(int(space.n), int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
         return Continuous(tuple(space.shape), low, high)
     return Unsupported(f"action space {space}")
 
 
-def observation_spec(space: spaces.Space) -> Any:
-    """The observation specification of a Gymnasium space: a pytree of shapes, or Unsupported.
+def observation_spec(space: spaces.Space, layout: LayoutSetting = "auto") -> tuple[Any, Any]:
+    """The observation specification of a Gymnasium space, and its encoding: a pytree of shapes and one of Encodings.
 
-    A Discrete(n) observation is one-hot, float32[n]: a number that only names a state is no magnitude. Dict and Tuple
-    become pytrees of their parts; one part that is no array makes the whole Unsupported.
+    Dict and Tuple become pytrees of their parts; one part that is no array makes the specification Unsupported, and the
+    encoding None.
     """
-    parts, problem = _observation(space)
-    return Unsupported(f"observation space {problem}") if problem else parts
+    encoding = encoding_of(space, layout)
+    refused = [part for part in jax.tree.leaves(encoding) if isinstance(part, UnsupportedSpace)]
+    if refused:
+        return Unsupported(f"observation space {_whole(space, refused[0])}"), None
+    return jax.tree.map(encoded_shape, encoding), encoding
 
 
-def _observation(space: spaces.Space) -> tuple[Any, str]:
-    if isinstance(space, spaces.Discrete):
-        return jax.ShapeDtypeStruct((int(space.n),), np.float32), ""
-    if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return jax.ShapeDtypeStruct(tuple(space.shape), array_dtype(space.dtype)), ""
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        parts = {key: _observation(part) for key, part in items}
-        problem = next((problem for _, problem in parts.values() if problem), "")
-        if isinstance(space, spaces.Dict):
-            return {key: part for key, (part, _) in parts.items()}, problem
-        return tuple(part for part, _ in parts.values()), problem
-    return None, str(space)
+def _whole(space: spaces.Space, part: UnsupportedSpace) -> str:
+    """The space as Gymnasium prints it, and the part of it that is the reason."""
+    return part.text if part.text.startswith(str(space)) else f"{space}, because of {part.text}"
 
 
-def observation_arrays(space: spaces.Space) -> Callable[[Any], Any]:
-    """A function from a batched observation of ``space`` to the arrays that ``observation_spec`` promises."""
+def encoded_shape(encoding: Encoding) -> jax.ShapeDtypeStruct:
+    """Shape and type of the array that the agent is given."""
+    return jax.ShapeDtypeStruct(encoding.encoded_shape, np.dtype(encoding.dtype))
 
-    def convert(space: spaces.Space, value: Any) -> Any:
-        if isinstance(space, spaces.Discrete):
-            index = np.asarray(value).astype(np.int64) - int(space.start)
-            return np.eye(int(space.n), dtype=np.float32)[index]
-        if isinstance(space, spaces.Dict):
-            return {key: convert(part, value[key]) for key, part in space.spaces.items()}
-        if isinstance(space, spaces.Tuple):
-            return tuple(convert(part, item) for part, item in zip(space.spaces, value, strict=True))
-        return np.asarray(value).astype(array_dtype(space.dtype))
 
-    return lambda value: convert(space, value)
+def described(spec: EnvSpec, observation_space: spaces.Space, action_space: spaces.Space) -> EnvSpec:
+    """The specification with its spaces as Gymnasium prints them, and what to do about an observation space."""
+    return spec._replace(
+        observation_space=str(observation_space),
+        action_space=str(action_space),
+        advice="" if isinstance(observation_space, spaces.Box) else _advice(observation_space),
+    )
+
+
+def _advice(space: spaces.Space) -> str:
+    if space.is_np_flattenable:
+        advice = "wrap it by gymnasium.wrappers.FlattenObservation"
+    else:
+        advice = "wrap it by gymnasium.wrappers.TransformObservation with a function that gives one array"
+    if isinstance(space, spaces.Dict) and any("mask" in str(key) for key in space.spaces):
+        advice += '; a mask of legal actions belongs in info["action_mask"]'
+    return advice

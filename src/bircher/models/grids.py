@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from bircher.models.convolutions import Convolution, ResidualBlock, positions
 from bircher.models.layers import MLP, scale_latent
@@ -29,7 +30,7 @@ class Torso(eqx.Module):
     def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
         """The latent of features, in [-1, 1]."""
 
-    def __call__(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B latent"]:
+    def __call__(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
         return self.project(self.encode(observation))
 
 
@@ -68,6 +69,41 @@ class MLPTorso(FlatTorso):
     def flat(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B flat"]:
         """The observation's numbers in a row."""
         return observation.reshape(*observation.shape[: observation.ndim - self.axes], -1)
+
+
+class IndexTorso(FlatTorso):
+    """Numbers that only name states: an MLP over their one-hot vectors, which looks up rows of its first layer.
+
+    A row of the weights is what the product with a one-hot vector gives; no such vector is made where there is a hidden
+    layer.
+    """
+
+    mlp: MLP
+    num_values: int = eqx.field(static=True)
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, count: int, num_values: int, widths: Sequence[int], latent_width: int, key: Key):
+        self.mlp = MLP(count * num_values, (*widths, latent_width), key)
+        self.num_values, self.grid = num_values, None
+
+    def flat(self, observation: Int[Array, "*B count"]) -> Float[Array, "*B flat"]:
+        """The one-hot vectors in a row."""
+        one_hot = jax.nn.one_hot(observation, self.num_values)
+        return one_hot.reshape(*observation.shape[:-1], -1)
+
+    def encode(
+        self, observation: Int[Array, "*B count"], dtype: jnp.dtype | None = None
+    ) -> Float[Array, "*B features"]:
+        """The observation's features, computed in `dtype`, by default float32."""
+        first, *rest = self.mlp.layers
+        dtype = dtype or jnp.dtype(jnp.float32)
+        if not rest:
+            return self.flat(observation).astype(dtype)
+        rows = observation + self.num_values * jnp.arange(observation.shape[-1])
+        x = first.weight[rows].astype(dtype).sum(-2) + first.bias.astype(dtype)
+        for layer in rest[:-1]:
+            x = layer(jax.nn.relu(x))
+        return jax.nn.relu(x)
 
 
 class SmallCNNTorso(FlatTorso):

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from bircher.envs import layouts
+from bircher.envs.layouts import Layout
 from bircher.models.dynamics import Dynamics, make_dynamics
 from bircher.models.grids import FlatTorso
 from bircher.models.heads import GridReader, Heads
 from bircher.models.memory import Memory
 from bircher.models.model_config import ModelConfig
 from bircher.models.projection import Projection
-from bircher.models.torsos import IdentityTorso, Torso, make_torso
+from bircher.models.torsos import IdentityTorso, IndexTorso, Torso, make_torso, unturned_layout
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, Prediction
@@ -44,6 +46,8 @@ class Model(eqx.Module):
     visible: int = eqx.field(static=True)
     """How many of a latent's numbers the heads see, the first ones: an LSTM's c is for its next step alone."""
     is_image: bool = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+    """How the axes of a picture lie that no adapter has turned."""
     dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
@@ -68,14 +72,18 @@ class Model(eqx.Module):
         learnt = project and not isinstance(self.representation, IdentityTorso)
         self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learnt else None
         self.latent_gradient_scale, self.dtype = config.latent_gradient_scale, config.dtype
-        self.is_image = len(spec.observation.shape) == 3
+        self.layout = unturned_layout(spec)
+        self.is_image = len(layouts.turned_shape(spec.observation.shape, self.layout)) == 3
 
     def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
         """What an observation of whatever type, as stored, shows; a memory may stand between this and `settle`.
 
         Bytes of an image are scaled to [0, 1], here and nowhere else; those of a vector, such as a machine's RAM, are
-        left as they are.
+        left as they are.  Pictures of another layout are turned.
         """
+        if isinstance(self.representation, IndexTorso):
+            return self.representation.encode(observation, self.dtype)
+        observation = layouts.turn(observation, self.layout)
         bytes_of_an_image = self.is_image and observation.dtype == jnp.uint8
         x = observation.astype(jnp.float32) / 255.0 if bytes_of_an_image else observation
         return self.representation.encode(x.astype(self.dtype))

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bircher.envs import layouts
+from bircher.envs.encoding import Encoding
+from bircher.envs.layouts import Layout
 from bircher.models import images
-from bircher.models.grids import GridTorso, IdentityTorso, MLPTorso, SmallCNNTorso, Torso
+from bircher.models.grids import GridTorso, IdentityTorso, IndexTorso, MLPTorso, SmallCNNTorso, Torso
 from bircher.models.images import ImpalaTorso, MuZeroTorso, PointsTorso, StridedTorso
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key
@@ -74,14 +78,19 @@ class TorsoConfig(BaseModel):
 def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int | None = None) -> Torso:
     """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
 
+    It takes pictures as height, width and channels; where the specification has another layout, `Model` turns them.
     `latent_width` is the configuration's own where it is None; where the latent is a grid it plays no part.
 
     Raises:
       ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
     """
-    shape, name, width = spec.observation.shape, config.torso, latent_width or config.latent_width
+    shape = layouts.turned_shape(spec.observation.shape, unturned_layout(spec))
+    name, width = config.torso, latent_width or config.latent_width
+    num_values = spec.encoding.num_values if names_states(spec) else 0
     if name == "auto":
         name = _fitting(config, shape)
+    if name == "mlp" and num_values:
+        return IndexTorso(shape[-1], num_values, config.torso_widths, width, key)
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, width, key)
     least = {"identity": 1, **images.LEAST}.get(name, config.kernel)
@@ -112,3 +121,15 @@ def _fitting(config: TorsoConfig, shape: tuple[int, ...]) -> str:
     if len(shape) != 3 or min(shape[:2]) < config.kernel:
         return "mlp"
     return "impala" if min(shape[:2]) >= IMAGE else "small_cnn"
+
+
+def unturned_layout(spec: EnvSpec) -> Layout:
+    """How the axes of observations lie that no adapter has looked at; `as_given` where one has."""
+    if spec.encoding is not None:
+        return "as_given"
+    return layouts.layout_of(spec.observation.shape, spec.observation.dtype == np.uint8)
+
+
+def names_states(spec: EnvSpec) -> bool:
+    """Whether the observation is a whole number, or several, that only name states."""
+    return isinstance(spec.encoding, Encoding) and spec.encoding.kind == "index"

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bircher import learner, machine
+from bircher import learner, machine, settings
 from bircher.agents import muzero, policy
 from bircher.agents.base import Agent, require_discrete
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.config import CALLABLE, Config
+from bircher.config import CALLABLE, Config, validated
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
 from bircher.envs.registry import EnvSource
 from bircher.learner import Learner, TrainState
 from bircher.loops import pipeline, synchronous
 from bircher.loops.base import Programs
+from bircher.run import folder
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, TimeStep
 
@@ -59,7 +60,7 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
         return registry.make(
             env.id if source is None else source,
             num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
-            config.observation, env.num_workers, env.protocol, clip, env.action_repeat,
+            config.observation, env.num_workers, env.protocol, clip, env.action_repeat, env.layout,
         )  # fmt: skip
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise
@@ -79,6 +80,29 @@ def probe_env(config: Config, source: EnvSource | None) -> str | None:
         env.id if source is None else source, config.seed, env.max_steps, env.backend, env.options,
         config.observation, env.protocol, env.action_repeat,
     )  # fmt: skip
+
+
+def recognized(config: Config, source: EnvSource | None, saved: Mapping[str, Any]) -> tuple[Config, EnvSpec]:
+    """The configuration of a saved run and its specification.
+
+    The version before saved neither the first action nor how observations are encoded: both are looked up, and the run
+    keeps the arrays that it learned from.
+    """
+    spec = folder.spec_from(saved)
+    if folder.has_encoding(saved):
+        return config, spec
+    as_given = config
+    for layout in ("auto", "as_given"):
+        as_given = config.model_copy(update={"env": config.env.model_copy(update={"layout": layout})})
+        try:
+            env = make_env(as_given, source, 1, config.seed, "check")
+        except (UnknownEnvironment, UnsupportedEnvironment):  # not at hand: the arrays are all that is known
+            continue
+        found = env.spec
+        env.close()
+        if found.observation == spec.observation:
+            return as_given, spec._replace(action=found.action, encoding=found.encoding)
+    return as_given, spec
 
 
 def require_source(config: Config, source: EnvSource | None, call: str = "bircher.load(path, env=...)") -> None:
@@ -233,3 +257,18 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
 def size(number: float) -> str:
     """A number of bytes in words."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
+
+
+def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A run's configuration with other settings of its search, `search.KEY=VALUE` each, or dotted or nested.
+
+    Raises:
+      ConfigError: a setting that is wrong, or none of the search.
+    """
+    given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
+    if not given:
+        return config
+    for name in settings.leaves(given):
+        if name.split(".")[0] != "search":
+            raise ConfigError(f"{name} cannot be changed after training; only search.* can")
+    return validated(settings.merge(config.model_dump(by_alias=True), given))

@@ -15,7 +15,7 @@ from bircher import actor, checkpoint, machine, settings, viz
 from bircher.agents import base as agents_base
 from bircher.checkpoint import CheckpointError
 from bircher.config import CALLABLE, Config, validated
-from bircher.envs import base
+from bircher.envs import base, encoding
 from bircher.envs.base import Env, EnvContractError, UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.registry import EnvSource
@@ -101,6 +101,7 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
         return Training(config, source, env, parts, path, device, Origin(env_steps=-1), sentences)
     meta = checkpoint.read_meta(saved)
     generation = int(meta["generation"]) + 1
+    config, _ = assembly.recognized(config, source, meta["spec"])
     device, env, parts, sentences = _prepare(config, source, generation)
     try:
         assembly.require_same_spaces(folder.spec_from(meta["spec"]), env.spec)
@@ -135,8 +136,8 @@ def _prepare(
         parts = assembly.make_parts(config, env.spec)
         memory.require_memory(config, parts, device)
         sentences = (
-            assembly.replay_sentence(config, parts, device), costs.evaluation_sentence(config, env.spec),
-            assembly.probe_env(config, source),
+            *encoding.notes(env.spec.encoding), assembly.replay_sentence(config, parts, device),
+            costs.evaluation_sentence(config, env.spec), assembly.probe_env(config, source),
         )  # fmt: skip
         if config.debug:
             probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")

@@ -16,6 +16,7 @@ import numpy as np
 
 from bircher import checkpoint, metrics
 from bircher.config import CALLABLE, Config
+from bircher.envs.encoding import Encoding
 from bircher.platforms import UnsupportedPlatform
 from bircher.quoting import short_text
 from bircher.settings import ConfigError
@@ -176,15 +177,26 @@ def spec_to(spec: EnvSpec) -> dict[str, Any]:
     observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
     return {
         "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
-        "num_players": spec.num_players, "action_repeat": spec.action_repeat,
+        "num_players": spec.num_players, "action_repeat": spec.action_repeat, "action_start": spec.action_start,
+        "encoding": None if spec.encoding is None else spec.encoding.to_json(),
     }  # fmt: skip
 
 
 def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
-    """The inverse of `spec_to`."""
+    """The inverse of `spec_to`; of the version before, whose specifications have no encoding, arrays are as given."""
     observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
-    action = Discrete(saved["num_actions"])
+    action = Discrete(saved["num_actions"], saved.get("action_start", 0))
+    encoding = saved.get("encoding")
+    if has_encoding(saved):
+        encoding = None if encoding is None else Encoding.from_json(encoding)
+    else:
+        encoding = Encoding(observation.shape, str(observation.dtype), str(observation.dtype))
     return EnvSpec(
         saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1),
-        action_repeat=saved.get("action_repeat", 1),
+        action_repeat=saved.get("action_repeat", 1), encoding=encoding,
     )  # fmt: skip
+
+
+def has_encoding(saved: Mapping[str, Any]) -> bool:
+    """Whether a saved specification says how observations are encoded, which the version before did not."""
+    return "encoding" in saved

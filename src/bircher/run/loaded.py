@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
-from bircher import checkpoint, learner, panels, settings, viz
+from bircher import checkpoint, learner, panels, viz
 from bircher.agents.base import Agent, Carry
-from bircher.config import Config, validated
+from bircher.config import Config
 from bircher.envs import registry
-from bircher.envs.base import num_legal
+from bircher.envs.encoding import decode_action
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import Evaluator, Mode, Report
 from bircher.games.player import Player, of_agent
 from bircher.panels import Thought
 from bircher.run import assembly, folder
+from bircher.run.inputs import Inputs, inputs_of
 from bircher.search import SearchResult
-from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
 
 MAX_FRAMES = 10_000
@@ -59,19 +59,33 @@ class LoadedAgent:
         return self._agent.name
 
     def act(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Any:
-        """The action for one observation, or an array [B] of them for a batch [B, ...].
+        """The action for one observation, or an array [B] of them for a batch [B, ...], as the environment takes it.
 
-        Drawn from the policy, or its most probable one. Observations are as the environment gives them, joined where
-        `env.stack` is above 1; `legal_actions` (True where allowed) defaults to all.  An agent with memory takes what
-        it is given for the rows of an episode, one after the other, until `reset`.
+        It is drawn from the policy, or its most probable one. Observations are as the environment gives them; where
+        `env.stack` is above 1, the last ones joined along the last axis. `legal_actions` is the environment's mask,
+        such as `info.get("action_mask")`; None allows all. An agent with memory takes the observations for the rows of
+        an episode, one after the other, until `reset`.
 
         Raises:
-          ValueError: the observation has another shape than the environment's, or the batch another size than what is
-            remembered.
+          ValueError: the observation or the mask has another shape than the environment's, or holds a number that does
+            not fit, or the batch has another size than what is remembered.
         """
-        single, batch, legal = self._batch(observation, legal_actions)
-        (action,) = self._run(greedy, False, batch, legal)
-        return np.asarray(action)[0] if single else np.asarray(action)
+        inputs = inputs_of(self.spec, observation, legal_actions)
+        action = self.own_action(self.choose(inputs, greedy))
+        return action[0] if inputs.single else action
+
+    def choose(self, inputs: Inputs, greedy: bool = False) -> Int[np.ndarray, " B"]:
+        """The actions for encoded observations, counted from 0, as bircher's environments take them."""
+        (action_index,) = self._run(greedy, False, inputs)
+        return np.asarray(action_index)
+
+    def own_action(self, action_index: Any) -> np.ndarray:
+        """The environment's own actions of those that are counted from 0."""
+        return decode_action(self.spec.action_start, action_index)
+
+    def action_name(self, action_index: int) -> str:
+        """The environment's own action as text."""
+        return str(self.own_action(action_index))
 
     def reset(self, where: Any = None) -> None:
         """Episodes begin anew, all of them or, of a batch, those `where` says so: what was seen before is forgotten.
@@ -90,13 +104,19 @@ class LoadedAgent:
     def search(self, observation: Any, legal_actions: Any, seed: int) -> SearchResult:
         """The search behind a decision, with its tree; the agent's memory stays as it is.
 
+        Observation and mask are as in `act`; actions in the tree are counted from 0.
+
         Raises:
           ValueError: the observation has another shape than the environment's, or the agent does not search.
         """
+        return self.search_of(inputs_of(self.spec, observation, legal_actions), seed)
+
+    def search_of(self, inputs: Inputs, seed: int) -> SearchResult:
+        """The same for encoded observations."""
         plan = self._agent.plan
         if plan is None:
             raise ValueError(f"{self.name} acts without a search")
-        _, batch, legal = self._batch(observation, legal_actions)
+        batch, legal, _ = inputs
 
         def program(policy, carry, first, observation, legal_actions):
             key = jax.random.key(seed)
@@ -116,8 +136,10 @@ class LoadedAgent:
             )
         return self._carry, self._first
 
-    def _run(self, greedy: bool, thinks: bool, batch: np.ndarray, legal: np.ndarray) -> tuple:
+    def _run(self, greedy: bool, thinks: bool, inputs: Inputs) -> tuple:
         """What the program finds; what the agent keeps is kept."""
+        self._acted += 1
+        batch, legal, _ = inputs
         carry, first = self._memory(len(batch))
         carry, found = self._programs[greedy, thinks](self.policy, carry, first, batch, legal, self._acted)
         if self._remembers:
@@ -125,33 +147,22 @@ class LoadedAgent:
         return found
 
     def think(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Thought:
-        """The action that `act` takes for one observation, and what led to it.
+        """The action that `act` takes for one observation, counted from 0, and what led to it.
 
         Raises:
-          ValueError: the observation has another shape than the environment's, or the agent has no model.
+          ValueError: as in `act`, or the agent has no model.
         """
+        return self.think_of(inputs_of(self.spec, observation, legal_actions), greedy)
+
+    def think_of(self, inputs: Inputs, greedy: bool = False) -> Thought:
+        """The same for an encoded observation."""
         if self._agent.look is None:
             raise ValueError(f"agent {self.name} has no model: there is no thought behind its actions")
-        single, batch, legal = self._batch(observation, legal_actions)
-        if not single and len(batch) != 1:
-            raise ValueError(f"one observation is thought about at a time, not {len(batch)}")
-        found = self._run(greedy, True, batch, legal)
+        if len(inputs.observation) != 1:
+            raise ValueError(f"one observation is thought about at a time, not {len(inputs.observation)}")
+        found = self._run(greedy, True, inputs)
         action, prior, improved, value = (np.asarray(x)[0] for x in found)
         return Thought(prior, improved, float(value), int(action))
-
-    def _batch(self, observation: Any, legal_actions: Any) -> tuple[bool, np.ndarray, np.ndarray]:
-        """Whether it was one observation; observations and legal actions with a batch axis."""
-        shape = self.spec.observation.shape
-        given = np.asarray(observation)
-        if given.shape != shape and given.shape[1:] != shape:
-            raise ValueError(f"{self.spec.id} has observations {shape}, or [B, …] of them, not {given.shape}")
-        single = given.shape == shape
-        batch = given[None] if single else given
-        legal = np.ones((len(batch), num_legal(self.spec)), bool)
-        if legal_actions is not None:
-            legal = np.broadcast_to(np.asarray(legal_actions, bool), legal.shape)
-        self._acted += 1
-        return single, batch.astype(self.spec.observation.dtype), legal
 
     def _program(self, greedy: bool, thinks: bool):
         agent, mode = self._agent, "greedy" if greedy else "sample"
@@ -239,15 +250,16 @@ def episode_frames(
     env, thought, whole = agent.config.env, [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
 
-    def act(observation: Any, legal_actions: Any) -> np.ndarray:
+    def choose(observation: Any, legal_actions: Any) -> np.ndarray:
+        inputs = Inputs(np.asarray(observation), np.asarray(legal_actions, bool))
         if not thoughts:
-            return agent.act(observation, greedy, legal_actions)
-        thought.append(agent.think(observation, greedy, legal_actions))
+            return agent.choose(inputs, greedy)
+        thought.append(agent.think_of(inputs, greedy))
         return np.array([thought[-1].action], np.int32)
 
     frames = viz.render_episode(
         env.id,
-        act,
+        choose,
         registry.seeds(seed, "watch", 1)[0],
         min(whole, max_steps or whole),
         lambda: assembly.make_env(agent.config, agent.source, 1, seed, "watch"),
@@ -255,8 +267,9 @@ def episode_frames(
         env.stack,
         agent.config.observation,
         env.action_repeat or 1,
+        agent.spec,
     )
-    return panels.beside(frames, thought) if thoughts else frames
+    return panels.beside(frames, thought, agent.action_name) if thoughts else frames
 
 
 def load(
@@ -271,28 +284,13 @@ def load(
       CheckpointError: the checkpoint is damaged, or of another architecture.
       ConfigError: a setting that is wrong, or none of the search.
     """
-    config = overridden(folder.read_config(path), overrides)
+    config = assembly.overridden(folder.read_config(path), overrides)
     saved = folder.last_checkpoint(path)
     meta = checkpoint.read_meta(saved)
-    spec = folder.spec_from(meta["spec"])
+    config, spec = assembly.recognized(config, env, meta["spec"])
     parts = assembly.make_parts(config, spec)
     train = checkpoint.restore(saved, "train", parts.saved)
     return LoadedAgent(
         config, spec, parts.agent, learner.acting_policy(parts.agent, train),
         env, int(meta["counters"]["env_steps"]),
     )  # fmt: skip
-
-
-def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
-    """A run's configuration with other settings of its search, `search.KEY=VALUE` each, or dotted or nested.
-
-    Raises:
-      ConfigError: a setting that is wrong, or none of the search.
-    """
-    given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
-    if not given:
-        return config
-    for name in settings.leaves(given):
-        if name.split(".")[0] != "search":
-            raise ConfigError(f"{name} cannot be changed after training; only search.* can")
-    return validated(settings.merge(config.model_dump(by_alias=True), given))

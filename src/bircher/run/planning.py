@@ -10,6 +10,7 @@ import numpy as np
 from bircher import trees
 from bircher.games import boards
 from bircher.run import assembly
+from bircher.run.inputs import Inputs
 from bircher.run.loaded import LoadedAgent
 from bircher.settings import ConfigError
 
@@ -22,7 +23,7 @@ class Decision(NamedTuple):
     mover: int
     """Who moves, 0 or 1, in games of two."""
     action: int
-    """What the search chose."""
+    """What the search chose, counted from 0."""
     value: float
     """What the search found the observation to be worth; the tree's own mean at its root counts bad actions too."""
     tree: trees.Tree
@@ -43,8 +44,8 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         agent.reset()
         move = jax.jit(env.step)
         for number in range(step):
-            action = agent.act(np.asarray(row.observation), legal_actions=np.asarray(row.legal_actions))
-            state, row = move(state, np.asarray(action, np.int32))
+            inputs = Inputs(np.asarray(row.observation), np.asarray(row.legal_actions))
+            state, row = move(state, agent.choose(inputs))
             if bool(row.last[0]):
                 raise ConfigError(
                     f"the episode of seed {seed} ended after {number + 1} actions: --step {step} is beyond it"
@@ -52,7 +53,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         row = jax.device_get(row)
     finally:
         env.close()
-    found = agent.search(row.observation, row.legal_actions, seed)
+    found = agent.search_of(Inputs(row.observation, row.legal_actions), seed)
     mover = step % 2 if agent.spec.num_players == 2 else 0
     observation, action, value = np.asarray(row.observation[0]), int(found.action[0]), float(found.value[0])
     return Decision(observation, step, mover, action, value, trees.Tree.of(found.tree))
@@ -61,7 +62,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
 def draw(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
     """The decision as SVG, on its board where there is one; at most `nodes` nodes below the root."""
     head: list[str] = []
-    describe: Any = str
+    describe: Any = agent.action_name
     if agent.spec.id in boards.BOARDS:
         board = boards.board_of(agent.spec.id)
         head = board.draw(decision.observation, decision.mover).splitlines()
