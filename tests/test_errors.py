@@ -76,7 +76,7 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "model.prediction_channels=4"], "reads a latent that is a grid"),
         (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["CartPole-v1", "--out", "/dev/null/run"], "/dev/null/run cannot be written"),
-        (["Pendulum-v1"], "supports discrete actions only"),
+        (["Pendulum-v1"], "supports Discrete actions only"),
         (["Blackjack-v1"], "supports one array as observation"),
         (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
         (["CartPole-v1", "backend"], "'backend' is no setting: expected KEY=VALUE"),

@@ -177,10 +177,16 @@ def require_discrete(name: str, spec: EnvSpec) -> None:
       UnsupportedEnvironment: says which space is not supported.
     """
     if not isinstance(spec.action, Discrete):
+        space = f"the action space {spec.action_space}" if spec.action_space else f"actions: {spec.action}"
         raise UnsupportedEnvironment(
-            f"agent {name} supports discrete actions only, and {spec.id} has actions: {spec.action}"
+            f"agent {name} supports Discrete actions only, and {spec.id} has {space}; give it a Discrete space of "
+            "chosen actions by gymnasium.wrappers.TransformAction, and where not all of them are legal a mask in "
+            'info["action_mask"]'
         )
     if not hasattr(spec.observation, "shape"):
+        own = spec.observation_space
+        space = f"the observation space {own}" if own else f"the observations {spec.observation}"
+        advice = f"; {spec.advice}" if spec.advice else ""
         raise UnsupportedEnvironment(
-            f"agent {name} supports one array as observation, and {spec.id} gives: {spec.observation}"
+            f"agent {name} supports one array as observation, and {spec.id} has {space}{advice}"
         )

@@ -1,0 +1,213 @@
+"""From own observations to the agent's arrays: kinds, numbers that do not fit, layouts, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium_twins import Spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from rollouts import rollout
+
+from bircher.agents.base import UnsupportedEnvironment, require_discrete
+from bircher.envs import registry
+from bircher.envs.encoding import Encoding, encode_observation, encoding_of, misfit, notes
+from bircher.envs.layouts import layout_of, turn, turned_shape
+
+BYTES = {"low": 0, "high": 255, "dtype": np.uint8}
+
+
+@pytest.mark.parametrize(
+    ("space", "dtype", "shape"),
+    [
+        (spaces.Box(0, 10**12, (2,), np.int64), "float32", (2,)),
+        (spaces.Box(0, 10**9, (2,), np.int64), "int32", (2,)),
+        (spaces.Box(-np.inf, np.inf, (2,), np.int64), "int32", (2,)),
+        (spaces.Box(0, 2**32 - 1, (2,), np.uint32), "float32", (2,)),
+        (spaces.Box(0, 2**64 - 1, (2,), np.uint64), "float32", (2,)),
+        (spaces.Box(0, 7, (2,), np.uint64), "int32", (2,)),
+        (spaces.Box(-(2**40), 0, (2,), np.int64), "float32", (2,)),
+        (spaces.MultiDiscrete([2**40, 3]), "float32", (2,)),
+        (spaces.MultiDiscrete([4, 3]), "int32", (2,)),
+        (spaces.MultiBinary((2, 3)), "int32", (2, 3)),
+        (spaces.Discrete(10**9), "int32", (1,)),
+    ],
+)
+def test_integers_beyond_int32_become_float32_by_their_bounds(space, dtype, shape):
+    encoding = encoding_of(space)
+    assert (encoding.dtype, encoding.encoded_shape) == (dtype, shape)
+    told = [text for text in notes(encoding) if "beyond int32" in text]
+    assert bool(told) == (dtype == "float32")
+
+
+def test_a_discrete_observation_takes_one_integer():
+    """A table of one-hot vectors of a million values would have four terabytes."""
+    env = registry.make(lambda: Spaces(spaces.Discrete(1_000_000, start=-3)), 2, seed=0)
+    _, timestep = env.reset()
+    assert timestep.observation.shape == (2, 1) and timestep.observation.dtype == jnp.int32
+    assert registry.spec(lambda: Spaces(spaces.Discrete(2**40))).observation.description.endswith(
+        "which has more values than a network can have weights for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "good", "bad", "words"),
+    [
+        (spaces.Box(-np.inf, np.inf, (2,), np.int64), [2**31 - 1, -(2**31)], [0, 2**31], "2147483648, which int32"),
+        (spaces.Box(0, np.iinfo(np.uint32).max, (1,), np.uint32), [2**32 - 1], None, ""),
+        (spaces.Box(-np.inf, np.inf, (2,), np.float64), [1e38, np.inf], [0.0, 1e39], r"1e\+39, which float32"),
+        (spaces.Box(shape=(1,), **BYTES), [255], [256], "256, which uint8"),
+        (spaces.Discrete(3, start=2), 4, 5, "5, expected a whole number from 2 to 4"),
+        (spaces.Discrete(3, start=2), 2, 1, "1, expected a whole number from 2 to 4"),
+        (spaces.Discrete(3), 2, 1.0, "1.0, expected a whole number from 0 to 2"),
+        (
+            spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(-1, 1, (1,))}),
+            {"a": 1, "b": [0]},
+            {"a": 2, "b": [0]},
+            "2",
+        ),
+    ],
+)
+def test_a_number_that_would_be_changed_is_found(space, good, bad, words):
+    encoding = encoding_of(space)
+    assert misfit(encoding, good) is None
+    if bad is not None:
+        with pytest.raises(AssertionError, match=words):
+            raise AssertionError(misfit(encoding, bad))
+
+
+class Growing(gymnasium.Env):
+    """Gives ten times as much at each step: beyond int32 at the tenth."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, dtype: type = np.int64):
+        self.dtype = dtype
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.int32 if dtype == np.int32 else dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        self.number = 1
+        return np.array([self.number], np.int64), {}
+
+    def step(self, action: int):
+        self.number *= 10
+        return np.array([self.number], np.int64), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_a_number_that_leaves_int32_ends_the_run_in_a_sentence(dtype):
+    """Also where the space itself says int32, and NumPy would wrap the number."""
+    env = registry.make(lambda: Growing(dtype), 2, seed=0)
+    rows = rollout(env, 11, np.zeros((11, 2)))
+    np.testing.assert_array_equal(rows.failed[:, 0], np.arange(12) >= 10)
+    np.testing.assert_array_equal(rows.observation[:10, 0, 0], 10 ** np.arange(10))
+    told = "environment 0 gave an observation with 10000000000, which int32 does not hold, after 10 steps"
+    assert env.failure() == told
+
+
+LAYOUTS = [
+    ((84, 84, 4), True, "as_given", (84, 84, 4)),
+    ((84, 84, 1), True, "as_given", (84, 84, 1)),
+    ((84, 84, 3), True, "as_given", (84, 84, 3)),
+    ((64, 96, 12), True, "as_given", (64, 96, 12)),
+    ((4, 84, 84), True, "channels_first", (84, 84, 4)),
+    ((3, 64, 96), True, "channels_first", (64, 96, 3)),
+    ((1, 84, 84), True, "channels_first", (84, 84, 1)),
+    ((16, 84, 84), True, "channels_first", (84, 84, 16)),
+    ((4, 10, 10), True, "channels_first", (10, 10, 4)),
+    ((3, 64, 64), False, "channels_first", (64, 64, 3)),
+    ((84, 3, 84), True, "as_given", (84, 3, 84)),
+    ((84, 84), True, "no_channels", (84, 84, 1)),
+    ((84, 84), False, "as_given", (84, 84)),
+    ((8, 8), True, "as_given", (8, 8)),
+    ((8, 8), False, "as_given", (8, 8)),
+    ((6, 7, 3), False, "as_given", (6, 7, 3)),
+    ((3, 3, 2), False, "as_given", (3, 3, 2)),
+    ((10, 10, 4), False, "as_given", (10, 10, 4)),
+    ((4, 10, 10), False, "as_given", (4, 10, 10)),
+    ((8, 8, 119), False, "as_given", (8, 8, 119)),
+    ((19, 19, 17), False, "as_given", (19, 19, 17)),
+    ((7, 7, 3), True, "as_given", (7, 7, 3)),
+    ((1, 84, 3), True, "as_given", (1, 84, 3)),
+    ((4, 84, 84, 3), True, "frames_first", (84, 84, 12)),
+    ((4, 84, 84, 1), True, "frames_first", (84, 84, 4)),
+    ((4, 7, 7, 3), True, "frames_first", (7, 7, 12)),
+    ((4, 3, 84, 84), True, "frames_channels_first", (84, 84, 12)),
+    ((4, 84, 84, 3), False, "as_given", (4, 84, 84, 3)),
+    ((128,), True, "as_given", (128,)),
+    ((), False, "as_given", ()),
+]
+
+
+@pytest.mark.parametrize(("shape", "is_picture", "layout", "turned"), LAYOUTS)
+def test_layouts_are_recognized(shape, is_picture, layout, turned):
+    assert layout_of(shape, is_picture) == layout
+    assert turned_shape(shape, layout) == turned
+    space = spaces.Box(shape=shape, **BYTES) if is_picture else spaces.Box(0, 1, shape, np.int8)
+    encoding = encoding_of(space)
+    assert (encoding.layout, encoding.encoded_shape) == (layout, turned)
+    assert encoding_of(space, "as_given").encoded_shape == shape
+    if layout != "as_given":
+        (told,) = notes(encoding)
+        assert str(shape) in told and str(turned) in told and "env.layout=as_given" in told
+
+
+@given(
+    st.sampled_from(["channels_first", "no_channels", "frames_first", "frames_channels_first"]),
+    st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    st.lists(st.integers(1, 3), max_size=2),
+)
+def test_a_turned_picture_keeps_every_pixel(layout, lengths, lead):
+    frames, height, width, channels = lengths
+    whole = np.arange(np.prod([*lead, *lengths])).reshape(*lead, *lengths)  # frames, height, width, channels
+    own = {
+        "channels_first": np.moveaxis(whole[..., 0, :, :, :], -1, -3),
+        "no_channels": whole[..., 0, :, :, 0],
+        "frames_first": whole,
+        "frames_channels_first": np.moveaxis(whole, -1, -3),
+    }[layout]
+    expected = {
+        "channels_first": whole[..., 0, :, :, :],
+        "no_channels": whole[..., 0, :, :, :1],
+    }.get(layout, np.concatenate([whole[..., i, :, :, :] for i in range(frames)], axis=-1))
+    np.testing.assert_array_equal(turn(own, layout), expected)
+    assert turned_shape(own.shape[len(lead) :], layout) == expected.shape[len(lead) :]
+
+
+def test_encodings_work_in_programs_and_are_saved():
+    for space in (
+        spaces.Discrete(4, start=2),
+        spaces.Box(shape=(4, 20, 24), **BYTES),
+        spaces.Box(0, 10**12, (2,), np.int64),
+    ):
+        for layout in ("auto", "as_given"):
+            encoding = encoding_of(space, layout)
+            many = np.stack([np.asarray(space.sample()) for _ in range(3)])
+            expected = encode_observation(encoding, many)
+            assert expected.shape == (3, *encoding.encoded_shape) and expected.dtype == encoding.dtype
+            if many.dtype != np.int64 or not encoding.shape:
+                inside = jax.jit(lambda x, encoding=encoding: encode_observation(encoding, x))(many)
+                np.testing.assert_array_equal(inside, expected)
+            assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
+
+
+def test_a_refused_space_is_named_with_the_way_out():
+    dictionary = spaces.Dict({"eye": spaces.Box(0, 1, (2,)), "action_mask": spaces.MultiBinary(2)})
+    cases = [
+        (Spaces(dictionary), [str(dictionary), "FlattenObservation", 'info["action_mask"]']),
+        (Spaces(spaces.Tuple([spaces.Discrete(2)])), ["Tuple(Discrete(2))", "gymnasium.wrappers.FlattenObservation"]),
+        (Spaces(spaces.Sequence(spaces.Discrete(2))), ["Sequence(Discrete(2)", "TransformObservation"]),
+        (Spaces(action_space=spaces.MultiDiscrete([2, 3])), ["MultiDiscrete([2 3])", "TransformAction"]),
+        (Spaces(action_space=spaces.Box(-1, 1, (2,))), ["Box(-1.0, 1.0, (2,), float32)", "Discrete actions only"]),
+    ]
+    for env, words in cases:
+        with pytest.raises(UnsupportedEnvironment) as refused:
+            require_discrete("muesli", registry.spec(lambda env=env: env))
+        assert all(word in str(refused.value) for word in words), refused.value
+        assert "\n" not in str(refused.value)
