@@ -6,6 +6,7 @@ The environments refuse an action outside their space, or one that their mask fo
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bircher.agents.policy_targets import PolicyAgentState
 from bircher.cli import app
 from bircher.config import compose
 from bircher.ops.improvement import AdvantageNormaliser
-from bircher.run import assembly, folder, loaded
+from bircher.run import assembly, begin, folder, loaded
 from bircher.run.assembly import NotEnoughMemory
 from bircher.run.loaded import LoadedAgent
 from bircher.types import Policy
@@ -176,3 +177,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence(world: str):
 def test_a_network_that_does_not_fit_is_refused():
     with pytest.raises(NotEnoughMemory, match=r"networks and optimizer take .* than Discrete\(1000000000\)"):
         bircher.train(lambda: Strict(spaces.Discrete(10**9), TWO, False), **QUICK)
+
+
+@pytest.mark.parametrize("world", ["picture-channels-first"], indirect=True)
+def test_a_turned_layout_is_said_before_a_run_begins(world: str, tmp_path: Path):
+    training = begin.start(compose(world, QUICK), None, tmp_path / "run")
+    assert training._sentences[0].startswith("observations (3, 16, 20) are taken as 3 channels first and turned to")
+    os.close(training._claim)
+    training._env.close()

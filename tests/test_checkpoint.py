@@ -222,9 +222,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         shutil.rmtree(tmp_path / "moved")
 
 
-def test_a_folder_may_be_named_by_a_link_or_from_the_one_above(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_may_be_named_by_a_link_or_from_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real [1]" / "below").mkdir(parents=True)
     (tmp_path / "link [2]").symlink_to(tmp_path / "real [1]")
     monkeypatch.chdir(tmp_path / "real [1]" / "below")

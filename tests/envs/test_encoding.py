@@ -65,7 +65,7 @@ def test_a_discrete_observation_takes_one_integer():
         (spaces.Box(shape=(1,), **BYTES), [255], [256], "256, which uint8"),
         (spaces.Discrete(3, start=2), 4, 5, "5, expected a whole number from 2 to 4"),
         (spaces.Discrete(3, start=2), 2, 1, "1, expected a whole number from 2 to 4"),
-        (spaces.Discrete(3), 2, 1.0, "1.0, expected a whole number from 0 to 2"),
+        (spaces.Discrete(3), 2.0, 1.5, "1.5, expected a whole number from 0 to 2"),
         (
             spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(-1, 1, (1,))}),
             {"a": 1, "b": [0]},

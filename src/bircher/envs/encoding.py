@@ -188,9 +188,8 @@ def misfit(encoding: Any, observation: Any) -> str | None:
     value = np.atleast_1d(np.asarray(observation))
     if encoding.kind != "array":
         low, high = encoding.start, encoding.start + encoding.num_values - 1
-        if value.size and (value.dtype.kind not in "iu" or value.min() < low or value.max() > high):
-            return f"{_first(value, (value < low) | (value > high))}, expected a whole number from {low} to {high}"
-        return None
+        outside = (value < low) | (value > high) | (value != np.floor(value))
+        return f"{_first(value, outside)}, expected a whole number from {low} to {high}" if outside.any() else None
     if value.dtype == encoding.dtype or not value.size:
         return None
     outside = np.zeros(1, bool)
@@ -204,8 +203,7 @@ def misfit(encoding: Any, observation: Any) -> str | None:
 
 
 def _first(value: np.ndarray, where: np.ndarray) -> Any:
-    chosen = value[where] if where.any() else value.ravel()
-    return chosen.reshape(-1)[0].item()
+    return value[where][0].item()
 
 
 def notes(encoding: Any) -> list[str]:
