@@ -20,7 +20,6 @@ from bircher.agents.policy_targets import PolicyAgentState, Wanted, encoded, imp
 from bircher.agents.unrolling import unroll
 from bircher.models.model import Model, ModelConfig
 from bircher.models.statistics import ObservationStatistics
-from bircher.models.torsos import names_states
 from bircher.ops import distributions, improvement
 from bircher.search import SearchConfig, SearchResult
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
@@ -48,9 +47,7 @@ def make(
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)
-        # A number that only names a state has no mean.
-        normalises = config.normalise_observations and not names_states(spec)
-        statistics = ObservationStatistics.zero(spec) if normalises else None
+        statistics = ObservationStatistics.of(spec) if config.normalise_observations else None
         model = Model(spec, model_config, key, terms.need(enabled, "projection"), imagines)
         return Policy(model, PolicyAgentState(improvement.AdvantageNormaliser.zero(), statistics))
 

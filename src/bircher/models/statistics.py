@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from bircher.models.torsos import names_states
 from bircher.types import EnvSpec
 
 FAINT = 16.0
@@ -24,6 +25,11 @@ class ObservationStatistics(eqx.Module):
         """Statistics before anything was seen: observations pass unchanged."""
         shape = spec.observation.shape
         return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+    @classmethod
+    def of(cls, spec: EnvSpec) -> ObservationStatistics | None:
+        """The same; None for a number that only names a state, which has no mean."""
+        return None if names_states(spec) else cls.zero(spec)
 
     def update(self, observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
         """Merge the rows in `mask`."""
