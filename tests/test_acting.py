@@ -170,12 +170,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence(world: str):
         agent.act(np.zeros(4))
     with pytest.raises(ValueError, match=r"legal_actions has the shape \(4,\), and .* has 3 actions"):
         agent.act(np.zeros(3), legal_actions=np.ones(4, np.int8))
-    with pytest.raises(ValueError, match="which float32 does not hold"):
+    with pytest.raises(ValueError, match="which the agent.s float32 cannot hold"):
         agent.act(np.array([0.0, 1e300, 0.0]))
 
 
 def test_a_network_that_does_not_fit_is_refused():
-    with pytest.raises(NotEnoughMemory, match=r"networks and optimizer take .* than Discrete\(1000000000\)"):
+    with pytest.raises(NotEnoughMemory, match=r"the networks, their optimiser and their gradients take"):
         bircher.train(lambda: Strict(spaces.Discrete(10**9), TWO, False), **QUICK)
 
 

@@ -224,9 +224,7 @@ def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert first == Path("runs/toy-cliff-muesli-3-20260101-120000") and second.name == first.name + "-2"
 
 
-def test_runs_that_begin_in_the_same_second_have_a_folder_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
     composed, together = tiny("toy/cliff", seed=3), threading.Barrier(8)

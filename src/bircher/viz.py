@@ -31,7 +31,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
 
 Act = Callable[[Any, Any], Any]
-"""(an encoded observation, its legal actions) to an action counted from 0, each with a batch axis of 1."""
+"""(an encoded observation, its legal actions or None for all) to an action counted from 0; batches of 1."""
 
 _SPANS = 100
 """Means of a learning curve that has more than twice as many points."""
@@ -247,11 +247,6 @@ def _render_gymnasium(
     def encoded(given: Any) -> np.ndarray:
         return np.asarray(given if encoding is None else encode_observation(encoding, given))
 
-    def mask(info: Mapping[str, Any]) -> np.ndarray:
-        given = info.get("action_mask")
-        num_actions = int(getattr(env.action_space, "n", 0))
-        return np.ones((1, num_actions), bool) if given is None else np.asarray(given, bool)[None]
-
     def frame() -> Frame:
         return np.asarray(env.whole if isinstance(env, Pixels) else env.render(), np.uint8)
 
@@ -262,7 +257,7 @@ def _render_gymnasium(
         frames = [frame()]
         for _ in range(max_steps):
             seen = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
-            action = decode_action(start, act(seen[None], mask(info)))[0]
+            action = decode_action(start, act(seen[None], info.get("action_mask")))[0]
             given, _, terminated, truncated, info = env.step(action)
             recent.append(encoded(given))
             frames.append(frame())

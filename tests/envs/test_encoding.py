@@ -59,10 +59,20 @@ def test_a_discrete_observation_takes_one_integer():
 @pytest.mark.parametrize(
     ("space", "good", "bad", "words"),
     [
-        (spaces.Box(-np.inf, np.inf, (2,), np.int64), [2**31 - 1, -(2**31)], [0, 2**31], "2147483648, which int32"),
+        (
+            spaces.Box(-np.inf, np.inf, (2,), np.int64),
+            [2**31 - 1, -(2**31)],
+            [0, 2**31],
+            "2147483648, which",
+        ),
         (spaces.Box(0, np.iinfo(np.uint32).max, (1,), np.uint32), [2**32 - 1], None, ""),
-        (spaces.Box(-np.inf, np.inf, (2,), np.float64), [1e38, np.inf], [0.0, 1e39], r"1e\+39, which float32"),
-        (spaces.Box(shape=(1,), **BYTES), [255], [256], "256, which uint8"),
+        (
+            spaces.Box(-np.inf, np.inf, (2,), np.float64),
+            [1e38, np.inf],
+            [0.0, 1e39],
+            r"1e\+39, which",
+        ),
+        (spaces.Box(shape=(1,), **BYTES), [255], [256], "256, which the agent's uint8"),
         (spaces.Discrete(3, start=2), 4, 5, "5, expected a whole number from 2 to 4"),
         (spaces.Discrete(3, start=2), 2, 1, "1, expected a whole number from 2 to 4"),
         (spaces.Discrete(3), 2.0, 1.5, "1.5, expected a whole number from 0 to 2"),
@@ -107,7 +117,8 @@ def test_a_number_that_leaves_int32_ends_the_run_in_a_sentence(dtype):
     rows = rollout(env, 11, np.zeros((11, 2)))
     np.testing.assert_array_equal(rows.failed[:, 0], np.arange(12) >= 10)
     np.testing.assert_array_equal(rows.observation[:10, 0, 0], 10 ** np.arange(10))
-    told = "environment 0 gave an observation with 10000000000, which int32 does not hold, after 10 steps"
+    whose = "the agent" if dtype == np.int64 else "its space"
+    told = f"environment 0, step 10: the observation contains 10000000000, which {whose}'s int32 cannot hold"
     assert env.failure() == told
 
 

@@ -199,7 +199,7 @@ def misfit(encoding: Any, observation: Any) -> str | None:
     if value.dtype.kind == "f" and encoding.dtype == "float32":
         with np.errstate(over="ignore"):
             outside = np.isfinite(value) & ~np.isfinite(value.astype(np.float32))
-    return f"{_first(value, outside)}, which {encoding.dtype} does not hold" if outside.any() else None
+    return f"{_first(value, outside)}, which the agent's {encoding.dtype} cannot hold" if outside.any() else None
 
 
 def _first(value: np.ndarray, where: np.ndarray) -> Any:

@@ -169,18 +169,10 @@ def make(
 
 
 def _made(
-    adapter: str,
-    env: Any,
-    env_seeds: Sequence[int],
-    max_steps: int | None,
-    options: Mapping[str, Any] | None,
-    num_threads: int | None,
-    num_workers: int | None,
-    observation: ObservationConfig | None,
-    protocol: ProtocolName | None,
-    action_repeat: int,
-    layout: LayoutSetting,
-) -> Env:
+    adapter: str, env: Any, env_seeds: Sequence[int], max_steps: int | None, options: Mapping[str, Any] | None,
+    num_threads: int | None, num_workers: int | None, observation: ObservationConfig | None,
+    protocol: ProtocolName | None, action_repeat: int, layout: LayoutSetting,
+) -> Env:  # fmt: skip
     if adapter == "toys":
         from bircher.envs.toys import make_toy
 

@@ -47,14 +47,19 @@ def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inp
         batch = given[None] if single else given
     else:
         raise ValueError(f"{spec.id} has observations {own}, or [B, …] of them, not {given.shape}")
-    return Inputs(batch.astype(spec.observation.dtype), _mask(spec, legal_actions, len(batch)), single)
+    return Inputs(batch.astype(spec.observation.dtype), mask_of(spec, legal_actions, len(batch)), single)
 
 
 def _is_batch_of(given: np.ndarray, shape: tuple[int, ...]) -> bool:
     return given.shape == shape or (given.ndim > len(shape) and given.shape[1:] == shape)
 
 
-def _mask(spec: EnvSpec, legal_actions: Any, size: int) -> np.ndarray:
+def mask_of(spec: EnvSpec, legal_actions: Any, size: int) -> np.ndarray:
+    """The legal actions of a batch as booleans [B, A], from one mask, a mask for each, or None for all.
+
+    Raises:
+      ValueError: they have another shape.
+    """
     count = num_legal(spec)
     if legal_actions is None:
         return np.ones((size, count), bool)

@@ -21,7 +21,7 @@ from bircher.evaluation import Evaluator, Mode, Report
 from bircher.games.player import Player, of_agent
 from bircher.panels import Thought
 from bircher.run import assembly, folder
-from bircher.run.inputs import Inputs, inputs_of
+from bircher.run.inputs import Inputs, inputs_of, mask_of
 from bircher.search import SearchResult
 from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
 
@@ -251,7 +251,7 @@ def episode_frames(
     agent.reset()
 
     def choose(observation: Any, legal_actions: Any) -> np.ndarray:
-        inputs = Inputs(np.asarray(observation), np.asarray(legal_actions, bool))
+        inputs = Inputs(np.asarray(observation), mask_of(agent.spec, legal_actions, len(observation)))
         if not thoughts:
             return agent.choose(inputs, greedy)
         thought.append(agent.think_of(inputs, greedy))
