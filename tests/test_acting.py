@@ -132,7 +132,8 @@ def test_an_agent_acts_on_what_its_environment_gives(world: str):
 
 @pytest.mark.parametrize("world", ["discrete-from-2"], indirect=True)
 def test_every_command_takes_the_same_environment(world: str, tmp_path: Path):
-    run = bircher.train(world, out=tmp_path / "run", **QUICK, **{"search.num_simulations": 2, "model.unroll_steps": 1})
+    run = bircher.train(world, out=tmp_path / "run", **{**QUICK, "search.num_simulations": 2, "model.unroll_steps": 1})
+    assert "act/observation_size" not in (run.path / "metrics.jsonl").read_text(), "a number of a state has no scale"
     env = gymnasium.make(world)
     report = json.loads(invoke("eval", run.path, "--episodes", 3, "--json").stdout)
     assert report["returns"] == [float(LENGTH)] * 3

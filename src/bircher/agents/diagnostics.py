@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bircher.agents.terms import Products
+from bircher.models.grids import IndexTorso
 from bircher.ops import distributions, losses
 
 
@@ -88,6 +89,7 @@ def common(held: Products) -> dict[str, Array]:
     overflow = model.value_support.overflow(target.value)
     if model.heads.reward is not None:
         overflow |= model.reward_support.overflow(target.reward)
+    names_states = isinstance(model.representation, IndexTorso)  # such numbers have no scale
     entropy = distributions.entropy(unrolled.acting_logits[0])
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
     return {
@@ -100,7 +102,7 @@ def common(held: Products) -> dict[str, Array]:
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
         "model/latent_deviation": _deviation(held.encoded[:, : entropy.shape[1]], target.mask),
-        **observation_scale(rows.observation[:, : entropy.shape[1]], target.mask),
+        **({} if names_states else observation_scale(rows.observation[:, : entropy.shape[1]], target.mask)),
     }
 
 
