@@ -14,7 +14,7 @@ def measure(rows: Trajectory) -> dict[str, float]:
     could be remembered comes before it.  The ambiguity is missing where no transition repeats or all rewards are equal.
     """
     used = ~(rows.first | rows.last)[:, :-1] & ~rows.first[:, 1:]
-    observation, action = rows.observation[:, :-1][used], rows.action[:, :-1][used]
+    observation, action = rows.observation[:, :-1][used], np.asarray(rows.action)[:, :-1][used]
     reward = rows.reward[:, 1:][used].astype(np.float64)
     if not len(reward):
         return {}

@@ -100,10 +100,11 @@ def memoryless(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         for name in ("reward_ambiguity", "repeated_observations")
     )
     explained = series(lines, "target/explained_variance").since(0.5 * facts.steps).values
-    if facts.memory or len(ambiguity) < MEASURES or not len(explained) or rise(lines) is None:
+    risen = rise(lines)
+    if facts.memory or len(ambiguity) < MEASURES or not len(explained) or risen is None:
         return
     share, often, foretold = (float(np.median(values)) for values in (ambiguity, repeated, explained))
-    if share < AMBIGUOUS or often < REPEATED or foretold > FORETOLD or rise(lines) > BETTER:
+    if share < AMBIGUOUS or often < REPEATED or foretold > FORETOLD or risen > BETTER:
         return
     stacked = f" (now {facts.stack})" if facts.stack > 1 else ""
     yield Flag(

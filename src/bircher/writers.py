@@ -78,16 +78,16 @@ class TensorBoard:
     def __init__(self, folder: str | Path, restored_env_steps: int | None = None) -> None:
         # They take a moment to import: only when they are used.
         from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
-        self._summary, self._event = summary, event_pb2.Event
+        self._summary, self._event = summary, Event
         # An absolute path: one that begins with `gs:` or `s3:` would be taken for a cloud's address.
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self._events = event_file_writer.EventsWriter(str(folder / "events"))
         self._flushed = -math.inf
         if restored_env_steps is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = SessionLog(status=SessionLog.START)
             self._add(restored_env_steps + 1, session_log=start)
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:

@@ -33,7 +33,7 @@ def facts(config: Config) -> doctor.Facts:
         steps=config.steps,
         support=model.support,
         terms=tuple(weights),
-        weights=tuple(float(np.max([weights_at(weights, share)[name] for share in (0.0, 1.0)])) for name in weights),
+        weights=tuple(max(float(weights_at(weights, share)[name]) for share in (0.0, 1.0)) for name in weights),
         replay_capacity=replay.capacity,
         replay_fraction=replay.fraction,
         rewards_clipped=config.env.reward_clip is not None,
