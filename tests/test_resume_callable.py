@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import bircher
 from bircher.cli import app
 from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
+from bircher.run.diagnosing import diagnose
 from bircher.run.folder import RunFolderError
 from bircher.settings import ConfigError
 from tiny import SETTINGS, Countdown
@@ -82,6 +83,10 @@ def test_another_environment_is_refused(path: Path) -> None:
         "the run was trained with observations float32 (2,) and actions discrete, 2 actions, "
         "and Wider has observations float32 (5,) and actions discrete, 2 actions"
     )
+    agent = bircher.load(path, env=Wider)
+    for play in (bircher.evaluate, diagnose):
+        with pytest.raises(UnsupportedEnvironment, match="and Wider has observations"):
+            play(agent)
     with pytest.raises(UnsupportedEnvironment, match="and ThreeActions has .* discrete, 3 actions"):
         bircher.resume(path, env=ThreeActions, steps=96)
     with pytest.raises(ConfigError, match="agent.discount cannot be changed when a run is resumed"):

@@ -131,6 +131,24 @@ def require_same_spaces(expected: EnvSpec, given: EnvSpec) -> None:
         raise UnsupportedEnvironment(f"the run was trained with {shown[0]}, and {given.id} has {shown[1]}")
 
 
+def make_env_again(
+    spec: EnvSpec, config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
+) -> Env:
+    """Make environments of a run that was trained in those of `spec`.
+
+    Raises:
+      UnknownEnvironment, UnsupportedEnvironment: they cannot be made, or have other spaces than in training.
+    """
+    require_source(config, source)
+    env = make_env(config, source, num_envs, seed, role, generation)
+    try:
+        require_same_spaces(spec, env.spec)
+    except UnsupportedEnvironment:
+        env.close()
+        raise
+    return env
+
+
 def make_agent(config: Config, spec: EnvSpec) -> Agent:
     """The agent's functions."""
     agent, losses = config.agent, config.losses

@@ -32,10 +32,9 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
       EvaluationFailed: an environment failed.
       ValueError: the agent has no model.
     """
-    assembly.require_source(agent.config, agent.source)
     depths = 2 * agent.config.model.unroll_steps
     length = max(steps // NUM_ENVS, 2 * depths)
-    env = assembly.make_env(agent.config, agent.source, NUM_ENVS, seed, "diagnose")
+    env = agent.make_env(NUM_ENVS, seed, "diagnose")
     try:
         act_key, look_key = jax.random.split(jax.random.key(seed))
         start = actor.start(agent.agent, env, act_key)

@@ -15,6 +15,7 @@ from bircher import checkpoint, learner, panels, viz
 from bircher.agents.base import Agent, Carry
 from bircher.config import Config
 from bircher.envs import registry
+from bircher.envs.base import Env
 from bircher.envs.encoding import decode_action
 from bircher.envs.registry import EnvSource
 from bircher.evaluation import Evaluator, Mode, Report
@@ -203,7 +204,15 @@ class LoadedAgent:
 
     def evaluator(self, seed: int, mode: Mode, role: str = "eval", max_steps: int | None = None) -> Evaluator:
         """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
-        return make_evaluator(self._agent, self.config, self.source, seed, mode, role, max_steps)
+        return Evaluator(self._agent, lambda count, batch: self.make_env(count, seed, role, batch), mode, max_steps)
+
+    def make_env(self, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
+        """Make fresh environments of the run.
+
+        Raises:
+          UnknownEnvironment, UnsupportedEnvironment: it cannot be made, or has other spaces than in training.
+        """
+        return assembly.make_env_again(self.spec, self.config, self.source, num_envs, seed, role, generation)
 
 
 def make_evaluator(
@@ -228,7 +237,6 @@ def evaluate(
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
     """
-    assembly.require_source(agent.config, agent.source)
     evaluator = agent.evaluator(seed, "greedy" if greedy else "sample", max_steps=max_steps)
     try:
         return evaluator(agent.policy, episodes, seed)
@@ -246,7 +254,6 @@ def episode_frames(
     Raises:
       ValueError: nothing can draw this environment.
     """
-    assembly.require_source(agent.config, agent.source)
     env, thought, whole = agent.config.env, [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
 
@@ -262,7 +269,7 @@ def episode_frames(
         choose,
         registry.seeds(seed, "watch", 1)[0],
         min(whole, max_steps or whole),
-        lambda: assembly.make_env(agent.config, agent.source, 1, seed, "watch"),
+        lambda: agent.make_env(1, seed, "watch"),
         env.options,
         env.stack,
         agent.config.observation,
@@ -290,7 +297,5 @@ def load(
     config, spec = assembly.recognized(config, env, meta["spec"])
     parts = assembly.make_parts(config, spec)
     train = checkpoint.restore(saved, "train", parts.saved)
-    return LoadedAgent(
-        config, spec, parts.agent, learner.acting_policy(parts.agent, train),
-        env, int(meta["counters"]["env_steps"]),
-    )  # fmt: skip
+    policy = learner.acting_policy(parts.agent, train)
+    return LoadedAgent(config, spec, parts.agent, policy, env, int(meta["counters"]["env_steps"]))

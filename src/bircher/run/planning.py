@@ -38,7 +38,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
     assembly.require_source(agent.config, agent.source)
     if agent.agent.plan is None:
         raise ConfigError(f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50")
-    env = assembly.make_env(agent.config, agent.source, 1, seed, "search")
+    env = agent.make_env(1, seed, "search")
     try:
         state, row = env.reset()
         agent.reset()
