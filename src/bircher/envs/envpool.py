@@ -49,12 +49,13 @@ def env_spec(
     native = envpool.make_spec(game or env_id, **_config(game, max_steps, options, observation, protocol))
     _refuse_wide(env_id, native)
     with quiet_bounds():
-        seen, encoding = observation_spec(native.observation_space, layout)
-        action = action_spec(native.action_space)
+        seen_space, action_space = native.observation_space, native.action_space
+    seen, encoding = observation_spec(seen_space, layout)
+    action = action_spec(action_space)
     limit = int(native.config.max_episode_steps)
     if game is None:
         spec = EnvSpec(env_id, seen, action, limit, encoding=encoding)
-        return described(spec, native.observation_space, native.action_space)
+        return described(spec, seen_space, action_space)
     encoding = dataclasses.replace(encoding, layout="channels_first")
     repeat = int(native.config.frame_skip)
     return EnvSpec(game, encoded_shape(encoding), action, limit, action_repeat=repeat, encoding=encoding)
