@@ -46,13 +46,13 @@ def test_a_run_of_pictures_is_evaluated_diagnosed_and_loaded(run: Any, tmp_path:
 
 def test_an_episode_is_watched_at_full_size_as_the_agent_saw_it(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, given = bircher.load(run.path), []
-    act = agent.act
+    choose = agent.choose
 
-    def spied(observation: Any, *arguments: Any) -> Any:
-        given.append((observation, act(observation, *arguments)))
+    def spied(inputs: Any, *arguments: Any) -> Any:
+        given.append((inputs.observation, choose(inputs, *arguments)))
         return given[-1][1]
 
-    monkeypatch.setattr(agent, "act", spied)
+    monkeypatch.setattr(agent, "choose", spied)
     frames = loaded.episode_frames(agent, seed=1)
     assert len(frames) == len(given) + 1 and {frame.shape for frame in frames} == {(400, 600, 3)}
     assert any((frame != frames[0]).any() for frame in frames)

@@ -173,7 +173,9 @@ def test_a_memory_can_stand_between_features_and_latent(torso):
         ((10, 10, 4), "SmallCNN"),
         ((2, 50, 3), "MLP"),
         ((128,), "MLP"),
-        ((84, 84), "MLP"),
+        ((84, 84), "Impala"),
+        ((4, 84, 84), "Impala"),
+        ((15, 15), "MLP"),
     ],
 )
 def test_the_torso_follows_from_the_observation(shape, kind):
