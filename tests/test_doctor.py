@@ -25,6 +25,7 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
             "env_steps": 1000 * (i + 1), "learner_steps": 50 * (i + 1), "wall_seconds": i,
             "act/entropy_share": 0.9 - 0.6 * share, "act/episode_return": 200 * share + rng.normal(0, 5),
             "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
+            "act/longest_episode": 120.0, "episodes": 10 * (i + 1),
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
             "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
             "model/latent_deviation": 0.15, "act/observation_size": 1.2, "act/observation_deviation": 0.6,
@@ -225,7 +226,7 @@ def test_a_share_is_dominant_in_three_measurements_without_a_break():
 def test_games_of_a_few_moves_may_always_end_alike():
     story = healthy()
     PLANTED[12](story)
-    set_all(story, "act/episode_length", 9.0)
+    set_all(story, "act/longest_episode", 9.0)
     assert doctor.examine(story, FACTS) == []
 
 
@@ -255,7 +256,10 @@ def test_a_watch_raises_each_flag_once_and_does_not_remember_everything(monkeypa
 
 @pytest.mark.parametrize(
     ("size", "deviation", "raised"),
-    [(30_000, 50, True), (1e3, 600, True), (1e-5, 1e-5, True), (1, 1e-5, True), (8, 5, False), (1, 0.1, False)],
+    [
+        (30_000, 50, True), (1e3, 70, True), (10, 0.1, True), (1e-5, 1e-5, True), (1, 1e-5, True),
+        (1e3, 600, False), (8, 5, False), (1, 0.2, False), (1, 0.05, False),
+    ],
 )
 def test_observations_are_far_from_unit_scale_where_they_are_large_or_hardly_vary(size, deviation, raised):
     story = healthy()
@@ -263,6 +267,19 @@ def test_observations_are_far_from_unit_scale_where_they_are_large_or_hardly_var
     set_all(story, "act/observation_deviation", deviation)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == ([14] if raised else [])
     assert doctor.examine(story, FACTS._replace(normalizes_observations=True)) == []
+
+
+@pytest.mark.parametrize(("size", "deviation"), [(1e3, 600), (1, 0.05)])
+def test_a_scale_that_was_learnt_from_is_a_fault_where_returns_do_not_rise(size, deviation):
+    story = healthy()
+    set_all(story, "act/observation_size", size)
+    set_all(story, "act/observation_deviation", deviation)
+    assert doctor.examine(story, FACTS) == []
+    rng = np.random.default_rng(1)
+    for line in story:
+        line["act/episode_return"] = rng.normal()
+    set_all(story, "eval/return_mean", 0.1)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [14]
 
 
 def test_observations_that_never_vary_are_a_task_of_one_state():
@@ -339,6 +356,16 @@ def test_a_task_of_fixed_length_has_no_time_limit():
     set_all(story, "act/deaths_at_longest", 1.0)
     assert doctor.examine(story, FACTS) == []
     set_all(story[:5], "act/deaths_at_longest", 0.1)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [12]
+
+
+def test_episodes_that_grow_longer_and_longer_have_no_limit():
+    """Lines of one episode each, every one the longest so far: the share of deaths at that length is 1."""
+    story = healthy()
+    for i, line in enumerate(story):
+        line |= {"act/longest_episode": 20.0 + max(i, 20), "act/deaths_at_longest": float(i > 20), "episodes": i + 1}
+    assert doctor.examine(story, FACTS) == []
+    set_all(story, "act/longest_episode", 120.0)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [12]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bircher.flags import Facts, Flag
-from bircher.series import Line, series
+from bircher.series import BETTER, Line, episodes_ended, rise, series
 
 FEWEST = 20
 """Lines that training's returns are judged by."""
@@ -65,20 +65,31 @@ def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
 LIMITED, SHORTEST, VARYING = 0.5, 10, 0.9
 """Of the episodes; the length from which on a common length is no nature of the game; and the share of them at the
 longest length below which lengths varied.  A task whose episodes all have one length ends by its own rules."""
+PILED = 20
+"""Fewest episodes since the longest one.  A line with one episode in it, the longest so far, has a share of 1."""
 
 
 def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Lengths varied, and then most episodes died at the very same length: a time limit reported as termination."""
-    shares = series(lines, "act/deaths_at_longest")
-    share = shares.since(0.2 * facts.steps)
-    if len(share) >= 3 and float(np.median(share.values)) > LIMITED:
-        length = series(lines, "act/episode_length").since(0.2 * facts.steps)
-        if length.values.mean() < SHORTEST or shares.values.min() >= VARYING:
-            return
+    ended = [line for line in lines if "act/longest_episode" in line and "act/deaths_at_longest" in line]
+    if not ended:
+        return
+    longest, shares = (
+        np.array([line[f"act/{name}"] for line in ended]) for name in ("longest_episode", "deaths_at_longest")
+    )
+    # Since the longest episode: the line that it is in is no evidence.
+    began = int(np.argmax(longest == longest[-1])) + 1
+    late = np.array([line["env_steps"] for line in ended]) >= 0.2 * facts.steps
+    late[:began] = False
+    episodes = episodes_ended(ended)[late]
+    if episodes.sum() < PILED or longest[-1] < SHORTEST or shares.min() >= VARYING:
+        return
+    share = float(np.average(shares[late], weights=episodes))
+    if share > LIMITED:
         yield Flag(
             12, "time limit treated as death",
-            f"{np.median(share.values):.0%} of the episodes end as terminal at exactly the greatest length there is "
-            f"(mean {length.values.mean():,.0f}), and others were shorter",
+            f"{share:.0%} of the last {episodes.sum():,.0f} episodes end as terminal after exactly {longest[-1]:,.0f} "
+            "steps, the greatest length there is, and others were shorter",
             "the environment reports its time limit as termination: values learn that it is an end",
             "report it as truncation (Gymnasium: truncated=True), or set env.max_steps just below it",
         )  # fmt: skip
@@ -86,8 +97,8 @@ def limit_as_death(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
 
 AMBIGUOUS, REPEATED, MEASURES = 0.5, 0.1, 2
 """Of the variance of rewards, and of the transitions; and the fewest measurements."""
-FORETOLD, BETTER = 0.5, 0.3
-"""Explained variance, and the rise of returns as a share of their range, from which on the agent does learn."""
+FORETOLD = 0.5
+"""Explained variance from which on values do learn."""
 
 
 def memoryless(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -114,13 +125,3 @@ def memoryless(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         "what decides was seen earlier in the episode, and the agent does not remember it; or rewards are random",
         f"model.memory=lstm, or a higher env.stack{stacked} where it was seen a few steps before",
     )  # fmt: skip
-
-
-def rise(lines: Sequence[Line]) -> float | None:
-    """How far the last third of training's returns lies above the first, as a share of their range; None of few."""
-    returns = series(lines, "act/episode_return").values
-    third = len(returns) // 3
-    if third < 2:
-        return None
-    spread = float(np.quantile(returns, 0.95) - np.quantile(returns, 0.05))
-    return float(returns[-third:].mean() - returns[:third].mean()) / max(spread, 1e-12)

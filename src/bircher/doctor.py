@@ -25,7 +25,7 @@ def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
     return [flag for flag in flags if flag.number not in explained]
 
 
-CONSEQUENCES = {2: (1, 6), 13: (3, 4, 5, 6), 14: (1, 3, 4, 5, 6, 13), 15: (3, 4, 5), 16: (3, 4)}
+CONSEQUENCES = {2: (1, 6), 13: (3, 4, 5, 6), 14: (1, 3, 4, 5, 6, 13), 15: (3, 4, 5), 16: (3, 4, 5)}
 """A policy that is certain has no gradient left: the other terms have all of it.  To a network that sees nothing all
 actions are alike, whatever was done; it sees nothing where observations are out of scale.  Where returns cannot be
 resolved or foretold, values explain nothing and no action seems better than another."""

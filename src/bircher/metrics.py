@@ -83,6 +83,7 @@ _TABLE = (
         "share",
         "of the same episodes that died at exactly the greatest length of the run so far",
     ),
+    ("act/longest_episode", "env steps", "greatest length of the run so far, since its last resumption"),
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
     ("act/entropy_share", "share", "of log A in the same, A the legal actions; where there are two or more"),
     ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),

@@ -9,19 +9,25 @@ import numpy as np
 
 from bircher.flags import Facts, Flag
 from bircher.ops.transforms import EPSILON
-from bircher.series import Line, series
+from bircher.series import BETTER, Line, rise, series
 
 LARGE, SMALL, LINES = 50.0, 1e-2, 3
 """Root mean square above which, and standard deviation below which, observations are far from unit scale."""
+OFFSET, SURE = 10.0, 5.0
+"""Root mean square, in standard deviations, above which what is constant drowns what varies; and the root mean square
+above which that was seen to prevent all learning: at 10 ± 0.1, 30 ± 1, 1,000 ± 70.  Without an offset a scale of 10,000
+was learnt from, so that large numbers alone are a fault only where returns do not rise."""
 
 
 def observations_out_of_scale(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Observations are far larger than 1, or vary far less than 1, and are given to the network as they are."""
+    """Observations are far from unit scale, and are given to the network as they are."""
     sizes, deviations = (series(lines, f"act/observation_{name}").values for name in ("size", "deviation"))
     if facts.normalizes_observations or len(sizes) < LINES:
         return
     size, deviation = float(np.median(sizes)), float(np.median(deviations))
-    if size <= LARGE and not 0 < deviation < SMALL:
+    offset, risen = 0 < OFFSET * deviation < size, rise(lines)
+    sure = 0 < deviation < SMALL or (offset and size > SURE)
+    if not sure and not ((offset or size > LARGE) and risen is not None and risen <= BETTER):
         return
     scaling = "or scale them in the environment to a mean of 0 and a standard deviation of 1"
     if facts.normalizes_observations is None:

@@ -63,6 +63,25 @@ def series(lines: Sequence[Line], name: str) -> Series:
     return Series(*columns)
 
 
+def episodes_ended(lines: Sequence[Line]) -> Float[np.ndarray, " N"]:
+    """The training episodes of each line, by their counter, at least one: these lines have an episode's return."""
+    return np.maximum(np.diff([line.get("episodes", 0) for line in lines], prepend=0), 1).astype(float)
+
+
+BETTER = 0.3
+"""Rise of the returns, as a share of their range, from which on an agent does learn."""
+
+
+def rise(lines: Sequence[Line]) -> float | None:
+    """How far the last third of training's returns lies above the first, as a share of their range; None of few."""
+    returns = series(lines, "act/episode_return").values
+    third = len(returns) // 3
+    if third < 2:
+        return None
+    spread = float(np.quantile(returns, 0.95) - np.quantile(returns, 0.05))
+    return float(returns[-third:].mean() - returns[:third].mean()) / max(spread, 1e-12)
+
+
 def by_span(
     at: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"], weights: Float[np.ndarray, " N"], spans: int
 ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:

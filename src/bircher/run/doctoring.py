@@ -14,7 +14,7 @@ from bircher import doctor
 from bircher.agents.base import weights_at
 from bircher.config import Config
 from bircher.run import folder
-from bircher.series import Line, Packed, series
+from bircher.series import Line, Packed, episodes_ended, series
 
 SECONDS, SHARE = 10.0, 0.01
 """Between two looks at a run that learns, and the most of its time that they may take."""
@@ -116,7 +116,7 @@ def course(lines: Sequence[Line]) -> str:
     counted = [line for line in lines if not math.isnan(line.get("act/episode_return", math.nan))]
     if not counted:
         return ""
-    ended = np.diff([line.get("episodes", 0) for line in counted], prepend=0)
+    ended = episodes_ended(counted)
     returns = np.array([line["act/episode_return"] for line in counted])
     least = max(ended.sum() / 10, EPISODES)
     first, last = (_mean_of_first(returns[::way], ended[::way], least) for way in (1, -1))
@@ -126,8 +126,7 @@ def course(lines: Sequence[Line]) -> str:
 def _mean_of_first(returns: np.ndarray, ended: np.ndarray, least: float) -> float:
     """The mean of the first `least` episodes or more, of lines that hold `ended` episodes each."""
     count = int(np.searchsorted(np.cumsum(ended), least)) + 1
-    weights = np.maximum(ended[:count], 1)
-    return float(np.average(returns[:count], weights=weights))
+    return float(np.average(returns[:count], weights=ended[:count]))
 
 
 def _deals(config: Config) -> bool:

@@ -33,6 +33,7 @@ class Averages:
             self._longest = max(self._longest, int(tally.longest))
             died = int(tally.died_at_longest) if int(tally.longest) == self._longest else 0
             metrics["act/deaths_at_longest"] = died / episodes
+            metrics["act/longest_episode"] = float(self._longest)
         return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
 
 
