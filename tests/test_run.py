@@ -59,7 +59,7 @@ def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
     for name in ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward"):
         assert f"weighted/{name}" in trained[-1] and f"loss/{name}" in trained[-1]
     evaluated = next(line for line in lines if "eval/return_mean" in line)
-    assert "model/value_error_last" in evaluated
+    assert "model/value_error_last" in evaluated and 0 <= evaluated["act/repeated_observations"] <= 1
     shares = [value for name, value in evaluated.items() if name.startswith("gradient/") and name.endswith("_share")]
     assert len(shares) == 6 and sum(shares) == pytest.approx(1.0)
     assert all(line["act/deaths_at_longest"] <= 1 for line in lines if "act/episode_return" in line)

@@ -8,7 +8,7 @@ import muesli_reference as reference
 import numpy as np
 import pytest
 
-from bircher.agents import policy, terms
+from bircher.agents import diagnostics, policy, terms
 from bircher.agents.baselines import MPOConfig, MPOLosses, TRPOPenaltyConfig, TRPOPenaltyLosses
 from bircher.agents.ppo import PPOConfig, PPOLosses
 from bircher.config import AGENTS, compose
@@ -220,6 +220,27 @@ def test_how_much_latents_differ_is_a_mean_of_deviations_over_valid_rows():
     by_hand = latent[:, : mask.shape[1]][mask].std(0).mean()
     assert not mask.all()
     assert float(metrics["model/latent_deviation"]) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_scale_of_observations_and_values_is_that_of_valid_rows():
+    agent, rows = ppo(), random_rows(5, BATCH, LENGTH)
+    scaled = rows._replace(observation=jnp.asarray(rows.observation, jnp.float32) * 50.0 + 3e4)
+    batch = batch_of(scaled)
+    targets, _ = agent.targets(policy_of(agent), batch, jax.random.key(0))
+    _, metrics = agent.loss(MODEL, policy_of(agent).state, batch, targets, jax.random.key(1))
+    mask = np.asarray(targets.mask)
+    observation = np.asarray(scaled.observation, float)[:, : mask.shape[1]][mask].reshape(mask.sum(), -1)
+    value = np.asarray(targets.value, float)[mask]
+    assert float(metrics["act/observation_size"]) == pytest.approx(np.sqrt((observation**2).mean(0)).max(), rel=1e-4)
+    assert float(metrics["act/observation_deviation"]) == pytest.approx(observation.std(0).max(), rel=1e-3)
+    assert float(metrics["target/value_size"]) == pytest.approx(np.abs(value).mean(), rel=1e-4)
+    assert float(metrics["target/value_square"]) == pytest.approx((value**2).mean(), rel=1e-4)
+
+
+def test_the_scale_of_images_in_bytes_and_of_booleans_is_known():
+    mask = jnp.ones((2, 3), bool)
+    for shape, kind, measured in (((4, 4, 1), "uint8", 0), ((5,), "bool", 0), ((5,), "uint8", 2), ((4, 4, 1), "f4", 2)):
+        assert len(diagnostics.observation_scale(jnp.zeros((2, 3, *shape), kind), mask)) == measured
 
 
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
