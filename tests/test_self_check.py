@@ -24,8 +24,8 @@ TRAINING = f"training CartPole-v1, {self_check.STEPS} steps"
 
 def select(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Reduce the checks to those with these names."""
-    every = self_check.checks()
-    monkeypatch.setattr(self_check, "checks", lambda: {name: every[name] for name in names})
+    every = {check.name: check for check in self_check.checks()}
+    monkeypatch.setattr(self_check, "checks", lambda: [every[name] for name in names])
 
 
 def invoke(*words: str, expect: int) -> str:
@@ -39,7 +39,7 @@ def raise_import_error(*arguments: object, **options: object) -> None:
 
 
 def test_every_adapter_and_every_agent_is_examined() -> None:
-    names = list(self_check.checks())
+    names = [check.name for check in self_check.checks()]
     for backend in registry.BACKENDS:
         assert f"environment {self_check.ADAPTERS[backend]} ({backend})" in names
         assert registry.resolve(self_check.ADAPTERS[backend]) == backend

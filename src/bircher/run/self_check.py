@@ -6,8 +6,10 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bircher import actor, checkpoint, gradients, learner
+from bircher.agents.base import Agent
 from bircher.config import AGENTS, Config, compose
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.gradients import TermGradients
 from bircher.run import assembly, begin
-from bircher.types import Batch, Policy
+from bircher.types import Batch, EnvSpec, Policy
 
 ADAPTERS = {
     "toys": "toy/chain",
@@ -45,17 +48,29 @@ SMALL: dict[str, Any] = {
     "model.latent_width": 16,
     "model.dynamics_widths": [16],
     "model.num_atoms": 11,
-    "model.unroll_steps": 2,
+    "model.unroll_steps": 1,
     "evaluation.count": 0,
 }
 """Compilation takes most of the time, and small programs compile sooner."""
 SEARCH = {"muzero": {"search.num_simulations": 2}, "gumbel_muzero": {"search.num_simulations": 2}}
 """Settings of the agents that search."""
+WORKERS = 2
+"""Checks that run at the same time, where they can."""
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class CheckFailed(Exception):
     """A check that found something wrong; the message says what."""
+
+
+class Check(NamedTuple):
+    """One check."""
+
+    name: str
+    run: Callable[[], None]
+    """Raises where something is wrong."""
+    concurrent: bool = False
+    """Whether it may run at the same time as others."""
 
 
 class Result(NamedTuple):
@@ -67,25 +82,30 @@ class Result(NamedTuple):
     """The reason of a failure in one line, or None."""
 
 
-def checks() -> dict[str, Callable[[], None]]:
-    """Every check by name, in the order in which they run; a check that finds something wrong raises."""
-    return {
-        **{f"environment {id} ({name})": partial(_step_environment, name, id) for name, id in ADAPTERS.items()},
-        **{f"agent {name}": partial(_differentiate, name) for name in AGENTS},
-        "checkpoint": _save_and_restore,
-        f"training CartPole-v1, {STEPS} steps": _train,
-    }
+def checks() -> list[Check]:
+    """Every check, in the order in which they run."""
+    return [
+        *(Check(f"environment {id} ({name})", partial(_step_environment, name, id)) for name, id in ADAPTERS.items()),
+        *(Check(f"agent {name}", partial(_differentiate, name), concurrent=True) for name in AGENTS),
+        Check("checkpoint", _save_and_restore, concurrent=True),
+        Check(f"training CartPole-v1, {STEPS} steps", _train),
+    ]
 
 
-def run(selected: Mapping[str, Callable[[], None]]) -> Iterator[Result]:
-    """Run checks one after the other; a failure does not keep the others from running."""
-    for name, check in selected.items():
-        began, error = time.monotonic(), None
-        try:
-            check()
-        except Exception as raised:  # whatever a broken package raises is what is reported
-            error = " ".join(f"{type(raised).__name__}: {raised}".split())
-        yield Result(name, time.monotonic() - began, error)
+def run(selected: Iterable[Check]) -> Iterator[Result]:
+    """Run checks in their order; a failure does not keep the others from running."""
+    for concurrent, group in groupby(selected, lambda check: check.concurrent):
+        with ThreadPoolExecutor(WORKERS) as pool:
+            yield from (pool.map if concurrent else map)(_timed, group)
+
+
+def _timed(check: Check) -> Result:
+    began, error = time.monotonic(), None
+    try:
+        check.run()
+    except Exception as raised:  # whatever a broken package raises is what is reported
+        error = " ".join(f"{type(raised).__name__}: {raised}".split())
+    return Result(check.name, time.monotonic() - began, error)
 
 
 def _step_environment(adapter: str, env_id: str) -> None:
@@ -107,25 +127,25 @@ def _differentiate(name: str) -> None:
     env = assembly.make_env(config, None, config.env.num_envs, 0, "check")
     agent, length = assembly.make_agent(config, env.spec), config.loop.rollout_length
 
-    def measure(policy: Policy, state: actor.ActorState, key: jax.Array) -> tuple[jax.Array, TermGradients]:
+    def program(policy: Policy, state: actor.ActorState, key: jax.Array) -> tuple[jax.Array, TermGradients]:
         _, rows, tally = actor.rollout(agent, env, policy, state, length, 0.0)
         batch = Batch(rows, jnp.full(env.num_envs, -1), jnp.ones(env.num_envs))
         targets, _ = agent.targets(policy, batch, key)
-        found = gradients.measure(agent, policy.params, policy.state, batch, targets, key, 0.0)
-        return tally.failed, found
+        return tally.failed, gradients.measure(agent, policy.params, policy.state, batch, targets, key, 0.0)
 
-    def program(state: actor.ActorState, key: jax.Array) -> tuple[jax.Array, TermGradients]:
-        init_key, noise_key, key = jax.random.split(key, 3)
-        policy = agent.init(init_key, env.spec)
-        # Some layers begin at zero, and what is before them has no gradient until they have changed.
-        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(noise_key, x.shape), policy.params)
-        return measure(policy._replace(params=params), state, key)
-
-    state = actor.start(agent, env, jax.random.key(1))
-    failed, found = jax.device_get(jax.jit(program, compiler_options=QUICK_COMPILATION)(state, jax.random.key(0)))
+    state, key = actor.start(agent, env, jax.random.key(1)), jax.random.key(0)
+    policy = Policy(_random_params(agent, env.spec), jax.jit(lambda key: agent.init(key, env.spec).state)(key))
+    failed, found = jax.device_get(jax.jit(program, compiler_options=QUICK_COMPILATION)(policy, state, key))
     if failed >= 0:
         raise CheckFailed(f"environment {failed} of {AGENT_ENV} failed")
     _require_gradients(found, tuple(agent.weights))
+
+
+def _random_params(agent: Agent, spec: EnvSpec) -> Any:
+    """Draw every parameter: some layers begin at zero, and what is before them would have no gradient."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: agent.init(key, spec).params, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 def _require_gradients(found: TermGradients, names: tuple[str, ...]) -> None:
