@@ -91,8 +91,8 @@ def test_rewards_are_clipped_where_they_are_learnt_from_alone(monkeypatch: pytes
     monkeypatch.setattr(assembly.registry, "make", Given)
     config = compose("toy/chain", {"env.reward_clip": 0.25})
     for roles, clip in ((("train", "check", "diagnose"), 0.25), (("monitor", "eval", "watch", "match"), None)):
-        assert {assembly.make_env(config, None, 1, 0, role).asked[-2] for role in roles} == {clip}
-    assert assembly.make_env(compose("toy/chain"), None, 1, 0, "train").asked[-2] is None
+        assert {assembly.make_env(config, None, 1, 0, role).asked[-3] for role in roles} == {clip}
+    assert assembly.make_env(compose("toy/chain"), None, 1, 0, "train").asked[-3] is None
 
 
 def test_clipping_keeps_what_is_no_number() -> None:

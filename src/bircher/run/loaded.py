@@ -207,11 +207,7 @@ class LoadedAgent:
         return Evaluator(self._agent, lambda count, batch: self.make_env(count, seed, role, batch), mode, max_steps)
 
     def make_env(self, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
-        """Make fresh environments of the run.
-
-        Raises:
-          UnknownEnvironment, UnsupportedEnvironment: it cannot be made, or has other spaces than in training.
-        """
+        """Make fresh environments of the run, or raise what `assembly.make_env_again` does."""
         return assembly.make_env_again(self.spec, self.config, self.source, num_envs, seed, role, generation)
 
 
