@@ -16,10 +16,10 @@ RUN := $(if $(wildcard runs/demo),runs/demo-$(shell date +%Y%m%d-%H%M%S),runs/de
 
 help:
 	@echo "make demo           set-up, then Muesli learns to land LunarLander-v3 here: run, score, video, learning curve"
-	@echo "make test           set-up, then the tests (at most 10 minutes on 2 cores)"
+	@echo "make test           set-up, then the tests (about 16 minutes on 2 cores)"
 	@echo "make check          lint (ruff) and types (pyright)"
 	@echo "make check-slow     the tests that take longer"
-	@echo "make check-install  the README's commands with the wheel installed without extras (6 minutes on 2 cores)"
+	@echo "make check-install  the README's commands with the wheel installed without extras (about 8 minutes on 2 cores)"
 	@echo "make check-newest   the tests with the newest Python here, and the newest JAX and EnvPool"
 	@echo "make constraints    the newest versions that fit, written to $(CONSTRAINTS)"
 	@echo "make clean          removes the environment and caches; runs stay"

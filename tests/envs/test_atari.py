@@ -132,7 +132,7 @@ def test_ids(env_id):
 
 
 def test_ids_that_are_none_have_neighbours():
-    with pytest.raises(UnknownEnvironment, match="did you mean .*Breakout-v5"):
+    with pytest.raises(UnknownEnvironment, match="named like Breakout-v5 here"):
         registry.resolve("Breakout-v4")
     with pytest.raises(UnknownEnvironment):
         registry.resolve("Breakout-v5", "gymnax")

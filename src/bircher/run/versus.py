@@ -17,7 +17,7 @@ from bircher.games import boards, elo, opponents
 from bircher.games.matches import MAX_MOVES, Match, MatchReport
 from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
 from bircher.games.player import Player, states_of
-from bircher.run import loaded
+from bircher.run import assembly, loaded
 from bircher.run.loaded import LoadedAgent
 
 OPPONENT = "random"
@@ -168,7 +168,8 @@ def _asked(board: boards.Board, legal: np.ndarray, mover: int, ask: Callable[[st
 
 def _games(agent: LoadedAgent, seed: int) -> Callable[[int, int], Env]:
     """Fresh games as the agent's run has them, with seeds apart from those of training."""
-    return lambda size, batch: agent.make_env(size, seed, "match", batch)
+    assembly.require_source(agent.config, agent.source)
+    return lambda size, batch: assembly.make_env(agent.config, agent.source, size, seed, "match", generation=batch)
 
 
 def _run(path: str, overrides: Sequence[str] = ()) -> LoadedAgent:
