@@ -49,7 +49,7 @@ BREACHES = {
     "a missing part": lambda: PARTS.step(step({"eye": 1})),
     "a reward of NaN": lambda: FLOATS.step(step(reward=np.nan)),
     "no reward": lambda: FLOATS.step(step(reward=None)),
-    "a flag that is no boolean": lambda: FLOATS.step(step(terminated=1)),
+    "a flag that is not a boolean": lambda: FLOATS.step(step(terminated=1)),
     "a mask of another length": lambda: FLOATS.step(step(mask=np.ones(3, bool))),
     "a mask of logits": lambda: FLOATS.step(step(mask=np.array([-np.inf, 0, 0, 0]))),
     "no legal action": lambda: FLOATS.step(step(mask=np.zeros(4, bool))),

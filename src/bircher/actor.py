@@ -86,7 +86,7 @@ def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True) ->
 
 
 def describe_failure(code: int, num_envs: int) -> str:
-    """What a code of `failure_code` means."""
+    """Return the sentence for a code of `failure_code`."""
     if code < num_envs:
         return f"environment {code} gave a reward or observation that is not finite"
     return f"environment {code - num_envs} gave a mask that allows no action in the middle of an episode"

@@ -103,7 +103,7 @@ class Act(Protocol):
 
 
 class BuildTargets(Protocol):
-    """What an agent learns towards."""
+    """Computes the targets that an agent learns towards."""
 
     def __call__(self, policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, Any]:
         """Targets without gradient, and the agent's new state.
