@@ -198,8 +198,8 @@ REFUSED = {
     "env.options=3": "env.options=3 is not possible: expected a group of settings",
     "seed={": "seed={ cannot be read",
     "replay.capacity=100": "replay.capacity=100 is too small: 64 environments times sequences of 17 rows need",
-    "optimiser.updates_per_step=1e-9": "optimiser.updates_per_step=1e-09 gives .* it must give at least",
-    "optimiser.minibatches=1000": "it must give at least epochs × minibatches = 1000",
+    "optimiser.updates_per_step=1e-9": "updates_per_step=1e-09 gives .* steps .env.num_envs × loop.rollout_length.",
+    "optimiser.minibatches=1000": "it must give at least optimiser.epochs × optimiser.minibatches = 1000",
     "agent.prior.behaviour_share=1": r"agent\.prior\.behaviour_share \+ uniform_share must be at most 1",
 }
 

@@ -257,8 +257,15 @@ def test_a_watch_raises_each_flag_once_and_does_not_remember_everything(monkeypa
 @pytest.mark.parametrize(
     ("size", "deviation", "raised"),
     [
-        (30_000, 50, True), (1e3, 70, True), (10, 0.1, True), (1e-5, 1e-5, True), (1, 1e-5, True),
-        (1e3, 600, False), (8, 5, False), (1, 0.2, False), (1, 0.05, False),
+        (30_000, 50, True),
+        (1e3, 70, True),
+        (10, 0.1, True),
+        (1e-5, 1e-5, True),
+        (1, 1e-5, True),
+        (1e3, 600, False),
+        (8, 5, False),
+        (1, 0.2, False),
+        (1, 0.05, False),
     ],
 )
 def test_observations_are_far_from_unit_scale_where_they_are_large_or_hardly_vary(size, deviation, raised):

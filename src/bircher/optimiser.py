@@ -59,7 +59,8 @@ def updates_per_iteration(config: OptimiserConfig, steps: int) -> int:
     if groups < 1:
         raise ValueError(
             f"optimiser.updates_per_step={config.updates_per_step:g} gives {config.updates_per_step * steps:.3g} "
-            f"updates for a rollout of {steps} steps; it must give at least epochs × minibatches = {group}"
+            f"updates for a rollout of {steps} steps (env.num_envs × loop.rollout_length); it must give at least "
+            f"optimiser.epochs × optimiser.minibatches = {group}"
         )
     return groups * group
 
