@@ -94,6 +94,14 @@ def test_any_values_come_back_exactly(tmp_path_factory, rate, seed, widths, enab
     assert Config.from_yaml(path) == config
 
 
+@given(st.dictionaries(st.text("abc", min_size=1), st.text() | st.text("0123456789eE+-._x", max_size=6)))
+def test_text_options_come_back_as_text(tmp_path_factory, options) -> None:
+    config = compose("toy/cliff", {"env.options": options})
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert Config.from_yaml(path).env.options == options == compose(None, (), path).env.options
+
+
 def test_numbers_may_be_written_as_people_write_them() -> None:
     config = compose("toy/cliff", ["steps=2e6", "optimiser.learning_rate=1e-3", "replay.capacity=9_000"])
     assert config.steps == 2_000_000 and isinstance(config.steps, int)

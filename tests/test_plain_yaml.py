@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bircher import quoting
-from bircher.plain_yaml import BadYAML, load
+from bircher import quoting, settings
+from bircher.plain_yaml import BadYAML, dump, load
 from mutations import LAUGHS, MERGES
 
 
@@ -44,8 +46,30 @@ def test_everything_else_is_refused_with_a_reason(text: str, reason: str) -> Non
         load(text)
 
 
+TEXTS = st.text() | st.text("0123456789eE+-._xXbainfNF:~ ", max_size=8)
+SCALARS = TEXTS | st.booleans() | st.none() | st.integers() | st.floats(allow_nan=False)
+
+
+def typed(value: object) -> object:
+    """The value with the type of each of its parts, since 1 == 1.0 == True."""
+    if isinstance(value, dict):
+        return [(key, typed(item)) for key, item in value.items()]
+    return [typed(item) for item in value] if isinstance(value, list) else (type(value), value)
+
+
+@given(st.recursive(SCALARS, lambda part: st.lists(part) | st.dictionaries(TEXTS, part), max_leaves=8))
+def test_what_is_written_is_read_back_with_its_types(value: object) -> None:
+    assert typed(load(dump(value))) == typed(value)
+
+
+@pytest.mark.parametrize("text", ["1e5", "1e-3", "-2E+7", "017", "9_000", "1:30", "yes", "2020-01-01", "<<", "~", ""])
+def test_text_that_a_reader_would_take_for_another_type_is_quoted(text: str) -> None:
+    assert dump({"a": text}) == f"a: '{text}'\n"
+    assert settings.shown(text) == f"'{text}'"
+
+
 def test_values_are_quoted_on_one_short_line() -> None:
-    assert quoting.as_yaml([64, 64]) == "[64, 64]" and quoting.as_yaml({"a": None}) == "{a: null}"
+    assert settings.shown([64, 64]) == "[64, 64]" and settings.shown({"a": None}) == "{a: null}"
     endless: list = [1]
     endless.append(endless)
     for value in (
@@ -57,8 +81,8 @@ def test_values_are_quoted_on_one_short_line() -> None:
         {"a" * 1000: "\x1b[31m\n\u202e"},
         object(),
     ):
-        for text in (quoting.as_yaml(value), quoting.short(value)):
+        for text in (settings.shown(value), quoting.short(value)):
             assert text.isprintable() and 0 < len(text) <= 4 * quoting.LONGEST, text
-    assert quoting.as_yaml("x" * 10**4).endswith("characters)") and len(quoting.as_yaml("x" * 10**4)) < 100
+    assert settings.shown("x" * 10**4).endswith("characters)") and len(settings.shown("x" * 10**4)) < 100
     assert quoting.one_line("a\nb\x00c" + "d" * 9000).startswith("a b\\x00cd")
     assert len(quoting.one_line("a" * 10**6)) <= quoting.LONGEST_MESSAGE

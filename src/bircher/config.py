@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from bircher import mixtures, replay, settings
+from bircher import mixtures, plain_yaml, replay, settings
 from bircher.agents import baselines, muesli, ppo, terms
 from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
@@ -133,7 +132,7 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """Every setting with its value; `from_yaml` gives an equal configuration."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+        return plain_yaml.dump(self.model_dump(by_alias=True))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:

@@ -1,8 +1,9 @@
-"""YAML restricted to plain data of bounded size: text from users is read here and nowhere else."""
+"""YAML restricted to plain data of bounded size: all YAML is read and written here."""
 
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -64,6 +65,39 @@ for _tag, _pattern in zip(
     strict=True,
 ):
     _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which quotes all text that `load` or a reader of YAML 1.1 would take for another type."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and tag == self.DEFAULT_SCALAR_TAG:
+            return _RESOLVER.resolve(kind, value, implicit)
+        return tag
+
+
+_RESOLVER = _Loader("")
+
+
+def dump(value: Any) -> str:
+    """Write plain data as YAML; `load` returns an equal value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+def dump_on_one_line(value: Any) -> str:
+    """Write plain data as YAML on one line, for people.
+
+    Raises:
+      BadYAML: the value is not plain data.
+    """
+    try:
+        text = yaml.dump(
+            value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf, allow_unicode=True
+        )
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise BadYAML(str(error)) from error
+    return text.removesuffix("...\n").strip()
 
 
 def load(text: str) -> Any:

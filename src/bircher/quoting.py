@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import yaml
 
 LONGEST = 80
 """Characters of a quoted value."""
@@ -43,14 +41,17 @@ def short_text(text: str, limit: int = LONGEST) -> str:
     return one_line(_abbreviated(text, limit), 4 * limit)
 
 
-def as_yaml(value: Any, limit: int = LONGEST) -> str:
-    """Return a value as it would be written in YAML on one line, abbreviated beyond `limit` characters."""
+def short_written(value: Any, write: Callable[[Any], str], limit: int = LONGEST) -> str:
+    """Return a value as `write` writes it, on one line and abbreviated beyond `limit` characters.
+
+    Where `write` raises ValueError it is the value's `repr`.
+    """
     pruned = _pruned(value)
     try:
-        text = yaml.safe_dump(pruned, default_flow_style=True, width=10**9, allow_unicode=True)
-    except (yaml.YAMLError, UnicodeError):  # not plain data
+        text = write(pruned)
+    except ValueError:
         text = repr(pruned)
-    return one_line(_abbreviated(text.removesuffix("...\n").strip(), limit), 4 * limit)
+    return one_line(_abbreviated(text, limit), 4 * limit)
 
 
 def _abbreviated(text: str, limit: int) -> str:

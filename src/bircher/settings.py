@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from bircher import plain_yaml
 from bircher.plain_yaml import BadYAML
-from bircher.quoting import as_yaml, one_line, short, short_text
+from bircher.quoting import one_line, short, short_text, short_written
 from bircher.suggestions import near_setting
 
 
@@ -288,4 +288,4 @@ def _item(value: Any, whole: bool) -> Any:
 
 def shown(value: Any) -> str:
     """A value as it would be written in YAML, on one line and abbreviated."""
-    return as_yaml(value)
+    return short_written(value, plain_yaml.dump_on_one_line)
