@@ -23,7 +23,8 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
         share = i / (lines - 1)
         line = {
             "env_steps": 1000 * (i + 1), "learner_steps": 50 * (i + 1), "wall_seconds": i,
-            "act/entropy_share": 0.9 - 0.6 * share, "act/episode_return": 200 * share + rng.normal(0, 5),
+            "act/entropy_share": 0.9 - 0.6 * share, "act/choice_share": 1.0,
+            "act/episode_return": 200 * share + rng.normal(0, 5),
             "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
             "act/longest_episode": 120.0, "episodes": 10 * (i + 1),
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
@@ -221,6 +222,17 @@ def test_a_share_is_dominant_in_three_measurements_without_a_break():
         for line in story:
             line["learner_steps"] /= 2  # 250 updates from one measurement to the next
         assert [flag.number for flag in doctor.examine(story, FACTS)] == ([1] if raised else [])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_policy_without_a_choice_has_no_entropy(share):
+    story = healthy()
+    set_all(story, "act/entropy_share", share)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [3 if share else 2]
+    set_all(story, "act/choice_share", 0.5)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [3 if share else 2]
+    set_all(story, "act/choice_share", 0.0)
+    assert doctor.examine(story, FACTS) == []
 
 
 def test_games_of_a_few_moves_may_always_end_alike():

@@ -81,9 +81,14 @@ def _factor(share: float) -> str:
 COLLAPSED, COLLAPSE_BEFORE = 0.02, 0.1
 
 
+def _entropy(lines: Sequence[Line]) -> Series:
+    """Return the entropy of the decisions with more than one legal action."""
+    return series([line for line in lines if line.get("act/choice_share") != 0.0], "act/entropy_share")
+
+
 def entropy_collapse(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """The policy became certain long before it had seen much."""
-    entropy = series(lines, "act/entropy_share")
+    entropy = _entropy(lines)
     early = entropy.values[entropy.env_steps <= COLLAPSE_BEFORE * facts.steps]
     if len(early) and early[-1] < COLLAPSED:
         yield Flag(
@@ -99,7 +104,7 @@ UNIFORM, UNIFORM_AFTER = 0.95, 0.5
 
 def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """The policy is still as good as uniform when half of the steps are gone."""
-    share = series(lines, "act/entropy_share").since(UNIFORM_AFTER * facts.steps).values
+    share = _entropy(lines).since(UNIFORM_AFTER * facts.steps).values
     if len(share) and share.min() > UNIFORM:
         yield Flag(
             3, "entropy stuck",

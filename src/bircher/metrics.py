@@ -86,6 +86,7 @@ _TABLE = (
     ("act/longest_episode", "env steps", "greatest length of the run so far, since its last resumption"),
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
     ("act/entropy_share", "share", "of log A in the same, A the legal actions; where there are two or more"),
+    ("act/choice_share", "share", "of the roots with two legal actions or more; at 0 act/entropy_share is undefined"),
     ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),
     ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
     ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),

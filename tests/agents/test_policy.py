@@ -202,6 +202,7 @@ def test_the_share_of_entropy_is_of_the_legal_actions():
     logits = MODEL.predict(MODEL.represent(jnp.asarray(rows.observation, jnp.float32))).policy_logits
     chances = reference.masked_softmax(logits, rows.legal_actions)
     shares = []
+    choices = np.asarray(rows.legal_actions).sum(-1)[:, : targets.mask.shape[1]][np.asarray(targets.mask)] > 1
     for b, t in np.ndindex(*targets.mask.shape):
         legal = np.flatnonzero(rows.legal_actions[b, t])
         if targets.mask[b, t] and len(legal) > 1:
@@ -209,6 +210,7 @@ def test_the_share_of_entropy_is_of_the_legal_actions():
             shares.append(-(p * np.log(p)).sum() / np.log(len(legal)))
     assert {1, 2} < set(np.asarray(rows.legal_actions).sum(-1).ravel().tolist())
     assert float(metrics["act/entropy_share"]) == pytest.approx(np.mean(shares), rel=1e-3)
+    assert 0 < float(metrics["act/choice_share"]) == pytest.approx(choices.mean(), rel=1e-5) and not choices.all()
 
 
 def test_how_much_latents_differ_is_a_mean_of_deviations_over_valid_rows():

@@ -92,9 +92,11 @@ def common(held: Products) -> dict[str, Array]:
     names_states = isinstance(model.representation, IndexTorso)  # such numbers have no scale
     entropy = distributions.entropy(unrolled.acting_logits[0])
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
+    chooses = target.mask & (legal > 1)
     return {
         "act/entropy": losses.masked_mean(entropy, target.mask),
-        "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), target.mask & (legal > 1)),
+        "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), chooses),
+        "act/choice_share": losses.masked_mean(chooses.astype(jnp.float32), target.mask),
         "target/value_mean": mean(target.value),
         "target/value_size": mean(jnp.abs(target.value)),
         "target/value_square": mean(jnp.square(target.value)),
