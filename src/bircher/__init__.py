@@ -5,6 +5,7 @@ run    = bircher.resume(run.path, steps=2_000_000)
 agent  = bircher.load(run.path)
 action = agent.act(observation)
 report = bircher.evaluate(agent, episodes=100)
+video  = bircher.watch(agent, "episode.mp4")
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bircher.run.loaded import LoadedAgent
     from bircher.run.outcome import Run
 
-__all__ = ["__version__", "evaluate", "load", "resume", "train"]
+__all__ = ["__version__", "evaluate", "load", "resume", "train", "watch"]
 
 # The functions import what they need: `import bircher` alone is quick, and loads neither JAX nor an environment.
 
@@ -107,3 +108,18 @@ def evaluate(
     from bircher.run import loaded
 
     return loaded.evaluate(agent, episodes, seed, greedy, max_steps)
+
+
+def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = False, plain: bool = False) -> Path:
+    """Play one fresh episode and write it as a video, and next to each frame what led to the action.
+
+    `plain` writes the frames alone. Returns the path of the video.
+
+    Raises:
+      UnsupportedEnvironment: nothing can draw the environment.
+      RunFolderError: the video cannot be written.
+      EnvironmentFailure: the environment raised or broke its contract.
+    """
+    from bircher.run import watching
+
+    return watching.record(agent, Path(video), seed, greedy, plain)

@@ -21,11 +21,12 @@ from bircher.envs import atari
 from bircher.envs.base import Env
 from bircher.envs.encoding import decode_action, encode_observation
 from bircher.envs.observation import ObservationConfig
+from bircher.envs.registry import EnvSource
 from bircher.series import by_span
 from bircher.types import EnvSpec
 
 if TYPE_CHECKING:
-    import gymnasium
+    from bircher.envs.single import Named
 
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture, red, green and blue."""
@@ -161,7 +162,7 @@ def _encoder(path: Path, width: int, height: int, fps: float, words: IO[bytes]) 
 
 
 def render_episode(
-    env_id: str,
+    source: EnvSource,
     act: Act,
     seed: int,
     max_steps: int,
@@ -174,24 +175,23 @@ def render_episode(
 ) -> list[Frame]:
     """The frames of one episode, of at most ``max_steps`` actions, each of ``action_repeat`` steps.
 
-    Gymnasium draws those environments that it has under ``env_id`` (with ``options``, its keyword arguments)
-    and can draw.  Of others the observations themselves are drawn, of Atari games their screens: ``make`` makes one
-    such environment, already seeded.  ``act`` sees the last ``stack`` observations joined along the last axis, as in
-    training, pictures where ``observation`` says so; an environment that ``make`` gives joins and draws them itself.
-    ``spec`` says how observations of Gymnasium's environment are encoded, and where its actions begin.
+    Environments of Gymnasium draw themselves where they can: those that it has under an id, made with ``options`` as
+    keyword arguments, and those that a callable makes.  Of others the observations are drawn, of Atari games their
+    screens: ``make`` makes one such environment, already seeded.  ``act`` is given the last ``stack`` observations
+    joined along the last axis, as in training, and pictures where ``observation`` says so.  ``spec`` says how
+    observations of Gymnasium's environment are encoded, and where its actions begin.
 
     Raises:
       ValueError: neither can be done.
     """
-    from bircher.envs.spaces import draws
-
-    if atari.canonical(env_id) is None and draws(env_id):
+    if atari.canonical(source) is None:
         from bircher.envs.gymnasium import drawing_env
 
-        env = drawing_env(env_id, dict(options or {}), observation, action_repeat)
-        return _render_gymnasium(env, act, seed, max_steps, stack, spec)
+        drawing = drawing_env(source, dict(options or {}), observation, action_repeat)
+        if drawing is not None:
+            return _render_gymnasium(drawing, act, seed, max_steps, stack, spec)
     if make is None:
-        raise ValueError(f"{env_id} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
+        raise ValueError(f"{source} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
     env = make()
     try:
         return _render_observations(env, act, max_steps, stack)
@@ -212,7 +212,10 @@ def draw_observation(observation: Any) -> Frame:
     if grid.ndim == 2:
         grid = grid[..., None]
     if grid.ndim != 3:
-        raise ValueError(f"only grids [height, width, channels] can be drawn, no observation of shape {grid.shape}")
+        raise ValueError(
+            f"only grids [height, width, channels] can be drawn, no observation of shape {grid.shape}: an environment "
+            'of Gymnasium draws itself where it takes render_mode="rgb_array"'
+        )
     if grid.dtype == np.uint8 and grid.shape[-1] in (1, 3):
         picture = np.broadcast_to(grid, (*grid.shape[:2], 3))
     else:
@@ -237,30 +240,25 @@ def _colours(count: int) -> np.ndarray:
 
 
 def _render_gymnasium(
-    env: gymnasium.Env, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
+    env: Named, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
 ) -> list[Frame]:
-    from bircher.envs.pixels import Pixels
-
     encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
     start = 0 if spec is None else spec.action_start
 
     def encoded(given: Any) -> np.ndarray:
         return np.asarray(given if encoding is None else encode_observation(encoding, given))
 
-    def frame() -> Frame:
-        return np.asarray(env.whole if isinstance(env, Pixels) else env.render(), np.uint8)
-
     try:
         given, info = env.reset(seed=seed)
         # A first observation stands for those that it has not had, as in training.
         recent = deque([encoded(given)] * stack, maxlen=stack)
-        frames = [frame()]
+        frames = [env.picture()]
         for _ in range(max_steps):
             seen = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
             action = decode_action(start, act(seen[None], info.get("action_mask")))[0]
             given, _, terminated, truncated, info = env.step(action)
             recent.append(encoded(given))
-            frames.append(frame())
+            frames.append(env.picture())
             if terminated or truncated:
                 break
         return frames

@@ -148,7 +148,7 @@ class Sketch(Painted):
 
 
 def test_a_picture_that_is_none_is_a_failure():
-    with pytest.raises(RuntimeError, match=r"environment 0 raised ValueError in reset .*float32 \(4, 4\), expected"):
+    with pytest.raises(RuntimeError, match=r"environment 0, reset after 0 .*float32 \(4, 4\), expected"):
         registry.make(Sketch, 1, seed=0, observation=seen()).reset()
 
 

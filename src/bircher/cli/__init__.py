@@ -145,20 +145,14 @@ def watch(
     bircher watch runs/mine --plain
     """
     with told():
-        from bircher import viz
-        from bircher.run import begin, loaded, window
+        from bircher.run import begin, watching, window
 
         agent = begin.load_for_playing(run)
         if video is None:
             window.require_display()
+            window.show(watching.episode(agent, seed, greedy, plain), f"{agent.spec.id}, {agent.name}")
         else:
-            window.require_writable(video)
-        with begin.drawing_refused():
-            frames = loaded.episode_frames(agent, seed, greedy, thoughts=not plain and agent.agent.look is not None)
-        if video is None:
-            window.show(frames, f"{agent.spec.id}, {agent.name}")
-        else:
-            print(viz.write_video(frames, video, window.FPS))
+            print(watching.record(agent, video, seed, greedy, plain))
 
 
 @app.command()

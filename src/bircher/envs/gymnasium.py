@@ -17,9 +17,8 @@ from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, num_leg
 from bircher.envs.encoding import LayoutSetting, decode_action, encode_observation
 from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.observation import SIZE, ObservationConfig
-from bircher.envs.pixels import Pixels, quieten
-from bircher.envs.single import Picture, Repeated, Source, maker, named, source_name
-from bircher.envs.spaces import action_spec, described, observation_spec, quiet_bounds
+from bircher.envs.single import Named, Picture, Source, maker, named, source_name, takes_render_mode
+from bircher.envs.spaces import action_spec, described, draws, observation_spec, quiet_bounds
 from bircher.envs.workers import Here, Rows, Workers
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
 
@@ -35,13 +34,25 @@ def picture(observation: ObservationConfig | None) -> Picture | None:
 
 
 def drawing_env(
-    env_id: str, options: Mapping[str, Any], observation: ObservationConfig | None, action_repeat: int
-) -> gymnasium.Env:
-    """One environment of Gymnasium's registry that draws, as it is trained in; its pictures are kept whole."""
-    quieten()
-    env: gymnasium.Env = Repeated(gymnasium.make(env_id, render_mode="rgb_array", **options), action_repeat)
-    drawn = picture(observation)
-    return env if drawn is None else Pixels(env, *drawn, keep_whole=True)
+    source: Source, options: Mapping[str, Any], observation: ObservationConfig | None, action_repeat: int
+) -> Named | None:
+    """One environment that draws, as it is trained in, with its pictures kept whole; None where it does not draw.
+
+    It draws where its `render_mode` is `rgb_array`, or where that mode was given to it and is in its metadata.
+    """
+    if isinstance(source, str) and not draws(source):
+        return None
+    make = maker(source, None, options, picture(observation), keep_whole=True, action_repeat=action_repeat, draws=True)
+    try:
+        with quiet_bounds():
+            env = named(make, 0)
+    except TypeError:  # render_mode is not taken; any other error occurs again where the environment is made without it
+        return None
+    listed = takes_render_mode(source) and "rgb_array" in env.metadata.get("render_modes", ())
+    if env.render_mode == "rgb_array" or listed:
+        return env
+    env.close()
+    return None
 
 
 def _spec_of(

@@ -17,6 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import UInt8
 
+from bircher.envs.failures import ContractBreach
+from bircher.envs.observation_checks import as_array, describe
+
 Frame = UInt8[np.ndarray, "_ _ _"]
 """A picture [height, width, channels]: red, green and blue, or grey alone."""
 
@@ -65,14 +68,20 @@ class Pixels(gymnasium.Wrapper):
 
     def _drawn(self) -> Frame:
         with _surfaces_shrunk(self._size) if self._at_once else nullcontext():
-            picture = np.asarray(self.env.render())
+            picture = as_picture(self.env.render())
         if picture.shape == (*self._size, 3) and self._at_once:
             return picture
-        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-            raise ValueError(f"its picture is {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)")
         if self._keep_whole:
             self.whole = picture
         return resized(picture, self._size)
+
+
+def as_picture(rendered: Any) -> Frame:
+    """Return what `render` returned as an array; raises ContractBreach where it is not a picture."""
+    picture = as_array(rendered)
+    if picture is None or picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+        raise ContractBreach(f"render returned {describe(rendered)}, expected a picture uint8 (height, width, 3)")
+    return picture
 
 
 def resized(picture: Frame, size: tuple[int, int]) -> Frame:

@@ -15,7 +15,7 @@ import gymnasium
 from bircher.envs.contract import Contract, call_reset, finite_number, with_checked_values
 from bircher.envs.encoding import LayoutSetting, encoding_of, misfit
 from bircher.envs.failures import ContractBreach, EnvironmentFailure
-from bircher.envs.pixels import Pixels, quieten
+from bircher.envs.pixels import Frame, Pixels, as_picture, quieten
 
 Source = str | Callable[..., gymnasium.Env]
 Maker = Callable[[], gymnasium.Env]
@@ -57,6 +57,17 @@ class Named(gymnasium.Wrapper):
             raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("step", error) from error
+
+    def picture(self) -> Frame:
+        """Return the environment's current picture at its own size; raises EnvironmentFailure."""
+        if isinstance(self.env, Pixels) and self.env.whole is not None:
+            return self.env.whole
+        try:
+            return as_picture(self.env.render())
+        except ContractBreach as breach:
+            raise self.breach(str(breach)) from breach
+        except Exception as error:
+            raise self._failure("render", error) from error
 
     def _fitting(self, values: Any) -> Any:
         """The values of a reset or step, whose observation the agent's array can hold; raises ContractBreach."""
@@ -100,25 +111,28 @@ def maker(
     picture: Picture | None = None,
     keep_whole: bool = False,
     action_repeat: int = 1,
+    draws: bool = False,
 ) -> Maker:
     """A function that makes one environment; it carries the registration along, so it works in another process.
 
-    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  Each action is taken
-    `action_repeat` times, and drawn once; `max_steps` counts actions.  The function raises ValueError where the source
-    gives no environment, or one that does not draw.
+    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  With `draws` the environment is
+    asked to draw for a person only, which it may ignore.  Each action is taken `action_repeat` times, and drawn once;
+    `max_steps` counts actions.  The function raises ValueError where the source gives no environment, or `picture` is
+    given and it does not draw.
     """
     if max_steps is not None:
         max_steps *= action_repeat
-    if picture is not None:
+    draws = draws or picture is not None
+    if draws:
         quieten()
     if isinstance(source, str):
         from bircher.envs.registration import registered
 
         # The checker warns of spaces and types that are handled here, and costs time at every step.
-        kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if picture else {}), **options}
+        kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if draws else {}), **options}
         made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
     else:
-        made = partial(_called, source, max_steps, dict(options), picture is not None)
+        made = partial(_called, source, max_steps, dict(options), draws)
     made = partial(_checked, made)
     if action_repeat > 1:
         made = partial(_repeated, made, action_repeat)
@@ -130,13 +144,21 @@ def named(make: Maker, index: int, layout: LayoutSetting = "auto") -> Named:
     return Named(make(), index, layout)
 
 
+def takes_render_mode(source: Source) -> bool:
+    """Whether `render_mode` can be given to the source: to every id, and to a callable by its signature."""
+    if isinstance(source, str):
+        return True
+    parameters = inspect.signature(source).parameters
+    return "render_mode" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def source_name(source: Source) -> str:
     """What an id, class or function is called."""
     return source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
 
 
 def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str, Any], drawn: bool) -> gymnasium.Env:
-    if drawn and "render_mode" in inspect.signature(source).parameters:
+    if drawn and takes_render_mode(source):
         options = {"render_mode": "rgb_array", **options}
     env = source(**options)
     if not isinstance(env, gymnasium.Env):

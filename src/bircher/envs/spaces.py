@@ -15,17 +15,23 @@ from gymnasium.envs.registration import load_env_creator
 from bircher.envs.base import UnknownEnvironment
 from bircher.envs.encoding import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
 from bircher.envs.registration import registered
+from bircher.envs.single import takes_render_mode
 from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
 
 
 def draws(env_id: str) -> bool:
-    """Whether Gymnasium has an environment of this id that draws to arrays; its module is imported."""
+    """Whether Gymnasium has an environment of this id that may draw to arrays; its module is imported.
+
+    A class lists its modes. Of a function it is known once it has made an environment.
+    """
     try:
         entry = registered(env_id).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gymnasium.error.Error, ImportError, UnknownEnvironment):
         return False
-    return "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
+    if not hasattr(creator, "metadata"):
+        return takes_render_mode(creator)
+    return "rgb_array" in creator.metadata.get("render_modes", ())
 
 
 @contextmanager

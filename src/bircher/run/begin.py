@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,6 @@ def prepare_to_play(path: str | Path) -> None:
     except DeviceError:
         machine.use_device(None)  # What learnt on one device plays on any.
     machine.keep_programs()
-
-
-@contextlib.contextmanager
-def drawing_refused() -> Iterator[None]:
-    """An environment that nothing can draw is refused, not a bug."""
-    try:
-        yield
-    except ValueError as error:
-        raise UnsupportedEnvironment(str(error)) from error
 
 
 def plot(path: Path, picture: Path | None = None) -> Path:

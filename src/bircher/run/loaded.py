@@ -261,7 +261,7 @@ def episode_frames(
         return np.array([thought[-1].action], np.int32)
 
     frames = viz.render_episode(
-        env.id,
+        env.id if agent.source is None else agent.source,
         choose,
         registry.seeds(seed, "watch", 1)[0],
         min(whole, max_steps or whole),
