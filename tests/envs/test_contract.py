@@ -216,8 +216,87 @@ def test_the_probe_finds_a_breach_below_any_wrapper(env: type[Valid], wrapped: b
     source = make if wrapped else env
     with pytest.raises(UnsupportedEnvironment) as told:
         registry.probe(source, seed=0, max_steps=7)
+    sentence = PROBED[env]
+    if wrapped and env is ObservationOnly:  # the wrapper that unpacks it does not say what it was
+        sentence = sentence.replace("an array float32 (3,)", "more than 2 values")
     if not (wrapped and env is ARowTooMany):  # rescaled, it has another shape
-        assert str(told.value) == f"{source.__name__} cannot be used: {PROBED[env]}"
+        assert str(told.value) == f"{source.__name__} cannot be used: {sentence}"
+
+
+class Passing(gymnasium.Wrapper):
+    """Unpacks what the environment below it returns."""
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        return observation, info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, info
+
+
+class Old(Passing):
+    """A wrapper of the old API, whose step returns 4 values."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class Six(Passing):
+    def step(self, action):
+        return *super().step(action), None
+
+
+class Silent(Passing):
+    def step(self, action):
+        super().step(action)
+
+
+class ResetsToNothing(Passing):
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+
+
+class Twenty(Passing):
+    """An error of its own, which looks like another number of values."""
+
+    def step(self, action):
+        one, two = [1, action, 3]
+        return super().step(one + two)
+
+
+BETWEEN = {
+    Old: "step of Old returned 4 values, Gymnasium has 5: observation, reward, terminated, truncated, info",
+    Six: "step of Six returned more than 5 values, Gymnasium has 5: observation, reward, terminated, truncated, info",
+    Silent: "step of Silent returned an object of type NoneType, Gymnasium has 5: observation, reward, terminated,",
+    ResetsToNothing: "reset of ResetsToNothing returned an object of type NoneType, Gymnasium has 2: observation, info",
+    Twenty: "its first step raised ValueError: too many values to unpack (expected 2",
+}
+
+
+@pytest.mark.parametrize("wrapper", BETWEEN, ids=lambda wrapper: wrapper.__name__)
+def test_a_breach_of_a_wrapper_between_two_others_is_told(wrapper: type[Passing]) -> None:
+    def make():
+        return Passing(wrapper(Passing(Valid())))
+
+    with pytest.raises(UnsupportedEnvironment) as told:
+        registry.probe(make, seed=0)
+    assert f"make cannot be used: {BETWEEN[wrapper]}" in str(told.value)
+    if wrapper in (Old, Six, Silent):
+        env = registry.make(make, 2, seed=0)
+        assert rollout(env, 2).failed[1].all()
+        assert f"environment 0, step 1: {BETWEEN[wrapper]}" in str(env.failure())
+
+
+def test_a_wrapper_finds_its_environment_as_it_made_it() -> None:
+    class Reads(gymnasium.Wrapper):
+        def step(self, action):
+            observation, _, *rest = self.env.step(action)
+            return observation, self.env.time, *rest
+
+    rows = rollout(registry.make(lambda: Reads(Valid()), 1, seed=0), 4)
+    np.testing.assert_array_equal(rows.reward[:4, 0], [0, 1, 2, 3])
 
 
 def test_the_probe_says_what_cannot_be_repeated() -> None:

@@ -7,7 +7,9 @@ Nothing here imports JAX: worker processes load this module.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import linecache
+import re
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any
 
@@ -69,40 +71,77 @@ class Contract:
         return {MASK: mask}
 
 
-class CheckedValues(gymnasium.Wrapper):
-    """The environment below all its wrappers, which fail in words of their own where it returns too few values."""
-
-    def reset(self, **kwargs: Any) -> tuple[Any, Any]:
-        """Reset the environment and check the number of values."""
-        return reset_values(call_reset(self.env, kwargs))
-
-    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """Step the environment and check the number of values."""
-        result = self.env.step(action)
-        valid = type(result) is tuple and len(result) == 5 and type(result[4]) is dict
-        return result if valid else step_values(result)
-
-
-def with_checked_values(env: gymnasium.Env) -> gymnasium.Env:
-    """The same environment, with `CheckedValues` below all its wrappers."""
-    if not isinstance(env, gymnasium.Wrapper):
-        return CheckedValues(env)
-    lowest = env
-    while isinstance(lowest.env, gymnasium.Wrapper):
-        lowest = lowest.env
-    lowest.env = CheckedValues(lowest.env)
-    return env
-
-
 def call_reset(env: gymnasium.Env, kwargs: dict[str, Any]) -> Any:
-    """Reset an environment; raises ContractBreach where its `reset` does not take these arguments."""
+    """Reset an environment.
+
+    Raises ContractBreach where the `reset` of the environment, or of one below it, does not take these arguments or
+    returned another number of values than the wrapper above it unpacks.
+    """
     try:
         return env.reset(**kwargs)
-    except TypeError as error:
-        refused = _refused_arguments(env.reset, kwargs)
-        if refused is None:
+    except (TypeError, ValueError) as error:
+        sentence = _unpacking_breach(error, "reset", RESET_VALUES)
+        if sentence is None and isinstance(error, TypeError):
+            found = (_refused_arguments(layer.reset, kwargs) for layer in _layers(env))
+            refused = next((text for text in found if text), None)
+            sentence = refused and f"reset cannot be called as Gymnasium calls it, {RESET_SIGNATURE}: {refused}"
+        if sentence is None:
             raise
-        raise ContractBreach(f"reset cannot be called as Gymnasium calls it, {RESET_SIGNATURE}: {refused}") from error
+        raise ContractBreach(sentence) from error
+
+
+def call_step(env: gymnasium.Env, action: Any) -> Any:
+    """Step an environment.
+
+    Raises ContractBreach where an environment below it returned another number of values than the wrapper above that
+    one unpacks.
+    """
+    try:
+        return env.step(action)
+    except (TypeError, ValueError) as error:
+        sentence = _unpacking_breach(error, "step", STEP_VALUES)
+        if sentence is None:
+            raise
+        raise ContractBreach(sentence) from error
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    """Yield an environment and all that it wraps."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        yield env
+
+
+def _unpacking_breach(error: Exception, method: str, values: str) -> str | None:
+    """Return the sentence about what the environment below a wrapper returned, where the wrapper could not unpack it.
+
+    It is recognized by Python's message and the place of the error, since a check between all layers would cost time at
+    every step and would hide an environment's own attributes from its wrapper.  None for any other error.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    wrapper = place and place.tb_frame.f_locals.get("self")
+    if place is None or not isinstance(wrapper, gymnasium.Wrapper) or place.tb_frame.f_code.co_name != method:
+        return None
+    line = linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno)
+    if line and f"{method}(" not in line:
+        return None
+    count = _COUNT.search(str(error))
+    if count is not None and count["expected"] == values[0]:
+        returned = f"{count['got']} values" if count["got"] else f"more than {values[0]} values"
+    elif (kind := _NOT_ITERABLE.search(str(error))) is not None:
+        returned = f"an object of type {kind[1]}"
+    else:
+        return None
+    below = wrapper.env
+    where = f" of {type(below).__name__}" if isinstance(below, gymnasium.Wrapper) else ""
+    return f"{method}{where} returned {returned}, Gymnasium has {values}"
+
+
+_COUNT = re.compile(r"values to unpack \(expected (?P<expected>\d+)(?:, got (?P<got>\d+))?\)")
+_NOT_ITERABLE = re.compile(r"cannot unpack non-iterable (\w+) object")
 
 
 def _refused_arguments(function: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from bircher.envs.base import UnsupportedEnvironment
-from bircher.envs.contract import MASK, Contract, call_reset
+from bircher.envs.contract import MASK, Contract, call_reset, call_step
 from bircher.envs.failures import ContractBreach
 from bircher.envs.gymnasium import picture
 from bircher.envs.observation import ObservationConfig
@@ -74,7 +74,7 @@ def _play(env: gymnasium.Env, seed: int) -> list[Any]:
         first = _copied(observation, leaves)
         action = _random_action(actions, info.get(MASK), generator)
         called = "step"
-        observation, *rest, _ = contract.step(env.step(action))
+        observation, *rest, _ = contract.step(call_step(env, action))
         return [first, (_copied(observation, leaves), *rest)]
     except ContractBreach as breach:
         raise ContractBreach(f"{breach} (at its first {called})") from breach

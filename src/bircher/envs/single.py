@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from bircher.envs.contract import Contract, call_reset, finite_number, with_checked_values
+from bircher.envs.contract import Contract, call_reset, call_step, finite_number
 from bircher.envs.encoding import LayoutSetting, encoding_of, misfit
 from bircher.envs.failures import ContractBreach, EnvironmentFailure
 from bircher.envs.pixels import Frame, Pixels, as_picture, quieten
@@ -52,7 +52,7 @@ class Named(gymnasium.Wrapper):
         self._steps += 1
         self._resetting = False
         try:
-            return self._fitting(self._contract.step(self.env.step(action)))
+            return self._fitting(self._contract.step(call_step(self.env, action)))
         except ContractBreach as breach:
             raise self.breach(str(breach)) from breach
         except Exception as error:
@@ -133,7 +133,6 @@ def maker(
         made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
     else:
         made = partial(_called, source, max_steps, dict(options), draws)
-    made = partial(_checked, made)
     if action_repeat > 1:
         made = partial(_repeated, made, action_repeat)
     return made if picture is None else partial(_drawn, made, picture, keep_whole)
@@ -164,10 +163,6 @@ def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"{source_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
-
-
-def _checked(make: Maker) -> gymnasium.Env:
-    return with_checked_values(make())
 
 
 def _repeated(make: Maker, times: int) -> gymnasium.Env:
