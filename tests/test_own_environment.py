@@ -6,13 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 import bircher
 from bircher.envs import registry
-from bircher.envs.contract import Contract, call_reset
+from bircher.envs.contract import Contract, call_reset, call_step
 from bircher.envs.failures import ContractBreach
 from tiny import SETTINGS, Countdown
 
@@ -33,6 +34,13 @@ class WithoutOptions(Countdown):
         return super().reset(seed=seed)
 
 
+class Old(gymnasium.Wrapper):
+    """A wrapper of the old API."""
+
+    def step(self, action):
+        return ROW, 1.0, False, {}
+
+
 def step(observation=ROW, reward=1.0, terminated=False, mask=None):
     return observation, reward, terminated, False, {} if mask is None else {"action_mask": mask}
 
@@ -41,6 +49,7 @@ BREACHES = {
     "`step` of the old Gym API": lambda: FLOATS.step((ROW, 1.0, False, {})),
     "`reset` of the old Gym API": lambda: FLOATS.reset(ROW),
     "`reset` without `options`": lambda: call_reset(WithoutOptions(), {"seed": 0, "options": None}),
+    "a wrapper's `step` of the old API": lambda: call_step(gymnasium.wrappers.TimeLimit(Old(Countdown()), 9), 0),
     "no info": lambda: FLOATS.step((ROW, 1.0, False, False, None)),
     "another shape": lambda: FLOATS.step(step(ROW[None])),
     "floats where the space has bytes": lambda: BYTES.step(step(np.zeros(3))),
@@ -49,7 +58,7 @@ BREACHES = {
     "a missing part": lambda: PARTS.step(step({"eye": 1})),
     "a reward of NaN": lambda: FLOATS.step(step(reward=np.nan)),
     "no reward": lambda: FLOATS.step(step(reward=None)),
-    "a flag that is not a boolean": lambda: FLOATS.step(step(terminated=1)),
+    "a flag that is not a boolean": lambda: FLOATS.step(step(terminated=0.5)),
     "a mask of another length": lambda: FLOATS.step(step(mask=np.ones(3, bool))),
     "a mask of logits": lambda: FLOATS.step(step(mask=np.array([-np.inf, 0, 0, 0]))),
     "no legal action": lambda: FLOATS.step(step(mask=np.zeros(4, bool))),

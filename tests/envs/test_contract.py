@@ -39,6 +39,8 @@ BREACHES = {
     "terminated": (breaking(terminated=lambda flag: None), "terminated is None, expected True or False"),
     "truncated": (breaking(truncated=lambda flag: {}), "truncated is an empty dictionary, expected True or False"),
     "a number as a flag": (breaking(terminated=lambda flag: 0.0), "terminated is 0.0, expected True or False"),
+    "a larger number": (breaking(terminated=lambda flag: 2), "terminated is 2, expected True or False"),
+    "a number below 0": (breaking(truncated=lambda flag: np.int8(-1)), "truncated is -1, expected True or False"),
     "NaN": (breaking(observation=lambda row: row * np.float32("inf")), "the observation contains a number that is"),
     "a batch axis": (
         breaking(observation=lambda row: row[None]),
@@ -312,11 +314,24 @@ def test_the_probe_says_what_cannot_be_repeated() -> None:
         def observation(self):
             return self.np_random.random(3, np.float32)
 
-    first, later = registry.probe(Global, seed=0), registry.probe(Later, seed=0)
+    (first,), (later,) = registry.probe(Global, seed=0), registry.probe(Later, seed=0)
     assert first.startswith("Global gives two different first observations for one seed: ")
     assert later.startswith("Later gives two different episodes for one seed and actions: ")
-    assert registry.probe(Own, seed=0) is None and registry.probe(Valid, seed=0) is None
-    assert registry.probe("CartPole-v1", seed=0) is None and registry.probe("FrozenLake-v1", seed=0) is None
+    assert registry.probe(Own, seed=0) == () and registry.probe(Valid, seed=0) == ()
+    assert registry.probe("CartPole-v1", seed=0) == () and registry.probe("FrozenLake-v1", seed=0) == ()
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, lambda flag: np.array([flag], np.int8)])
+def test_flags_of_0_and_1_are_taken_and_said_once(kind) -> None:
+    class Numbers(Valid):
+        def step(self, action):
+            observation, reward, terminated, _, info = super().step(action)
+            return observation, reward, kind(terminated), kind(0), info
+
+    (sentence,) = registry.probe(Numbers, seed=0)
+    assert sentence == "Numbers gives terminated and truncated as 0 or 1, which is taken as False or True"
+    rows = rollout(registry.make(Numbers, 2, seed=0), 6)
+    assert rows.terminal[:, 0].tolist() == [False] * 5 + [True, False] and not rows.failed.any()
 
 
 def test_a_slow_environment_is_reset_once_by_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,4 +361,4 @@ def test_the_probe_takes_legal_actions_only() -> None:
             return super().step(action)
 
     for seed in range(5):
-        assert registry.probe(OnlyOne, seed=seed) is None
+        assert registry.probe(OnlyOne, seed=seed) == ()

@@ -53,7 +53,7 @@ def test_a_module_of_the_current_folder_registers_its_ids(folder: Path, module: 
         env = registry.make(f"{module}:Mine-v0", 2, seed=0, num_workers=workers)
         assert env.spec.max_steps == 7 and not rollout(env, 3).failed.any()
         env.close()
-    assert registry.probe(f"{module}:Mine-v0", seed=0) is None
+    assert registry.probe(f"{module}:Mine-v0", seed=0) == ()
 
 
 def test_a_file_of_the_folder_hides_no_package(folder: Path) -> None:

@@ -30,6 +30,8 @@ RESET_SIGNATURE = "reset(self, *, seed=None, options=None)"
 class Contract:
     """The checks of one environment's return values against its spaces.
 
+    `numbers_as_flags` has the names of the flags that were given as 0 or 1.
+
     `reset` and `step` take what the environment returned. They return the same values, with rewards as floats, flags as
     Python booleans, and an `info` that holds nothing but the mask of legal actions, if there is one.
     """
@@ -37,6 +39,7 @@ class Contract:
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
         self._observation = observation_check(observation_space)
         self._num_actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else None
+        self.numbers_as_flags: set[str] = set()
 
     def reset(self, result: Any) -> tuple[Any, dict[str, Any]]:
         """Check the values of a reset; raises ContractBreach."""
@@ -52,10 +55,19 @@ class Contract:
         if type(reward) is not float or not isfinite(reward):
             reward = finite_number(reward)
         if type(terminated) is not bool:
-            terminated = _boolean("terminated", terminated)
+            terminated = self._boolean("terminated", terminated)
         if type(truncated) is not bool:
-            truncated = _boolean("truncated", truncated)
+            truncated = self._boolean("truncated", truncated)
         return observation, reward, terminated, truncated, self._legal(info, terminated or truncated) if info else {}
+
+    def _boolean(self, name: str, value: Any) -> bool:
+        """A flag as a boolean, also of the whole numbers 0 and 1."""
+        array = as_array(value)
+        if array is None or array.size != 1 or array.dtype.kind not in "biu" or array.item() not in (0, 1):
+            raise ContractBreach(f"{name} is {describe(value)}, expected True or False")
+        if array.dtype.kind != "b":
+            self.numbers_as_flags.add(name)
+        return bool(array.item())
 
     def _legal(self, info: Mapping[str, Any], last: bool) -> dict[str, Any]:
         """The mask of legal actions as booleans; nothing where all are legal."""
@@ -181,13 +193,6 @@ def finite_number(reward: Any) -> float:
     if not isfinite(number):
         raise ContractBreach(f"the reward is {number}, expected a finite number")
     return number
-
-
-def _boolean(name: str, value: Any) -> bool:
-    array = as_array(value)
-    if array is None or array.size != 1 or array.dtype.kind != "b":
-        raise ContractBreach(f"{name} is {describe(value)}, expected True or False")
-    return bool(array.item())
 
 
 def _boolean_mask(mask: Any, num_actions: int) -> np.ndarray:

@@ -31,10 +31,10 @@ def probe(
     options: Mapping[str, Any] | None = None,
     observation: ObservationConfig | None = None,
     action_repeat: int = 1,
-) -> str | None:
+) -> tuple[str, ...]:
     """Reset one fresh environment and take one random legal step, twice where that is quick.
 
-    Returns a sentence where the two differ, so that no run can be repeated exactly; None where nothing is to be said.
+    Returns a sentence where flags are numbers, and one where the two differ, so that no run can be repeated exactly.
 
     Raises:
       UnsupportedEnvironment: the environment raised or broke its contract.
@@ -43,27 +43,30 @@ def probe(
     with quiet_bounds():
         env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
     try:
+        contract = Contract(env.observation_space, env.action_space)
         began = time.monotonic()
-        first = _play(env, seed)
-        if time.monotonic() - began > SLOW_SECONDS:
-            return None
-        second = _play(env, seed)
+        first = second = _play(env, contract, seed)
+        if time.monotonic() - began <= SLOW_SECONDS:
+            second = _play(env, contract, seed)
     except ContractBreach as breach:
         raise UnsupportedEnvironment(f"{name} cannot be used: {breach}") from breach
     finally:
         env.close()
+    flags = " and ".join(sorted(contract.numbers_as_flags))
+    notes = (f"{name} gives {flags} as 0 or 1, which is taken as False or True",) if flags else ()
     if _same(first, second):
-        return None
+        return notes
     what = "first observations for one seed" if not _same(first[0], second[0]) else "episodes for one seed and actions"
     return (
+        *notes,
         f"{name} gives two different {what}: it uses random numbers, or keeps a state between episodes, that "
-        "reset(seed=...) does not set; runs with it cannot be repeated exactly"
+        "reset(seed=...) does not set; runs with it cannot be repeated exactly",
     )
 
 
-def _play(env: gymnasium.Env, seed: int) -> list[Any]:
+def _play(env: gymnasium.Env, contract: Contract, seed: int) -> list[Any]:
     """What the environment returns for a seed; the actions depend on the seed and the masks alone."""
-    contract, generator = Contract(env.observation_space, env.action_space), np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     # Not the environment's own space: it may be shared with other environments, and so are its random numbers.
     actions = copy.deepcopy(env.action_space)
     actions.seed(seed)

@@ -218,15 +218,15 @@ def probe(
     observation: ObservationConfig | None = None,
     protocol: ProtocolName | None = None,
     action_repeat: int | None = None,
-) -> str | None:
+) -> tuple[str, ...]:
     """Play the first step of one Gymnasium environment; environments of other adapters keep their contract.
 
-    Returns a sentence where runs with the environment cannot be repeated exactly.
+    Returns what is worth a sentence, such as that runs with the environment cannot be repeated exactly.
 
     Raises UnsupportedEnvironment where the environment raised or broke its contract.
     """
     if resolve(env, backend, observation, protocol) != "gymnasium":
-        return None
+        return ()
     from bircher.envs import probing
 
     with _one_sentence(env, options):

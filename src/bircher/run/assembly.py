@@ -69,7 +69,7 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
         raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
 
 
-def probe_env(config: Config, source: EnvSource | None) -> str | None:
+def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
     """Play the first step of one environment; returns what is worth saying about it.
 
     Raises:

@@ -137,7 +137,7 @@ def _prepare(
         memory.require_memory(config, parts, device)
         sentences = (
             *encoding.notes(env.spec.encoding), assembly.replay_sentence(config, parts, device),
-            costs.evaluation_sentence(config, env.spec), assembly.probe_env(config, source),
+            costs.evaluation_sentence(config, env.spec), *assembly.probe_env(config, source),
         )  # fmt: skip
         if config.debug:
             probe = assembly.make_env(config, source, config.env.num_envs, config.seed, "check")
