@@ -133,6 +133,30 @@ def test_turns_that_do_not_alternate_are_refused() -> None:
         Match(ONE, ONE, make, "greedy")(2, 0)
 
 
+@pytest.mark.parametrize(
+    ("legal", "reward", "reason"),
+    [
+        (lambda state: jnp.full(2, state[0] < 3 * (1 + state[1])), 0.0, "gave a mask that allows no action in the mid"),
+        (lambda state: jnp.ones(2, bool), jnp.nan, "gave a reward or observation that is not finite"),
+    ],
+)
+def test_a_game_that_breaks_its_contract_ends_the_match(legal, reward, reason) -> None:
+    """Game 1 of two is over before its mask allows nothing; game 0 is not, and has a bad reward at its third move."""
+    spec = EnvSpec("test/stuck", jnp.zeros(1), Discrete(2), None, num_players=2)
+
+    def move(key, state, action):
+        time, index = state
+        bad = (time == 2) & (index == 0)
+        return (time + 1, index), jnp.zeros(1), jnp.where(bad, reward, 0.0), time == 4, False
+
+    def make(size, batch):
+        start = lambda key, index: ((0, index), jnp.zeros(1))  # noqa: E731
+        return PureEnv(spec, start, move, range(size), legal, lambda state: state[0] % 2)
+
+    with pytest.raises(EvaluationFailed, match=f"test/stuck failed in a match: environment 0 {reason}"):
+        Match(ONE, ONE, make, "greedy")(4, 0)
+
+
 def test_the_interval_of_a_score() -> None:
     results = np.repeat([1.0, 0.0, -1.0], [60, 20, 20])
     score, low, high = interval(results, np.random.default_rng(0))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bircher.envs.base import Env
+from bircher.actor import describe_failure, failure_code
+from bircher.envs.base import Env, failure
 from bircher.evaluation import RESAMPLES, EvaluationFailed, EvaluationStopped, MakeEnv, Mode
 from bircher.games.player import Player, at_random, states_of
 from bircher.types import Key, TimeStep
@@ -68,6 +69,8 @@ class _Games(NamedTuple):
     length: Int[Array, " M"]
     wrong: Bool[Array, " M"]
     """The turn did not change hands."""
+    failed: Int[Array, ""]
+    """The first game that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
 
 
 class Match:
@@ -85,7 +88,7 @@ class Match:
         The same openings are played in both seats. `seed` seeds moves, openings and the interval.
 
         Raises:
-          EvaluationFailed: the game is no alternation of turns.
+          EvaluationFailed: a game failed, or is no alternation of turns.
           EvaluationStopped: `stop` said so, after a move.
         """
         if episodes < 1:
@@ -119,7 +122,8 @@ class Match:
         size = env.num_envs
         state, timestep = env.reset()
         games = _Games(
-            state, timestep, jnp.zeros(size), jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)
+            state, timestep, jnp.zeros(size), jnp.zeros(size, jnp.int32), jnp.zeros(size, bool),
+            jnp.full((), -1, jnp.int32),
         )  # fmt: skip
         carries = [player.start(size) for player in self._players]
         opening_key, key = jax.random.split(key)
@@ -134,6 +138,9 @@ class Match:
                 # Seats have keys of their own: a player against itself does not play the same game twice.
                 move_key = jax.random.fold_in(jax.random.fold_in(key, ply), seat)
                 carries[mover], games = turn(self._players[mover].params, carries[mover], games, move_key, ply)
+            if int(games.failed) >= 0:
+                reason = failure(env) or describe_failure(int(games.failed), size)
+                raise EvaluationFailed(f"{env.spec.id} failed in a match: {reason}")
             if bool(games.timestep.last.all()):
                 break
             if stop():
@@ -176,15 +183,17 @@ def _advanced(env: Env, games: _Games, action: Int[Array, " M"], ply: Int[Array,
     over = games.timestep.last
     state, timestep = env.step(games.env_state, action)
     side = jnp.where(jnp.asarray(ply) % 2 == 0, 1.0, -1.0)
+    failed = failure_code((games.timestep, timestep), ~over)
     moved = _Games(
         state, timestep, games.outcome + side * timestep.reward, games.length + 1,
-        games.wrong | ~(timestep.last | (timestep.discount == -1)),
+        games.wrong | ~(timestep.last | (timestep.discount == -1)), games.failed,
     )  # fmt: skip
 
     def pick(old: Array, new: Array) -> Array:
         return jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
-    return jax.tree.map(pick, games, moved)
+    picked = jax.tree.map(pick, games._replace(failed=()), moved._replace(failed=()))
+    return picked._replace(failed=jnp.where(games.failed < 0, failed, games.failed))
 
 
 def tally(results: Float[np.ndarray, " games"]) -> Tally:
