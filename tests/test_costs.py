@@ -9,9 +9,11 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import bircher
 from bircher import config, machine
+from bircher.cli import app
 from bircher.run import begin, costs, memory
 from bircher.run.assembly import NotEnoughMemory
 from bircher.types import Discrete, EnvSpec
@@ -42,13 +44,25 @@ def test_without_any_limit_evaluations_take_as_much_as_the_training_or_1000_an_e
     # A limit that is there counts.
     assert costs.evaluation_limit(composed(steps=4096), spec(77)) is None
     assert costs.evaluation_limit(composed(steps=4096, **{"evaluation.max_steps": 50}), spec(None)) == 50
-    assert costs.evaluation_limit(composed(steps=4096, **{"evaluation.count": 0}), spec(None)) is None
+    assert costs.evaluation_limit(composed(steps=1_600_000, **{"evaluation.count": 0}), spec(None)) == 10_000
+
+
+def test_an_agent_is_scored_as_in_training_where_nothing_limits_its_episodes() -> None:
+    long, short = composed(steps=1_600_000), composed(steps=4096, **{"evaluation.max_steps": 50})
+    assert [costs.scoring_limit(made, spec(None)) for made in (long, short)] == [10_000, 50]
+    assert [costs.scoring_limit(made, spec(77)) for made in (long, short)] == [None, None], "episodes are whole"
+    said = costs.scoring_sentence(long, spec(None), 100)
+    assert said == (
+        "test/env does not limit its episodes: each of 100 stops after 10,000 decisions (--max-steps), which are at "
+        "most 1,000,000"
+    )
+    assert costs.scoring_sentence(long, spec(77), 100) == ""
 
 
 def test_evaluations_that_take_far_more_than_the_training_are_said_before_it() -> None:
     said = costs.evaluation_sentence(composed(steps=4096), spec(None))
     assert said.startswith("test/env does not limit its episodes: evaluations during training stop one after 1,000 dec")
-    assert "10 evaluations (evaluation.count) of 16 episodes" in said and "160,000 decisions, for 4,096 of the" in said
+    assert "evaluation.count=10 evaluations of evaluation.episodes=16 may take 160,000 decisions, for 4,096 of" in said
     said = costs.evaluation_sentence(composed(steps=7000), spec(500))
     assert "may take 80,000 decisions, for 7,000 of the training: evaluation.max_steps makes" in said
     few = [
@@ -69,6 +83,35 @@ def test_an_endless_environment_is_evaluated_to_the_limit(tmp_path: Path, capsys
     (evaluated,) = [line for line in lines if "eval/return_mean" in line]
     assert (evaluated["eval/length_mean"], evaluated["eval/cut_short"]) == (1000.0, 1.0)
     assert Endless.steps < 4000, "and the picture of an episode ends there too"
+    Endless.steps = 0
+    report = bircher.evaluate(run.agent, episodes=2)
+    assert report.lengths == [1000, 1000] and report.cut_short == 2 and Endless.steps <= 2 * 1000 + 1
+    assert bircher.evaluate(run.agent, episodes=2, max_steps=7).lengths == [7, 7]
+
+
+def test_the_cost_of_scoring_is_said_before_it(tmp_path: Path) -> None:
+    module = tmp_path / "never_ending.py"
+    module.write_text("import gymnasium as g, test_costs\ng.register('Endless-v0', entry_point=test_costs.Endless)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        words = [f"{key}={value}" for key, value in {**SETTINGS, "evaluation.max_steps": 9, "steps": 16}.items()]
+        invoke("train", "never_ending:Endless-v0", *words, "--out", tmp_path / "run")
+        told, numbers = invoke("eval", tmp_path / "run", "--episodes", 3, "--json")
+        assert told == (
+            "never_ending:Endless-v0 does not limit its episodes: each of 3 stops after 9 decisions (--max-steps), "
+            "which are at most 27\n"
+        )
+        assert json.loads(numbers)["lengths"] == [9] * 3
+        told, numbers = invoke("eval", tmp_path / "run", "--episodes", 3, "--max-steps", 4, "--json")
+        assert told == "" and json.loads(numbers)["lengths"] == [4] * 3
+    gymnasium.registry.pop("Endless-v0")
+
+
+def invoke(*words: object) -> tuple[str, str]:
+    """What a command wrote on stderr and on stdout."""
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stderr, result.stdout
 
 
 def test_a_long_run_is_said_once_after_its_first_seconds() -> None:

@@ -100,7 +100,8 @@ def evaluate(
 ) -> Report:
     """Play fresh episodes in environments that training never saw; actions are drawn from the policy unless `greedy`.
 
-    Episodes are whole, or count as they stand after `max_steps` actions.
+    Episodes are whole, or count as they stand after `max_steps` actions. Without it and a limit of the environment they
+    are as long as in evaluations during training: 1,000 actions, or more where the training was long.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.

@@ -30,7 +30,13 @@ def evaluate(
     seed: Seed = 0,
     greedy: Greedy = False,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Count an episode as it stands after so many actions: one player only.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Count an episode as it stands after so many actions: one player only. By default episodes are whole, "
+            "and where the environment has no limit as long as in training's evaluations.",
+            show_default=False,
+        ),
     ] = None,
     opening_moves: Opening = 0,
     as_json: AsJson = False,
@@ -43,7 +49,7 @@ def evaluate(
     bircher eval runs/mine --opponent alphabeta:6 search.num_simulations=200
     """
     with told():
-        from bircher.run import begin, loaded, versus
+        from bircher.run import begin, costs, loaded, versus
         from bircher.settings import ConfigError
 
         agent = begin.load_for_playing(run, overrides or ())
@@ -51,6 +57,9 @@ def evaluate(
         if max_steps is not None and (opponent is not None or agent.spec.num_players > 1):
             raise ConfigError(f"--max-steps {max_steps} was given, but a match is always played to its end")
         if opponent is None and agent.spec.num_players == 1:
+            cost = costs.scoring_sentence(agent.config, agent.spec, episodes) if max_steps is None else ""
+            if cost:
+                print(cost, file=sys.stderr)
             report = loaded.evaluate(agent, episodes, seed, greedy, max_steps)
         else:
             if opponent is None:

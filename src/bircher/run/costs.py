@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bircher.config import Config
+from bircher.evaluation import EvaluationConfig
 from bircher.run import doctoring
 from bircher.types import EnvSpec
 
 LEAST_EPISODE = 1_000
 """Decisions that every evaluation episode may take where nothing else limits it."""
+USUAL_COUNT = EvaluationConfig.model_validate({}).count
+"""Evaluations by which the training's decisions are divided where a run makes none."""
 OFTEN = 10
 """Evaluations that may take so many times the decisions of the training are said."""
 LONG_SECONDS = 2 * 3600.0
@@ -25,9 +28,28 @@ def evaluation_limit(config: Config, spec: EnvSpec) -> int | None:
     the training, or 1,000 an episode where that is more.
     """
     evaluation = config.evaluation
-    if evaluation.max_steps is not None or spec.max_steps is not None or not evaluation.count:
+    if evaluation.max_steps is not None or spec.max_steps is not None:
         return evaluation.max_steps
-    return max(LEAST_EPISODE, config.steps // (evaluation.count * evaluation.episodes))
+    return max(LEAST_EPISODE, config.steps // ((evaluation.count or USUAL_COUNT) * evaluation.episodes))
+
+
+def scoring_limit(config: Config, spec: EnvSpec) -> int | None:
+    """Decisions after which an episode is cut short when a trained agent is scored; None leaves it whole.
+
+    Episodes that the environment limits are whole, and others as long as in evaluations during training.
+    """
+    return evaluation_limit(config, spec) if spec.max_steps is None else None
+
+
+def scoring_sentence(config: Config, spec: EnvSpec, episodes: int) -> str:
+    """What scoring an agent may cost where nothing limits its episodes; empty otherwise."""
+    limit = scoring_limit(config, spec)
+    if limit is None:
+        return ""
+    return (
+        f"{spec.id} does not limit its episodes: each of {episodes:,} stops after {limit:,} decisions (--max-steps), "
+        f"which are at most {limit * episodes:,}"
+    )
 
 
 def evaluation_sentence(config: Config, spec: EnvSpec) -> str:
@@ -38,8 +60,8 @@ def evaluation_sentence(config: Config, spec: EnvSpec) -> str:
         return ""
     most = evaluation.count * evaluation.episodes * whole
     played = (
-        f"{evaluation.count} evaluations (evaluation.count) of {evaluation.episodes} episodes (evaluation.episodes) "
-        f"may take {most:,} decisions, for {config.steps:,} of the training"
+        f"evaluation.count={evaluation.count:,} evaluations of evaluation.episodes={evaluation.episodes:,} may take "
+        f"{most:,} decisions, for {config.steps:,} of the training"
     )
     if evaluation.max_steps is None and spec.max_steps is None:
         return (

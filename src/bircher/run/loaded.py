@@ -21,7 +21,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import Evaluator, Mode, Report
 from bircher.games.player import Player, of_agent
 from bircher.panels import Thought
-from bircher.run import assembly, folder
+from bircher.run import assembly, costs, folder
 from bircher.run.inputs import Inputs, inputs_of, mask_of
 from bircher.search import SearchResult
 from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
@@ -204,7 +204,8 @@ class LoadedAgent:
 
     def evaluator(self, seed: int, mode: Mode, role: str = "eval", max_steps: int | None = None) -> Evaluator:
         """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
-        return Evaluator(self._agent, lambda count, batch: self.make_env(count, seed, role, batch), mode, max_steps)
+        limit = max_steps or costs.scoring_limit(self.config, self.spec)
+        return Evaluator(self._agent, lambda count, batch: self.make_env(count, seed, role, batch), mode, limit)
 
     def make_env(self, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
         """Make fresh environments of the run, or raise what `assembly.make_env_again` does."""
@@ -228,7 +229,8 @@ def evaluate(
 ) -> Report:
     """Play fresh episodes in environments never seen in training; seeds are apart from those of every training run.
 
-    Episodes are whole, or count as they stand after `max_steps` actions.
+    Episodes are whole, or count as they stand after `max_steps` actions; without it and a limit of the environment,
+    after as many as in evaluations during training.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
