@@ -133,7 +133,12 @@ LAYOUTS = [
     ((16, 84, 84), True, "channels_first", (84, 84, 16)),
     ((4, 10, 10), True, "channels_first", (10, 10, 4)),
     ((3, 64, 64), False, "channels_first", (64, 64, 3)),
-    ((84, 3, 84), True, "as_given", (84, 3, 84)),
+    ((84, 3, 84), True, "channels_middle", (84, 84, 3)),
+    ((64, 1, 96), True, "channels_middle", (64, 96, 1)),
+    ((84, 3, 84), False, "as_given", (84, 3, 84)),
+    ((10, 3, 10), True, "as_given", (10, 3, 10)),
+    ((84, 3, 3), True, "as_given", (84, 3, 3)),
+    ((84, 12, 84), True, "as_given", (84, 12, 84)),
     ((84, 84), True, "no_channels", (84, 84, 1)),
     ((84, 84), False, "as_given", (84, 84)),
     ((8, 8), True, "as_given", (8, 8)),
@@ -170,7 +175,7 @@ def test_layouts_are_recognized(shape, is_picture, layout, turned):
 
 
 @given(
-    st.sampled_from(["channels_first", "no_channels", "frames_first", "frames_channels_first"]),
+    st.sampled_from(["channels_first", "channels_middle", "no_channels", "frames_first", "frames_channels_first"]),
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
     st.lists(st.integers(1, 3), max_size=2),
 )
@@ -179,12 +184,14 @@ def test_a_turned_picture_keeps_every_pixel(layout, lengths, lead):
     whole = np.arange(np.prod([*lead, *lengths])).reshape(*lead, *lengths)  # frames, height, width, channels
     own = {
         "channels_first": np.moveaxis(whole[..., 0, :, :, :], -1, -3),
+        "channels_middle": np.moveaxis(whole[..., 0, :, :, :], -1, -2),
         "no_channels": whole[..., 0, :, :, 0],
         "frames_first": whole,
         "frames_channels_first": np.moveaxis(whole, -1, -3),
     }[layout]
     expected = {
         "channels_first": whole[..., 0, :, :, :],
+        "channels_middle": whole[..., 0, :, :, :],
         "no_channels": whole[..., 0, :, :, :1],
     }.get(layout, np.concatenate([whole[..., i, :, :, :] for i in range(frames)], axis=-1))
     np.testing.assert_array_equal(turn(own, layout), expected)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Layout = Literal["as_given", "channels_first", "no_channels", "frames_first", "frames_channels_first"]
+Layout = Literal[
+    "as_given", "channels_first", "channels_middle", "no_channels", "frames_first", "frames_channels_first"
+]
 
 SIDE = 16
 """Least height and width from which a shape alone tells where the channels are."""
@@ -25,7 +27,10 @@ def layout_of(shape: tuple[int, ...], is_picture: bool) -> Layout:
     if len(shape) == 3:
         first, second, third = shape
         large = 2 * first <= min(second, third) and third > CHANNELS
-        return "channels_first" if large and (is_picture or min(second, third) >= SIDE) else "as_given"
+        if large and (is_picture or min(second, third) >= SIDE):
+            return "channels_first"
+        narrow = second <= CHANNELS and min(first, third) >= SIDE
+        return "channels_middle" if narrow and is_picture else "as_given"
     if len(shape) == 4 and is_picture:
         frames, second, third, last = shape
         if last <= CHANNELS and frames <= min(second, third):
@@ -40,6 +45,8 @@ def turned_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     match layout:
         case "channels_first":
             return (shape[1], shape[2], shape[0])
+        case "channels_middle":
+            return (shape[0], shape[2], shape[1])
         case "no_channels":
             return (*shape, 1)
         case "frames_first":
@@ -54,11 +61,13 @@ def turn(value: Any, layout: Layout) -> Any:
 
     Stacked frames become channels, the oldest frame's first.
     """
-    lead = tuple(range(value.ndim - {"no_channels": 2, "channels_first": 3}.get(layout, 4)))
+    lead = tuple(range(value.ndim - {"no_channels": 2, "channels_first": 3, "channels_middle": 3}.get(layout, 4)))
     n = len(lead)
     match layout:
         case "channels_first":
             return value.transpose(*lead, n + 1, n + 2, n)
+        case "channels_middle":
+            return value.transpose(*lead, n, n + 2, n + 1)
         case "no_channels":
             return value[..., None]
         case "frames_first":
@@ -76,6 +85,8 @@ def notes(shape: tuple[int, ...], layout: Layout) -> list[str]:
     match layout:
         case "channels_first":
             how = f"{shape[0]} channels first and turned to {turned}"
+        case "channels_middle":
+            how = f"{shape[1]} channels between height and width and turned to {turned}"
         case "no_channels":
             how = f"grey pictures without a channel and become {turned}"
         case "frames_first":
