@@ -239,9 +239,7 @@ def _colours(count: int) -> np.ndarray:
     return (255 * hsv_to_rgb(hues)).astype(np.uint8)
 
 
-def _render_gymnasium(
-    env: Named, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
-) -> list[Frame]:
+def _render_gymnasium(env: Named, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None) -> list[Frame]:
     encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
     start = 0 if spec is None else spec.action_start
 
