@@ -71,7 +71,15 @@ def is_coarse(lines: Sequence[Line], facts: Facts) -> bool:
 
 
 def coarse_support(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Returns are far smaller than the distance between two atoms, and values do not learn them."""
+    """Returns are far smaller than the distance between two atoms, and values do not learn them.
+
+    An agent that learns from returns needs values as a baseline only: of such a run returns must not have risen by the
+    second half.
+    """
+    if not facts.looks_ahead:
+        risen = rise(lines)
+        if risen is None or risen > BETTER or lines[-1]["env_steps"] < facts.steps / 2:
+            return
     explained = series(lines, "target/explained_variance")
     late = explained.since(explained.env_steps.max(initial=0.0) / 2).values
     if len(late) < LINES or not is_coarse(lines, facts) or float(np.median(late)) > UNEXPLAINED:
