@@ -10,6 +10,7 @@ import pytest
 
 from bircher import scales
 from bircher.agents.diagnostics import observation_scale
+from bircher.agents.terms import TABLE
 from bircher.config import AGENTS, compose
 from bircher.flags import Facts
 from bircher.run import doctoring
@@ -106,21 +107,20 @@ def test_a_support_is_coarse_below_a_twentieth_of_the_distance_of_atoms() -> Non
 
 
 @pytest.mark.parametrize(("rises", "share", "raised"), [(True, 1.0, False), (False, 1.0, True), (False, 0.4, False)])
-def test_a_coarse_support_is_no_fault_of_an_agent_that_learns_from_returns(rises, share, raised) -> None:
-    """Its policy is improved by returns, so that the run itself must show the fault, in its second half."""
+@pytest.mark.parametrize("term", scales.FOLLOW_RETURNS)
+def test_a_coarse_support_is_no_fault_where_returns_are_followed_and_rise(term, rises, share, raised) -> None:
+    """The run itself must show the fault, in its second half."""
     story = coarse(0.039, 0.1, count=12)
     for i, line in enumerate(story):
         line |= {"act/episode_return": float(i if rises else i % 2), "env_steps": share * 1000 * (i + 1) / 12}
-    assert bool(list(coarse_support(story, PLAIN._replace(looks_ahead=False)))) == raised
-    assert list(coarse_support(story, PLAIN)), "what looks ahead needs the values"
+    assert bool(list(coarse_support(story, PLAIN._replace(terms=(term, "value"))))) == raised
+    assert list(coarse_support(story, PLAIN)), "a search needs the values"
 
 
-def test_which_agents_look_ahead() -> None:
-    searches = {"muesli", "mpo", "muzero", "gumbel_muzero"}
-    found = {name for name in AGENTS if doctoring.facts(compose("toy/cliff", {"agent": name})).looks_ahead}
-    assert found == searches
-    mixture = compose("toy/cliff", {"agent": "ppo", "losses.cmpo.weight": 0.01})
-    assert doctoring.facts(mixture).looks_ahead
+def test_which_agents_follow_returns() -> None:
+    terms = {name: doctoring.facts(compose("toy/cliff", {"agent": name})).terms for name in AGENTS}
+    follow = {name for name, found in terms.items() if set(found) & set(scales.FOLLOW_RETURNS)}
+    assert follow == {"muesli", "ppo", "pg", "trpo_penalty"} and set(scales.FOLLOW_RETURNS) < set(TABLE)
 
 
 def test_a_support_that_holds_the_targets_is_twice_as_large_as_what_is_needed() -> None:

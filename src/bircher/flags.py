@@ -33,8 +33,6 @@ class Facts(NamedTuple):
     """Whether the network remembers earlier observations."""
     stack: int = 1
     """Observations that are joined."""
-    looks_ahead: bool = True
-    """Whether the policy is improved by predicted values, in a search or a look-ahead, and not by returns alone."""
 
 
 class Flag(NamedTuple):

@@ -47,6 +47,8 @@ def observations_out_of_scale(lines: Sequence[Line], facts: Facts) -> Iterator[F
 COARSE = 0.05
 """Typical size of a value target, in distances between atoms, below which a categorical value cannot resolve it."""
 UNEXPLAINED = 0.5
+FOLLOW_RETURNS = ("policy_gradient", "ppo_clip")
+"""Terms that improve the policy by the returns of the actions taken."""
 HEADROOM = 20.0
 """The support that is advised, as a multiple of a typical value target: later returns are larger than the first."""
 
@@ -73,10 +75,10 @@ def is_coarse(lines: Sequence[Line], facts: Facts) -> bool:
 def coarse_support(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Returns are far smaller than the distance between two atoms, and values do not learn them.
 
-    An agent that learns from returns needs values as a baseline only: of such a run returns must not have risen by the
-    second half.
+    An agent whose policy follows returns needs values as a baseline: of such a run returns must not have risen by the
+    second half.  A search, or a look-ahead alone, has nothing else to go by.
     """
-    if not facts.looks_ahead:
+    if any(term in FOLLOW_RETURNS for term in facts.terms):
         risen = rise(lines)
         if risen is None or risen > BETTER or lines[-1]["env_steps"] < facts.steps / 2:
             return

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from bircher import doctor
-from bircher.agents import terms
 from bircher.agents.base import weights_at
-from bircher.config import Config, MuZeroRun
+from bircher.config import Config
 from bircher.run import folder
 from bircher.series import Line, Packed, episodes_ended, series
 
@@ -43,7 +42,6 @@ def facts(config: Config) -> doctor.Facts:
         transform=model.transform,
         memory=model.memory != "none",
         stack=config.env.stack,
-        looks_ahead=isinstance(config, MuZeroRun) or terms.need(weights, "look_ahead"),
     )
 
 
