@@ -26,8 +26,10 @@ def draws(env_id: str) -> bool:
     """
     try:
         entry = registered(env_id).entry_point
-        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+        creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gymnasium.error.Error, ImportError, UnknownEnvironment):
+        return False
+    if creator is None:
         return False
     if not hasattr(creator, "metadata"):
         return takes_render_mode(creator)
