@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import bircher
 from bircher import config, machine
 from bircher.cli import app
-from bircher.run import begin, costs, memory
+from bircher.run import assembly, begin, costs, memory
 from bircher.run.assembly import NotEnoughMemory
 from bircher.types import Discrete, EnvSpec
 from tiny import SETTINGS, Countdown
@@ -150,6 +150,20 @@ def test_the_memory_of_an_update_is_said_where_it_is_much_and_refused_where_it_d
     monkeypatch.setattr(memory, "SAID_FROM", 1)
     begin.start(composed(steps=16, **{"evaluation.count": 0}), out=tmp_path / "run").run()
     assert "acting and an update take 0." in capsys.readouterr().out
+
+
+def test_the_memory_of_a_checkpoint_is_said_with_that_of_a_large_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, device = composed(), jax.devices()[0]
+    env = assembly.make_env(made, None, 1, 0, "test")
+    parts = assembly.make_parts(made, env.spec)
+    assert assembly.replay_sentence(made, parts, device).endswith(" on the cpu")
+    monkeypatch.setattr(assembly, "SAID_FROM", 1)
+    said = assembly.replay_sentence(made, parts, device)
+    assert said.endswith(" on the cpu, and up to three times as much again while a checkpoint is written")
+    taken = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.template.replay))
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2 * taken - 1)
+    with pytest.raises(NotEnoughMemory, match="and at least as much again while a checkpoint is written"):
+        assembly.replay_sentence(made, parts, device)
 
 
 def test_a_registered_limit_counts(tmp_path: Path) -> None:

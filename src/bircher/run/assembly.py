@@ -250,6 +250,10 @@ def replay_device(parts: Parts) -> machine.Device:
     return machine.default() if parts.learner.apart is None else machine.host()
 
 
+SAID_FROM = 100 * 2**20
+"""Bytes of a replay from which on the memory of its checkpoints is said."""
+
+
 def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str:
     """How large the replay will be.
 
@@ -257,7 +261,7 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
       NotEnoughMemory: more than the device has left.
     """
     replay = num_bytes(parts.template.replay)
-    # A checkpoint holds the replay a second time while it is written.
+    # A copy is what a checkpoint certainly takes while it is written. Its writer was seen to take two or three in all.
     needed = 2 * replay
     free = machine.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if parts.learner.apart is None else "in the host's memory"
@@ -266,10 +270,11 @@ def replay_sentence(config: Config, parts: Parts, device: machine.Device) -> str
         text += f", with {config.replay.observation_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:
         raise NotEnoughMemory(
-            f"{text}, and as much again while a checkpoint is written, and {size(free)} are left: "
+            f"{text}, and at least as much again while a checkpoint is written, and {size(free)} are left: "
             f"lower replay.capacity={config.replay.capacity:,}"
         )
-    return text
+    more = ", and up to three times as much again while a checkpoint is written"
+    return text + (more if replay >= SAID_FROM else "")
 
 
 def size(number: float) -> str:
