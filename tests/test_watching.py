@@ -18,6 +18,7 @@ from bircher.config import compose
 from bircher.envs.base import UnsupportedEnvironment
 from bircher.envs.failures import EnvironmentFailure
 from bircher.envs.observation import ObservationConfig
+from bircher.envs.single import takes_render_mode
 from bircher.ops.improvement import AdvantageNormaliser
 from bircher.run import assembly, loaded
 from bircher.run.loaded import LoadedAgent
@@ -42,6 +43,23 @@ class ForgetsItsMode(Sketched):
 
     def __init__(self, render_mode: str | None = None):
         super().__init__()
+
+
+class ListsNoModes(Countdown):
+    """Draws, and its metadata does not say so."""
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return np.full((16, 24, 3), self.left, np.uint8)
+
+
+class WithoutRender(Countdown):
+    """Takes a render_mode, and has no render."""
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
 
 
 class AlwaysDraws(Sketched):
@@ -81,9 +99,11 @@ def registered():
     """The ids of environments that a class and a function make."""
     gymnasium.register("Sketched-v0", entry_point=Sketched)
     gymnasium.register("Function-v0", entry_point=passes_on)
+    gymnasium.register("ListsNoModes-v0", entry_point=ListsNoModes)
+    gymnasium.register("WithoutRender-v0", entry_point=WithoutRender)
     yield
-    gymnasium.registry.pop("Sketched-v0")
-    gymnasium.registry.pop("Function-v0")
+    for name in ("Sketched", "Function", "ListsNoModes", "WithoutRender"):
+        gymnasium.registry.pop(f"{name}-v0")
 
 
 def nothing(observation: Any, legal_actions: Any) -> np.ndarray:
@@ -97,6 +117,7 @@ def frames_of(source: Any, **more: Any) -> list[np.ndarray]:
 DRAWN = (
     Sketched, ForgetsItsMode, AlwaysDraws, passes_on, lambda: Sketched(render_mode="rgb_array"),
     lambda: gymnasium.wrappers.TimeLimit(AlwaysDraws(), 100), "Sketched-v0", "Function-v0",
+    ListsNoModes, "ListsNoModes-v0",
 )  # fmt: skip
 
 
@@ -106,6 +127,10 @@ def test_an_environment_that_draws_is_drawn(source: Any) -> None:
     frames = frames_of(source)
     assert {frame.shape for frame in frames} == {(16, 24, 3)}
     assert [frame[0, 0, 0] for frame in frames] == list(range(len(frames)))[::-1], "one picture a step, down to 0"
+
+
+def test_a_callable_without_a_signature_is_asked_for_nothing() -> None:
+    assert not takes_render_mode(map) and takes_render_mode(Sketched) and not takes_render_mode(Countdown)
 
 
 def test_options_reach_the_constructor() -> None:
@@ -122,7 +147,10 @@ def test_what_learns_from_pictures_is_drawn_at_full_size() -> None:
     assert frames_of(Sketched, observation=seen)[0].shape == (16, 24, 3)
 
 
-@pytest.mark.parametrize("source", [Countdown, lambda: Sketched(), passes_on_in_vain])
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    "source", [Countdown, lambda: Sketched(), passes_on_in_vain, WithoutRender, "WithoutRender-v0"]
+)
 def test_an_environment_that_does_not_draw_is_refused(source: Any) -> None:
     with pytest.raises(ValueError, match="Gymnasium has no picture of it"):
         frames_of(source)

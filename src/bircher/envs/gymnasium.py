@@ -38,7 +38,8 @@ def drawing_env(
 ) -> Named | None:
     """One environment that draws, as it is trained in, with its pictures kept whole; None where it does not draw.
 
-    It draws where its `render_mode` is `rgb_array`, or where that mode was given to it and is in its metadata.
+    It draws where it has a `render` and its `render_mode` is `rgb_array`, or that mode was given to it and is in its
+    metadata.
     """
     if isinstance(source, str) and not draws(source):
         return None
@@ -49,7 +50,8 @@ def drawing_env(
     except TypeError:  # render_mode is not taken; any other error occurs again where the environment is made without it
         return None
     listed = takes_render_mode(source) and "rgb_array" in env.metadata.get("render_modes", ())
-    if env.render_mode == "rgb_array" or listed:
+    has_render = type(env.unwrapped).render is not gymnasium.Env.render
+    if has_render and (env.render_mode == "rgb_array" or listed):
         return env
     env.close()
     return None

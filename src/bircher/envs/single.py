@@ -147,7 +147,10 @@ def takes_render_mode(source: Source) -> bool:
     """Whether `render_mode` can be given to the source: to every id, and to a callable by its signature."""
     if isinstance(source, str):
         return True
-    parameters = inspect.signature(source).parameters
+    try:
+        parameters = inspect.signature(source).parameters
+    except ValueError:  # a class or function in C may have no signature
+        return False
     return "render_mode" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 

@@ -22,7 +22,7 @@ from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
 def draws(env_id: str) -> bool:
     """Whether Gymnasium has an environment of this id that may draw to arrays; its module is imported.
 
-    A class lists its modes. Of a function it is known once it has made an environment.
+    A class lists its modes. Of a function, and of a class that lists none, it is known once an environment is made.
     """
     try:
         entry = registered(env_id).entry_point
@@ -31,15 +31,18 @@ def draws(env_id: str) -> bool:
         return False
     if creator is None:
         return False
-    if not hasattr(creator, "metadata"):
-        return takes_render_mode(creator)
-    return "rgb_array" in creator.metadata.get("render_modes", ())
+    modes = getattr(creator, "metadata", {}).get("render_modes", ())
+    return "rgb_array" in modes if modes else takes_render_mode(creator)
 
 
 @contextmanager
 def quiet_bounds():
-    """Silence Gymnasium's warning that a Box's bounds lose precision; nobody here reads the bounds."""
+    """Silence Gymnasium's warning that a Box's bounds lose precision; nobody here reads the bounds.
+
+    And the one about a render mode that a class does not list, which may draw all the same.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*initialised with render_mode='rgb_array' that is not in.*")
         warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered.*")
         yield
 
