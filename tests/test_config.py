@@ -180,7 +180,7 @@ def test_a_callable_is_named_but_not_kept() -> None:
 
 REFUSED = {
     "agent.cmpo.clip_bond=1": r"unknown setting agent\.cmpo\.clip_bond; did you mean agent\.cmpo\.clip_bound\?",
-    "learning_rate=1": r"unknown setting learning_rate; did you mean optimiser\.learning_rate\?",
+    "learning_rate=1": r"unknown setting learning_rate; here: optimiser\.learning_rate$",
     "model.unrol_steps=1": r"did you mean model\.unroll_steps\?",
     "zzz=1": "unknown setting zzz; `bircher config ENV` shows every setting",
     "agent=ppp": r"unknown agent 'ppp'; did you mean ppo\?; known: muesli",

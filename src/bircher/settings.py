@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from bircher import plain_yaml
+from bircher import foreign_names, plain_yaml
 from bircher.plain_yaml import BadYAML
 from bircher.quoting import one_line, short, short_text, short_written
 from bircher.suggestions import near_setting
@@ -142,9 +142,8 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
             name = prefix + key
             if key not in fields:
                 name = next(iter(leaves({key: value}, prefix)), name)
-                raise ConfigError(
-                    f"unknown setting {short_text(name) or short(name)}{near_setting(name, names(model))}{where}"
-                )
+                advice = near_setting(name, names(model), _here(name, model))
+                raise ConfigError(f"unknown setting {short_text(name) or short(name)}{advice}{where}")
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
@@ -159,6 +158,16 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
         return result
 
     return walk(layer, model, "")
+
+
+def _here(name: str, model: type[BaseModel]) -> str | None:
+    """What a name from other code is called here, and whether the model has that; None for any other name."""
+    target = foreign_names.of_setting(name)
+    if target is None:
+        return None
+    known = {*names(model), *SHORTCUTS}
+    missing = not known.issuperset(foreign_names.settings_in(target))
+    return f"{target}, which this agent does not have" if missing else target
 
 
 def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseModel]) -> str:

@@ -13,13 +13,19 @@ def near(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {', '.join(by_lower[match] for match in found)}?" if found else ""
 
 
-def near_setting(key: str, known: Sequence[str]) -> str:
-    """The nearest settings: by spelling, by the last word for one given elsewhere, or by the whole name."""
+def near_setting(key: str, known: Sequence[str], here: str | None = None) -> str:
+    """The setting that was meant: in another spelling, `here`, in another group, or the nearest by the whole name.
+
+    Args:
+      here: what a name from elsewhere is called here, if it is such a name.
+    """
     by_spelling: dict[str, list[str]] = {}
     for name in known:
         by_spelling.setdefault(_spelling(name), []).append(name)
     key = _spelling(key[-200:])
     last = key.split(".")[-1]
+    if here is not None and key not in by_spelling:
+        return f"; here: {here}"
     found = by_spelling.get(key) or [name for name in known if _spelling(name).split(".")[-1] == last]
     if len(found) > 3:
         found = difflib.get_close_matches(key, found, n=3, cutoff=0.0)

@@ -44,9 +44,42 @@ class OneSentenceGroup(typer.core.TyperGroup):
             else:
                 context = getattr(error, "ctx", None)
                 advice = f" (see {context.command_path} --help)" if context else ""
-                print_refusal(message().rstrip(".") + advice)
+                print_refusal((_option_here(error, context) or message().rstrip(".")) + advice)
             sys.exit(REFUSED)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _option_here(error: Exception, context: Any) -> str | None:
+    """Say what an unknown option is here: one from other code, or a setting; None where the command has neither."""
+    from bircher import foreign_names
+
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ != "NoSuchOption" or not option or context is None:
+        return None
+    here = foreign_names.of_option(option)
+    if here is None and not getattr(error, "possibilities", None):
+        here = option.lstrip("-").replace("-", "_")
+        here = here if here in _names_of_settings() else None
+    arguments = " ".join(str(parameter.metavar) for parameter in context.command.params)
+    options = {name for parameter in context.command.params for name in parameter.opts}
+    if here is None or here.startswith("bircher "):
+        possible = here is not None
+    elif here == foreign_names.ENVIRONMENT:
+        possible = arguments.startswith("ENV")
+    elif here.startswith("--"):
+        possible = here in options
+    else:
+        takes_all = "ENV" in arguments.split() or "(AGENT" in arguments
+        possible = "KEY=VALUE" in arguments and (takes_all or here.startswith("search."))
+        here = " and ".join(part if "=" in part else f"{part}=VALUE" for part in here.split(" and "))
+    return f"no option {option}; here: {here}" if possible else None
+
+
+def _names_of_settings() -> set[str]:
+    from bircher import settings
+    from bircher.config import AGENTS
+
+    return {*settings.SHORTCUTS, *(name for kind in AGENTS.values() for name in settings.names(kind))}
 
 
 def print_refusal(sentence: str) -> None:
