@@ -151,7 +151,7 @@ class Plant(NamedTuple):
     settings: dict[str, Any]
 
 
-POLE = {"preset": "cartpole_ppo", "agent": "ppo", "steps": 60_000}
+POLE = {"preset": "cartpole", "agent": "ppo", "steps": 60_000}
 MUESLI = {"evaluation.count": 10, "evaluation.diagnose": False}
 PLANTS = {
     0: Plant(lambda: Buttons(1.0, 20), {"steps": 20_000}),

@@ -14,17 +14,8 @@ from bircher import settings
 from bircher.agents.muesli import MuesliConfig
 from bircher.config import AGENTS, DEBUG, Config, compose
 from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
-from bircher.envs.registry import PRESETS as PRESET_OF
-from bircher.preset_files import FAMILIES, PRESETS, find_preset, read_preset
+from bircher.preset_files import read_preset
 from bircher.settings import ConfigError
-
-NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-SUITED = {
-    name: "Breakout-v5" if name.startswith(("atari", "paper")) else "CartPole-v1"
-    for name in NAMES
-    if read_preset(name).get("observation")
-}
-"""Environments for the presets of pictures, which not every environment has."""
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
@@ -32,7 +23,7 @@ def test_later_layers_win(tmp_path: Path) -> None:
     file.write_text("agent: {discount: 0.5}\nreplay.capacity: 4096\nsteps: 3e4\n")
     config = compose("toy/cliff", ["agent.discount=0.25", "seed=7"], file)
     assert (config.agent.discount, config.replay.capacity, config.steps, config.seed) == (0.25, 4096, 30_000, 7)
-    preset = read_preset("default")
+    preset = read_preset("default", "muesli")
     assert preset["model"]["num_atoms"] == config.model.num_atoms != Config.model_fields["model"].default.num_atoms
     assert config.agent.returns == MuesliConfig.model_validate({}).returns
 
@@ -45,35 +36,6 @@ def test_the_preset_is_found_by_the_environment_and_can_be_chosen(tmp_path: Path
     file.write_text("preset: acrobot\n")
     assert compose("CartPole-v1", (), file).preset == "acrobot"
     assert compose("CartPole-v1", ["preset=default"], file).preset == "default"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_preset_is_valid_and_comes_back_from_yaml(name: str, tmp_path: Path) -> None:
-    config = compose(SUITED.get(name, "toy/cliff"), {"preset": name})
-    path = tmp_path / "config.yaml"
-    path.write_text(config.to_yaml())
-    assert Config.from_yaml(path) == config
-    assert compose(None, (), path) == config
-
-
-def test_every_environment_has_its_preset() -> None:
-    assert {"default", "default_muzero", "paper_base", "paper_base_muzero"} <= set(NAMES)
-    for env_id, name in PRESET_OF.items():
-        assert compose(env_id).preset == (name if name in NAMES else "default")
-        found = compose(env_id, ["agent=gumbel_muzero"])
-        own = (f"{name}_gumbel_muzero", f"{name}_muzero", "default_muzero")
-        assert found.preset in own and found.agent.name == "gumbel_muzero"
-        assert {name, f"{name}_muzero"} & set(NAMES)
-    lander = {agent: compose("LunarLander-v3", [f"agent={agent}"]) for agent in ("muzero", "gumbel_muzero")}
-    assert [found.preset for found in lander.values()] == ["lunarlander_muzero", "lunarlander_gumbel_muzero"]
-    assert [found.search.num_simulations for found in lander.values()] == [50, 16], "an agent's own before its family's"
-
-
-def test_a_preset_chosen_by_name_brings_its_agent() -> None:
-    assert compose("Pong-v5", ["preset=paper_base_muzero"]).agent.name == "muzero"
-    assert compose("toy/cliff", ["preset=default_muzero", "agent=gumbel_muzero"]).agent.name == "gumbel_muzero"
-    with pytest.raises(ConfigError, match=r"unknown setting agent\.\w+.*preset paper_base_muzero"):
-        compose("Pong-v5", ["preset=paper_base_muzero", "agent=muesli"])
 
 
 def test_the_paper_preset_holds_the_papers_constants() -> None:
@@ -134,7 +96,7 @@ def test_values_from_python_are_as_plain_as_those_of_a_file() -> None:
 
     given = {
         "agent": Kind.PPO, "seed": np.int64(3), "steps": np.float32(400), "model.torso_widths": np.array([8, 8]),
-        "losses": {"value": {"weight": np.float32(0.5)}}, "preset": Path("default_ppo"), "debug": np.bool_(False),
+        "losses": {"value": {"weight": np.float32(0.5)}}, "preset": Path("default"), "debug": np.bool_(False),
         "env": {"options": {"length": (np.int32(4), 2.5)}},
     }  # fmt: skip
     config = compose("toy/cliff", given)
@@ -260,10 +222,6 @@ def test_a_file_is_held_to_the_same(text: str, sentence: str, tmp_path: Path) ->
         compose("toy/cliff", (), tmp_path / "nowhere")
 
 
-def test_presets_are_found_in_any_case() -> None:
-    assert find_preset("LUNARLANDER") == "lunarlander"
-
-
 def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
     own = {"muesli": {"agent.returns.lambda", "losses.cmpo.weight"}, "muzero": {"agent.returns.steps"}}
     for agent, kind in AGENTS.items():
@@ -279,10 +237,7 @@ def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
 def test_each_agent_has_its_own_settings_and_presets(agent: str) -> None:
     config = compose("CartPole-v1", [f"agent={agent}"])
     assert config.agent.name == agent and type(config) is AGENTS[agent]
-    family = FAMILIES.get(agent)
-    own = "gumbel_muzero" if agent == "gumbel_muzero" else family
-    assert config.preset == (f"cartpole_{own}" if own else "cartpole")
-    assert compose("toy/cliff", [f"agent={agent}"]).preset == (f"default_{family}" if family else "default")
+    assert config.preset == "cartpole" and compose("toy/cliff", [f"agent={agent}"]).preset == "default"
 
 
 def test_settings_of_another_agent_are_refused() -> None:

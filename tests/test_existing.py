@@ -82,7 +82,7 @@ def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
     paths = [run(f"it is {seed}", "CartPole-v1", "agent=ppo", f"seed={seed}") for seed in range(2)]
     for path in paths:
         text = (path / "config.yaml").read_text()
-        (path / "config.yaml").write_text(text.replace("preset: cartpole_ppo", "preset: of_old"))
+        (path / "config.yaml").write_text(text.replace("preset: cartpole", "preset: of_old"))
     found = existing.cells(paths)
     assert [cell.variant for cell in found] == ["ppo", "ppo"]
     for cell, path in zip(found, paths, strict=True):

@@ -34,7 +34,7 @@ def invoke(*words: str) -> Any:
 
 def test_a_run_of_pictures_is_evaluated_diagnosed_and_loaded(run: Any, tmp_path: Path) -> None:
     agent = bircher.load(run.path)
-    assert agent.config.preset == "default_pixels" and agent.spec.observation.shape == (6, 9, 2)
+    assert agent.config.preset == "default" and agent.spec.observation.shape == (6, 9, 2)
     assert agent.spec.observation.dtype == np.uint8 and run.counters["env_steps"] >= 64
     assert agent.act(np.zeros((6, 9, 2), np.uint8)) in (0, 1)
     assert agent.act(np.zeros((3, 6, 9, 2), np.uint8)).shape == (3,)
@@ -65,18 +65,23 @@ def test_an_episode_is_watched_at_full_size_as_the_agent_saw_it(run: Any, monkey
 
 
 def test_presets_of_pictures() -> None:
-    sizes = {"muesli": ("", (48, 72)), "gumbel_muzero": ("_muzero", (64, 96)), "ppo": ("_ppo", (64, 96))}
-    for agent, (name, size) in sizes.items():
+    sizes = {"muesli": (48, 72), "gumbel_muzero": (64, 96), "ppo": (64, 96)}
+    for agent, size in sizes.items():
         config = compose("LunarLander-v3", ["observation=pixels", f"agent={agent}"])
-        assert config.preset == f"lunarlander_pixels{name}" and config.observation.size == size
+        assert config.preset == "lunarlander" and config.observation.size == size
         plain = compose("LunarLander-v3", [f"agent={agent}"])
         a_frame = config.agent.discount ** (1 / (config.env.action_repeat or 1))
         assert a_frame == pytest.approx(plain.agent.discount, abs=1e-4) and plain.observation.name == "state"
         other = compose("Acrobot-v1", {"observation": {"name": "pixels", "grey": False}, "agent": agent})
-        assert other.preset == f"default_pixels{name}" and other.observation.grey is False
+        assert other.preset == "default" and other.observation.grey is False and other.env.stack == 2
         assert config.replay.capacity * np.prod((*size, 1 if config.observation.grey else 3)) < 2**29
-    assert compose("LunarLander-v3", ["preset=lunarlander_pixels"]).observation.name == "pixels"
-    assert compose("LunarLander-v3", ["preset=lunarlander_pixels", "observation.size=null"]).observation.size is None
+    assert compose("LunarLander-v3", ["preset=lunarlander", "observation=pixels"]).observation.name == "pixels"
+    assert (
+        compose(
+            "LunarLander-v3", ["preset=lunarlander", "observation=pixels", "observation.size=null"]
+        ).observation.size
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_presets_of_pictures() -> None:
         (["observation.size=[8, 8]"], "observation.size is a picture's: set observation=pixels"),
         (["observation=pixels", "observation.size=[0, 8]"], r"observation.size=\[0, 8\] is no picture"),
         (["observation=pixels", "env.backend=gymnax"], "env.backend=gymnax cannot be had"),
-        (["preset=lunarlander_pixels", "env.backend=envpool"], "env.backend=envpool cannot be had"),
+        (["preset=lunarlander", "observation=pixels", "env.backend=envpool"], "env.backend=envpool cannot be had"),
     ],
 )
 def test_refused_in_one_sentence(pairs: list[str], sentence: str) -> None:
@@ -106,4 +111,4 @@ def test_what_nothing_draws_is_refused_before_anything_is_made(env: str, tmp_pat
 def test_a_callable_is_drawn_where_it_can_be() -> None:
     with pytest.raises(ConfigError, match="grey is a picture's"):
         compose(lambda: None, {"observation.grey": True})
-    assert compose(lambda: None, {"observation": "pixels"}).preset == "default_pixels"
+    assert compose(lambda: None, {"observation": "pixels"}).preset == "default"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from bircher import mixtures, plain_yaml, replay, settings
+from bircher import mixtures, plain_yaml, preset_files, replay, settings
 from bircher.agents import baselines, muesli, ppo, terms
 from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
@@ -24,7 +24,7 @@ from bircher.envs.observation import ObservationConfig
 from bircher.evaluation import EvaluationConfig
 from bircher.models.model import ModelConfig
 from bircher.optimiser import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
-from bircher.preset_files import find_preset, preset_for, read_layer, read_preset
+from bircher.preset_files import environment_id, read_layer
 from bircher.quoting import short, short_text
 from bircher.replay import ReplayConfig
 from bircher.search import SearchConfig
@@ -33,8 +33,6 @@ from bircher.suggestions import near
 
 LOOPS = ("synchronous", "pipeline")
 OBSERVATIONS = ("state", "pixels")
-CALLABLE = "callable:"
-"""Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 
 DEBUG = {
     "steps": 64,
@@ -235,41 +233,33 @@ def compose(
             "resume is not a setting: continue a run with bircher train --resume RUN, in Python with "
             "bircher.resume(path, steps=...)"
         )
-    given, from_file = _named(given), _named(read_layer(file)) if file else {}
+    given, from_file = _with_known_names(given), _with_known_names(read_layer(file)) if file else {}
     chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
-    agent = _agent_of({} if chosen is None else read_preset(chosen), from_file, given)
+    name, implied = (None, {}) if chosen is None else preset_files.choose(chosen)
+    agent = _agent_of(preset_files.agent_of(name) if name else {}, implied, from_file, given)
     where = f" ({short_text(str(file), 200)})"
     given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], where)
-    env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
-    chosen_id = given.get("env", {}).get("id")
-    if chosen_id is not None and env_id not in (None, chosen_id):
-        raise ConfigError(f"env.id={settings.shown(chosen_id)} is given with the environment {env_id}: leave one out")
-    layers = [from_file, given]
-    env_id = env_id or next((layer["env"]["id"] for layer in layers[::-1] if "id" in layer.get("env", {})), None)
-    if env_id is None:
-        raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
-    backend = next((layer["env"]["backend"] for layer in layers[::-1] if "backend" in layer.get("env", {})), None)
+    env_id = environment_id(env, given, from_file)
     source = env_id if env is None else env
-    registry.resolve(source, backend)
+    debug = any(layer.get("debug") for layer in (from_file, given))
+    layers = [implied, from_file, *([DEBUG] if debug else []), given]
     seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
-    name = preset_for(source, agent, seen == "pixels") if chosen is None else find_preset(chosen)
-    if any(layer.get("debug") for layer in layers):
-        layers.insert(1, DEBUG)
-    merged = settings.checked(read_preset(name), AGENTS[agent], f" (preset {name})")
+    name = name or preset_files.preset_for(source, agent, seen == "pixels")
+    merged = preset_files.read_preset(name, agent, env_id, seen == "pixels")
+    merged = settings.checked(merged, AGENTS[agent], f" (preset {name})")
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
     if agent == "ppo":
         merged = mixtures.complete(merged, layers, settings.defaults(AGENTS[agent]))
-    config = validated(merged)
+    config = _build(agent, merged)
     registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config
 
 
-def _named(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The layer, its keys nested; an agent, loop or observation that does not exist is refused."""
-    layer = settings.nested(layer)
+def _with_known_names(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the layer; an agent, loop or observation that does not exist is refused."""
     for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
@@ -285,14 +275,21 @@ def _agent_of(*layers: Mapping[str, Any]) -> str:
 
 
 def validated(layer: Mapping[str, Any], where: str = "") -> Config:
-    """The configuration of these settings and the defaults; `where` ends the sentence of an error.
+    """The configuration of these nested settings and the defaults; `where` ends the sentence of an error.
 
     Raises:
       ConfigError: a setting is wrong.
     """
-    layer = _named(layer)
-    kind = AGENTS[_agent_of(layer)]
-    layer = settings.merge(settings.defaults(kind), settings.checked(layer, kind, where))
+    layer = _with_known_names(layer)
+    agent = _agent_of(layer)
+    return _build(agent, settings.checked(layer, AGENTS[agent], where), where)
+
+
+def _build(agent: str, layer: Mapping[str, Any], where: str = "") -> Config:
+    """The configuration of an agent's run, from settings that were checked by name."""
+    kind = AGENTS[agent]
+    layer = settings.merge(settings.defaults(kind), layer)
+    layer["preset"] = preset_files.canonical_name(layer["preset"], layer["env"].get("id"))
     try:
         return kind.model_validate(layer, strict=True)
     except ValidationError as error:

@@ -1,62 +1,220 @@
-"""Files of settings: YAML, and the presets that come with the package, by environment and agent."""
+"""Presets: files of settings that come with the package, one for each family of environments.
+
+    extends: default           # the preset that comes before this one, or one for each agent (muesli: paper_base, ...)
+    steps: 2000000             # settings for all agents and environments of the family
+    agents:                    # the agents that the preset is for; without this block it is for all
+      muzero: {...}            # settings over the ones above; also for gumbel_muzero
+      gumbel_muzero: {...}     # settings over those of muzero
+    environments:
+      Breakout-MinAtar:        # settings over all above, with agents of its own
+        agents: {muesli: {...}}
+    pixels: {...}              # with observation=pixels: settings over all above, with agents and environments
+
+Later settings win.  The `pixels` of all presets in a chain come after everything else in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bircher import plain_yaml, settings
-from bircher.envs import registry
+from bircher.envs import ids, registry
 from bircher.plain_yaml import BadYAML
 from bircher.quoting import short, short_text
 from bircher.settings import ConfigError
 from bircher.suggestions import near
 
+CALLABLE = "callable:"
+"""Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
 PRESETS = Path(__file__).parent / "presets"
-FAMILIES = {"muzero": "muzero", "gumbel_muzero": "muzero", "ppo": "ppo"}
-"""What follows an environment's name in the presets of an agent; the others begin where Muesli does."""
+LINEAGES = {
+    "muesli": ("muesli",),
+    "pg": ("muesli", "pg"),
+    "mpo": ("muesli", "mpo"),
+    "trpo_penalty": ("muesli", "trpo_penalty"),
+    "muzero": ("muzero",),
+    "gumbel_muzero": ("muzero", "gumbel_muzero"),
+    "ppo": ("ppo",),
+}
+"""The blocks that each agent takes its settings from, the last one wins."""
+BLOCKS = ("extends", "agents", "environments", "pixels")
+"""Keys of a preset that are not settings."""
+FORMER_NAMES = {
+    "board": "board_games",
+    "memory": "recall",
+    "minatar_asterix": "Asterix-MinAtar",
+    "minatar_breakout": "Breakout-MinAtar",
+    "minatar_freeway": "Freeway-MinAtar",
+    "minatar_seaquest": "Seaquest-MinAtar",
+    "minatar_space_invaders": "SpaceInvaders-MinAtar",
+}
+"""Presets of earlier versions, without the agent and the observation that their names ended with."""
+FORMER_ENDS = {
+    "_gumbel_muzero": "agent=gumbel_muzero",
+    "_muzero": "agent=muzero",
+    "_ppo": "agent=ppo",
+    "pixels": "observation=pixels",
+}
+"""Ends of the names of earlier versions, and the settings that stand for them."""
+
+
+class Choice(NamedTuple):
+    """A preset that was chosen by name."""
+
+    name: str
+    """A file's name, or the id of an environment whose settings are taken."""
+    implied: dict[str, Any]
+    """Settings that a name of an earlier version stands for."""
+
+
+def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any], file: Mapping[str, Any]) -> str:
+    """The id of the environment; refused where there is none, or where two are given, or where it is unknown."""
+    env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
+    chosen = given.get("env", {}).get("id")
+    if chosen is not None and env_id not in (None, chosen):
+        raise ConfigError(f"env.id={settings.shown(chosen)} is given with the environment {env_id}: leave one out")
+    groups = [layer.get("env", {}) for layer in (given, file)]
+    env_id = env_id or next((group["id"] for group in groups if "id" in group), None)
+    if env_id is None:
+        raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
+    registry.resolve(env_id if env is None else env, next((g["backend"] for g in groups if "backend" in g), None))
+    return env_id
 
 
 def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -> str:
-    """The preset of an environment's id for an agent: its own, that of its family, or the family's default.
+    """The preset of an environment for an agent: that of its family, or the default.
 
-    For agents that see pictures there are presets of their own, and never those of numbers.
+    A family's preset is not used for agents that it is not for, nor for pictures where it says nothing of them.
     """
-    base, default = registry.preset_name(env), "default"
-    if pixels and base != "atari":  # whose games have no other observation
-        base, default = f"{base}_pixels", f"{default}_pixels"
-    known = {path.stem for path in PRESETS.glob("*.yaml")}
-    if agent not in FAMILIES:
-        return base if base in known else default
-    family = FAMILIES[agent]
-    return next(name for name in (f"{base}_{agent}", f"{base}_{family}", f"{default}_{family}") if name in known)
+    name = registry.preset_name(env)
+    layer = _read(name)
+    shows = not pixels or "pixels" in layer or layer.get("observation", {}).get("name") == "pixels"
+    return name if shows and _is_for(layer, agent) else "default"
 
 
-def find_preset(name: Any) -> str:
-    """The preset of this name, in any case; raises ConfigError with the nearest names."""
-    names = {path.stem.lower(): path.stem for path in sorted(PRESETS.glob("*.yaml"))}
-    if not isinstance(name, str) or name.lower() not in names:
-        raise ConfigError(f"unknown preset {short(name)}{near(str(name)[:100], names.values())}")
-    return names[name.lower()]
+def find_preset(name: Any) -> Choice:
+    """The preset of this name, in any case, also by a name of an earlier version.
+
+    Raises:
+      ConfigError: there is none; with the nearest names.
+    """
+    known = {name.lower(): name for name in (*ids.PRESETS, *(path.stem for path in sorted(PRESETS.glob("*.yaml"))))}
+    words, rest = [], name.lower() if isinstance(name, str) else ""
+    if rest in known:
+        return Choice(known[rest], {})
+    for end, word in FORMER_ENDS.items():
+        if rest.endswith(end):
+            words.append(word)
+            rest = rest.removesuffix(end).removesuffix("_") or "default"
+    rest = FORMER_NAMES.get(rest, rest).lower()
+    if not isinstance(name, str) or rest not in known:
+        raise ConfigError(f"unknown preset {short(name)}{near(str(name)[:100], known.values())}")
+    return Choice(known[rest], settings.parse(words))
 
 
-def presets_of(base: str) -> list[str]:
-    """The presets that an environment's agents begin from, by the name that its registration gives."""
-    families = sorted({*FAMILIES, *FAMILIES.values()})
-    named = [name for seen in (base, f"{base}_pixels") for name in (seen, *(f"{seen}_{family}" for family in families))]
-    family = [name for name in named if (PRESETS / f"{name}.yaml").exists()]
-    return family or ["default"]
+def choose(name: Any) -> Choice:
+    """The preset of this name; says how it is given now where the name is one of an earlier version."""
+    found = find_preset(name)
+    if found.name.lower() != name.lower():
+        words = [f"{group}={value['name']}" for group, value in found.implied.items()]
+        print(f"preset={name} is now {' '.join([f'preset={found.name}', *words])}", file=sys.stderr)
+    return found
 
 
-def read_preset(name: Any) -> dict[str, Any]:
-    """The settings of a preset over those of the preset that it `extends`, or of several in turn; not yet checked."""
-    layer = read_layer(PRESETS / f"{find_preset(name)}.yaml")
-    bases = layer.pop("extends", [])
+def canonical_name(name: Any, env_id: Any) -> Any:
+    """The name under which a run in this environment has its preset: a file's, where an id says nothing more.
+
+    A name of an earlier version becomes today's, and one that does not exist stays as it is.
+    """
+    try:
+        found = find_preset(name).name
+    except ConfigError:
+        return name
+    return ids.PRESETS[found] if found == env_id and found in ids.PRESETS else found
+
+
+def describe(name: str) -> str:
+    """A preset with the agents that it is for, as the list of environments shows it."""
+    return f"{name}: {', '.join(_read(name).get('agents', LINEAGES))}"
+
+
+def agent_of(name: str) -> dict[str, Any]:
+    """The agent of a preset that is for a single one, as a layer of settings; empty for other presets."""
+    agents = list(_read(ids.PRESETS.get(name, name)).get("agents", ()))
+    return {"agent": {"name": agents[0]}} if len(agents) == 1 else {}
+
+
+def read_preset(name: str, agent: str, env_id: str = "", pixels: bool = False) -> dict[str, Any]:
+    """The settings of a preset for an agent in an environment; not yet checked against the models.
+
+    Raises:
+      ConfigError: the preset is not for this agent.
+    """
+    chain = _chain(ids.PRESETS.get(name, name), agent)
+    env_id = name if name in ids.PRESETS else env_id
     merged: dict[str, Any] = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        merged = settings.merge(merged, read_preset(base))
-    return settings.merge(merged, layer)
+    for layer in chain:
+        merged = settings.merge(merged, select(layer, agent, env_id))
+    if pixels and merged.get("observation", {}).get("name") != "pixels":
+        for layer in chain:
+            merged = settings.merge(merged, select(layer.get("pixels", {}), agent, env_id))
+    return merged
+
+
+def select(block: Mapping[str, Any], agent: str, env_id: str) -> dict[str, Any]:
+    """The settings of a block for an agent in an environment: common ones, the agent's, the environment's."""
+    found = {key: value for key, value in block.items() if key not in BLOCKS}
+    for name in LINEAGES[agent]:
+        found = settings.merge(found, block.get("agents", {}).get(name, {}))
+    if env_id in block.get("environments", {}):
+        found = settings.merge(found, select(block["environments"][env_id], agent, env_id))
+    return found
+
+
+def require_known_blocks(layer: Mapping[str, Any], file: str) -> None:
+    """Refuse a block of a preset that would never be read.
+
+    Raises:
+      ConfigError: an unknown agent, or an environment that has another preset.
+    """
+    for agent in layer.get("agents", {}):
+        if agent not in LINEAGES:
+            raise ConfigError(f"unknown agent {short(agent)}{near(str(agent), LINEAGES)} (preset {file})")
+    for env_id, block in layer.get("environments", {}).items():
+        if ids.PRESETS.get(env_id) != file:
+            own = [name for name, preset in ids.PRESETS.items() if preset == file]
+            raise ConfigError(f"{short(env_id)} is not an environment of preset {file}{near(str(env_id), own)}")
+        require_known_blocks(block, file)
+    if "pixels" in layer:
+        require_known_blocks(layer["pixels"], file)
+
+
+@functools.cache
+def _read(file: str) -> Mapping[str, Any]:
+    """A preset's file, which is read once."""
+    layer = read_layer(PRESETS / f"{file}.yaml")
+    require_known_blocks(layer, file)
+    return layer
+
+
+def _chain(file: str, agent: str) -> list[Mapping[str, Any]]:
+    """A preset's file and those that it extends, the most basic one first."""
+    layer = _read(file)
+    if not _is_for(layer, agent):
+        raise ConfigError(f"preset {file} is not for agent={agent}: it is for {', '.join(layer['agents'])}")
+    base = layer.get("extends")
+    if isinstance(base, Mapping):
+        base = next(base[name] for name in LINEAGES[agent] if name in base)
+    return [*(_chain(base, agent) if base else []), layer]
+
+
+def _is_for(layer: Mapping[str, Any], agent: str) -> bool:
+    """Whether a preset is for an agent."""
+    return "agents" not in layer or any(name in layer["agents"] for name in LINEAGES[agent])
 
 
 def read_layer(path: str | Path) -> dict[str, Any]:

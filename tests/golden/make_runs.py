@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "muesli-cartpole": ("CartPole-v1", {}),
     "gumbel-muzero-tic-tac-toe": (
         "tic_tac_toe",
-        {"agent": "gumbel_muzero", "search.num_simulations": 4, "preset": "default_muzero"},
+        {"agent": "gumbel_muzero", "search.num_simulations": 4, "preset": "default"},
     ),
     "ppo-frozen-lake": (
         "FrozenLake-v1",

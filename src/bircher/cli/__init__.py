@@ -199,9 +199,10 @@ def config(
 
 @app.command()
 def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", show_default=False)] = None) -> None:
-    """List known environments whose id contains FILTER, with observation, actions and presets.
+    """List known environments whose id contains FILTER, with observation, actions, preset and the agents it is for.
 
-    A preset NAME_muzero is for muzero and gumbel_muzero; an agent without one takes its default.
+    Other agents take the preset `default`. What is for muzero is for gumbel_muzero too; what is for muesli is for pg,
+    mpo and trpo_penalty too.
 
     \b
     bircher envs minatar
@@ -209,8 +210,8 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     from bircher import preset_files
     from bircher.envs import registry
 
-    found = [(*row[:-1], ", ".join(preset_files.presets_of(str(row[-1])))) for row in registry.known(name_filter)]
-    rows = [("environment", "adapter", "observation", "actions", "presets"), *found]
+    found = [(*row[:-1], preset_files.describe(row.preset)) for row in registry.known(name_filter)]
+    rows = [("environment", "adapter", "observation", "actions", "preset"), *found]
     if len(rows) == 1:
         print_refusal(f"no environment's id contains {name_filter!r}")
         raise typer.Exit(REFUSED)

@@ -35,7 +35,7 @@ class Known(NamedTuple):
 
 
 def preset_name(env_id: EnvSource) -> str:
-    """The name of an environment's preset, a file in ``presets/`` without its ending; ``default`` for most."""
+    """The name of the preset of an environment's family, a file in ``presets/``; ``default`` for most."""
     if atari.canonical(env_id) is not None:
         return "atari"
     return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"

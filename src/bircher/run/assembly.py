@@ -15,13 +15,14 @@ from bircher.agents import muzero, policy
 from bircher.agents.base import Agent, require_discrete
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.agents.policy_config import PolicyAgentConfig, PolicyLosses
-from bircher.config import CALLABLE, Config, validated
+from bircher.config import Config, validated
 from bircher.envs import registry
 from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, num_legal
 from bircher.envs.registry import EnvSource
 from bircher.learner import Learner, TrainState
 from bircher.loops import pipeline, synchronous
 from bircher.loops.base import Programs
+from bircher.preset_files import CALLABLE
 from bircher.run import folder
 from bircher.settings import ConfigError
 from bircher.types import EnvSpec, Key, TimeStep

@@ -14,7 +14,7 @@ import jax
 from bircher import actor, checkpoint, machine, settings, viz
 from bircher.agents import base as agents_base
 from bircher.checkpoint import CheckpointError
-from bircher.config import CALLABLE, Config, validated
+from bircher.config import Config, validated
 from bircher.envs import base, encoding
 from bircher.envs.base import Env, EnvContractError, UnknownEnvironment, UnsupportedEnvironment
 from bircher.envs.failures import EnvironmentFailure
@@ -22,6 +22,7 @@ from bircher.envs.registry import EnvSource
 from bircher.evaluation import EvaluationFailed
 from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
 from bircher.machine import DeviceError
+from bircher.preset_files import CALLABLE
 from bircher.run import assembly, costs, folder, loaded, memory
 from bircher.run.assembly import NotEnoughMemory, Parts
 from bircher.run.folder import RunFolderError

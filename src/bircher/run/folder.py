@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from bircher import checkpoint, metrics
-from bircher.config import CALLABLE, Config
+from bircher.config import Config
 from bircher.envs.encoding import Encoding
 from bircher.platforms import UnsupportedPlatform
+from bircher.preset_files import CALLABLE
 from bircher.quoting import short_text
 from bircher.settings import ConfigError
 from bircher.types import Discrete, EnvSpec

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from bircher import metrics as glossary
-from bircher.config import CALLABLE, Config
+from bircher.config import Config
 from bircher.evaluation import Report
 from bircher.loops.base import Progress
+from bircher.preset_files import CALLABLE
 from bircher.run import doctoring, folder
 from bircher.run.outcome import RunFailed
 from bircher.writers import Console, JsonLines, TensorBoard, Writer, put_aside
