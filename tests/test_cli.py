@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import bircher
 from bircher import config
-from bircher.cli import _complete, app
+from bircher.cli import _complete, app, type_checked
 from bircher.evaluation import Report
 from tiny import SETTINGS, WORDS, Countdown
 
@@ -132,6 +132,15 @@ def test_debug_mode_runs_under_the_debugger_and_ends_soon(tmp_path: Path) -> Non
     )  # fmt: skip
     assert "environment steps" in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert bircher.load(tmp_path / "run").env_steps >= 4
+
+
+def test_debug_mode_takes_an_int_for_a_float_and_refuses_text() -> None:
+    def half(number: float) -> float:
+        return number / 2
+
+    assert type_checked(half)(3) == 1.5
+    with pytest.raises(Exception, match="violates type hint"):
+        type_checked(half)("3")
 
 
 def test_debug_mode_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:

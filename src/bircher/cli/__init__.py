@@ -9,7 +9,7 @@ import contextlib
 import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -236,9 +236,16 @@ def _require_alone(env: str | None, config: Path | None, out: Path | None) -> No
 
 
 def _check_shapes() -> None:
-    """Hold every function's arrays against the shapes it declares, where beartype is installed."""
+    """Check every function's arrays against the shapes that it declares, where beartype is installed."""
     with contextlib.suppress(ImportError):
         import beartype  # noqa: F401
         from jaxtyping import install_import_hook
 
-        install_import_hook("bircher", "beartype.beartype")
+        install_import_hook("bircher", "bircher.cli.type_checked")
+
+
+def type_checked(function: Any) -> Any:
+    """Let beartype check the calls of a function; as in the language itself, a float may be given as an int."""
+    from beartype import BeartypeConf, beartype
+
+    return beartype(function, conf=BeartypeConf(is_pep484_tower=True))
