@@ -11,13 +11,14 @@ JAX_RANGE := $(shell sed -n 's/^ *"jax\(>=[^"]*\)",.*/\1/p' pyproject.toml)
 # A demo never overwrites an earlier one.
 RUN := $(if $(wildcard runs/demo),runs/demo-$(shell date +%Y%m%d-%H%M%S),runs/demo)
 
-.PHONY: help demo test check check-slow check-install check-newest constraints clean
+.PHONY: help demo test check reference check-slow check-install check-newest constraints clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo           set-up, then Muesli learns to land LunarLander-v3 here: run, score, video, learning curve"
 	@echo "make test           set-up, then the tests (about 16 minutes on 2 cores)"
 	@echo "make check          lint (ruff) and types (pyright)"
+	@echo "make reference      the reference pages and the figures of the docs, from the code"
 	@echo "make check-slow     the tests that take longer"
 	@echo "make check-install  the README's commands with the wheel installed without extras (about 8 minutes on 2 cores)"
 	@echo "make check-newest   the tests with the newest Python here, and the newest JAX and EnvPool"
@@ -36,8 +37,12 @@ test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest $(if $(CI),--color=no)
 
 check: $(VENV)/.ready-dev
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+reference: $(VENV)/.ready-test
+	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/images/figures.py
 
 check-slow: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m slow $(if $(CI),--color=no)

@@ -4,7 +4,7 @@
     python benchmarks/ablations.py Breakout-MinAtar --group parts scale --processes 2
 
 Interrupted, it goes on where it was when the same command is given again.  Groups share the whole agent's runs.  Each
-run is a line of the ledger.  What the paper found is in docs/muesli.md.
+run is a line of the ledger.  What the paper found is in docs/results/ablations.md.
 """
 
 from __future__ import annotations

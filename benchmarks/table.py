@@ -1,9 +1,9 @@
 """Tables made from the ledger: python benchmarks/table.py writes each between its two markers.
 
-README.md has the results: for every environment and agent the newest line of each seed counts, all seeds are shown, and
-means come with a 95 % interval over seeds (Student's t).  Runs with settings other than their preset's are left to the
-pages about them; docs/muesli.md has the ablations (benchmarks/ablations.py) of 1,000,000 steps, docs/comparing.md the
-five MinAtar games at 3 million steps beside a peer.
+docs/results/README.md has all results: for every environment and agent the newest line of each seed counts, all seeds
+are shown, and means come with a 95 % interval over seeds (Student's t).  Runs with other settings than their preset's
+are left to the pages about them.  The same page has the five MinAtar games at 3 million steps with a peer.  README.md
+has a summary, one row for each environment, and docs/results/ablations.md has the ablations (benchmarks/ablations.py).
 """
 
 from __future__ import annotations
@@ -68,16 +68,66 @@ def results() -> list[str]:
     return lines
 
 
-def games(steps: int) -> list[str]:
-    """One row for each MinAtar game: Muesli's preset at so many steps, and the peer at as many or up to 1 % more."""
-    found: dict[str, dict[str, dict[int, dict]]] = {}
+Runs = dict[int, dict]
+"""The ledger's lines of one agent on one environment, by seed."""
+
+
+def games_at(steps: int) -> dict[str, dict[str, Runs]]:
+    """Game -> agent -> runs: Muesli's preset at this number of steps, and the peer at as many or up to 1 % more."""
+    found: dict[str, dict[str, Runs]] = {}
     for line in entries():
         ours = line["command"] == f"bircher train {line.get('env')} seed={line.get('seed')} steps={steps}"
         peers = line["name"] == "peer-ppo" and steps <= line["env_steps"] < 1.01 * steps
         if line.get("env", "").endswith("-MinAtar") and (peers or (ours and line["name"] == "learning")):
             found.setdefault(line["env"], {}).setdefault(line["agent"], {})[line["seed"]] = line
+    return found
+
+
+COLUMNS = {"Muesli": "muesli", "MuZero": "muzero", "PPO": "ppo", "another PPO": "ppo ("}
+"""The summary's columns, and how the ledger's name of the agent begins."""
+ALSO = {"ppo (rejax": "rejax", "ppo (Stable-Baselines3": "SB3", "gumbel_muzero": "Gumbel"}
+"""What the summary adds to a number, by how the ledger's name of the agent begins."""
+
+
+def summary(steps: int) -> list[str]:
+    """One row for each environment; MinAtar games without a row of the presets are shown at `steps`."""
+    by_env: dict[str, dict[str, Runs]] = {}
+    for (env, agent), seeds in newest(("learning", "peer-ppo")).items():
+        by_env.setdefault(env, {})[agent] = seeds
+    for env, agents in games_at(steps).items():
+        by_env.setdefault(env, agents)
+    head = ["environment", *COLUMNS, "steps", "minutes of Muesli"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for env, agents in sorted(by_env.items()):
+        muesli = list(agents["muesli"].values())
+        minutes = sorted(line["wall_seconds"] / 60 for line in muesli)
+        cells = [brief(agents, name, muesli[0]["env_steps"]) for name in COLUMNS.values()]
+        span = f"{minutes[0]:.1f}–{minutes[-1]:.1f}"
+        lines.append(f"| {env} | {' | '.join(cells)} | {about(muesli[0]['env_steps'])} | {span} |")
+    return lines
+
+
+def brief(agents: dict[str, Runs], begins: str, usual: int) -> str:
+    """The mean over seeds of the agent whose name begins like this, and its steps where they are not the usual ones."""
+    name = next((name for name in agents if name == begins or ("(" in begins and name.startswith(begins))), None)
+    if name is None:
+        return brief(agents, "gumbel_muzero", usual) if begins == "muzero" else "—"
+    lines = list(agents[name].values())
+    peer = next((f"{short}, " for start, short in ALSO.items() if name.startswith(start)), "")
+    steps = about(lines[0]["env_steps"])
+    note = f"{peer}{steps if steps != about(usual) else ''}".removesuffix(", ")
+    return estimate([line["mean"] for line in lines]) + (f" ({note})" if note else "")
+
+
+def about(steps: int) -> str:
+    """A number of steps with two digits."""
+    return f"{steps / 1e6:.2g} M" if steps >= 1e6 else f"{float(f'{steps / 1e3:.2g}'):.0f} k"
+
+
+def games(steps: int) -> list[str]:
+    """One row for each MinAtar game and agent at this number of steps."""
     lines = ["| game | agent | mean return by seed | mean, 95 % interval | wall, s |", "|---|---|---|---|---|"]
-    for env, agents in sorted(found.items()):
+    for env, agents in sorted(games_at(steps).items()):
         for agent, seeds in sorted(agents.items()):
             walls = [line["wall_seconds"] for line in seeds.values()]
             means = {seed: line["mean"] for seed, line in seeds.items()}
@@ -147,10 +197,12 @@ def write(path: Path, name: str, rows: list[str]) -> None:
 
 def main() -> None:
     """Write every table."""
-    write(ROOT / "README.md", "results", results())
-    write(ROOT / "docs" / "comparing.md", "games", games(3_000_000))
-    write(ROOT / "docs" / "muesli.md", "ablations", ablations(1_000_000))
-    write(ROOT / "docs" / "muesli.md", "shorter ablations", ablations(500_000))
+    pages = ROOT / "docs" / "results"
+    write(ROOT / "README.md", "summary", summary(3_000_000))
+    write(pages / "README.md", "results", results())
+    write(pages / "README.md", "games", games(3_000_000))
+    write(pages / "ablations.md", "ablations", ablations(1_000_000))
+    write(pages / "ablations.md", "shorter ablations", ablations(500_000))
 
 
 if __name__ == "__main__":

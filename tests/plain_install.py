@@ -206,7 +206,7 @@ def readme_snippet() -> str:
         if before not in code:
             raise SystemExit(f"the README's Python example has no {before!r} any more: mend {Path(__file__).name}")
         code = code.replace(before, after)
-    return f"import numpy as np\nobservation = np.zeros(4, np.float32)\n{code}\nassert report.episodes == 2\n"
+    return f"{code}\nassert report.episodes == 2\n"
 
 
 def failure(command: Command, folder: Path, environment: dict[str, str]) -> Failure | None:

@@ -1,4 +1,4 @@
-"""The house as docs/architecture.md draws it: who may import whom, how large a room may be, what loads when."""
+"""The house as docs/design/architecture.md draws it: who may import whom, how large a room may be, what loads when."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LOADED_WHEN_USED = (
 def read_levels() -> dict[str, int]:
     """Level by room, from the table in the architecture page; a room is a file or a folder of the package."""
     levels = {}
-    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / "design" / "architecture.md").read_text(encoding="utf-8").splitlines():
         if row := re.match(r"\| (\d+) \| ([^|]+) \|", line):
             for room in re.findall(r"`([\w/]+?)(?:\.py|/)`", row[2]):
                 levels[room] = int(row[1])
@@ -96,12 +96,12 @@ def test_the_table_names_the_rooms() -> None:
 def test_imports_go_downward(path: Path) -> None:
     module = module_of(path)
     room = room_of(module)
-    assert room in LEVELS, f"{path.name} is in no room of docs/architecture.md"
+    assert room in LEVELS, f"{path.name} is in no room of docs/design/architecture.md"
     for imported, line in imports_of(path):
         if imported.split(".")[0] != "bircher" or room_of(imported) == room:
             continue
         below = LEVELS.get(room_of(imported))
-        assert below is not None, f"{module}:{line} imports {imported}, in no room of docs/architecture.md"
+        assert below is not None, f"{module}:{line} imports {imported}, in no room of docs/design/architecture.md"
         assert below < LEVELS[room], f"{module}:{line} (level {LEVELS[room]}) imports {imported}"
 
 

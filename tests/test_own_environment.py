@@ -18,7 +18,7 @@ from bircher.envs.failures import ContractBreach
 from tiny import SETTINGS, Countdown
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "your_own_environment.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guide" / "your_own_environment.md").read_text(encoding="utf-8")
 
 ROW = np.zeros(3, np.float32)
 FLOATS = Contract(spaces.Box(0, 1, (3,), np.float32), spaces.Discrete(4))

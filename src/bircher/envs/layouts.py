@@ -1,7 +1,7 @@
 """Layouts of pictures: which axes of an observation are height, width and channels.
 
 The agent's pictures are [height, width, channels].  A layout is recognized by the shape, and for small, flat or stacked
-arrays also by being a picture: uint8 with the bounds 0 and 255.  The rules stand in docs/pixels.md.
+arrays also by being a picture: uint8 with the bounds 0 and 255.  The rules stand in docs/guide/pixels_and_atari.md.
 """
 
 from __future__ import annotations

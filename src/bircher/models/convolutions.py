@@ -1,4 +1,4 @@
-"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be quick (docs/networks.md).
+"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be quick.
 
 Equinox's convolution is NCHW, slower on a CPU: so ours.
 """
@@ -124,7 +124,7 @@ def _canonical(strides: tuple[int, int], padding: Pads, x: Array, kernel: Array)
     """A convolution whose gradients are, as it is, of the one form that XLA gives to a fast library everywhere.
 
     Within a loop, where updates stand, it seems to take no other: there JAX's own gradients of DQN's first network took
-    6 times as long (docs/networks.md).
+    6 times as long (docs/design/performance.md).
     """
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=FORM)
 
