@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -96,3 +97,35 @@ def test_settings_in_the_docs_exist() -> None:
         for name in re.findall(rf"`(?:[^`\n]* )?((?:{groups})(?:\.\w+)+)=", page.read_text(encoding="utf-8")):
             if "TERM" not in name and not name.startswith("env.options."):
                 assert name in known, f"{page.name} sets {name}, which does not exist"
+
+
+def shown_commands() -> list[str]:
+    """Every line of the pages' code that starts with `bircher`, without its comment."""
+    pages = [page for page in PAGES if "notebook" not in page.parts]
+    blocks = [
+        block for page in pages for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+    ]
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("bircher ") and "[OPTIONS]" not in line})
+
+
+def test_commands_and_options_in_the_docs_exist() -> None:
+    sections = dict(re.findall(r"^## bircher (\w+)\n(.*?)(?=^## |\Z)", REFERENCE.cli_page(), re.MULTILINE | re.DOTALL))
+    for line in shown_commands():
+        command = line.split()[1]
+        assert command in sections, f"{line!r} names a command that does not exist"
+        for option in re.findall(r" (--[a-z-]+)", line):
+            assert f"`{option}" in sections[command], f"{line!r} has an option that bircher {command} has not"
+
+
+def test_trainings_in_the_docs_are_accepted() -> None:
+    """Each `bircher train ENV KEY=VALUE...` composes; a run's own folder and modules of the reader are left out."""
+    from bircher import config
+
+    accepted = 0
+    for line in shown_commands():
+        words = shlex.split(line)[2:]
+        if words and line.split()[1] in ("train", "config") and not words[0].startswith("--") and "orridor" not in line:
+            config.compose(words[0], [word for word in words[1:] if "=" in word])
+            accepted += 1
+    assert accepted > 20

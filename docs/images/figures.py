@@ -161,13 +161,21 @@ def muzero_acting() -> str:
     return d.svg()
 
 
-def unroll(title: str, root: list[str], deep: list[str], targets: list[str], source: str, consistent: bool) -> str:
+def unroll(
+    title: str,
+    root: list[str],
+    deep: list[str],
+    root_targets: list[str],
+    targets: list[str],
+    source: str,
+    consistent: bool,
+) -> str:
     """The model along the actions that were taken, with the predictions of each depth below and targets above."""
     d = Drawing(960, 520, title)
     columns = [230, 440, 650, 860]
     steps = ["t", "t+1", "t+2", "t+K"]
     for index, (x, step) in enumerate(zip(columns, steps, strict=True)):
-        names = [name.replace("{t}", step) for name in targets[: 2 if index == 0 else 3]]
+        names = [name.replace("{t}", step) for name in (targets if index else root_targets)]
         d.box(x - 80, 62, 160, 74, "\n".join(names), ORANGE, 13)
         d.box(x - 60, 180, 120, 40, f"row {step}", GREEN)
         d.arrow((x, 180), (x, 136))
@@ -211,6 +219,7 @@ def muesli_unroll() -> str:
         "Muesli: the unroll and its targets",
         ["policy_gradient", "cmpo", "value"],
         ["model_policy", "model_value", "model_reward"],
+        ["CMPO policy at {t}", "return G at {t}", "advantage at {t}"],
         ["CMPO policy at {t}", "return G at {t}", "reward on arriving"],
         "target network",
         False,
@@ -223,6 +232,7 @@ def muzero_unroll() -> str:
         "MuZero: the unroll and its targets",
         ["policy", "value"],
         ["model_policy", "model_value", "model_reward"],
+        ["search policy at {t}", "return at {t}"],
         ["search policy at {t}", "return at {t}", "reward on arriving"],
         "searches",
         True,
