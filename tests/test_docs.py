@@ -115,7 +115,7 @@ def test_commands_and_options_in_the_docs_exist() -> None:
         command = line.split()[1]
         assert command in sections, f"{line!r} names a command that does not exist"
         for option in re.findall(r" (--[a-z-]+)", line):
-            assert f"`{option}" in sections[command], f"{line!r} has an option that bircher {command} has not"
+            assert option in sections[command], f"{line!r} has an option that bircher {command} has not"
 
 
 def test_trainings_in_the_docs_are_accepted() -> None:

@@ -273,8 +273,8 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def docstrings_of_fields(model: type[BaseModel]) -> dict[str, str]:
-    """The docstring under each field of a model and of its bases."""
+def docstrings_of_fields(model: type) -> dict[str, str]:
+    """The docstring under each field of a class and of its bases."""
     found: dict[str, str] = {}
     for kind in reversed(model.__mro__):
         if not kind.__module__.startswith("bircher"):
@@ -356,7 +356,8 @@ def command_section(name: str, function: Any) -> str:
             # Within Annotated, Typer takes an option's first name for its default.
             names = [name for name in (info.default, *(info.param_decls or ())) if str(name).startswith("-")]
             option = ", ".join(names or [f"--{parameter.name.replace('_', '-')}"])
-            value = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
+            default = names[0].split("/")[0] if parameter.default is True else parameter.default
+            value = "" if default is None or default is False else f"`{default}`"
             options.append((f"{option}{placeholder(info, kind)}", value, one_line(info.help)))
     usage = " ".join([f"bircher {name}", *(word for word, *_ in arguments), *(["[OPTIONS]"] if options else [])])
     rows = [(f"`{word}`", *rest) for word, *rest in (*arguments, *options)]
@@ -454,7 +455,7 @@ def docstring(thing: Any) -> str:
 
 def class_section(kind: type) -> str:
     """A class: its docstring, its fields and its public methods."""
-    texts = docstrings_of_attributes(kind)
+    texts = docstrings_of_fields(kind)
     fields = getattr(kind, "_fields", ())
     rows = [(f"`{name}`", f"`{plain(kind.__annotations__[name])}`", texts.get(name, "")) for name in fields]
     methods = [
@@ -476,18 +477,6 @@ def class_section(kind: type) -> str:
         table(("field", "type", "meaning"), rows) if rows else "",
         *sections,
     )
-
-
-def docstrings_of_attributes(kind: type) -> dict[str, str]:
-    """The docstring under each annotated attribute in a class's source."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: one_line(str(text.value.value))
-        for field, text in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }  # fmt: skip
 
 
 # Names that people bring from other code
