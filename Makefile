@@ -40,7 +40,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-reference: $(VENV)/.ready-test
+reference: $(VENV)/.ready
 	$(BIN)/python docs/reference/generate.py
 	$(BIN)/python docs/images/figures.py
 

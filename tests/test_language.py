@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
+FILES = [
     *ROOT.glob("*.md"),
     *(path for path in (ROOT / "docs").rglob("*.md") if not {"notebook", "reference"} & set(path.parts)),
+    # To check the package as well, add: *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.yaml")
 ]
-"""The pages that are checked. Dated notes are left as they were written; reference pages quote the code."""
+"""The files that are checked. Dated notes are left as they were written, and reference pages quote the code."""
 LATER = [ROOT / "docs" / "design" / "architecture.md"]
 """Pages that are still to be rewritten."""
 
@@ -46,11 +49,28 @@ BRITISH = (
 """Beginnings of words in British spelling."""
 
 
-def prose(text: str) -> str:
-    """A page without what must stay as it is: code, links' targets, comments, and titles of papers in quotes."""
-    for pattern in (r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)", r"<[^>]*>", r'"[A-Z][^"]*"'):
+def prose(text: str, suffix: str = ".md") -> str:
+    """A file without what must stay as it is: code, targets of links, comments, and titles of papers in quotes.
+
+    Of Python only strings and comments are left, and of YAML only comments, each on its line.
+    """
+    if suffix == ".py":
+        text = words_of_python(text)
+    elif suffix == ".yaml":
+        text = "\n".join(line.partition("#")[2] for line in text.splitlines())
+    for pattern in (r"```.*?```", r"``[^`]*``", r"`[^`]*`", r"\]\([^)]*\)", r"<[^>]*>", r'"[A-Z][^"]*"'):
         text = re.sub(pattern, lambda match: "\n" * match.group().count("\n"), text, flags=re.DOTALL)
     return text
+
+
+def words_of_python(source: str) -> str:
+    """The strings and comments of a program, each on its line."""
+    lines = [""] * (source.count("\n") + 2)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if tokenize.tok_name[token.type] in ("COMMENT", "STRING", "FSTRING_MIDDLE"):
+            for number, line in enumerate(token.string.splitlines(), start=token.start[0] - 1):
+                lines[number] += " " + line.replace('"""', "").strip("\"'")
+    return "\n".join(lines)
 
 
 def findings(text: str) -> list[str]:
@@ -64,10 +84,10 @@ def findings(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in PAGES if path not in LATER], ids=lambda path: str(path.relative_to(ROOT))
+    "path", [path for path in FILES if path not in LATER], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_pages_are_in_plain_american_english(path: Path) -> None:
-    found = findings(prose(path.read_text(encoding="utf-8")))
+def test_files_are_in_plain_american_english(path: Path) -> None:
+    found = findings(prose(path.read_text(encoding="utf-8"), path.suffix))
     assert not found, "\n".join([str(path.relative_to(ROOT)), *found])
 
 
@@ -86,3 +106,19 @@ def test_pages_are_in_plain_american_english(path: Path) -> None:
 )
 def test_phrases_are_found_without_false_alarms(text: str, count: int) -> None:
     assert len(findings(prose(text))) == count
+
+
+def test_in_programs_only_strings_and_comments_are_read() -> None:
+    source = """optimiser = 1  # what is learnt
+
+def f(x):
+    'Nobody
+    normalises.'
+    return f"{x} at once"
+""".replace("'", '"' * 3)
+    assert sorted(found.split(":")[0] for found in findings(prose(source, ".py"))) == [
+        "line 1",
+        "line 4",
+        "line 5",
+        "line 6",
+    ]
