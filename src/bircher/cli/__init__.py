@@ -248,4 +248,4 @@ def type_checked(function: Any) -> Any:
     """Let beartype check the calls of a function; as in the language itself, a float may be given as an int."""
     from beartype import BeartypeConf, beartype
 
-    return beartype(function, conf=BeartypeConf(is_pep484_tower=True))
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
