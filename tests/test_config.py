@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,43 @@ def test_settings_of_another_agent_are_refused() -> None:
         compose("toy/cliff", ["agent=gumbel_muzero", "search.num_simulations=0"])
     with pytest.raises(ConfigError, match="model.reward_head=false leaves losses.model_reward nothing to learn"):
         compose("toy/cliff", ["agent=muzero", "model.reward_head=false"])
+
+
+def test_each_layer_is_checked_once_and_the_whole_is_validated_once(tmp_path: Path, monkeypatch) -> None:
+    file, checked, validated = tmp_path / "mine.yaml", [], []
+    file.write_text("steps: 100\n")
+    check, validate = settings.checked, AGENTS["ppo"].model_validate
+    monkeypatch.setattr(settings, "checked", lambda layer, *rest: checked.append(layer) or check(layer, *rest))
+    monkeypatch.setattr(
+        AGENTS["ppo"], "model_validate", lambda layer, **options: validated.append(layer) or validate(layer, **options)
+    )
+    config = compose("CartPole-v1", ["agent=ppo", "seed=3"], file)
+    assert (config.steps, config.seed) == (100, 3)
+    assert [sorted(layer) for layer in checked[:2]] == [["agent", "seed"], ["steps"]]
+    assert len(checked) == 3 and len(validated) == 1, "the third is the preset"
+
+
+def test_null_derives_a_setting_again_over_a_file_that_holds_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(compose("CartPole-v1", ["agent=ppo"]).to_yaml())
+    again = ["env.num_envs=32", "optimiser.batch_size=null", "optimiser.updates_per_step=null", "replay.capacity=null"]
+    assert compose(None, again, file) == compose("CartPole-v1", ["agent=ppo", "env.num_envs=32"])
+    own = compose("CartPole-v1", ["agent=ppo", "env.num_envs=32", "replay.capacity=2048"])
+    assert own.replay.capacity == 2048
+    with pytest.raises(ConfigError, match="replay.capacity=512 is too small"):
+        compose(None, again[:3], file)
+    with pytest.raises(ConfigError, match="optimiser.batch_size=null is not possible: expected a whole number"):
+        compose("CartPole-v1", ["optimiser.batch_size=null"])
+
+
+@pytest.mark.parametrize("given", [{}, {"losses.cmpo.weight": 0.01}, {"model.memory": "lstm"}])
+def test_no_setting_depends_on_which_others_are_typed(given: dict) -> None:
+    given = {"agent": "ppo", **given}
+    config = compose("CartPole-v1", given)
+
+    def values(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+        for key, value in tree.items():
+            yield from values(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+    for name, value in values(config.model_dump(by_alias=True)):
+        assert compose("CartPole-v1", {**given, name: value}) == config, f"{name} typed at the value that it has anyway"

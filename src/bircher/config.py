@@ -243,6 +243,7 @@ def compose(
     source = env_id if env is None else env
     debug = any(layer.get("debug") for layer in (from_file, given))
     layers = [implied, from_file, *([DEBUG] if debug else []), given]
+    layers = mixtures.without_null(layers) if agent == "ppo" else layers
     seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
     name = name or preset_files.preset_for(source, agent, seen == "pixels")
     merged = preset_files.read_preset(name, agent, env_id, seen == "pixels")

@@ -16,6 +16,24 @@ COUNTS = (
 """Settings that others follow from."""
 
 
+DERIVED = (("optimiser", "batch_size"), ("optimiser", "updates_per_step"), ("replay", "capacity"))
+"""Settings that PPO derives from others unless they are set; null derives them again over a file that sets them."""
+
+
+def without_null(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The layers as if nobody had set the derived settings that are null in the last layer that has them."""
+    for group, name in DERIVED:
+        values = [layer[group][name] for layer in layers if name in layer.get(group, {})]
+        if values and values[-1] is None:
+            layers = [
+                {**layer, group: {key: value for key, value in layer[group].items() if key != name}}
+                if group in layer
+                else layer
+                for layer in layers
+            ]
+    return list(layers)
+
+
 def complete(
     merged: Mapping[str, Any], given: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
