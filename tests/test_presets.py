@@ -130,3 +130,9 @@ def test_a_run_of_an_earlier_version_has_the_preset_of_today(tmp_path: Path, cap
 
 def test_presets_are_found_in_any_case() -> None:
     assert find_preset("LUNARLANDER") == ("lunarlander", {}) == choose("lunarlander")
+
+
+@pytest.mark.parametrize("name", ["_ppo", "ppo", "_pixels", "", "cartpole_", "cartpole_ppo_ppo", "cartpole_sac"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="^unknown preset"):
+        find_preset(name)

@@ -46,6 +46,7 @@ BLOCKS = ("extends", "agents", "environments", "pixels")
 FORMER_NAMES = {
     "board": "board_games",
     "memory": "recall",
+    "pixels": "default observation=pixels",
     "minatar_asterix": "Asterix-MinAtar",
     "minatar_breakout": "Breakout-MinAtar",
     "minatar_freeway": "Freeway-MinAtar",
@@ -57,7 +58,7 @@ FORMER_ENDS = {
     "_gumbel_muzero": "agent=gumbel_muzero",
     "_muzero": "agent=muzero",
     "_ppo": "agent=ppo",
-    "pixels": "observation=pixels",
+    "_pixels": "observation=pixels",
 }
 """Ends of the names of earlier versions, and the settings that stand for them."""
 
@@ -109,8 +110,9 @@ def find_preset(name: Any) -> Choice:
     for end, word in FORMER_ENDS.items():
         if rest.endswith(end):
             words.append(word)
-            rest = rest.removesuffix(end).removesuffix("_") or "default"
-    rest = FORMER_NAMES.get(rest, rest).lower()
+            rest = rest.removesuffix(end)
+    rest, *more = FORMER_NAMES.get(rest, rest).split() or [""]
+    rest, words = rest.lower(), [*words, *more]
     if not isinstance(name, str) or rest not in known:
         raise ConfigError(f"unknown preset {short(name)}{near(str(name)[:100], known.values())}")
     return Choice(known[rest], settings.parse(words))
