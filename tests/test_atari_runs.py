@@ -144,7 +144,7 @@ def test_the_papers_presets_play_by_its_protocol() -> None:
 def test_the_list_of_environments_names_games_and_presets() -> None:
     lines = invoke("envs", "Breakout-v5").stdout.splitlines()
     assert len(lines) == 2
-    for word in ("Breakout-v5", "envpool", "uint8 (96, 96, 3)", "18 actions", "atari, atari_muzero, atari_ppo"):
+    for word in ("Breakout-v5", "envpool", "uint8 (96, 96, 3)", "18 actions", "atari: muesli, muzero, ppo"):
         assert word in lines[1]
 
 
