@@ -113,10 +113,12 @@ def brief(agents: dict[str, Runs], begins: str, usual: int) -> str:
     if name is None:
         return brief(agents, "gumbel_muzero", usual) if begins == "muzero" else "—"
     lines = list(agents[name].values())
-    peer = next((f"{short}, " for start, short in ALSO.items() if name.startswith(start)), "")
-    steps = about(lines[0]["env_steps"])
-    note = f"{peer}{steps if steps != about(usual) else ''}".removesuffix(", ")
-    return estimate([line["mean"] for line in lines]) + (f" ({note})" if note else "")
+    steps, means = about(lines[0]["env_steps"]), [line["mean"] for line in lines]
+    notes = [short for start, short in ALSO.items() if name.startswith(start)]
+    notes += [steps] if steps != about(usual) else []
+    notes += ["one seed"] if len(means) == 1 else []
+    number = estimate(means) if len(means) > 1 else f"{means[0]:.1f}"
+    return number + (f" ({', '.join(notes)})" if notes else "")
 
 
 def about(steps: int) -> str:

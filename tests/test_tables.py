@@ -38,3 +38,31 @@ def test_ablations_of_other_steps_or_settings_are_not_taken_for_one_another(tabl
         "| whole, `agent.discount=0.5` |  | 60.0: one seed |",
         "| without cmpo | a plain policy gradient: clearly worse | 7.0: one seed |",
     ]
+
+
+def test_the_summary_has_one_row_an_environment_with_other_steps_in_parentheses(table, monkeypatch):
+    def run(agent: str, seed: int, mean: float, env_steps: int, name: str = "learning") -> dict:
+        command = f"bircher train Lander seed={seed} agent={agent}" if name == "learning" else "python peer.py"
+        return {
+            "name": name, "env": "Lander", "agent": agent, "seed": seed, "mean": mean, "env_steps": env_steps,
+            "wall_seconds": 60.0 * (seed + 1), "command": command,
+        }  # fmt: skip
+
+    lines = [
+        run("muesli", 0, 2.0, 1_400_099),
+        run("muesli", 1, 4.0, 1_400_200),
+        run("gumbel_muzero", 0, 7.0, 300_144),
+        run("ppo", 0, 5.0, 1_400_339),
+        run("ppo (Stable-Baselines3 2.9.2)", 0, 1.0, 1_015_808, "peer-ppo"),
+    ]
+    monkeypatch.setattr(table, "entries", lambda name=None: lines)
+    cells = [
+        "Lander",
+        "3.0 ± 12.7",
+        "7.0 (Gumbel, 300 k, one seed)",
+        "5.0 (one seed)",
+        "1.0 (SB3, 1 M, one seed)",
+        "1.4 M",
+        "1.0–2.0",
+    ]
+    assert table.summary(3_000_000)[2:] == [f"| {' | '.join(cells)} |"]
