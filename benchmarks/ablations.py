@@ -15,8 +15,9 @@ from pathlib import Path
 from ledger import append, commit, entries, machine
 
 from bircher import metrics
-from bircher.run import cells, comparing, folder
-from bircher.run.cells import Cell, Variant
+from bircher.experiments import compare, grid
+from bircher.experiments.grid import Job, Variant
+from bircher.runs import directory
 
 SCALES = (0.001, 0.1, 10.0, 1000.0)
 NAME = "ablation"
@@ -51,13 +52,13 @@ GROUPS = {
 """What is varied together; the whole agent stands beside each."""
 
 
-def record(cell: Cell) -> None:
+def record(cell: Job) -> None:
     """Append a run to the ledger, where its returns are not there yet."""
     report = cell.evaluation()
     returns = [round(value, 2) for value in report["returns"]]
     if any((line["command"], line["returns"]) == (cell.command, returns) for line in entries(NAME)):
         return
-    last = metrics.read(cell.path / folder.METRICS)[-1]
+    last = metrics.read(cell.path / directory.METRICS)[-1]
     append(
         {
             "name": NAME,
@@ -94,13 +95,13 @@ def main() -> None:
     out = options.out or Path("runs") / f"ablations-{options.env}"
     variants = [WHOLE, *(variant for group in options.group for variant in GROUPS[group])]
     settings = [*options.settings, f"steps={options.steps}"]
-    every = cells.plan(variants, [options.env], range(options.seeds), settings, out)
-    done, _ = cells.run(every, options.processes, options.episodes)
+    every = grid.plan(variants, [options.env], range(options.seeds), settings, out)
+    done, _ = grid.run(every, options.processes, options.episodes)
     for cell in done:
         record(cell)
     if done:
-        comparing.write(comparing.findings(done, f"Muesli's ablations: {options.env}"), out)
-        print(out / comparing.PAGE)
+        compare.write(compare.findings(done, f"Muesli's ablations: {options.env}"), out)
+        print(out / compare.PAGE)
 
 
 if __name__ == "__main__":

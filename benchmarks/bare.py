@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bircher import actor, config
+from bircher.config import config
 from bircher.envs.base import Env
-from bircher.loops.base import Programs
-from bircher.run import assembly
-from bircher.run.assembly import Parts
+from bircher.runs import build
+from bircher.runs.build import Parts
+from bircher.training.loops import Programs
+from bircher.training.rollout import start_actors
 
 
 class Times:
@@ -46,11 +47,11 @@ class Bare(NamedTuple):
 
 def start(settings: config.Config) -> Bare:
     """As a run of these settings would begin."""
-    env = assembly.make_env(settings, None, settings.env.num_envs, settings.seed, "train")
-    parts = assembly.make_parts(settings, env.spec)
-    programs = assembly.make_loop(settings, env, parts)
+    env = build.make_env(settings, None, settings.env.num_envs, settings.seed, "train")
+    parts = build.make_parts(settings, env.spec)
+    programs = build.make_loop(settings, env, parts)
     actor_key, train_key = jax.random.split(jax.random.key(settings.seed))
-    state = jax.tree.map(jnp.copy, actor.start(parts.agent, env, actor_key))
+    state = jax.tree.map(jnp.copy, start_actors(parts.agent, env, actor_key))
     train = parts.init(train_key, state.timestep)
     state = programs.begin(train, state)
     progress = jax.tree.map(jnp.copy, programs.fresh_progress(train, state))

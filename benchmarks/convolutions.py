@@ -82,7 +82,7 @@ def patch(form: Form) -> None:
     import jax
     import jax.numpy as jnp
 
-    from bircher.models import convolutions, images
+    from bircher.networks import conv, encoders
 
     def lax(x, kernel, stride, layout="NHWC"):
         return jax.lax.conv_general_dilated(
@@ -120,13 +120,13 @@ def patch(form: Form) -> None:
 
     known = {
         "direct": lambda x, kernel, stride=1, pad=True: lax(x, kernel, stride),
-        "patches": lambda x, kernel, stride=1, pad=True: convolutions.by_patches(x, kernel, pad),
+        "patches": lambda x, kernel, stride=1, pad=True: conv.by_patches(x, kernel, pad),
         "nchw": nchw, "jax_patches": jax_patches, "shifted": shifted,
     }  # fmt: skip
     if form.convolution != "ours":
-        convolutions.convolve = known[form.convolution]
+        conv.convolve = known[form.convolution]
     if form.pool != "ours":
-        images.max_pool = {"reduce_window": window, "slices": slices}[form.pool]
+        encoders.max_pool = {"reduce_window": window, "slices": slices}[form.pool]
 
 
 def make_update(form: Form, batch: int):
@@ -136,7 +136,7 @@ def make_update(form: Form, batch: int):
     import numpy as np
     import optax
 
-    from bircher.models.model import Model, ModelConfig
+    from bircher.networks.model import Model, ModelConfig
     from bircher.types import Discrete, EnvSpec
 
     patch(form)

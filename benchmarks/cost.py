@@ -17,7 +17,10 @@ import equinox as eqx
 import jax
 from ledger import append, commit, entries, machine
 
-from bircher import actor, config, flops, learner
+from bircher.analysis import network_summary
+from bircher.config import config
+from bircher.training import learner
+from bircher.training.rollout import collect_rollout
 
 
 def operations(settings: config.Config) -> tuple[float, float, int]:
@@ -26,12 +29,12 @@ def operations(settings: config.Config) -> tuple[float, float, int]:
     policy = learner.acting_policy(parts.agent, train)
 
     def roll(policy, state):
-        return actor.rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
+        return collect_rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
 
     _, rows, tally = jax.eval_shape(roll, policy, state)
     steps = settings.env.num_envs * settings.loop.rollout_length
-    acting = flops.count(roll, policy, state) / steps
-    learning = flops.count(parts.learner.learn, train, rows, tally) / steps
+    acting = network_summary.count(roll, policy, state) / steps
+    learning = network_summary.count(parts.learner.update, train, rows, tally) / steps
     parameters = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(train.params, eqx.is_array)))
     env.close()
     return acting, learning, parameters

@@ -15,9 +15,11 @@ import bare
 import jax
 from ledger import append, commit, machine
 
-from bircher import actor, config, learner
-from bircher.machine import used_bytes
-from bircher.run import assembly
+from bircher.config import config
+from bircher.devices import used_bytes
+from bircher.runs import build
+from bircher.training import learner
+from bircher.training.rollout import collect_rollout
 
 DRAWN = 32
 """Sequences in a draw."""
@@ -33,14 +35,14 @@ def main() -> None:
     settings = config.compose(options.env, options.settings)
     device = jax.devices()[0]
     env, parts, _, (train, state, _) = bare.start(settings)
-    print(assembly.replay_sentence(settings, parts, device))
+    print(build.replay_sentence(settings, parts, device))
     length, num_envs = settings.loop.rollout_length, settings.env.num_envs
-    roll = jax.jit(lambda policy, state: actor.rollout(parts.agent, env, policy, state, length, 0.0)[1])
+    roll = jax.jit(lambda policy, state: collect_rollout(parts.agent, env, policy, state, length, 0.0)[1])
     rows = jax.tree.map(lambda x: x[:, :-1], roll(learner.acting_policy(parts.agent, train), state))
-    ring = learner.ring(settings.replay, env.spec.observation, num_envs, length, settings.env.stack)
+    ring = learner.make_replay(settings.replay, env.spec.observation, num_envs, length, settings.env.stack)
     add = jax.jit(ring.add, donate_argnums=0)
     draw = jax.jit(lambda held, key: ring.sample(held, key, DRAWN).rows.observation)
-    held, lines = train.replay if parts.learner.apart is None else train.replay.ring, []
+    held, lines = train.replay if not parts.learner.replay_on_host else train.replay.ring, []
     capacity, stored, due = ring.capacity, 0, 0.0
     adding = drawing = 0.0
     while stored < 1.5 * capacity:
@@ -66,7 +68,7 @@ def main() -> None:
             )
             due += 0.25
     env.close()
-    size = assembly.num_bytes(parts.template.replay)
+    size = build.num_bytes(parts.template.replay)
     print(f"{size / 1e9:.3f} GB for {capacity:,} frames")
     if settings.replay.observation_bytes is not None:
         print(f"{float(held.ring.ring.experience.observation.size.mean()) / length:,.0f} bytes a frame compressed")

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from bircher import metrics
-from bircher.run import folder
-from bircher.series import series
+from bircher.metrics import series
+from bircher.runs import directory
 
 
 def rows(run: Path) -> list[list[str]]:
     """A line for each term that the run has."""
-    config, lines = folder.read_config(run), metrics.read(run / folder.METRICS)
+    config, lines = directory.read_config(run), metrics.read(run / directory.METRICS)
     half = lines[-1]["env_steps"] / 2
     found = []
     for name, weight in config.losses.weights().items():

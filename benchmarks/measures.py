@@ -27,12 +27,14 @@ import bare
 import jax
 from ledger import append, commit, machine
 
-from bircher import actor, config, learner
-from bircher.run import begin, doctoring, gauging
+from bircher.config import config
+from bircher.runs import launch, logger
+from bircher.training import learner
+from bircher.training.rollout import collect_rollout
 
 TIMED = {
-    "measured": (gauging.Gauge, "__call__"),
-    "doctor": (doctoring.Watch, "__call__"),
+    "measured": (logger.GradientMonitor, "__call__"),
+    "doctor": (logger.DoctorMonitor, "__call__"),
 }
 
 
@@ -58,7 +60,7 @@ def run_seconds(env: str, settings: list[str], out: Path) -> dict[str, float]:
         setattr(owner, method, timing(spent, name, originals[name]))
     began = time.perf_counter()
     try:
-        begin.start(config.compose(env, settings), None, out).run()
+        launch.start(config.compose(env, settings), None, out).run()
     finally:
         for name, (owner, method) in TIMED.items():
             setattr(owner, method, originals[name])
@@ -87,10 +89,10 @@ def update_seconds(settings: config.Config, repeats: int) -> dict[str, list[floa
     env, parts, programs, (train, state, progress) = bare.start(settings)
     train, state, progress = programs.advance(train, state, progress, 4)  # the replay has something
     roll = jax.jit(
-        lambda policy, state: actor.rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
+        lambda policy, state: collect_rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
     )
-    with_numbers = jax.jit(parts.learner.learn)
-    without = jax.jit(lambda *arguments: parts.learner.learn(*arguments)[0])
+    with_numbers = jax.jit(parts.learner.update)
+    without = jax.jit(lambda *arguments: parts.learner.update(*arguments)[0])
     timed = bare.Times()
     for _ in range(repeats + 1):
         state, rows, tally = timed("rollout", roll, learner.acting_policy(parts.agent, train), state)

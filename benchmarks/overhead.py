@@ -20,13 +20,13 @@ import bare
 import jax
 from ledger import append, commit, machine
 
-from bircher import config
-from bircher.run import begin
+from bircher.config import config
+from bircher.runs import launch
 
 
 def whole_run(settings: config.Config, folder: Path) -> tuple[float, int]:
     """(seconds from the first update to the end, iterations after the first)."""
-    training = begin.start(settings, None, folder)
+    training = launch.start(settings, None, folder)
     started = time.monotonic()
     training.run()
     total = time.monotonic() - started

@@ -21,7 +21,7 @@ import numpy as np
 from ledger import append, commit, machine
 
 import bircher
-from bircher.games import minimax
+from bircher.games import solvers
 
 ENV = "tic_tac_toe"
 
@@ -29,7 +29,7 @@ ENV = "tic_tac_toe"
 def moves(run: Path) -> np.ndarray:
     """The move of the greatest probability in every position, of the run's network without search."""
     agent = bircher.load(run, search={"num_simulations": 0})
-    cells = np.arange(3**9)[:, None] // minimax.POWERS % 3
+    cells = np.arange(3**9)[:, None] // solvers.POWERS % 3
     grid = cells.reshape(-1, 3, 3)
     observation = np.stack([grid == 1, grid == 2], -1)
     return np.asarray(agent.act(observation, greedy=True, legal_actions=cells == 0))
@@ -59,8 +59,8 @@ def measure(seed: int, settings: list[str], folder: Path) -> dict:
         "wall_seconds": round(wall, 1),
         "cold_cache": True,
         "mode": "greedy, without search",
-        "lost_to_minimax": [len(minimax.lost_lines(chosen, seat, best_only=True)) for seat in (0, 1)],
-        "lost_to_any": [len(minimax.lost_lines(chosen, seat, best_only=False)) for seat in (0, 1)],
+        "lost_to_minimax": [len(solvers.lost_lines(chosen, seat, best_only=True)) for seat in (0, 1)],
+        "lost_to_any": [len(solvers.lost_lines(chosen, seat, best_only=False)) for seat in (0, 1)],
     }
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bircher.envs import atari, pixels, registry
-from bircher.envs.observation import ObservationConfig
+from bircher.envs import atari, registry, rendering
+from bircher.envs.config import ObservationConfig
 
 WHOLE = "one process, whole pictures"
-AT_ONCE = pixels.SHRUNK_AT_ONCE
+AT_ONCE = rendering.SHRUNK_AT_ONCE
 
 
 def processor_seconds() -> float:
@@ -66,7 +66,7 @@ def measure(env_id: str, given: argparse.Namespace) -> None:
     compared = ways(env_id, given.envs, given.size)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
     for name in [*compared] * given.repeats:
-        pixels.SHRUNK_AT_ONCE = () if name == WHOLE else AT_ONCE
+        rendering.SHRUNK_AT_ONCE = () if name == WHOLE else AT_ONCE
         _, idle = play(env_id, given.envs, 1, compared[name])
         wall, used = play(env_id, given.envs, given.steps + 1, compared[name])
         frames = given.envs * given.steps

@@ -21,7 +21,7 @@ import numpy as np
 from ledger import append, commit, machine
 
 import bircher
-from bircher.run import doctoring
+from bircher.runs import logger
 
 
 class Corridor(gymnasium.Env):
@@ -203,7 +203,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
             path = Path(folder) / "run"
             bircher.train(plant.env, seed=options.seed, out=path, **plant.settings)
-            flags = doctoring.examine(path)
+            flags = logger.examine(path)
         raised = [flag.number for flag in flags]
         expected = [number] if number else []
         verdict = "as planted" if raised == expected else "NOT NAMED" if number not in raised else "named, and others"

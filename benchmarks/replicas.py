@@ -27,13 +27,13 @@ import numpy as np
 from ablations import GROUPS, NAME, WHOLE
 from ledger import append, commit, machine
 
-from bircher import actor, learner
-from bircher.agents import policy
-from bircher.config import Config, compose
-from bircher.loops import synchronous
-from bircher.run import assembly
-from bircher.run.cells import Variant
-from bircher.run.loaded import make_evaluator
+from bircher.agents import actor_critic
+from bircher.config.config import Config, compose
+from bircher.experiments.grid import Variant
+from bircher.runs import build
+from bircher.runs.loaded_agent import make_evaluator
+from bircher.training import learner, loops
+from bircher.training.rollout import start_actors
 
 WEIGHTS = ("policy_gradient", "cmpo", "model_policy")
 """Terms whose weight may differ within a program."""
@@ -96,7 +96,7 @@ def agent_of(config: Config, num_players: int, knob: Knobs | None = None):
         cmpo = settings.cmpo.model_copy(update={"clip_bound": knob.clip_bound})
         advantage = settings.advantage.model_copy(update={"factor": knob.factor})
         settings = settings.model_copy(update={"cmpo": cmpo, "advantage": advantage})
-    agent = policy.make(settings, config.model, config.losses, config.search, num_players)
+    agent = actor_critic.make(settings, config.model, config.losses, config.search, num_players)
     if knob is None:
         return agent
     return agent._replace(weights={name: knob.weights.get(name, weight) for name, weight in agent.weights.items()})
@@ -107,11 +107,9 @@ def program(config: Config, env: Any):
 
     def advance(train, state, progress, knob, iterations):
         agent = agent_of(config, env.spec.num_players, knob)
-        learn = learner.make(
-            agent, env.spec, config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length,
-            config.steps, config.agent.target_update_rate,
-        )  # fmt: skip
-        loop = synchronous.make(agent, env, learn, config.loop.rollout_length, config.steps)
+        learn = learner.Learner(
+            agent, env.spec, learner.LearnerConfig(config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate))  # fmt: skip
+        loop = loops.synchronous(agent, env, learn, config.loop.rollout_length, config.steps)
         return loop.advance(train, state, progress, iterations)
 
     return jax.jit(jax.vmap(advance, in_axes=(0, 0, 0, 0, None)), donate_argnums=(0, 1, 2))
@@ -119,12 +117,12 @@ def program(config: Config, env: Any):
 
 def begin(config: Config) -> tuple[Any, Any, Any]:
     """Environments, and the states of a run as `bircher train` begins it."""
-    env = assembly.make_env(config, None, config.env.num_envs, config.seed, "train")
-    parts = assembly.make_parts(config, env.spec)
+    env = build.make_env(config, None, config.env.num_envs, config.seed, "train")
+    parts = build.make_parts(config, env.spec)
     actor_key, train_key = jax.random.split(jax.random.key(config.seed))
-    state = actor.start(parts.agent, env, jax.random.fold_in(actor_key, 0))
+    state = start_actors(parts.agent, env, jax.random.fold_in(actor_key, 0))
     train = parts.init(train_key, state.timestep)
-    loop = synchronous.make(parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
+    loop = loops.synchronous(parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
     return env, (train, state), loop.fresh_progress(train, state)
 
 
@@ -188,7 +186,7 @@ def evaluate(runs: Sequence[Run], out: Path, episodes: int, command: str, ablate
     evaluators: dict[int, Any] = {}
     for index, run in enumerate(runs):
         assert told["runs"][index] == [run.variant, run.seed]
-        env = assembly.make_env(run.config, None, 1, run.config.seed, "train")
+        env = build.make_env(run.config, None, 1, run.config.seed, "train")
         agent = agent_of(run.config, env.spec.num_players)
         like = jax.eval_shape(lambda key, a=agent, e=env: a.init(key, e.spec), jax.random.key(0))
         acting = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf[index]) for leaf in leaves])

@@ -20,7 +20,7 @@ import mctx
 from ledger import append, commit, machine
 
 from bircher import search
-from bircher.models.model import Model, ModelConfig
+from bircher.networks.model import Model, ModelConfig
 from bircher.types import Discrete, EnvSpec
 
 WIDTH, NUM_ACTIONS, DISCOUNT = 128, 4, 0.997

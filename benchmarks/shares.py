@@ -20,8 +20,11 @@ import jax
 import jax.numpy as jnp
 from ledger import append, commit, machine
 
-from bircher import actor, config, learner, search
-from bircher.agents import searching
+from bircher import search
+from bircher.agents import muzero
+from bircher.config import config
+from bircher.training import learner
+from bircher.training.rollout import collect_rollout
 from bircher.types import Policy
 
 
@@ -33,8 +36,8 @@ def bare_search(settings: config.Config, discount: float) -> Callable:
         def one(key, _):
             key, search_key = jax.random.split(key)
             latent = policy.params.represent(timestep.observation.astype(jnp.float32))
-            root = searching.root(policy.params, latent, timestep.legal_actions)
-            simulate = searching.simulator(policy.params, discount)
+            root = muzero.search_root(policy.params, latent, timestep.legal_actions)
+            simulate = muzero.simulator(policy.params, discount)
             found = run(settings.search, root, simulate, search_key, settings.search.num_simulations, True)
             return key, (found.action, found.weights, found.value)
 
@@ -65,10 +68,10 @@ def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
     key = jax.random.key(settings.seed)
 
     def roll(policy, state):
-        return actor.rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
+        return collect_rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
 
     roll_program = jax.jit(roll)
-    learn_program = jax.jit(parts.learner.learn)
+    learn_program = jax.jit(parts.learner.update)
     search_program = jax.jit(bare_search(settings, parts.agent.discount))
     act_program = jax.jit(bare_acts(parts.agent, settings))
     timed = bare.Times()

@@ -23,10 +23,10 @@ import numpy as np
 import optax
 from ledger import append, commit, machine
 
-from bircher.envs.pixels import Pixels, quieten
-from bircher.models.layers import Linear
-from bircher.models.model_config import ModelConfig
-from bircher.models.torsos import make_torso
+from bircher.envs.rendering import Pixels, quieten
+from bircher.networks.config import ModelConfig
+from bircher.networks.encoders import make_torso
+from bircher.networks.layers import Linear
 from bircher.types import Discrete, EnvSpec
 
 WIDTH = 128

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from ledger import append, commit, machine
 
-from bircher import checkpoint
-from bircher.run import folder
+from bircher.runs import directory
+from bircher.training import checkpoint
 
 BIRCHER = [sys.executable, "-m", "bircher"]
 
@@ -42,7 +42,7 @@ def train(env: str, settings: list[str], run: Path, minutes: float, every: float
                 process.send_signal(signal.SIGINT)
                 process.wait()
                 break
-            if passed >= next_copy and checkpoint.latest(run / folder.CHECKPOINTS, "train"):
+            if passed >= next_copy and checkpoint.latest(run / directory.CHECKPOINTS, "train"):
                 found.append((passed, copy(run, copies / str(len(found)))))
                 next_copy += every
     passed = (time.monotonic() - began) / 60
@@ -51,12 +51,12 @@ def train(env: str, settings: list[str], run: Path, minutes: float, every: float
 
 def copy(run: Path, target: Path) -> Path:
     """A run's folder with its newest checkpoint alone."""
-    saved = folder.last_checkpoint(run)
-    (target / folder.CHECKPOINTS).mkdir(parents=True)
+    saved = directory.last_checkpoint(run)
+    (target / directory.CHECKPOINTS).mkdir(parents=True)
     for path in run.iterdir():
         if path.is_file():
             shutil.copy2(path, target)
-    shutil.copytree(saved, target / folder.CHECKPOINTS / saved.name)
+    shutil.copytree(saved, target / directory.CHECKPOINTS / saved.name)
     return target
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         copies.mkdir()
         curve = []
         for passed, saved in train(options.env, options.settings, run, options.minutes, options.every, copies):
-            meta = checkpoint.read_meta(folder.last_checkpoint(saved))
+            meta = checkpoint.read_meta(directory.last_checkpoint(saved))
             report = play(saved, options.opponent, options.episodes, options.seed, options.search)
             steps = meta["counters"]["env_steps"]
             # `env_steps` of the report are the moves of the games played.

@@ -16,7 +16,7 @@ from pathlib import Path
 from ablations import GROUPS, NAME, WHOLE
 from ledger import entries
 
-from bircher.run.cells import Variant, is_free
+from bircher.experiments.grid import Variant, is_free
 
 ROOT = Path(__file__).parent.parent
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 
 import bircher
 from bircher import search
-from bircher.agents import searching
-from bircher.envs.pure import PureEnv
-from bircher.games import matches, mcts, opponents, player
+from bircher.agents import muzero
+from bircher.envs.jax_env import PureEnv
+from bircher.games import matches, opponents, players, solvers
 from bircher.ops import distributions
-from bircher.run import assembly
+from bircher.runs import build
 
 
 class Truth(NamedTuple):
@@ -45,7 +45,7 @@ ROWS = (
 )
 
 
-def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, truth: Truth) -> player.Player:
+def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, truth: Truth) -> players.Player:
     """The agent's network as a player whose search carries imagined latents and true states side by side."""
 
     def decide(params, carry, states, timestep, key):
@@ -62,7 +62,7 @@ def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, t
             logits = prediction.policy_logits
             if truth.moves:
                 # A game that is over has none left: there any is as good.
-                legal = mcts.legal_actions(rules, following, games) | ended[:, None]
+                legal = solvers.legal_actions(rules, following, games) | ended[:, None]
                 logits = distributions.mask_logits(logits, legal)
             return search.Step(
                 reward=jnp.where(over, 0.0, reward) if truth.rewards else model.reward(imagined),
@@ -73,12 +73,12 @@ def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, t
             )
 
         latent = model.represent(timestep.observation.astype(jnp.float32))
-        root = searching.root(model, latent, timestep.legal_actions)
+        root = muzero.search_root(model, latent, timestep.legal_actions)
         root = root._replace(latent=(latent, states, jnp.zeros(games, bool)))
         found = search.gumbel_search(agent.config.search, root, simulate, key, simulations, True)
         return found.action, carry
 
-    return player.Player("half learned", agent.policy, player.no_memory, decide)
+    return players.Player("half learned", agent.policy, players.no_memory, decide)
 
 
 def main() -> None:
@@ -95,12 +95,12 @@ def main() -> None:
         parser.error(f"{options.run} is no run of gumbel_muzero with a reward head")
 
     def make_env(size: int, batch: int):
-        return assembly.make_env(agent.config, None, size, batch, "diagnose")
+        return build.make_env(agent.config, None, size, batch, "diagnose")
 
     env = make_env(1, 0)
     opponent = opponents.make(options.opponent, env)
     for truth in ROWS:
-        own = half_learned(agent, player.rules_of(env), options.simulations, truth)
+        own = half_learned(agent, players.rules_of(env), options.simulations, truth)
         report = matches.Match(own, opponent, make_env, "sample")(options.episodes, options.seed)
         parts = ", ".join(name for name, given in truth._asdict().items() if given) or "nothing"
         print(f"true {parts}: {report.score:.3f} ({report.score_low:.3f} to {report.score_high:.3f})", flush=True)

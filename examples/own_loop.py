@@ -4,25 +4,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bircher import actor
-from bircher.agents import muesli, policy
+from bircher.agents import actor_critic
 from bircher.envs import registry
-from bircher.models.model import ModelConfig
+from bircher.networks.model import ModelConfig
 from bircher.ops.losses import combine
+from bircher.training.rollout import collect_rollout, start_actors
 from bircher.types import Batch, Policy
 
 
 def main(iterations: int = 200) -> list[float]:
     """Train for so many rollouts of 64 environments and 16 steps; returns each one's mean episode length."""
     env = registry.make("CartPole-v1", num_envs=64, seed=0)
-    agent = policy.make(muesli.MuesliConfig(), ModelConfig(num_atoms=51, support=20), muesli.MuesliLosses())
+    agent = actor_critic.make(
+        actor_critic.MuesliConfig(), ModelConfig(num_atoms=51, support=20), actor_critic.MuesliLosses()
+    )
     (params, state), optimiser = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)
     learnt = (params, params, state, optimiser.init(params))  # online, target, agent's state, moments
 
     @jax.jit
     def iteration(learnt, acting, key):
         params, target, state, moments = learnt
-        acting, rows, tally = actor.rollout(agent, env, Policy(target, state), acting, 16, 0.0)  # calls agent.act
+        acting, rows, tally = collect_rollout(agent, env, Policy(target, state), acting, 16, 0.0)  # calls agent.act
         batch = Batch(rows, jnp.full(64, -1), jnp.ones(64))
         targets, state = agent.targets(Policy(target, state), batch, key)
 
@@ -35,7 +37,7 @@ def main(iterations: int = 200) -> list[float]:
         target = optax.incremental_update(params, target, 0.1)
         return (params, target, state, moments), acting, tally.length_sum / jnp.maximum(tally.episodes, 1)
 
-    acting, lengths = actor.start(agent, env, jax.random.key(1)), []
+    acting, lengths = start_actors(agent, env, jax.random.key(1)), []
     for key in jax.random.split(jax.random.key(2), iterations):
         learnt, acting, length = iteration(learnt, acting, key)
         lengths.append(float(length))

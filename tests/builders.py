@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.agents import muesli, policy
-from bircher.models.model import Model, ModelConfig
+from bircher.agents import actor_critic
+from bircher.networks.model import Model, ModelConfig
 from bircher.ops.distributions import ILLEGAL
 from bircher.types import Batch, Discrete, EnvSpec, Policy, Trajectory
 
@@ -28,7 +28,7 @@ SMALL = ModelConfig(
 
 def muesli_agent(model: ModelConfig = SMALL, losses: dict[str, Any] | None = None, **settings: Any):
     """A small Muesli; settings as in its configuration, nested."""
-    return policy.make(muesli.MuesliConfig(**settings), model, muesli.MuesliLosses(**(losses or {})))
+    return actor_critic.make(actor_critic.MuesliConfig(**settings), model, actor_critic.MuesliLosses(**(losses or {})))
 
 
 def random_model(seed: int, config: ModelConfig = SMALL, spec: EnvSpec = SPEC) -> Model:

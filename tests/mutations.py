@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bircher.config import AGENTS
+from bircher.config.config import AGENTS
 
 BRITISH_AND_AMERICAN = (
     ("optimiser", "optimizer"), ("normalise", "normalize"), ("normalisation", "normalization"), ("grey", "gray"),

@@ -19,13 +19,13 @@ from gymnasium import spaces
 from typer.testing import CliRunner
 
 import bircher
-from bircher.agents.policy_targets import PolicyAgentState
+from bircher.agents.actor_critic import PolicyAgentState
 from bircher.cli import app
-from bircher.config import compose
+from bircher.config.config import compose
+from bircher.errors import NotEnoughMemory
 from bircher.ops.improvement import AdvantageNormaliser
-from bircher.run import assembly, begin, folder, loaded
-from bircher.run.assembly import NotEnoughMemory
-from bircher.run.loaded import LoadedAgent
+from bircher.runs import build, directory, launch, loaded_agent
+from bircher.runs.loaded_agent import LoadedAgent
 from bircher.types import Policy
 from tiny import SETTINGS
 
@@ -104,11 +104,11 @@ def invoke(*words: object) -> Any:
 def untrained(world: str, **settings: Any) -> LoadedAgent:
     """An agent with parameters that NumPy drew, which compiles nothing; its specification as a checkpoint holds it."""
     config = compose(world, {**QUICK, **settings})
-    env = assembly.make_env(config, None, 1, 0, "test")
-    spec = folder.spec_from(json.loads(json.dumps(folder.spec_to(env.spec))))
+    env = build.make_env(config, None, 1, 0, "test")
+    spec = directory.spec_from(json.loads(json.dumps(directory.spec_to(env.spec))))
     env.close()
     assert (spec.observation, spec.action, spec.encoding) == (env.spec.observation, env.spec.action, env.spec.encoding)
-    agent = assembly.make_parts(config, spec).agent
+    agent = build.make_parts(config, spec).agent
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec)).params
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
@@ -127,7 +127,7 @@ def test_an_agent_acts_on_what_its_environment_gives(world: str):
     batch = np.asarray(env.observation_space.sample())[None]
     actions = agent.act(batch)
     assert actions.shape == (1,) and env.action_space.contains(actions[0]) and actions.dtype == action.dtype
-    assert len(loaded.episode_frames(agent, 0)) == LENGTH + 1
+    assert len(loaded_agent.episode_frames(agent, 0)) == LENGTH + 1
 
 
 @pytest.mark.parametrize("world", ["discrete-from-2"], indirect=True)
@@ -161,7 +161,7 @@ def test_stacked_observations_are_joined_along_the_last_axis(world: str):
     np.testing.assert_array_equal(one.prior, again.prior)
     with pytest.raises(ValueError, match=r"holds 7, expected a whole number from 2 to 6"):
         agent.act(np.array([2, 7]))
-    assert len(loaded.episode_frames(agent, 0, thoughts=True)) == LENGTH + 1
+    assert len(loaded_agent.episode_frames(agent, 0, thoughts=True)) == LENGTH + 1
 
 
 @pytest.mark.parametrize("world", ["action-from-1-masked"], indirect=True)
@@ -182,7 +182,7 @@ def test_a_network_that_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("world", ["picture-channels-first"], indirect=True)
 def test_a_turned_layout_is_said_before_a_run_begins(world: str, tmp_path: Path):
-    training = begin.start(compose(world, QUICK), None, tmp_path / "run")
+    training = launch.start(compose(world, QUICK), None, tmp_path / "run")
     assert training._sentences[0].startswith("observations (3, 16, 20) are taken as 3 channels first and turned to")
     os.close(training._claim)
     training._env.close()

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import actor
 from bircher.envs.toys import counter_reward, make_toy
+from bircher.training.rollout import collect_rollout, describe_failure, start_actors
 from bircher.types import Policy, Tally
 from builders import assert_trees_equal, muesli_agent, quick_jit, random_model
 
@@ -22,8 +22,8 @@ def setting(name: str, num_envs: int = 3, **options):
     env = make_toy(name, list(range(num_envs)), options=options)
     state = AGENT.init(jax.random.key(0), env.spec).state
     policy = Policy(random_model(1, spec=env.spec), state)
-    program = quick_jit(lambda state, length: actor.rollout(AGENT, env, policy, state, length, NOW), static_argnums=1)
-    return env, policy, program, actor.start(AGENT, env, jax.random.key(7))
+    program = quick_jit(lambda state, length: collect_rollout(AGENT, env, policy, state, length, NOW), static_argnums=1)
+    return env, policy, program, start_actors(AGENT, env, jax.random.key(7))
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ class Failing:
 def test_the_first_environment_to_fail_is_named(cliff, rows, failed):
     _, policy, _, _ = cliff
     env = Failing(rows)
-    start = actor.start(AGENT, env, jax.random.key(0))
-    _, _, tally = quick_jit(lambda state: actor.rollout(AGENT, env, policy, state, 8, NOW))(start)
+    start = start_actors(AGENT, env, jax.random.key(0))
+    _, _, tally = quick_jit(lambda state: collect_rollout(AGENT, env, policy, state, 8, NOW))(start)
     assert int(tally.failed) == failed
 
 
@@ -197,10 +197,8 @@ def test_a_mask_that_allows_nothing_is_flagged_where_an_action_is_to_be_chosen(c
     none = start.timestep.legal_actions.at[2].set(False)
     broken = eqx.tree_at(lambda s: s.timestep, start, start.timestep._replace(legal_actions=none))
     code = int(program(broken, 16)[2].failed)
-    assert actor.describe_failure(code, 3) == (
-        "environment 2 gave a mask that allows no action in the middle of an episode"
-    )
+    assert describe_failure(code, 3) == ("environment 2 gave a mask that allows no action in the middle of an episode")
     last = eqx.tree_at(lambda s: s.timestep.last, broken, jnp.ones(3, bool))
     assert int(program(last, 16)[2].failed) == -1
     both = eqx.tree_at(lambda s: s.timestep.reward, broken, broken.timestep.reward.at[1].set(jnp.nan))
-    assert actor.describe_failure(int(program(both, 16)[2].failed), 3).startswith("environment 1 gave a reward or obs")
+    assert describe_failure(int(program(both, 16)[2].failed), 3).startswith("environment 1 gave a reward or obs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bircher import ambiguity
+from bircher.analysis import model_error
 from bircher.types import Trajectory
 
 
@@ -34,7 +34,7 @@ def episode(cue: float, answer: int) -> Trajectory:
 
 def test_a_cue_that_is_gone_leaves_the_reward_open():
     cases = [(cue, answer) for cue in (-1.0, 1.0) for answer in (0, 1)] * 4
-    found = ambiguity.measure(joined(*(episode(*case) for case in cases)))
+    found = model_error.measure(joined(*(episode(*case) for case in cases)))
     assert found["act/repeated_observations"] == 1.0
     assert found["act/reward_ambiguity"] == pytest.approx(1.0, abs=0.1)
 
@@ -47,25 +47,25 @@ def test_a_cue_that_is_still_seen_does_not():
         return one._replace(observation=observation)
 
     cases = [(cue, answer) for cue in (-1.0, 1.0) for answer in (0, 1)] * 4
-    assert ambiguity.measure(joined(*(told(*case) for case in cases)))["act/reward_ambiguity"] == 0.0
+    assert model_error.measure(joined(*(told(*case) for case in cases)))["act/reward_ambiguity"] == 0.0
 
 
 def test_nothing_could_be_remembered_on_the_first_row_of_an_episode():
     """A bandit whose arms pay by chance."""
     bandits = [rows([1, 1], [0, 0], [0, pay], [True, False], [False, True]) for pay in (0, 1, 0, 1)]
-    assert ambiguity.measure(joined(*bandits)) == {}
+    assert model_error.measure(joined(*bandits)) == {}
 
 
 def test_the_step_from_an_episode_to_the_next_is_none():
     seam = rows([5, 5, 5], [0, 0, 0], [0, 3, 0], [False, True, False], [False, False, False])
-    assert ambiguity.measure(joined(seam, seam)) == {}
+    assert model_error.measure(joined(seam, seam)) == {}
 
 
 def test_rewards_that_are_all_equal_and_observations_that_never_repeat_show_nothing():
     same = rows([1, 1, 1], [0, 0, 0], [1, 1, 1], [False] * 3, [False] * 3)
-    assert ambiguity.measure(joined(same, same)) == {"act/repeated_observations": 1.0}
+    assert model_error.measure(joined(same, same)) == {"act/repeated_observations": 1.0}
     unlike = rows([1, 2, 3], [0, 0, 0], [1, 5, 7], [False] * 3, [False] * 3)
-    assert ambiguity.measure(unlike) == {"act/repeated_observations": 0.0}
+    assert model_error.measure(unlike) == {"act/repeated_observations": 0.0}
 
 
 def measured_by_a_loop(rows: Trajectory) -> dict[str, float]:
@@ -100,19 +100,19 @@ def test_the_measure_is_that_of_a_loop_over_sequences_and_rows(seed: int) -> Non
     action = rng.integers(0, 2, (count, length))
     given = Trajectory(observation, position, ones, first, last, last, legal, action, {})
     expected = measured_by_a_loop(given)
-    assert ambiguity.measure(given) == pytest.approx(expected) and 0 < expected["act/reward_ambiguity"]
+    assert model_error.measure(given) == pytest.approx(expected) and 0 < expected["act/reward_ambiguity"]
     turned = Trajectory(*(np.swapaxes(part, 0, 1) for part in given[:-1]), {})
-    assert ambiguity.measure(turned) != pytest.approx(expected)
+    assert model_error.measure(turned) != pytest.approx(expected)
 
 
 def test_the_ambiguity_is_the_variance_within_equal_transitions_over_that_of_all() -> None:
     """After 4 and action 0 come 0 and 2, after 5 and action 1 come 5 and 5, and 4 with action 1 occurs once."""
     given = rows([4, 4, 5, 5, 4, 9], [0, 0, 1, 1, 1, 0], [0, 0, 2, 5, 5, 100], [False] * 6, [False] * 6)
-    found = ambiguity.measure(given)
+    found = model_error.measure(given)
     within, all_of_them = (1 + 1) / 2, (9 + 1 + 4 + 4) / 3  # unbiased: 4 rewards less 2 means, and less 1 mean
     assert found == pytest.approx({"act/repeated_observations": 4 / 5, "act/reward_ambiguity": within / all_of_them})
 
 
 def test_zero_has_no_sign() -> None:
     given = rows([0.0, -0.0, 0.0], [0, 0, 0], [0, 1, 2], [False] * 3, [False] * 3)
-    assert ambiguity.measure(given)["act/repeated_observations"] == 1.0
+    assert model_error.measure(given)["act/repeated_observations"] == 1.0

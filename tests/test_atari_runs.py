@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 import bircher
-from bircher import evaluation
 from bircher.cli import app
-from bircher.config import compose
+from bircher.config.config import compose
 from bircher.envs import atari
-from bircher.envs.clipping import ClippedEnv
-from bircher.run import assembly, loaded
-from bircher.settings import ConfigError
+from bircher.envs.registry import ClippedEnv
+from bircher.errors import ConfigError
+from bircher.runs import build, loaded_agent
+from bircher.training import evaluator
 from bircher.types import TimeStep
 from tiny import SETTINGS
 
@@ -54,15 +54,15 @@ def test_an_evaluation_tells_the_human_normalised_score(run: Any) -> None:
 def test_reports_of_scores_known_by_hand() -> None:
     """Pong's random player has -20.7 and its human 14.6."""
     returns, lengths = np.array([-20.7, 14.6, 14.6, 21.0]), np.ones(4, int)
-    report = evaluation.summarise("Pong-v5", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
+    report = evaluator.summarise("Pong-v5", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
     assert report.human_normalised == pytest.approx({"mean": (7.375 + 20.7) / 35.3, "median": 1.0, "iqm": 1.0})
-    other = evaluation.summarise("CartPole-v1", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
+    other = evaluator.summarise("CartPole-v1", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
     assert other.human_normalised is None and "human_normalised" not in other.to_json()
     assert report.to_json()["human_normalised"] == report.human_normalised
 
 
 def test_an_episode_is_watched_on_the_whole_screen(run: Any) -> None:
-    frames = loaded.episode_frames(bircher.load(run.path), seed=0, thoughts=False)
+    frames = loaded_agent.episode_frames(bircher.load(run.path), seed=0, thoughts=False)
     assert len(frames) == 13 and {frame.shape for frame in frames} == {(210, 160, 3)}
     assert any((frame != frames[0]).any() for frame in frames)
 
@@ -88,11 +88,11 @@ class Given:
 
 
 def test_rewards_are_clipped_where_they_are_learnt_from_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly.registry, "make", Given)
+    monkeypatch.setattr(build.registry, "make", Given)
     config = compose("toy/chain", {"env.reward_clip": 0.25})
     for roles, clip in ((("train", "check", "diagnose"), 0.25), (("monitor", "eval", "watch", "match"), None)):
-        assert {assembly.make_env(config, None, 1, 0, role).asked[-3] for role in roles} == {clip}
-    assert assembly.make_env(compose("toy/chain"), None, 1, 0, "train").asked[-3] is None
+        assert {build.make_env(config, None, 1, 0, role).asked[-3] for role in roles} == {clip}
+    assert build.make_env(compose("toy/chain"), None, 1, 0, "train").asked[-3] is None
 
 
 def test_clipping_keeps_what_is_no_number() -> None:
@@ -102,11 +102,11 @@ def test_clipping_keeps_what_is_no_number() -> None:
 
 def test_frames_that_cannot_be_counted_are_refused() -> None:
     config = compose("Breakout-v5", ["steps=6e8", "model.torso=mlp"])
-    spec = assembly.registry.spec("Breakout-v5")
+    spec = build.registry.spec("Breakout-v5")
     with pytest.raises(
         ConfigError, match="steps=600,000,000 of 4 frames each .* expected fewer than 536,870,912 steps"
     ):
-        assembly.make_parts(config, spec)
+        build.make_parts(config, spec)
 
 
 @pytest.mark.parametrize("agent", ["muesli", "muzero", "ppo"])
@@ -123,8 +123,8 @@ def test_every_game_has_its_preset(agent: str) -> None:
 @pytest.mark.parametrize("env_id", atari.scores())
 def test_every_games_preset_builds_and_steps(env_id: str) -> None:
     config = compose(env_id, {})
-    env = assembly.make_env(config, None, 1, 0, "train")
-    parts = assembly.make_parts(config, env.spec)
+    env = build.make_env(config, None, 1, 0, "train")
+    parts = build.make_parts(config, env.spec)
     assert parts.template.replay.experience.observation.shape[2:] == (84, 84, 1)
     state, row = env.reset()
     assert row.observation.shape == (1, 84, 84, 4) and bool(row.first[0])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bircher.envs import registry
+from bircher.errors import MoveError
 from bircher.games import boards
-from bircher.games.boards import BOARDS, MoveError, board_of, read_move
+from bircher.games.boards import BOARDS, board_of, read_move
 from builders import quick_jit
 
 

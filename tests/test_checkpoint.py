@@ -22,8 +22,8 @@ import numpy as np
 import optax
 import pytest
 
-from bircher import array_files, checkpoint, plain_paths
-from bircher.checkpoint import CheckpointError, DamagedCheckpoint, MismatchedCheckpoint
+from bircher.errors import CheckpointError, DamagedCheckpoint, MismatchedCheckpoint
+from bircher.training import checkpoint
 
 
 class Network(eqx.Module):
@@ -207,7 +207,7 @@ NAMES = [
 @pytest.mark.parametrize("through", ["descriptor", "link"])
 def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: str) -> None:
     if through == "link":
-        monkeypatch.setattr(plain_paths, "_DESCRIPTORS", tmp_path / "none")
+        monkeypatch.setattr(checkpoint, "_DESCRIPTORS", tmp_path / "none")
     tree = {"a": jnp.arange(5.0), "b": jnp.ones((3, 4), jnp.bfloat16)}
     for name in NAMES:
         saved = checkpoint.save(tmp_path / name / "checkpoints", {"train": tree}, {"name": ascii(name)})
@@ -234,7 +234,7 @@ def test_a_folder_may_be_named_by_a_link_or_from_the_one_above(tmp_path: Path, m
 def test_a_save_that_cannot_be_read_back_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = checkpoint.save(tmp_path / "a [1]", {"train": jnp.zeros(2)}, {})
     # Given such a path, the storage library writes to another folder without a word.
-    monkeypatch.setattr(array_files, "plain_path", contextlib.nullcontext)
+    monkeypatch.setattr(checkpoint, "plain_path", contextlib.nullcontext)
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*array 00000 cannot be read back"):
         checkpoint.save(tmp_path / "a [1]", {"train": jnp.ones(2)}, {})
     assert checkpoint.latest(tmp_path / "a [1]") == good and list((tmp_path / "a [1]").iterdir()) == [good]

@@ -14,9 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 import bircher
-from bircher import config
 from bircher.cli import _complete, app, type_checked
-from bircher.evaluation import Report
+from bircher.config import config
+from bircher.training.evaluator import Report
 from tiny import SETTINGS, WORDS, Countdown
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_a_learning_curve_and_a_video(run: Path, tmp_path: Path) -> None:
 
 def test_a_window_shows_an_episode(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("bircher.run.window.FPS", 10_000)
+    monkeypatch.setattr("bircher.viz.plots.FPS", 10_000)
     assert invoke("watch", str(run)) == ""
 
 

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bircher.cli import app
-from bircher.config import compose
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.run import cells, comparing, protocol
+from bircher.config.config import compose
+from bircher.errors import UnsupportedEnvironment
+from bircher.experiments import compare, grid
 from tiny import WORDS
 
 SHORT = ["--steps", "64", "--seeds", "1", "--episodes", "4", "optimiser.minibatches=1", "optimiser.epochs=1"]
@@ -42,12 +42,12 @@ def test_a_comparison_holds_every_run_and_its_command(compared):
     assert [row["agent"] for row in found["rows"]] == ["muesli", "ppo"]
     for row in found["rows"]:
         run = out / "toy-cliff" / row["agent"] / "0"
-        report = json.loads((run / cells.EVALUATION).read_text())
+        report = json.loads((run / grid.EVALUATION).read_text())
         assert row["runs"] == [report["mean"]] and report["episodes"] == 4
         assert row["env_steps"] >= 64 and row["wall_seconds"] > 0
     assert found["commands"][0].startswith("bircher train toy/cliff agent=muesli")
-    assert (out / comparing.PAGE).read_text().count("<svg") >= 2
-    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+    assert (out / compare.PAGE).read_text().count("<svg") >= 2
+    assert json.loads((out / compare.NUMBERS).read_text()) == found
 
 
 def test_asked_again_it_trains_nothing_anew(compared):
@@ -64,7 +64,7 @@ def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
     again = [str(copy) if word == str(out) else "5" if word == "4" else word for word in words]
     told = invoke(*again, "--json")
     assert told.exit_code == 0, told.output
-    reports = [json.loads(path.read_text()) for path in copy.glob(f"*/*/*/{cells.EVALUATION}")]
+    reports = [json.loads(path.read_text()) for path in copy.glob(f"*/*/*/{grid.EVALUATION}")]
     assert [report["episodes"] for report in reports] == [5, 5]
 
 
@@ -82,7 +82,7 @@ def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, 
     out, words, found = compared
     told = invoke(*words, *more)
     assert told.exit_code == 2 and sentence in told.stderr
-    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+    assert json.loads((out / compare.NUMBERS).read_text()) == found
 
 
 def test_a_comparison_needs_a_folder_and_runs_that_can_be_read(compared, tmp_path):
@@ -94,7 +94,7 @@ def test_a_comparison_needs_a_folder_and_runs_that_can_be_read(compared, tmp_pat
     shutil.copytree(out / "toy-cliff" / "ppo" / "0", run)
     for name, sentence in (
         ("metrics.jsonl", "has logged nothing yet"),
-        (cells.EVALUATION, "cannot be read"),
+        (grid.EVALUATION, "cannot be read"),
     ):
         (run / name).write_text("{")
         told = invoke("compare", str(run), "--episodes", "4", "--out", str(tmp_path / "page"))
@@ -123,9 +123,9 @@ def test_who_stops_a_comparison_waits_for_its_runs_to_save(tmp_path, monkeypatch
         threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         return process
 
-    monkeypatch.setattr(cells, "_spawn", spawn)
-    (cell,) = cells.plan([cells.Variant("ppo", ("agent=ppo",))], ["toy/cliff"], range(1), [], tmp_path)
-    assert cells.run([cell], 1, 4, lambda _: None) == ([], [])
+    monkeypatch.setattr(grid, "_spawn", spawn)
+    (cell,) = grid.plan([grid.Variant("ppo", ("agent=ppo",))], ["toy/cliff"], range(1), [], tmp_path)
+    assert grid.run([cell], 1, 4, lambda _: None) == ([], [])
     assert log.read_text().split() == ["ready", "saved"]
 
 
@@ -134,7 +134,7 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
     runs = [str(out / "toy-cliff" / agent / "0") for agent in ("muesli", "ppo")]
     told = invoke("compare", *runs, "--out", str(tmp_path / "again"))
     assert told.exit_code == 0, told.output
-    assert (tmp_path / "again" / comparing.TABLE).read_text().splitlines()[2] in told.stdout
+    assert (tmp_path / "again" / compare.TABLE).read_text().splitlines()[2] in told.stdout
 
 
 def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_path):
@@ -156,9 +156,9 @@ def test_a_finished_run_is_evaluated_and_else_left_as_it_is(compared, tmp_path):
     assert "toy/cliff, ppo, seed 0: evaluating" in told.stderr
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     changed = {path.name for path in files.keys() | after.keys() if files.get(path) != after.get(path)}
-    assert changed == {cells.EVALUATION} and after[run / cells.EVALUATION] != files[run / cells.EVALUATION]
+    assert changed == {grid.EVALUATION} and after[run / grid.EVALUATION] != files[run / grid.EVALUATION]
     assert {path.name for path in (tmp_path / "old").iterdir()} == {"mine", "mine.log.txt"}
-    assert (tmp_path / "page" / comparing.TABLE).read_text().count("| one run |") == 1
+    assert (tmp_path / "page" / compare.TABLE).read_text().count("| one run |") == 1
 
 
 def test_a_run_that_is_not_finished_is_not_trained_on(compared, tmp_path):
@@ -183,8 +183,8 @@ def test_a_page_of_something_else_is_not_overwritten(compared, tmp_path):
     assert grown.exit_code == 0, "the same one, grown"
     told = invoke("compare", runs["ppo"], "--out", str(page))
     assert told.exit_code == 2 and "comparison.html is of another comparison (muesli against ppo)" in told.stderr
-    assert json.loads((page / comparing.NUMBERS).read_text()) == json.loads(grown.stdout)
-    for name, content in ((comparing.NUMBERS, "[1]"), (comparing.TABLE, "my notes")):
+    assert json.loads((page / compare.NUMBERS).read_text()) == json.loads(grown.stdout)
+    for name, content in ((compare.NUMBERS, "[1]"), (compare.TABLE, "my notes")):
         other = tmp_path / name
         other.mkdir()
         (other / name).write_text(content)
@@ -193,7 +193,7 @@ def test_a_page_of_something_else_is_not_overwritten(compared, tmp_path):
         assert [path.read_text() for path in other.iterdir()] == [content]
     told = invoke("protocol", "toy/cliff", *WORDS, *SHORT, "--out", str(out))
     assert told.exit_code == 2 and "is of another comparison" in told.stderr
-    assert json.loads((out / comparing.NUMBERS).read_text()) == found
+    assert json.loads((out / compare.NUMBERS).read_text()) == found
 
 
 def test_the_median_of_one_environment_is_not_taken_for_that_of_runs(compared):
@@ -206,7 +206,7 @@ def test_the_median_of_one_environment_is_not_taken_for_that_of_runs(compared):
 @pytest.mark.parametrize(("names", "pairs"), [("ab", {"ab", "ba"}), ("abcd", {"ba", "ca", "da"})])
 def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
     path = compared[0] / "toy-cliff" / "ppo" / "0"
-    found = comparing.findings([cells.Cell(name, "toy/cliff", 0, path, ()) for name in names], "title")
+    found = compare.findings([grid.Job(name, "toy/cliff", 0, path, ()) for name in names], "title")
     assert {ours + theirs for ours, theirs in found.improvement} == pairs
 
 
@@ -237,17 +237,17 @@ def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypat
 
 def test_an_agent_of_many_settings_has_a_folder_like_any_other(tmp_path):
     long = ",".join(["ppo", *(f"env.options.{letter * 40}=1" for letter in "abcdefgh")])
-    both = comparing.variants([f"{long},steps=64", f"{long},steps=65"])
+    both = compare.variants([f"{long},steps=64", f"{long},steps=65"])
     with pytest.raises(UnsupportedEnvironment, match="was given options"):
-        cells.plan(both, ["toy/cliff"], range(1), [], tmp_path)
-    names = {cells.folder_name(variant.name) for variant in both}
+        grid.plan(both, ["toy/cliff"], range(1), [], tmp_path)
+    names = {grid.folder_name(variant.name) for variant in both}
     assert len(names) == 2 and all(len(name) < 255 for name in names)
     for name in names:
         (tmp_path / name).mkdir()
 
 
 def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
-    made = cells.plan(protocol.steps("toy/cliff"), ["toy/cliff"], range(2), ["steps=64"], tmp_path)
+    made = grid.plan(compare.steps("toy/cliff"), ["toy/cliff"], range(2), ["steps=64"], tmp_path)
     assert len(made) == 10 and len({cell.path for cell in made}) == 10
     assert [cell.seed for cell in made] == [0] * 5 + [1] * 5, "seeds come first"
 
@@ -258,11 +258,11 @@ def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
      ("toy/cliff", ("optimiser.pieces=8",), 8)],
 )  # fmt: skip
 def test_steps_of_the_protocol_add_one_thing_each(env, settings, pieces):
-    configs = [compose(env, [*step.settings, *settings]) for step in protocol.steps(env, settings)]
+    configs = [compose(env, [*step.settings, *settings]) for step in compare.steps(env, settings)]
     second, third, fourth = configs[1:4]
     assert [config.optimiser.pieces for config in configs[1:4]] == [pieces] * 3
-    assert set(cells.differences(third, fourth)) == {"model.unroll_steps"}
-    assert set(cells.differences(second, third)) == {
+    assert set(grid.differences(third, fourth)) == {"model.unroll_steps"}
+    assert set(grid.differences(second, third)) == {
         f"losses.{name}.weight" for name in ("cmpo", "model_value", "model_reward")
     }
 

@@ -7,8 +7,8 @@ import pytest
 from rliable import library, metrics
 from scipy.stats import trim_mean
 
-from bircher import comparison
-from bircher.comparison import Curve
+from bircher.experiments import statistics
+from bircher.experiments.statistics import Curve
 
 GENERATOR = np.random.default_rng(0)
 OURS = {"a": [1.0, 3.0, 2.5, 7.0], "b": [0.5, 0.25, 0.75, 0.0], "c": [-3.0, -1.0, 0.0, 4.0]}
@@ -20,9 +20,9 @@ def matrix(scores):
 
 
 def test_statistics_are_rliables():
-    assert comparison.iqm(OURS, GENERATOR).value == pytest.approx(metrics.aggregate_iqm(matrix(OURS)))
-    assert comparison.median(OURS, GENERATOR).value == pytest.approx(metrics.aggregate_median(matrix(OURS)))
-    found = comparison.probability_of_improvement(OURS, THEIRS, GENERATOR).value
+    assert statistics.iqm(OURS, GENERATOR).value == pytest.approx(metrics.aggregate_iqm(matrix(OURS)))
+    assert statistics.median(OURS, GENERATOR).value == pytest.approx(metrics.aggregate_median(matrix(OURS)))
+    found = statistics.probability_of_improvement(OURS, THEIRS, GENERATOR).value
     assert found == pytest.approx(metrics.probability_of_improvement(matrix(OURS), matrix(THEIRS)))
 
 
@@ -42,9 +42,9 @@ def test_intervals_are_rliables():
         "improvement": library.get_interval_estimates(together, metrics.probability_of_improvement, reps=1000),
     }
     ours = {
-        "iqm": comparison.iqm(one, GENERATOR),
-        "median": comparison.median(one, GENERATOR),
-        "improvement": comparison.probability_of_improvement(one, other, GENERATOR),
+        "iqm": statistics.iqm(one, GENERATOR),
+        "median": statistics.median(one, GENERATOR),
+        "improvement": statistics.probability_of_improvement(one, other, GENERATOR),
     }
     for name, (_, intervals) in oracle.items():
         low, high = np.ravel(next(iter(intervals.values())))
@@ -54,36 +54,36 @@ def test_intervals_are_rliables():
 
 def test_the_interquartile_mean_is_scipys():
     values = np.concatenate([OURS["a"], OURS["b"], OURS["c"]])
-    assert comparison.iqm(OURS, GENERATOR).value == pytest.approx(trim_mean(values, 0.25))
+    assert statistics.iqm(OURS, GENERATOR).value == pytest.approx(trim_mean(values, 0.25))
 
 
 def test_improvement_counts_pairs_and_ties_half():
-    estimate = comparison.probability_of_improvement({"a": [1.0, 2.0]}, {"a": [1.0, 0.0]}, GENERATOR)
+    estimate = statistics.probability_of_improvement({"a": [1.0, 2.0]}, {"a": [1.0, 0.0]}, GENERATOR)
     assert estimate.value == (0.5 + 1 + 1 + 1) / 4
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
     with pytest.raises(ValueError, match="no environment has runs of both"):
-        comparison.probability_of_improvement({"a": [1.0]}, {"b": [1.0]}, GENERATOR)
+        statistics.probability_of_improvement({"a": [1.0]}, {"b": [1.0]}, GENERATOR)
 
 
 def test_one_seed_has_no_spread_and_many_have_less():
-    single = comparison.iqm({"a": [3.0]}, GENERATOR)
+    single = statistics.iqm({"a": [3.0]}, GENERATOR)
     assert single == (3.0, 3.0, 3.0)
     widths = []
     for runs in (5, 80):
-        found = comparison.iqm({"a": np.random.default_rng(1).normal(size=runs).tolist()}, GENERATOR)
+        found = statistics.iqm({"a": np.random.default_rng(1).normal(size=runs).tolist()}, GENERATOR)
         widths.append(found.high - found.low)
     assert widths[1] < widths[0] / 2
 
 
 def test_normalised_scores_run_from_the_floor_to_the_best_mean():
     scores = {"x": {"a": [10.0, 20.0], "b": [0.0]}, "y": {"a": [5.0, 5.0], "b": [-1.0]}}
-    found = comparison.normalised(scores, {"a": 5.0, "b": 1.0})
+    found = statistics.normalised(scores, {"a": 5.0, "b": 1.0})
     assert found == {"x": {"a": [0.5, 1.5], "b": [0.0]}, "y": {"a": [0.0, 0.0], "b": [0.0]}}
 
 
 def test_a_band_is_what_the_runs_have_in_common():
     curves = [Curve([10, 20, 40], [1.0, 2.0, 4.0], [0.0, 1.0, 3.0]), Curve([0, 30], [0.0, 6.0], [0.0, 6.0])]
-    steps = comparison.band(curves, "env_steps", 3)
+    steps = statistics.band(curves, "env_steps", 3)
     assert steps.x == [10, 20, 30]
     assert steps.mean == [1.0, 2.5, 4.0] and steps.low == [0.0, 1.0, 2.0] and steps.high == [2.0, 4.0, 6.0]
-    assert comparison.band(curves, "wall_seconds", 2).x == [1.0, 4.0]
+    assert statistics.band(curves, "wall_seconds", 2).x == [1.0, 4.0]

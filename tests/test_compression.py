@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bircher import compression, learner, replay
-from bircher.compression import BLOCK
-from bircher.config import compose
-from bircher.replay import ReplayConfig
-from bircher.run import assembly
-from bircher.settings import ConfigError
+from bircher.config.config import compose
+from bircher.errors import ConfigError
+from bircher.replay import base, storage
+from bircher.replay.base import ReplayConfig
+from bircher.replay.storage import BLOCK
+from bircher.runs import build
+from bircher.training import learner
 from bircher.types import Trajectory
 from builders import assert_trees_equal
 
@@ -48,8 +49,8 @@ def rollout(number: int, noisy: bool) -> Trajectory:
 @functools.cache
 def programs(room: int, exponent: float = 0.0, context: int = 0):
     """The compressing ring and the ring that it is made over, and what the two do with rows, compiled."""
-    plain = replay.make(ENVS, LENGTH, ENVS * ROWS, exponent, context, weighted=True)
-    small = compression.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context, room)
+    plain = base.make(ENVS, LENGTH, ENVS * ROWS, exponent, context, weighted=True)
+    small = storage.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context, room)
     return [(r, jax.jit(r.add, donate_argnums=0), jax.jit(r.sample, static_argnums=2)) for r in (plain, small)]
 
 
@@ -95,7 +96,7 @@ class Arena:
         end = begin
         for env in range(ENVS):
             data = data_of(rows, env)
-            end += -(-min(len(data), len(zlib.compress(data, compression.LEVEL))) // BLOCK)
+            end += -(-min(len(data), len(zlib.compress(data, storage.LEVEL))) // BLOCK)
         lost = [time for time, first, behind in self.inside if behind > begin and first < end]
         # What lies before the last that was lost may still be in the arena, but no sequence reaches across the hole.
         intact = [span for span in self.inside if span[0] > max(lost, default=-1)]
@@ -151,7 +152,7 @@ def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
         begin, size = int(code.offset[1, 2]) * BLOCK, int(code.size[1, 2])
         kept, data = np.asarray(state.arena).reshape(-1)[begin : begin + size].tobytes(), data_of(rows, 1)
         assert (kept if noisy else zlib.decompress(kept)) == data and (size == BYTES) == noisy
-        assert size in (BYTES, len(zlib.compress(data, compression.LEVEL)))
+        assert size in (BYTES, len(zlib.compress(data, storage.LEVEL)))
 
 
 def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it(monkeypatch):
@@ -187,14 +188,14 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
     settings = {"env.stack": 4, "env.num_envs": 4, "loop.rollout_length": 8, "optimiser.updates_per_step": 1 / 16}
     room = {"replay": {"place": "host", "capacity": 400, "observation_bytes": 250}}
     config = compose("toy/catch", {**settings, **room})
-    env = assembly.make_env(config, None, 4, 0, "train")
-    parts = assembly.make_parts(config, env.spec)
+    env = build.make_env(config, None, 4, 0, "train")
+    parts = build.make_parts(config, env.spec)
     held = parts.template.replay.ring
-    assert isinstance(held, compression.Compressed)
+    assert isinstance(held, storage.Compressed)
     assert held.arena.shape == (-(-400 * 250 // BLOCK), BLOCK)
     assert held.ring.ring.experience.observation.size.shape == (4, 100)
     assert parts.template.replay.ahead.drawn.draw.rows.observation.shape[-1] == 4
-    sentence = assembly.replay_sentence(config, parts, jax.devices()[0])
+    sentence = build.replay_sentence(config, parts, jax.devices()[0])
     assert sentence.endswith("in the host's memory, with 250 bytes for each observation, compressed")
 
 
@@ -204,7 +205,7 @@ def test_stacks_are_joined_of_what_was_compressed():
     plain = ReplayConfig.model_validate({"capacity": ENVS * ROWS, "place": "host", "priority_exponent": 0.6})
     drawn = []
     for config in (plain, plain.model_copy(update={"observation_bytes": 200})):
-        ring, state = learner.ring(config, spec, ENVS, LENGTH, 3), None
+        ring, state = learner.make_replay(config, spec, ENVS, LENGTH, 3), None
         add, sample = jax.jit(ring.add), jax.jit(ring.sample, static_argnums=2)
         for number in range(15):
             rows = rollout(number, noisy=True)

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher import settings
-from bircher.agents.muesli import MuesliConfig
-from bircher.config import AGENTS, DEBUG, Config, compose
-from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
-from bircher.preset_files import read_preset
-from bircher.settings import ConfigError
+from bircher.agents.actor_critic import MuesliConfig
+from bircher.config import settings
+from bircher.config.config import AGENTS, DEBUG, Config, compose
+from bircher.config.presets import read_preset
+from bircher.errors import ConfigError, UnknownEnvironment, UnsupportedEnvironment
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

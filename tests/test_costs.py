@@ -12,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import bircher
-from bircher import config, machine
+from bircher import devices
 from bircher.cli import app
-from bircher.run import assembly, begin, costs, memory
-from bircher.run.assembly import NotEnoughMemory
+from bircher.config import config
+from bircher.errors import NotEnoughMemory
+from bircher.runs import build, costs, launch
 from bircher.types import Discrete, EnvSpec
 from tiny import SETTINGS, Countdown
 
@@ -140,36 +141,36 @@ def test_of_pictures_the_small_torso_is_named_and_a_short_run_says_nothing() -> 
 def test_the_memory_of_an_update_is_said_where_it_is_much_and_refused_where_it_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**30)
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 2**30)
     device = jax.devices()[0]
-    assert memory.update_sentence(composed(), 2**20, device) == ""
-    assert memory.update_sentence(composed(), 2**28, device) == "acting and an update take 256.0 MiB while they run"
+    assert costs.update_sentence(composed(), 2**20, device) == ""
+    assert costs.update_sentence(composed(), 2**28, device) == "acting and an update take 256.0 MiB while they run"
     with pytest.raises(NotEnoughMemory, match=r"take 2\.0 GiB while they run, and 1\.0 GiB are left.*batch_size=4"):
-        memory.update_sentence(composed(), 2**31, device)
+        costs.update_sentence(composed(), 2**31, device)
     # The number is of the compiled programs.
-    monkeypatch.setattr(memory, "SAID_FROM", 1)
-    begin.start(composed(steps=16, **{"evaluation.count": 0}), out=tmp_path / "run").run()
+    monkeypatch.setattr(costs, "SAID_FROM", 1)
+    launch.start(composed(steps=16, **{"evaluation.count": 0}), out=tmp_path / "run").run()
     assert "acting and an update take 0." in capsys.readouterr().out
 
 
 def test_the_memory_of_a_checkpoint_is_said_with_that_of_a_large_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     made, device = composed(), jax.devices()[0]
-    env = assembly.make_env(made, None, 1, 0, "test")
-    parts = assembly.make_parts(made, env.spec)
-    assert assembly.replay_sentence(made, parts, device).endswith(" on the cpu")
-    monkeypatch.setattr(assembly, "SAID_FROM", 1)
-    said = assembly.replay_sentence(made, parts, device)
+    env = build.make_env(made, None, 1, 0, "test")
+    parts = build.make_parts(made, env.spec)
+    assert build.replay_sentence(made, parts, device).endswith(" on the cpu")
+    monkeypatch.setattr(build, "SAID_FROM", 1)
+    said = build.replay_sentence(made, parts, device)
     assert said.endswith(" on the cpu, and up to three times as much again while a checkpoint is written")
     taken = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.template.replay))
-    monkeypatch.setattr(machine, "available_bytes", lambda device: 2 * taken - 1)
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 2 * taken - 1)
     with pytest.raises(NotEnoughMemory, match="and at least as much again while a checkpoint is written"):
-        assembly.replay_sentence(made, parts, device)
+        build.replay_sentence(made, parts, device)
 
 
 def test_a_registered_limit_counts(tmp_path: Path) -> None:
     gymnasium.register("bircher/Endless-v0", Endless, max_episode_steps=40)
     try:
-        training = begin.start(config.compose("bircher/Endless-v0", {**SETTINGS, "steps": 64}), out=tmp_path / "run")
+        training = launch.start(config.compose("bircher/Endless-v0", {**SETTINGS, "steps": 64}), out=tmp_path / "run")
     finally:
         del gymnasium.registry["bircher/Endless-v0"]
     assert training._limit is None and training._env.spec.max_steps == 40

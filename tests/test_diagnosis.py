@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from agents.muesli_reference import leads_nowhere, step
-from bircher import diagnosis
-from bircher.agents import muesli, policy
-from bircher.agents.base import Look
+from bircher.agents import actor_critic
+from bircher.agents.base import LookAhead
+from bircher.analysis import model_error
 from bircher.cli import app
-from bircher.config import AGENTS
+from bircher.config.config import AGENTS
 from bircher.ops.distributions import mask_logits
 from bircher.types import Policy
 from builders import SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
@@ -27,7 +27,7 @@ MODEL = random_model(11)
 
 def found_for(rows, depths=DEPTHS):
     def measure(rows):
-        return diagnosis.diagnose(AGENT, policy_of(AGENT, MODEL), rows, depths, jax.random.key(0))
+        return model_error.diagnose(AGENT, policy_of(AGENT, MODEL), rows, depths, jax.random.key(0))
 
     return quick_jit(measure)(rows)
 
@@ -104,8 +104,8 @@ def test_true_advantages_reach_their_ceiling_in_spite_of_chance(known, slope):
     )
     flat = [jnp.asarray(x, jnp.float32).reshape(-1, *x.shape[2:]) for x in (value, q)]
     prior = jnp.full((flat[0].size, 3), 1 / 3)
-    agent = AGENT._replace(look=lambda *_: Look(flat[0], prior, flat[1], prior))
-    found = quick_jit(lambda: diagnosis.diagnose(agent, policy_of(AGENT, MODEL), rows, 1, jax.random.key(0)))()
+    agent = AGENT._replace(look=lambda *_: LookAhead(flat[0], prior, flat[1], prior))
+    found = quick_jit(lambda: model_error.diagnose(agent, policy_of(AGENT, MODEL), rows, 1, jax.random.key(0)))()
     expected = known * np.std(taken) / np.std(error) if known else np.std(taken) / np.std(error)
     assert float(found.advantage_ceiling) == pytest.approx(expected, abs=0.02)
     assert float(found.advantage_correlation / found.advantage_ceiling) == pytest.approx(slope, abs=0.2)
@@ -115,7 +115,7 @@ def test_a_model_without_a_clue_gains_nothing():
     """A fresh network says 0 of everything: its errors are the real numbers' own size, and it promises nothing."""
     fresh = AGENT.init(jax.random.key(0), SPEC)
     rows = random_rows(9, 16, LENGTH, all_legal=True)
-    found = quick_jit(lambda: diagnosis.diagnose(AGENT, fresh, rows, 2, jax.random.key(0)))()
+    found = quick_jit(lambda: model_error.diagnose(AGENT, fresh, rows, 2, jax.random.key(0)))()
     assert float(found.gain) == 0 and float(found.policy_kl.max()) < 1e-6 and float(found.improvement_kl) < 1e-6
     assert float(found.value_error.max()) == 0
     assert float(found.reward_error[0]) == pytest.approx(float(found.reward_deviation), rel=0.05)
@@ -148,7 +148,7 @@ def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
     """Where the network's own policy acted, and on the batch that it knows."""
     kind = AGENTS[agent].model_fields
     losses = kind["losses"].annotation.model_validate(CMPO_ON if agent == "ppo" else {})
-    made = policy.make(kind["agent"].annotation.model_validate(settings), SMALL, losses)
+    made = actor_critic.make(kind["agent"].annotation.model_validate(settings), SMALL, losses)
     rows = random_rows(12, 2 * BATCH, LENGTH)
     logits = MODEL.predict(MODEL.represent(rows.observation)).policy_logits
     # Rewards above 0: a batch's mean and deviation differ from its second moment.
@@ -164,21 +164,23 @@ def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
 
 def test_too_short_sequences_are_refused():
     with pytest.raises(ValueError, match="sequences of 8 steps cannot show 9 steps"):
-        diagnosis.diagnose(AGENT, policy_of(AGENT, MODEL), random_rows(0, 2, LENGTH), 9, jax.random.key(0))
+        model_error.diagnose(AGENT, policy_of(AGENT, MODEL), random_rows(0, 2, LENGTH), 9, jax.random.key(0))
 
 
 def test_without_a_reward_head_the_outcome_is_the_last_positions_value():
     """Rewards are not judged, and a value is held against the outcome seen from its own side."""
     board = SMALL.model_copy(update={"value_head": "tanh", "reward_head": False})
     model = random_model(11, board)
-    agent = policy.make(muesli.MuesliConfig(discount=1.0), board, muesli.MuesliLosses(), None, 2)
+    agent = actor_critic.make(actor_critic.MuesliConfig(discount=1.0), board, actor_critic.MuesliLosses(), None, 2)
     rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
     discount = np.where(rows.terminal | rows.first, rows.discount, -1.0).astype(np.float32)
     rows = rows._replace(reward=np.where(rows.terminal, 1.0, 0.0).astype(np.float32), discount=discount)
-    found = quick_jit(lambda rows: diagnosis.diagnose(agent, policy_of(agent, model), rows, 1, jax.random.key(0)))(rows)
+    found = quick_jit(lambda rows: model_error.diagnose(agent, policy_of(agent, model), rows, 1, jax.random.key(0)))(
+        rows
+    )
     assert np.isnan(np.asarray(found.reward_error)).all()
-    assert diagnosis.as_dictionary(found)["reward_error"] == [None]
-    assert not any("reward" in name for name in diagnosis.as_metrics(found))
+    assert model_error.as_dictionary(found)["reward_error"] == [None]
+    assert not any("reward" in name for name in model_error.as_metrics(found))
     latents = model.represent(rows.observation)
     values, rows = np.asarray(model.value(latents)), jax.tree.map(np.asarray, rows)
     errors = []
@@ -199,7 +201,7 @@ def test_without_a_reward_head_the_outcome_is_the_last_positions_value():
 def test_every_metric_is_in_the_glossary():
     from bircher import metrics
 
-    metrics.check(diagnosis.as_metrics(found_for(random_rows(10, BATCH, LENGTH, all_legal=True))))
+    metrics.check(model_error.as_metrics(found_for(random_rows(10, BATCH, LENGTH, all_legal=True))))
 
 
 @pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from bircher import doctor
-from bircher.run import doctoring
+from bircher.analysis import doctor
+from bircher.runs import logger
 
 FACTS = doctor.Facts(100_000, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75, atom_distance=0.8)
 PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
@@ -256,10 +256,10 @@ def test_what_nothing_can_foretell_is_no_fault_of_the_value():
 
 
 def test_a_watch_raises_each_flag_once_and_does_not_remember_everything(monkeypatch):
-    monkeypatch.setattr(doctoring, "LINES", 60)
+    monkeypatch.setattr(logger, "LINES", 60)
     story = healthy()
     PLANTED[1](story)
-    watch = doctoring.Watch(FACTS)
+    watch = logger.DoctorMonitor(FACTS)
     raised = [flag.number for line in story for flag in watch(line, at_once=True)]
     assert raised == [1] and len(watch._lines) <= 60
     assert set(map(tuple, watch._lines)) == set(map(tuple, story)) and len(watch._names) <= 3, "names are shared"
@@ -391,15 +391,15 @@ def test_episodes_that_grow_longer_and_longer_have_no_limit():
 def test_a_run_is_judged_by_its_evaluations():
     story = healthy()
     story[-1] |= {"act/episode_return": 9.0, "episodes": 100}
-    assert doctoring.course(story).startswith("evaluations of 4")
+    assert logger.course(story).startswith("evaluations of 4")
     for line in story:
         line.pop("eval/return_mean", None)
     for i, line in enumerate(story[:-1]):
         line |= {"episodes": i + 1, "act/episode_return": float(i)}
     # Lines of one episode each: the means of the first twenty and of the last twenty, of which the very last is 9.
     last = (sum(range(80, 99)) + 9) / 20
-    assert doctoring.course(story) == f"training returns of 9.5 at first and {last:.4g} at last: "
-    assert doctoring.course([{"env_steps": 1, "learner_steps": 1}]) == ""
+    assert logger.course(story) == f"training returns of 9.5 at first and {last:.4g} at last: "
+    assert logger.course([{"env_steps": 1, "learner_steps": 1}]) == ""
 
 
 @pytest.mark.parametrize(("weight", "raised"), [(1.0, []), (5.0, []), (1000.0, [1])])

@@ -14,13 +14,11 @@ import yaml
 from typer.testing import CliRunner
 
 import bircher
-from bircher import updates
 from bircher.cli import app
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.evaluation import EvaluationFailed
-from bircher.run import folder, loaded
-from bircher.run.outcome import RunFailed
+from bircher.errors import EvaluationFailed, RunFailed, UnsupportedEnvironment
+from bircher.runs import directory, loaded_agent
+from bircher.training import learner
 from tiny import SETTINGS, WORDS, BadReward, Countdown, Raises
 
 
@@ -113,7 +111,7 @@ def copied(run, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("words", [["eval", "copy"], ["train", "--resume", "copy"]])
 def test_a_damaged_checkpoint_is_refused(run, words: list[str], tmp_path: Path) -> None:
     path = copied(run, tmp_path)
-    saved = folder.last_checkpoint(path)
+    saved = directory.last_checkpoint(path)
     files = [file for file in (saved / "train").rglob("*") if file.is_file()]
     victim = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(victim.read_bytes())
@@ -191,7 +189,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(RunFailed, match="updates in Huge was not finite by environment step"):
         bircher.train(Huge, steps=300, out="run", **SETTINGS)
-    assert bool(updates.all_finite(loaded.load("run").policy))
+    assert bool(learner.all_finite(loaded_agent.load("run").policy))
 
 
 def test_an_environment_that_cannot_be_reset_is_refused_before_anything_is_made() -> None:

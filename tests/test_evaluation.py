@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bircher import evaluation
 from bircher.agents.base import Agent
 from bircher.envs import registry
 from bircher.envs.toys import make_toy
-from bircher.evaluation import EvaluationFailed, EvaluationStopped, Evaluator, bootstrap_interval, interquartile_mean
+from bircher.errors import EvaluationFailed, EvaluationStopped
+from bircher.training import evaluator
+from bircher.training.evaluator import Evaluator, bootstrap_interval, interquartile_mean
 from bircher.types import ActOutput, Policy
 from tiny import BadReward, Countdown, Raises
 
@@ -59,7 +60,7 @@ def test_every_environment_plays_one_episode_however_short() -> None:
 
 @pytest.mark.parametrize("source", [Countdown, "toy/cliff"])
 def test_many_episodes_are_played_in_batches_with_other_starts(source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MAX_ENVS", 8)
+    monkeypatch.setattr(evaluator, "MAX_ENVS", 8)
     report = Evaluator(dice(2), maker(source))(POLICY, 20, 0)
     assert report.episodes == 20 == len(report.returns) == len(report.lengths)
     if source is Countdown:
@@ -68,14 +69,14 @@ def test_many_episodes_are_played_in_batches_with_other_starts(source, monkeypat
 
 
 def test_long_episodes_go_on_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    monkeypatch.setattr(evaluator, "CHUNK", 4)
     report = Evaluator(dice(2), maker("toy/counter", options={"length": 11}))(POLICY, 3, 0)
     assert report.lengths == [11, 11, 11]
 
 
 def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MAX_EPISODE_STEPS", 8)
-    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    monkeypatch.setattr(evaluator, "MAX_EPISODE_STEPS", 8)
+    monkeypatch.setattr(evaluator, "CHUNK", 4)
 
     class Endless(Countdown):
         def step(self, action):
@@ -88,7 +89,7 @@ def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("chunk", [4, 256])
 def test_an_evaluation_s_own_limit_cuts_only_what_is_longer(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", chunk)
+    monkeypatch.setattr(evaluator, "CHUNK", chunk)
     whole = Evaluator(dice(2), maker(Countdown))(POLICY, 20, 0)
     limit = sorted(whole.lengths)[10]
     report = Evaluator(dice(2), maker(Countdown), max_steps=limit)(POLICY, 20, 0)
@@ -131,7 +132,7 @@ def test_a_failure_after_the_episode_is_no_part_of_it() -> None:
 
 
 def test_it_stops_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK", 2)
+    monkeypatch.setattr(evaluator, "CHUNK", 2)
     with pytest.raises(EvaluationStopped):
         Evaluator(dice(2), maker("toy/counter"))(POLICY, 2, 0, lambda: True)
     with pytest.raises(ValueError, match="at least 1 episode"):

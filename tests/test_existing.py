@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bircher.config import Config, compose
-from bircher.envs.base import UnknownEnvironment
-from bircher.run import cells, comparing, existing, folder
-from bircher.run.folder import RunFolderError
+from bircher.config.config import Config, compose
+from bircher.errors import RunFolderError, UnknownEnvironment
+from bircher.experiments import compare, grid
+from bircher.runs import directory
 
 CMPO = "losses.cmpo.weight=0.01"
 
@@ -18,16 +18,16 @@ CMPO = "losses.cmpo.weight=0.01"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Makes the folder of a run that counts as finished, from the words behind `bircher train`."""
-    monkeypatch.setattr(folder, "counters", lambda path: {"env_steps": 2**31})
+    monkeypatch.setattr(directory, "counters", lambda path: {"env_steps": 2**31})
 
     def make(name: str, env: str, *words: str) -> Path:
-        return folder.create(compose(env, words), tmp_path / name)
+        return directory.create(compose(env, words), tmp_path / name)
 
     return make
 
 
 def names(*paths: Path, planned=()) -> list[str]:
-    return [cell.variant for cell in existing.cells(paths, planned)]
+    return [cell.variant for cell in compare.cells(paths, planned)]
 
 
 def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
@@ -71,10 +71,10 @@ def test_a_preset_is_named_and_not_all_that_it_holds(run):
 )
 def test_the_command_of_a_run_makes_its_configuration(run, words):
     path = run("a run", "CartPole-v1", *words)
-    (cell,) = existing.cells([path])
+    (cell,) = compare.cells([path])
     train, command, env, *settings = shlex.split(cell.command)
     assert (train, command) == ("bircher", "train")
-    assert compose(env, settings) == folder.read_config(path)
+    assert compose(env, settings) == directory.read_config(path)
     assert "--config" not in settings and len(settings) <= len(words) + 2
 
 
@@ -83,7 +83,7 @@ def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
     for path in paths:
         text = (path / "config.yaml").read_text()
         (path / "config.yaml").write_text(text.replace("preset: cartpole", "preset: of_old"))
-    found = existing.cells(paths)
+    found = compare.cells(paths)
     assert [cell.variant for cell in found] == ["ppo", "ppo"]
     for cell, path in zip(found, paths, strict=True):
         assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
@@ -92,13 +92,13 @@ def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
 
 def test_an_option_that_is_missing_tells_runs_apart(run, monkeypatch):
     path, config = run("a", "CartPole-v1", "agent=ppo"), compose("CartPole-v1", ["agent=ppo", "env.options.b=1"])
-    monkeypatch.setattr(existing, "compose", lambda env, words: config)
-    assert existing.recipe(folder.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
+    monkeypatch.setattr(compare, "compose", lambda env, words: config)
+    assert compare.recipe(directory.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
 
 
 def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_path):
     words = ["ppo,steps=2000", f"ppo,steps=2000,{CMPO}"]
-    planned = cells.plan(comparing.variants(words), ["CartPole-v1"], range(2), [], tmp_path / "out")
+    planned = grid.plan(compare.variants(words), ["CartPole-v1"], range(2), [], tmp_path / "out")
     same = run("same", "CartPole-v1", "agent=ppo", "steps=2e3", "losses.cmpo.weight=1e-2", "seed=5")
     rate = run("rate", "CartPole-v1", "agent=ppo", "steps=2000", "optimiser.learning_rate=0.1", "seed=5")
     usual = run("usual", "CartPole-v1", "agent=ppo", "seed=5")
@@ -110,9 +110,9 @@ def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_p
 def test_one_run_twice_is_refused(run):
     one, two = (run(name, "CartPole-v1", "agent=ppo", "seed=3") for name in ("one", "two"))
     with pytest.raises(RunFolderError, match="one and .*two are one run twice: ppo on CartPole-v1 with seed 3"):
-        existing.cells([one, two])
+        compare.cells([one, two])
     with pytest.raises(RunFolderError, match="one is given twice"):
-        existing.cells([one, one])
+        compare.cells([one, one])
 
 
 def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
@@ -121,7 +121,7 @@ def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
     env = config.env.model_copy(update={"id": "callable:Mine"})
     (path / "config.yaml").write_text(config.model_copy(update={"env": env}).to_yaml())
     with pytest.raises(UnknownEnvironment, match="the callable Mine, which no file holds"):
-        existing.cells([path])
+        compare.cells([path])
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
     ],
 )
 def test_settings_of_an_agent_are_split_outside_brackets(word, parts):
-    assert comparing.apart(word) == parts
+    assert compare.apart(word) == parts

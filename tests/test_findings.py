@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from bircher.run import cells, comparing
+from bircher.experiments import compare, grid
 
 
 @pytest.fixture
 def cell(tmp_path):
     """Makes a run with these returns of training, and this mean of its evaluation."""
 
-    def make(agent: str, env: str, mean: float, training: list[float], steps: int = 100) -> cells.Cell:
+    def make(agent: str, env: str, mean: float, training: list[float], steps: int = 100) -> grid.Job:
         path = tmp_path / agent / env
         path.mkdir(parents=True)
         lines = [
@@ -23,8 +23,8 @@ def cell(tmp_path):
         lines.insert(0, {"env_steps": 0, "wall_seconds": 0, "act/episode_return": None})
         counters = {"learner_steps": 0, "episodes": 0}
         (path / "metrics.jsonl").write_text("".join(json.dumps({**counters, **line}) + "\n" for line in lines))
-        (path / cells.EVALUATION).write_text(json.dumps({"mean": mean, "episodes": 1000}))
-        return cells.Cell(agent, env, 0, path, ())
+        (path / grid.EVALUATION).write_text(json.dumps({"mean": mean, "episodes": 1000}))
+        return grid.Job(agent, env, 0, path, ())
 
     return make
 
@@ -34,7 +34,7 @@ def test_scores_begin_at_the_very_first_episodes(cell):
     long = [10.0, *[90.0] * 300]
     runs = [cell("a", "x", 110.0, long), cell("b", "x", 60.0, long)]
     runs += [cell(agent, "y", 1.0, [0.0, 0.0]) for agent in "ab"]
-    found = comparing.findings(runs, "title")
+    found = compare.findings(runs, "title")
     assert {name: {agent: one.value for agent, one in by.items()} for name, by in found.aggregates.items()} == {
         "IQM of runs, normalised return": {"a": 1.0, "b": 0.75},
         "median over environments of mean normalised return": {"a": 1.0, "b": 0.75},
@@ -44,7 +44,7 @@ def test_scores_begin_at_the_very_first_episodes(cell):
 
 def test_what_misleads_is_said(cell):
     runs = [cell("a", "x", 1.0, [0, 1]), cell("a", "y", 1.0, [0, 1]), cell("b", "x", 2.0, [0, 1], steps=200)]
-    notes = comparing.findings(runs, "title", ["mine"]).notes
+    notes = compare.findings(runs, "title", ["mine"]).notes
     assert notes[0] == "mine" and "on 1,000 fresh episodes" in notes[1]
     for said in ("b has no run on y", "x: the agents had different numbers of steps", "Of fewer than 5 runs"):
         assert sum(said in note for note in notes) == 1

@@ -9,10 +9,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bircher import settings
 from bircher.cli import app
-from bircher.config import AGENTS
-from bircher.foreign_names import _NAMES_ELSEWHERE, ENVIRONMENT, FOREIGN, of_setting, settings_in
+from bircher.config import settings
+from bircher.config.config import AGENTS
+from bircher.config.foreign_names import _NAMES_ELSEWHERE, ENVIRONMENT, FOREIGN, of_setting, settings_in
 
 SETTINGS = {agent: {*settings.names(kind), *settings.SHORTCUTS} for agent, kind in AGENTS.items()}
 IN_FILES = sorted(name for name in FOREIGN if not name.startswith("--"))

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import actor, frames, replay
-from bircher.config import compose
+from bircher.config.config import compose
 from bircher.envs import registry
-from bircher.run import assembly
+from bircher.replay import base, storage
+from bircher.runs import build
+from bircher.training.rollout import collect_rollout, start_actors
 from builders import quick_jit
 
 LENGTH, ENVS, STACK = 6, 3, 3
@@ -20,12 +21,12 @@ def rollouts(count, exponent=0.0, capacity=90):
     """A ring that was given the rollouts of stacked images, the learner's way; and all that it was given."""
     small = {"model.torso_widths": [4], "model.latent_width": 4, "model.dynamics_widths": [4], "model.head_widths": []}
     config = compose("toy/catch", {"env.stack": STACK, "env.num_envs": ENVS, **small})
-    env = assembly.make_env(config, None, ENVS, 0, "train")
-    agent = assembly.make_agent(config, env.spec)
+    env = build.make_env(config, None, ENVS, 0, "train")
+    agent = build.make_agent(config, env.spec)
     policy = agent.init(jax.random.key(0), env.spec)
-    state = actor.start(agent, env, jax.random.key(1))
-    play = quick_jit(lambda state: actor.rollout(agent, env, policy, state, LENGTH, 0.0)[:2])
-    ring = frames.kept_once(replay.make(ENVS, LENGTH, capacity, exponent, STACK - 1), STACK)
+    state = start_actors(agent, env, jax.random.key(1))
+    play = quick_jit(lambda state: collect_rollout(agent, env, policy, state, LENGTH, 0.0)[:2])
+    ring = storage.kept_once(base.make(ENVS, LENGTH, capacity, exponent, STACK - 1), STACK)
     held, given = None, []
     for _ in range(count):
         state, rows = play(state)
@@ -69,7 +70,7 @@ def test_no_stack_reaches_across_a_first_row():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (4, 12, 2, 2, 1)).astype(np.uint8)
     first = rng.uniform(size=(4, 12)) < 0.3
-    found = np.asarray(frames.joined(jnp.asarray(pictures), jnp.asarray(first), 4))
+    found = np.asarray(storage.joined(jnp.asarray(pictures), jnp.asarray(first), 4))
     assert found.shape == (4, 9, 2, 2, 4) and found.dtype == np.uint8
     for b in range(4):
         for t in range(3, 12):
@@ -82,5 +83,5 @@ def test_no_stack_reaches_across_a_first_row():
 
 def test_a_learners_replay_keeps_single_frames():
     config = compose("toy/catch", {"env.stack": 4, "env.num_envs": 4, "replay.capacity": 400})
-    parts = assembly.make_parts(config, registry.make("toy/catch", 1, 0, stack=4).spec)
+    parts = build.make_parts(config, registry.make("toy/catch", 1, 0, stack=4).spec)
     assert parts.template.replay.experience.observation.shape == (4, 100, 10, 5, 1)

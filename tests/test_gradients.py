@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import gradients, metrics
+from bircher import metrics
 from bircher.agents.base import weights_at
+from bircher.analysis import term_gradients
 from bircher.ops import losses
 from builders import batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
@@ -28,7 +29,7 @@ def measured():
     policy = policy_of(agent, model)
     targets, state = quick_jit(agent.targets)(policy, batch, jax.random.key(0))
     key = jax.random.key(1)
-    found = quick_jit(lambda model: gradients.measure(agent, model, state, batch, targets, key, NOW))(model)
+    found = quick_jit(lambda model: term_gradients.measure(agent, model, state, batch, targets, key, NOW))(model)
 
     def alone(model, name):
         terms, _ = agent.loss(model, state, batch, targets, key)
@@ -61,7 +62,7 @@ def test_cosines_are_those_of_the_encoders_gradients(measured):
 
 def test_what_is_logged_is_in_the_glossary_and_adds_up(measured):
     found, slow = measured
-    told = gradients.as_metrics(found, tuple(slow))
+    told = term_gradients.as_metrics(found, tuple(slow))
     metrics.check(told)
     assert sum(told[f"gradient/{name}_share"] for name in slow) == pytest.approx(1.0)
     assert told["gradient/value_policy_head"] == 0.0, "the value says nothing about the policy's head"
@@ -70,7 +71,7 @@ def test_what_is_logged_is_in_the_glossary_and_adds_up(measured):
 
 def test_without_any_gradient_shares_are_nothing():
     zeros = jnp.zeros(2)
-    told = gradients.as_metrics(
-        gradients.TermGradients({"encoder": zeros}, zeros, jnp.zeros((2, 2))), ("value", "cmpo")
+    told = term_gradients.as_metrics(
+        term_gradients.TermGradients({"encoder": zeros}, zeros, jnp.zeros((2, 2))), ("value", "cmpo")
     )
     assert told["gradient/value_share"] == 0.0 and not any("cosine" in name for name in told)

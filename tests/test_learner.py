@@ -12,12 +12,12 @@ import optax
 import pytest
 from flashbax.buffers import trajectory_buffer
 
-from bircher import learner
 from bircher.agents.base import Agent, Schedule
-from bircher.agents.unrolling import episode_ends
-from bircher.optimiser import OptimiserConfig, learning_rate, make_optimiser
-from bircher.replay import ReplayConfig
-from bircher.sampling import pieces, windows
+from bircher.agents.unroll import episode_ends
+from bircher.replay.base import ReplayConfig
+from bircher.replay.batching import crop_sequences, split_sequences
+from bircher.training import learner
+from bircher.training.optimizer import OptimiserConfig, learning_rate, make_optimiser
 from bircher.types import (
     ActOutput,
     Batch,
@@ -114,8 +114,8 @@ def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_e
         capacity=capacity, fraction=fraction, priority_exponent=priority_exponent,
         importance_exponent=importance_exponent,
     )  # fmt: skip
-    made = learner.make(probe(), spec, config, replay, ENVS, LENGTH, 120, 0.25)
-    learn = quick_jit(made.learn)
+    made = learner.Learner(probe(), spec, learner.LearnerConfig(config, replay, ENVS, LENGTH, 120, 0.25))
+    learn = quick_jit(made.update)
 
     def mean(state, rollout, tally):
         """The probe tells of every update, whether it is asked to or not: what arrives is the sum."""
@@ -187,9 +187,9 @@ def test_without_priorities_the_program_knows_nothing_of_them():
     other = probe_learner(0.5, importance_exponent=0.25, **PLAIN)[0]
     on, on_state, _ = probe_learner(0.5, priority_exponent=0.5, **PLAIN)
     inputs = (marked_rollout(0), tally())
-    program = str(jax.make_jaxpr(made.learn)(state, *inputs))
-    assert program == str(jax.make_jaxpr(other.learn)(state, *inputs))
-    assert "cumsum" not in program and "cumsum" in str(jax.make_jaxpr(on.learn)(on_state, *inputs))
+    program = str(jax.make_jaxpr(made.update)(state, *inputs))
+    assert program == str(jax.make_jaxpr(other.update)(state, *inputs))
+    assert "cumsum" not in program and "cumsum" in str(jax.make_jaxpr(on.update)(on_state, *inputs))
     assert not made.replay.prioritised
     assert made.replay.update_priority(state.replay, jnp.zeros(2, jnp.int32), jnp.ones(2)) is state.replay
     assert set(state.replay) == {"experience", "is_full", "current_index"}
@@ -310,9 +310,11 @@ def test_default_optimiser_settings_are_the_papers():
 def muesli_learner():
     """A small Muesli on random rows, three iterations in."""
     config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32, learning_rate=1e-2)
-    made = learner.make(muesli_agent(), SPEC, config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 10_000, 0.1)
+    made = learner.Learner(
+        muesli_agent(), SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 10_000, 0.1)
+    )
     state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
-    learn = quick_jit(made.learn)
+    learn = quick_jit(made.update)
     for seed in range(3):
         state, _ = learn(state, random_rows(seed, 4, 8), tally(32))
     return made, state, learn
@@ -375,9 +377,11 @@ def test_a_weight_may_change_over_training():
     agent = muesli_agent(losses={"entropy": {"weight": 0.4, "final_weight": 0.0}})
     assert "entropy" not in muesli_agent().weights and agent.weights["entropy"] == Schedule(0.4, 0.0)
     config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32)
-    made = learner.make(agent, SPEC, config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 64, 0.1)
+    made = learner.Learner(
+        agent, SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 64, 0.1)
+    )
     state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, 4))
-    learn = quick_jit(made.learn)
+    learn = quick_jit(made.update)
     for expected in (0.4, 0.2, 0.0, 0.0):
         state, metrics = learn(state, random_rows(3, 4, 8), tally(32))
         assert float(metrics["weighted/entropy"]) == pytest.approx(expected * float(metrics["loss/entropy"]), abs=1e-6)
@@ -386,10 +390,14 @@ def test_a_weight_may_change_over_training():
 
 def test_terms_and_weights_must_have_the_same_names():
     agent = probe()._replace(weights={"slop": 1.0})
-    made = learner.make(agent, MARKED, OptimiserConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1)
+    made = learner.Learner(
+        agent,
+        MARKED,
+        learner.LearnerConfig(OptimiserConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1),
+    )
     state = quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS))
     with pytest.raises(ValueError, match="'slope'.*'slop'"):
-        jax.eval_shape(made.learn, state, marked_rollout(0), tally())
+        jax.eval_shape(made.update, state, marked_rollout(0), tally())
 
 
 @pytest.mark.parametrize("with_target", [True, False])
@@ -409,7 +417,7 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
     place = jnp.arange(64)[:, None] * 100 + jnp.arange(10)
     batch = batch._replace(trajectory=rows._replace(reward=place.astype(jnp.float32)))
     targets = agent.targets(policy, batch, jax.random.key(1))[0]
-    cut, cut_targets = quick_jit(lambda key: windows(key, batch, targets, 4))(jax.random.key(2))
+    cut, cut_targets = quick_jit(lambda key: crop_sequences(key, batch, targets, 4))(jax.random.key(2))
     begin = np.asarray(cut.trajectory.reward[:, 0]).astype(int) - 100 * np.arange(64)
     assert set(begin) == set(range(6)), "everywhere, and nowhere beyond"
     for b, t in enumerate(begin):
@@ -420,14 +428,16 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
             cut_targets.policy.weights[b], targets.policy.weights[b, t : t + len(cut_targets.policy.weights[b])]
         )
     np.testing.assert_array_equal(cut_targets.priority, targets.priority)
-    whole, whole_targets = windows(jax.random.key(2), batch, targets, 9)
+    whole, whole_targets = crop_sequences(jax.random.key(2), batch, targets, 9)
     assert_trees_equal((whole, whole_targets), (batch, targets))
 
 
 def test_a_window_longer_than_a_sequence_is_refused():
     with pytest.raises(ValueError, match=r"optimiser.window=9 is more than a sequence's 8 rows"):
-        learner.make(
-            muesli_agent(), SPEC, OptimiserConfig(window=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1
+        learner.Learner(
+            muesli_agent(),
+            SPEC,
+            learner.LearnerConfig(OptimiserConfig(window=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1),
         )
 
 
@@ -437,7 +447,7 @@ def test_pieces_hold_every_transition_once_with_its_own_targets(length):
     place = jnp.arange(5)[:, None] * 100 + jnp.arange(10)
     batch = Batch(rows._replace(reward=place.astype(jnp.float32)), jnp.arange(5), jnp.arange(5) / 5)
     targets = agent.targets(agent.init(jax.random.key(0), SPEC), batch, jax.random.key(1))[0]
-    cut, cut_targets = quick_jit(lambda: pieces(batch, targets, length))()
+    cut, cut_targets = quick_jit(lambda: split_sequences(batch, targets, length))()
     assert cut_targets.value.shape == (5 * 9 // length, length)
     begin = np.asarray(cut.trajectory.reward[:, 0]).astype(int)
     assert sorted(begin) == [100 * b + t for b in range(5) for t in range(0, 9, length)]
@@ -470,9 +480,11 @@ def test_updates_stop_where_the_policy_has_gone_too_far():
             batch_size=4, epochs=5, updates_per_step=5 / 12, learning_rate=0.05, pieces=3, kl_stop=stop
         )
         agent = muesli_agent()
-        made = learner.make(agent, SPEC, config, ReplayConfig(capacity=48, fraction=0.0), ENVS, LENGTH, 120, 0.1)
+        made = learner.Learner(
+            agent, SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=48, fraction=0.0), ENVS, LENGTH, 120, 0.1)
+        )
         state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, ENVS))
-        state, _ = quick_jit(made.learn)(state, rows, tally())
+        state, _ = quick_jit(made.update)(state, rows, tally())
         learnt[stop], steps[stop] = state.params, int(state.counters.learner_steps)
     assert steps[None] == steps[1e9] == 5 and steps[1e-9] < 5
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import actor, learner
 from bircher.envs.toys import make_toy
-from bircher.loops import pipeline, synchronous
-from bircher.optimiser import OptimiserConfig
-from bircher.replay import ReplayConfig
+from bircher.replay.base import ReplayConfig
+from bircher.training import learner, loops
+from bircher.training.optimizer import OptimiserConfig
+from bircher.training.rollout import collect_rollout, start_actors
 from builders import SMALL, assert_trees_equal, muesli_agent
 
 ENVS, LENGTH = 4, 5
@@ -56,7 +56,9 @@ def made_learner():
     """A learner for the cliff."""
     config = OptimiserConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
     spec = Handed(True).spec
-    return learner.make(AGENT, spec, config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
+    return learner.Learner(
+        AGENT, spec, learner.LearnerConfig(config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
+    )
 
 
 @functools.cache
@@ -64,12 +66,12 @@ def loop(kind: str = "joined"):
     """A loop's programs, and how to begin it: synchronous as one program or two, or the pipeline."""
     env = Handed(kind == "joined")
     made = made_learner()
-    programs = (pipeline if kind == "pipeline" else synchronous).make(AGENT, env, made, LENGTH, 400)
+    programs = loops.LOOPS["pipeline" if kind == "pipeline" else "synchronous"](AGENT, env, made, LENGTH, 400)
     init = jax.jit(made.init)
 
     def begin(fails_at: int = -1):
         env.fails_at = fails_at
-        start = actor.start(AGENT, env, jax.random.key(1))
+        start = start_actors(AGENT, env, jax.random.key(1))
         train = init(jax.random.key(0), start.timestep)
         state = programs.begin(train, start)
         return train, state, programs.fresh_progress(train, state)
@@ -82,12 +84,14 @@ def test_the_pipeline_acts_by_the_policy_of_one_rollout_ago():
     programs, begin = loop("pipeline")
     train, state, progress = begin()
     env, learn = Handed(False), made_learner()
-    rollout = jax.jit(lambda policy, actor_state, share: actor.rollout(AGENT, env, policy, actor_state, LENGTH, share))
-    update = jax.jit(learn.learn)
+    rollout = jax.jit(
+        lambda policy, actor_state, share: collect_rollout(AGENT, env, policy, actor_state, LENGTH, share)
+    )
+    update = jax.jit(learn.update)
     plain, env.fails_at = train, -1
     acting = [learner.acting_policy(AGENT, plain)] * 2
     seen = [plain.counters.env_steps] * 2
-    where = actor.start(AGENT, env, jax.random.key(1))
+    where = start_actors(AGENT, env, jax.random.key(1))
     for number in range(5):
         where, rows, tally = rollout(acting[number], where, seen[number] / 400)
         if number == 0:

@@ -13,22 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from bircher import machine
+from bircher import devices
 
 
 def test_the_machine_knows_its_memory() -> None:
     device = jax.devices()[0]
-    assert 2**20 < machine.available_bytes(device) < 2**45 and 2**20 < machine.used_bytes(device) < 2**40
+    assert 2**20 < devices.available_bytes(device) < 2**45 and 2**20 < devices.used_bytes(device) < 2**40
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
 def test_memory_that_was_freed_in_pieces_is_given_back() -> None:
     """Of 128 MB one piece in a hundred stays, the last among them: so much of the rest is the system's again."""
     pieces = [np.ones(8192) for _ in range(2000)]
-    held = machine.used_bytes(jax.devices("cpu")[0])
+    held = devices.used_bytes(jax.devices("cpu")[0])
     pieces = pieces[::-1][::100]
-    machine.give_back()
-    now = machine.used_bytes(jax.devices("cpu")[0])
+    devices.give_back()
+    now = devices.used_bytes(jax.devices("cpu")[0])
     assert held is not None and now is not None and held - now > 64 * 2**20
     assert all(piece.sum() == 8192 for piece in pieces)
 
@@ -73,9 +73,9 @@ def test_compiled_programs_are_kept_where_the_user_wants() -> None:
 
 
 def test_too_many_programs_are_pruned_from_the_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CACHE_BYTES", 250)
+    monkeypatch.setattr(devices, "CACHE_BYTES", 250)
     for age, name in enumerate(("new", "old", "oldest")):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    machine._prune(tmp_path)
+    devices._prune(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}

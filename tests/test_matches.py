@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from bircher.envs import registry
-from bircher.envs.pure import PureEnv
-from bircher.evaluation import EvaluationFailed, EvaluationStopped
-from bircher.games import elo, matches, opponents
+from bircher.envs.jax_env import PureEnv
+from bircher.errors import EvaluationFailed, EvaluationStopped
+from bircher.games import matches, opponents
 from bircher.games.matches import Match, Tally, interval
-from bircher.games.player import Player, no_memory, of_agent
+from bircher.games.players import Player, no_memory, of_agent
 from bircher.types import Discrete, EnvSpec, Policy
 from builders import muesli_agent, random_model
 
@@ -178,10 +178,10 @@ def table(*scores: tuple[int, int, float, float]) -> tuple[np.ndarray, np.ndarra
 
 def test_ratings_of_two_players_by_hand() -> None:
     """Three points of four are odds of 3: 400 log10 3 = 190.85 points."""
-    ratings, added = elo.ratings(*table((0, 1, 25, 100)))
+    ratings, added = matches.ratings(*table((0, 1, 25, 100)))
     np.testing.assert_allclose(ratings, [0, 190.848501887], atol=1e-6)
     assert not added
-    np.testing.assert_allclose(elo.ratings(*table((0, 1, 50, 100)))[0], 0, atol=1e-9)
+    np.testing.assert_allclose(matches.ratings(*table((0, 1, 50, 100)))[0], 0, atol=1e-9)
 
 
 def test_ratings_of_three_players() -> None:
@@ -189,20 +189,20 @@ def test_ratings_of_three_players() -> None:
     truth = np.array([0.0, 100.0, -200.0])
     expected = 1 / (1 + 10 ** ((truth[None] - truth[:, None]) / 400))
     pairs = [(i, j, 80 * expected[i, j], 80) for i in range(3) for j in range(i)]
-    np.testing.assert_allclose(elo.ratings(*table(*pairs))[0], truth, atol=1e-6)
+    np.testing.assert_allclose(matches.ratings(*table(*pairs))[0], truth, atol=1e-6)
     points, games = table((0, 1, 30, 40), (1, 2, 30, 40), (2, 0, 25, 40))
-    ratings, _ = elo.ratings(points, games)
+    ratings, _ = matches.ratings(points, games)
     fitted = games / (1 + 10 ** ((ratings[None] - ratings[:, None]) / 400))
     np.testing.assert_allclose(fitted.sum(1), points.sum(1), atol=1e-6)
 
 
 def test_where_somebody_never_lost_a_drawn_game_is_added_to_every_pair() -> None:
     """Ten of ten become 10.5 of 11: 400 log10 21."""
-    ratings, added = elo.ratings(*table((0, 1, 0, 10)))
+    ratings, added = matches.ratings(*table((0, 1, 0, 10)))
     assert added
     np.testing.assert_allclose(ratings, [0, 400 * np.log10(21)], atol=1e-6)
 
 
 def test_players_that_do_not_hang_together_have_no_ratings() -> None:
     with pytest.raises(ValueError, match="do not hang together"):
-        elo.ratings(*table((0, 1, 5, 10), (2, 3, 5, 10)))
+        matches.ratings(*table((0, 1, 5, 10), (2, 3, 5, 10)))

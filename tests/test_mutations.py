@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bircher.cli import app
-from bircher.config import AGENTS
-from bircher.run import folder
+from bircher.config.config import AGENTS
+from bircher.runs import directory
 from mutations import NAMES, SETTINGS, STRUCTURES, Mutation, files, mutations, spelled_otherwise
 
 NAMED_OTHERWISE = ("agent.name", "loop.name", "observation.name", "env.backend", "env.id", "preset")
@@ -32,7 +32,7 @@ def _stopped_before_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise ReachedFolder
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder, "create", stop)
+    monkeypatch.setattr(directory, "create", stop)
 
 
 def refusal(*words: str) -> str | None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bircher.envs import registry
-from bircher.games import alphabeta, minimax, opponents
-from bircher.games.alphabeta import Search, bitboards, winning_squares
-from bircher.games.opponents import UnknownOpponent, UnsuitableOpponent
-from bircher.games.player import states_of
+from bircher.errors import UnknownOpponent, UnsuitableOpponent
+from bircher.games import opponents, solvers
+from bircher.games.players import states_of
+from bircher.games.solvers import Search, bitboards, winning_squares
 from builders import quick_jit
 
 
@@ -55,7 +55,7 @@ def test_minimax_never_loses_whatever_is_replied(exact: int) -> None:
             results.add(winner(cells))
             return
         number = sum(3**i * (0 if not cell else 1 if cell == mover else 2) for i, cell in enumerate(cells))
-        best = np.flatnonzero(minimax.table()[number])
+        best = np.flatnonzero(solvers.table()[number])
         assert len(best)
         for move in best if mover == exact else [move for move in range(9) if not cells[move]]:
             go((*cells[:move], mover, *cells[move + 1 :]), 3 - mover)
@@ -66,7 +66,7 @@ def test_minimax_never_loses_whatever_is_replied(exact: int) -> None:
 
 def test_lost_lines_are_those_of_a_loop_over_games() -> None:
     """Of who takes the first free cell, and of the exact player, which loses none."""
-    cells = np.arange(3**9)[:, None] // minimax.POWERS % 3
+    cells = np.arange(3**9)[:, None] // solvers.POWERS % 3
     first_free = (cells == 0).argmax(-1)
 
     def lost(line: tuple[int, ...], seat: int) -> list[tuple[int, ...]]:
@@ -80,17 +80,17 @@ def test_lost_lines_are_those_of_a_loop_over_games() -> None:
         return [one for move in moves for one in lost((*line, move), seat)]
 
     for seat in (0, 1):
-        assert sorted(minimax.lost_lines(first_free, seat, best_only=False)) == sorted(lost((), seat)) != []
-        assert not minimax.lost_lines(minimax.table().argmax(-1), seat, best_only=False)
+        assert sorted(solvers.lost_lines(first_free, seat, best_only=False)) == sorted(lost((), seat)) != []
+        assert not solvers.lost_lines(solvers.table().argmax(-1), seat, best_only=False)
     # Against the first free cell, minimax takes its chances: fewer lines, all among those of every reply.
-    some = minimax.lost_lines(first_free, 1, best_only=True)
-    assert set(some) < set(minimax.lost_lines(first_free, 1, best_only=False)) and some
+    some = solvers.lost_lines(first_free, 1, best_only=True)
+    assert set(some) < set(solvers.lost_lines(first_free, 1, best_only=False)) and some
 
 
 def test_minimax_knows_every_position_that_is_not_over() -> None:
-    assert minimax.table().any(-1).sum() == 4520, "of 5,478 positions 958 are over"
-    assert minimax.value((0,) * 9) == 0
-    assert minimax.table()[0].all(), "from the empty board every first move draws"
+    assert solvers.table().any(-1).sum() == 4520, "of 5,478 positions 958 are over"
+    assert solvers.value((0,) * 9) == 0
+    assert solvers.table()[0].all(), "from the empty board every first move draws"
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,12 @@ def plain_worth(board: np.ndarray, depth: int) -> int:
     """Minimax without cutting anything off."""
     stones, columns = np.count_nonzero(board), np.flatnonzero(board[5] == 0)
     if any(all(board[place] == 2 for place in line) for line in LINES):
-        return stones - alphabeta.WIN
+        return stones - solvers.WIN
     if not len(columns):
         return 0
     if depth <= 0:
         wins = any(any(all(dropped(board, c)[p] == 2 for p in line) for line in LINES) for c in columns)
-        return alphabeta.WIN - stones - 1 if wins else alphabeta.estimate(bits(board, 1), bits(board, 2))
+        return solvers.WIN - stones - 1 if wins else solvers.estimate(bits(board, 1), bits(board, 2))
     return max(-plain_worth(dropped(board, column), depth - 1) for column in columns)
 
 
@@ -166,7 +166,7 @@ def test_alphabeta_is_minimax_that_cuts_off(depth: int) -> None:
         best = search.moves(bits(board, 1), bits(board, 2))
         assert best == {c: worth for c, value in values.items() if value == worth}, board[::-1]
         again = Search(depth).worth(bits(board, 1), bits(board, 2), depth)
-        assert again == worth or worth == alphabeta.WIN - stones - 1 == again
+        assert again == worth or worth == solvers.WIN - stones - 1 == again
 
 
 def test_squares_that_complete_four() -> None:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 import bircher
 from bircher.envs import registry
 from bircher.envs.contract import Contract, call_reset, call_step
-from bircher.envs.failures import ContractBreach
+from bircher.errors import ContractBreach
 from tiny import SETTINGS, Countdown
 
 ROOT = Path(__file__).parents[1]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
-from bircher import pages
-from bircher.comparison import Band, Estimate
+from bircher.experiments import report
+from bircher.experiments.statistics import Band, Estimate
 
 BAND = Band([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [0.5, 1.5, 2.0], [1.5, 2.5, 4.0])
-FOUND = pages.Findings(
+FOUND = report.Findings(
     title="a <b> against c",
     rows=[
-        pages.Row("toy/one", "a <b>", Estimate(1.25, 1.0, 1.5), (1.0, 1.5), 1000, 2.0),
-        pages.Row("toy/one", "c", Estimate(-3.0, -4.0, -2.0), (-4.0, -2.0), 1000, 3.0),
+        report.Row("toy/one", "a <b>", Estimate(1.25, 1.0, 1.5), (1.0, 1.5), 1000, 2.0),
+        report.Row("toy/one", "c", Estimate(-3.0, -4.0, -2.0), (-4.0, -2.0), 1000, 3.0),
     ],
     aggregates={"IQM, return": {"a <b>": Estimate(1.25, 1.0, 1.5), "c": Estimate(-3.0, -4.0, -2.0)}},
     improvement={("a <b>", "c"): Estimate(1.0, 1.0, 1.0)},
@@ -25,19 +25,19 @@ FOUND = pages.Findings(
 
 
 def test_the_table_says_each_number():
-    text = pages.markdown(FOUND)
+    text = report.markdown(FOUND)
     assert "| toy/one | a <b> | 1.2 | 1.0 to 1.5 | 1.0, 1.5 | 1,000 | 2 |" in text
     assert "| a <b> | c | 1.00 (1.00 to 1.00) |" in text and "| c | -3.00 (-4.00 to -2.00) |" in text
     assert "bircher train toy/one agent=a seed=0" in text and "- two runs & no more" in text
 
 
 def test_the_page_is_whole_and_holds_its_pictures():
-    page = pages.html(FOUND)
+    page = report.html(FOUND)
     assert "a &lt;b&gt; against c" in page and "two runs &amp; no more" in page
     assert page.count("<svg") == 3 and "<script" not in page and 'src="' not in page
     for part in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + part[: part.index("</svg>") + len("</svg>")])
-    assert page == pages.html(FOUND), "the same numbers give the same page"
+    assert page == report.html(FOUND), "the same numbers give the same page"
 
 
 def test_long_names_leave_room_for_the_picture():
@@ -46,12 +46,12 @@ def test_long_names_leave_room_for_the_picture():
         aggregates={name: {long: Estimate(1.0, 0.5, 2.0), "c": Estimate(0.0, 0.0, 0.0)} for name in ("IQM", "median")},
         over_steps={"toy/one": {long: BAND}},
     )
-    page = pages.html(found)  # a collapsed picture warns
+    page = report.html(found)  # a collapsed picture warns
     assert long in page and "ppo,losses.aaaaaaaaa…" in page
 
 
 def test_numbers_are_plain_json():
-    told = json.loads(json.dumps(pages.as_json(FOUND)))
+    told = json.loads(json.dumps(report.as_json(FOUND)))
     assert told["rows"][0]["mean"] == {"value": 1.25, "low": 1.0, "high": 1.5} and told["rows"][1]["runs"] == [
         -4.0,
         -2.0,

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 import bircher
-from bircher import panels
 from bircher.cli import app
-from bircher.panels import Thought
+from bircher.viz import panels
+from bircher.viz.panels import Thought
 
 THOUGHT = Thought(np.array([0.5, 0.5, 0.0]), np.array([0.0, 1.0, 0.0]), 0.25, 1)
 

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 import bircher
 from bircher.cli import app
-from bircher.config import compose
+from bircher.config.config import compose
 from bircher.envs import registry
-from bircher.run import loaded
-from bircher.settings import ConfigError
+from bircher.errors import ConfigError
+from bircher.runs import loaded_agent
 from tiny import SETTINGS
 
 PICTURES = {"observation": "pixels", "observation.size": [6, 9], "env.stack": 2, "model.torso": "mlp"}
@@ -53,7 +53,7 @@ def test_an_episode_is_watched_at_full_size_as_the_agent_saw_it(run: Any, monkey
         return given[-1][1]
 
     monkeypatch.setattr(agent, "choose", spied)
-    frames = loaded.episode_frames(agent, seed=1)
+    frames = loaded_agent.episode_frames(agent, seed=1)
     assert len(frames) == len(given) + 1 and {frame.shape for frame in frames} == {(400, 600, 3)}
     assert any((frame != frames[0]).any() for frame in frames)
     env = registry.make("CartPole-v1", 1, 1, "watch", stack=2, observation=agent.config.observation)

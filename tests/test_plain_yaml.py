@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher import quoting, settings
-from bircher.plain_yaml import BadYAML, dump, load
+from bircher import errors
+from bircher.config import settings
+from bircher.config.settings import dump, load
+from bircher.errors import BadYAML
 from mutations import LAUGHS, MERGES
 
 
@@ -81,8 +83,8 @@ def test_values_are_quoted_on_one_short_line() -> None:
         {"a" * 1000: "\x1b[31m\n\u202e"},
         object(),
     ):
-        for text in (settings.shown(value), quoting.short(value)):
-            assert text.isprintable() and 0 < len(text) <= 4 * quoting.LONGEST, text
+        for text in (settings.shown(value), errors.short(value)):
+            assert text.isprintable() and 0 < len(text) <= 4 * errors.LONGEST, text
     assert settings.shown("x" * 10**4).endswith("characters)") and len(settings.shown("x" * 10**4)) < 100
-    assert quoting.one_line("a\nb\x00c" + "d" * 9000).startswith("a b\\x00cd")
-    assert len(quoting.one_line("a" * 10**6)) <= quoting.LONGEST_MESSAGE
+    assert errors.one_line("a\nb\x00c" + "d" * 9000).startswith("a b\\x00cd")
+    assert len(errors.one_line("a" * 10**6)) <= errors.LONGEST_MESSAGE

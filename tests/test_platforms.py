@@ -16,7 +16,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_import_names_the_supported_platforms():
     result = run("import bircher.run.begin")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("bircher.platforms.UnsupportedPlatform: " + SENTENCE)
+    assert result.stderr.splitlines()[-1].startswith("bircher.errors.UnsupportedPlatform: " + SENTENCE)
 
 
 def test_a_command_is_refused_in_one_sentence():

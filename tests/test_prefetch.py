@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import actor, config, learner
-from bircher.loops import pipeline, synchronous
-from bircher.optimiser import OptimiserConfig
-from bircher.replay import ReplayConfig
-from bircher.run import assembly
+from bircher.config import config
+from bircher.replay.base import ReplayConfig
+from bircher.runs import build
+from bircher.training import learner, loops
+from bircher.training.optimizer import OptimiserConfig
+from bircher.training.rollout import collect_rollout, start_actors
 from builders import SMALL, assert_trees_equal, muesli_agent, quick_jit
 from test_loop import ENVS, LENGTH, Handed
 
@@ -30,16 +31,16 @@ def made(place: str = "host", fraction: float = 0.5, exponent: float = 0.0):
     """A learner for the cliff whose every iteration computes targets twice."""
     settings = OptimiserConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
     replay = ReplayConfig(capacity=200, fraction=fraction, priority_exponent=exponent, place=place)
-    return learner.make(AGENT, Handed(True).spec, settings, replay, ENVS, LENGTH, 400, 0.1)
+    return learner.Learner(AGENT, Handed(True).spec, learner.LearnerConfig(settings, replay, ENVS, LENGTH, 400, 0.1))
 
 
 @functools.cache
 def rollouts(count: int = 5):
     """Rollouts of one policy; rewards tell where each row stands: 1000 e + its number."""
     env = Handed(True)
-    start = actor.start(AGENT, env, jax.random.key(1))
+    start = start_actors(AGENT, env, jax.random.key(1))
     policy = AGENT.init(jax.random.key(2), env.spec)
-    play = quick_jit(lambda state: actor.rollout(AGENT, env, policy, state, LENGTH, 0.0))
+    play = quick_jit(lambda state: collect_rollout(AGENT, env, policy, state, LENGTH, 0.0))
     found, state = [], start
     for number in range(count):
         state, rows, tally = play(state)
@@ -53,7 +54,7 @@ def learning(count: int = 5, **settings):
     learn = made(**settings)
     start, found = rollouts()
     state = quick_jit(learn.init)(jax.random.key(0), start.timestep)
-    states, program = [state], quick_jit(learn.learn)
+    states, program = [state], quick_jit(learn.update)
     for rows, tally in found[:count]:
         state, _ = program(state, rows, tally)
         states.append(state)
@@ -94,10 +95,10 @@ def test_the_replays_share_is_learnt_from_what_was_drawn(monkeypatch):
     settings = OptimiserConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
     replay = ReplayConfig(capacity=200, fraction=0.5, place="host")
     agent = AGENT._replace(targets=targets)
-    learn = learner.make(agent, Handed(True).spec, settings, replay, ENVS, LENGTH, 400, 0.1)
+    learn = learner.Learner(agent, Handed(True).spec, learner.LearnerConfig(settings, replay, ENVS, LENGTH, 400, 0.1))
     start, found = rollouts()
     state = quick_jit(learn.init)(jax.random.key(0), start.timestep)
-    program = quick_jit(learn.learn)
+    program = quick_jit(learn.update)
     for number, (rows, tally) in enumerate(found):
         drawn = np.asarray(state.replay.ahead.drawn.draw.rows.reward)
         seen.clear()
@@ -118,7 +119,7 @@ def test_without_replayed_sequences_the_place_makes_no_difference():
     here, there = (learning(place=place, fraction=0.0)[-1] for place in ("device", "host"))
     assert there.replay.ahead.drawn is None
     assert_trees_equal(here.replay, there.replay.ring)
-    assert_trees_equal(learner.networks(here), learner.networks(there))
+    assert_trees_equal(learner.without_replay(here), learner.without_replay(there))
 
 
 def test_priorities_of_what_was_drawn_come_back_before_the_next_rollout_is_stored():
@@ -138,9 +139,9 @@ def test_priorities_of_what_was_drawn_come_back_before_the_next_rollout_is_store
 def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeypatch):
     """A loop, cut into calls as it may be, against one call of `learn` after the other."""
     env, learn = Handed(False), made(exponent=exponent)
-    rollout = jax.jit(lambda policy, state, share: actor.rollout(AGENT, env, policy, state, LENGTH, share))
-    update = jax.jit(learn.learn)
-    where = actor.start(AGENT, env, jax.random.key(1))
+    rollout = jax.jit(lambda policy, state, share: collect_rollout(AGENT, env, policy, state, LENGTH, share))
+    update = jax.jit(learn.update)
+    where = start_actors(AGENT, env, jax.random.key(1))
     first = jax.jit(learn.init)(jax.random.key(0), where.timestep)
     plain, lag = first, kind == "pipeline"
     acting = [plain] * (2 if lag else 1)
@@ -149,9 +150,9 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
         where, rows, tally = rollout(learner.acting_policy(AGENT, seen), where, seen.counters.env_steps / 400)
         plain, _ = update(plain, rows, tally)
         acting.append(plain)
-    programs = {"synchronous": synchronous, "pipeline": pipeline}[kind].make(AGENT, env, learn, LENGTH, 400)
+    programs = loops.LOOPS[kind](AGENT, env, learn, LENGTH, 400)
     train = jax.tree.map(jnp.copy, first)
-    state = programs.begin(train, actor.start(AGENT, env, jax.random.key(1)))
+    state = programs.begin(train, start_actors(AGENT, env, jax.random.key(1)))
     progress = programs.fresh_progress(train, state)
     programs.compile(train, state, progress)
     for iterations in (1, 3, 1):
@@ -163,11 +164,11 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
 @pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
 def test_a_failed_rollout_is_neither_learnt_from_nor_kept(kind):
     env, learn = Handed(False), made()
-    programs = {"synchronous": synchronous, "pipeline": pipeline}[kind].make(AGENT, env, learn, LENGTH, 400)
+    programs = loops.LOOPS[kind](AGENT, env, learn, LENGTH, 400)
 
     def after(iterations, fails_at):
         env.fails_at = fails_at
-        start = actor.start(AGENT, env, jax.random.key(1))
+        start = start_actors(AGENT, env, jax.random.key(1))
         train = jax.jit(learn.init)(jax.random.key(0), start.timestep)
         state = programs.begin(train, start)
         return programs.advance(train, state, programs.fresh_progress(train, state), iterations)
@@ -181,21 +182,21 @@ def test_a_failed_rollout_is_neither_learnt_from_nor_kept(kind):
 
 def test_a_pure_environment_is_left_in_two_programs_too():
     env, learn = Handed(True), made()
-    programs = synchronous.make(AGENT, env, learn, LENGTH, 400)
+    programs = loops.synchronous(AGENT, env, learn, LENGTH, 400)
     assert programs.stopwatch is not None
-    assert synchronous.make(AGENT, env, made(place="device"), LENGTH, 400).stopwatch is None
+    assert loops.synchronous(AGENT, env, made(place="device"), LENGTH, 400).stopwatch is None
 
 
 def test_stacked_frames_are_drawn_ahead_whole_and_kept_once():
     small = {"model.torso_widths": [4], "model.latent_width": 4, "model.dynamics_widths": [4], "model.head_widths": []}
     settings = {"env.stack": 3, "env.num_envs": 4, "replay": {"place": "host", "capacity": 400}, **small}
     composed = config.compose("toy/catch", {**settings, "loop.rollout_length": 8, "optimiser.updates_per_step": 1 / 16})
-    env = assembly.make_env(composed, None, 4, 0, "train")
-    parts = assembly.make_parts(composed, env.spec)
+    env = build.make_env(composed, None, 4, 0, "train")
+    parts = build.make_parts(composed, env.spec)
     ring, ahead = parts.template.replay.ring, parts.template.replay.ahead
     assert ahead.drawn is not None
     assert ahead.drawn.draw.rows.observation.shape[-1] == 3 == 3 * ring.experience.observation.shape[-1]
-    sentence = assembly.replay_sentence(composed, parts, jax.devices()[0])
+    sentence = build.replay_sentence(composed, parts, jax.devices()[0])
     assert sentence.startswith("the replay of 400 steps takes ") and sentence.endswith(" in the host's memory")
 
 

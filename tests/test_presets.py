@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bircher.config import AGENTS, Config, compose
-from bircher.envs.ids import PRESETS as PRESET_OF
-from bircher.preset_files import (
+from bircher.config.config import AGENTS, Config, compose
+from bircher.config.presets import (
     LINEAGES,
     PRESETS,
     _is_for,
@@ -18,9 +17,10 @@ from bircher.preset_files import (
     preset_for,
     read_preset,
     require_known_blocks,
-    select,
-)  # fmt: skip
-from bircher.settings import ConfigError
+    select,  # fmt: skip
+)
+from bircher.envs.registry import PRESETS as PRESET_OF
+from bircher.errors import ConfigError
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 SUITED = {"atari": "Breakout-v5", "paper_base": "Breakout-v5"}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher import replay, sampling
-from bircher.replay import EPSILON, Weights
+from bircher.replay import base, batching
+from bircher.replay.base import EPSILON, Weights
 from bircher.types import Trajectory
 
 # environments, rollout length, capacity: just large enough, a multiple, no multiple, several rollouts
@@ -49,7 +49,7 @@ class Plain:
 
 @functools.cache
 def programs(shape, exponent):
-    ring = replay.make(*shape, exponent)
+    ring = base.make(*shape, exponent)
     return ring, jax.jit(ring.add), jax.jit(ring.sample, static_argnums=2), jax.jit(ring.update_priority)
 
 
@@ -209,7 +209,7 @@ def test_huge_priorities_leave_every_sum_finite():
 )
 def test_a_weight_of_nothing_is_never_picked(weights, share):
     """Also at a share of exactly 1, with sums in which small weights drown."""
-    picked = int(replay._pick(jnp.asarray(weights, jnp.float32), jnp.float32(share)))
+    picked = int(base._pick(jnp.asarray(weights, jnp.float32), jnp.float32(share)))
     assert 0 <= picked < 8
     assert weights[picked] > 0 or not any(weights)
 
@@ -232,18 +232,18 @@ def test_sums_do_not_drift():
 
 def test_importance_weights_against_hand_values_and_the_formula():
     probabilities = jnp.array([0.1, 0.2, 0.4])
-    np.testing.assert_allclose(sampling.importance_weights(probabilities, 1.0), np.array([12, 6, 3]) / 7, rtol=1e-6)
+    np.testing.assert_allclose(batching.importance_weights(probabilities, 1.0), np.array([12, 6, 3]) / 7, rtol=1e-6)
     roots = np.array([1, 0.5**0.5, 0.5])
-    np.testing.assert_allclose(sampling.importance_weights(probabilities, 0.5), roots / roots.mean(), rtol=1e-6)
-    np.testing.assert_array_equal(sampling.importance_weights(probabilities, 0.0), [1, 1, 1])
-    tiny = sampling.importance_weights(jnp.array([1e-30, 1.0, 1.0]), 1.0)
+    np.testing.assert_allclose(batching.importance_weights(probabilities, 0.5), roots / roots.mean(), rtol=1e-6)
+    np.testing.assert_array_equal(batching.importance_weights(probabilities, 0.0), [1, 1, 1])
+    tiny = batching.importance_weights(jnp.array([1e-30, 1.0, 1.0]), 1.0)
     np.testing.assert_allclose(tiny, [3, 0, 0], atol=1e-6)
     rng = np.random.default_rng(0)
     for beta in (0.3, 1.0):
         p = rng.dirichlet(np.ones(50), 2)[:, :8]
         raw = (50 * p) ** -beta
         expected = raw / raw.mean(1, keepdims=True)
-        found = sampling.importance_weights(jnp.asarray(p, jnp.float32), beta)
+        found = batching.importance_weights(jnp.asarray(p, jnp.float32), beta)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -257,14 +257,14 @@ def trajectory(num_envs: int, length: int, start: int) -> Trajectory:
 @pytest.mark.parametrize("beta", [0.4, 1.0])
 def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
     num_envs, length, minibatches, num_replayed = 4, 3, 3, 5
-    ring = replay.make(num_envs, length, 100, 0.6)
-    shares = sampling.Shares(num_envs, minibatches, 7, num_replayed, beta)
+    ring = base.make(num_envs, length, 100, 0.6)
+    shares = batching.BatchSpec(num_envs, minibatches, 7, num_replayed, beta)
     state = ring.init(jax.tree.map(lambda x: x[0, 0], trajectory(num_envs, length, 0)))
 
     def draw(state, rollout, order, key):
-        return sampling.mixed(shares, rollout, order, sampling.drawn(shares, ring, state, key))
+        return batching.assemble_batch(shares, rollout, order, batching.sample_replay(shares, ring, state, key))
 
-    order = sampling.fresh_order(shares, 1, jax.random.key(0))[0]
+    order = batching.fresh_order(shares, 1, jax.random.key(0))[0]
     for n in range(9):
         rollout = trajectory(num_envs, length + 1, n * length)
         state = ring.add(state, jax.tree.map(lambda x: x[:, :-1], rollout))
@@ -290,21 +290,23 @@ def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
 def test_replayed_sequences_count_as_much_as_fresh_ones_on_average(beta):
     """In each minibatch, however unequal the priorities are: by the greatest weight it was 0.5 here and less."""
     num_envs, length, minibatches = 8, 4, 4
-    ring = replay.make(num_envs, length, 800, 1.0)
-    shares = sampling.Shares(num_envs, minibatches, 24, 16, beta)
+    ring = base.make(num_envs, length, 800, 1.0)
+    shares = batching.BatchSpec(num_envs, minibatches, 24, 16, beta)
     state = ring.init(jax.tree.map(lambda x: x[0, 0], trajectory(num_envs, length, 0)))
     for n in range(10):
         rollout = trajectory(num_envs, length + 1, n * length)
         state = ring.add(state, jax.tree.map(lambda x: x[:, :-1], rollout))
     indices = jnp.arange(ring.capacity)
     state = ring.update_priority(state, indices, jax.random.exponential(jax.random.key(1), indices.shape))
-    order = sampling.fresh_order(shares, 1, jax.random.key(0))[0]
-    batch = sampling.mixed(shares, rollout, order, sampling.drawn(shares, ring, state, jax.random.key(2)))
+    order = batching.fresh_order(shares, 1, jax.random.key(0))[0]
+    batch = batching.assemble_batch(
+        shares, rollout, order, batching.sample_replay(shares, ring, state, jax.random.key(2))
+    )
     importance = np.asarray(batch.importance).reshape(minibatches, 24)
     assert (importance[:, :8] == 1).all()
     np.testing.assert_allclose(importance[:, 8:].mean(1), 1, rtol=1e-5)
     # Weights undo what the priorities did: what is drawn often counts less.
-    probabilities = np.asarray(sampling.drawn(shares, ring, state, jax.random.key(2)).draw.probabilities)
+    probabilities = np.asarray(batching.sample_replay(shares, ring, state, jax.random.key(2)).draw.probabilities)
     raw = probabilities.reshape(minibatches, 16) ** -beta
     np.testing.assert_allclose(importance[:, 8:], raw / raw.mean(1, keepdims=True), rtol=1e-4)
     assert (raw / raw.max(1, keepdims=True)).mean() < 0.5

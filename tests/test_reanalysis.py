@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import learner
 from bircher.agents import muzero
-from bircher.optimiser import OptimiserConfig
-from bircher.replay import ReplayConfig
+from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
+from bircher.training import learner
+from bircher.training.optimizer import OptimiserConfig
 from bircher.types import Tally, TimeStep
 from builders import ACTIONS, SMALL, SPEC, quick_jit, random_rows
 
@@ -41,10 +41,12 @@ def test_each_minibatch_has_its_replayed_sequences_searched_and_no_fresh_one(min
 
     optimiser = OptimiserConfig(batch_size=4, updates_per_step=minibatches / 32, minibatches=minibatches)
     replay = ReplayConfig(capacity=256, fraction=0.5)
-    made = learner.make(agent._replace(loss=loss), SPEC, optimiser, replay, ENVS, LENGTH, 1000, 0.1)
+    made = learner.Learner(
+        agent._replace(loss=loss), SPEC, learner.LearnerConfig(optimiser, replay, ENVS, LENGTH, 1000, 0.1)
+    )
     no, zero = jnp.zeros(ENVS, bool), jnp.zeros(ENVS)
     first = TimeStep(jnp.zeros((ENVS, 4)), zero, zero + 1, ~no, no, no, jnp.ones((ENVS, ACTIONS), bool), no)
-    state, learn = quick_jit(made.init)(jax.random.key(0), first), quick_jit(made.learn)
+    state, learn = quick_jit(made.init)(jax.random.key(0), first), quick_jit(made.update)
     for iteration in range(1, 4):
         state, metrics = learn(state, rollout_of(iteration), Tally.zero())
     # The probe tells of every update, and what arrives is the sum over them.

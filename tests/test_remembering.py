@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import bircher
-from bircher import actor, diagnosis
-from bircher.agents.base import remembered
-from bircher.config import compose
-from bircher.run import assembly
-from bircher.sampling import pieces
-from bircher.settings import ConfigError
+from bircher.agents.base import initial_memory
+from bircher.analysis import model_error
+from bircher.config.config import compose
+from bircher.errors import ConfigError
+from bircher.replay.batching import split_sequences
+from bircher.runs import build
+from bircher.training.rollout import collect_rollout, start_actors
 from bircher.types import Batch, Policy
 from builders import quick_jit
 
@@ -32,8 +33,8 @@ AGENTS = {
 def parts_of(agent, **settings):
     """Agent, environments and a policy whose every parameter is away from zero."""
     config = compose("toy/recall", {**RECALL, "agent": agent, **AGENTS[agent], **settings})
-    env = assembly.make_env(config, None, config.env.num_envs, 0, "train")
-    parts = assembly.make_parts(config, env.spec)
+    env = build.make_env(config, None, config.env.num_envs, 0, "train")
+    parts = build.make_parts(config, env.spec)
     policy = parts.agent.init(jax.random.key(1), env.spec)
     leaves, structure = jax.tree.flatten(policy.params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -42,8 +43,8 @@ def parts_of(agent, **settings):
 
 
 def played(agent, env, policy, length=12):
-    state = actor.start(agent, env, jax.random.key(3))
-    play = quick_jit(lambda state: actor.rollout(agent, env, policy, state, length, 0.0))
+    state = start_actors(agent, env, jax.random.key(3))
+    play = quick_jit(lambda state: collect_rollout(agent, env, policy, state, length, 0.0))
     for _ in range(2):  # the second rollout begins within episodes
         state, rows, _ = play(state)
     return rows
@@ -92,8 +93,8 @@ def test_pieces_begin_with_the_memory_of_their_own_first_row():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
     targets, _ = quick_jit(agent.targets)(policy, Batch(rows, jnp.full(4, -1), jnp.ones(4)), jax.random.key(4))
-    cut, _ = pieces(Batch(rows, jnp.full(4, -1), jnp.ones(4)), targets, 4)
-    np.testing.assert_array_equal(remembered(cut.trajectory)[1], rows.extras["memory"][0, 4])
+    cut, _ = split_sequences(Batch(rows, jnp.full(4, -1), jnp.ones(4)), targets, 4)
+    np.testing.assert_array_equal(initial_memory(cut.trajectory)[1], rows.extras["memory"][0, 4])
     whole, parts = quick_jit(agent.encode)(policy, rows), quick_jit(agent.encode)(policy, cut.trajectory)
     np.testing.assert_allclose(parts[2, :5], whole[0, 8:13], rtol=1e-4, atol=1e-5)
 
@@ -102,7 +103,7 @@ def test_diagnosis_unrolls_from_what_is_remembered():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
     forgetful = rows._replace(extras={**rows.extras, "memory": jnp.zeros_like(rows.extras["memory"])})
-    measure = quick_jit(lambda rows: diagnosis.diagnose(agent, policy, rows, 2, jax.random.key(0)))
+    measure = quick_jit(lambda rows: model_error.diagnose(agent, policy, rows, 2, jax.random.key(0)))
     assert float(measure(rows).policy_kl[0]) != float(measure(forgetful).policy_kl[0])
 
 
@@ -112,7 +113,7 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     settings = {**RECALL, "agent": agent_name, **AGENTS[agent_name], "steps": 300}
     run = bircher.train("toy/recall", seed=0, out=tmp_path / "run", **settings)
     agent = bircher.load(run.path)
-    env = assembly.make_env(agent.config, None, 5, 7, "eval")
+    env = build.make_env(agent.config, None, 5, 7, "eval")
     rows = []
     state, row = env.reset()
     for _ in range(4):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bircher import replay
-from bircher.replay import ReplayConfig
+from bircher.replay import base
+from bircher.replay.base import ReplayConfig
 
 # environments, rollout length, capacity: just large enough, a multiple, no multiple, several rollouts
 SHAPES = ((3, 4, 15), (2, 5, 20), (2, 4, 27), (4, 3, 100))
@@ -21,7 +21,7 @@ SHAPES = ((3, 4, 15), (2, 5, 20), (2, 4, 27), (4, 3, 100))
 
 @functools.cache
 def programs(shape):
-    ring = replay.make(*shape)
+    ring = base.make(*shape)
     return ring, jax.jit(ring.add, donate_argnums=0), jax.jit(ring.sample, static_argnums=2)
 
 
@@ -86,7 +86,7 @@ def test_it_is_not_ready_before_a_whole_sequence_is_there():
 
 def test_an_older_state_is_not_changed_by_adding():
     """Trap 5: entries never alias each other, nor the rows that were given."""
-    ring = replay.make(2, 3, 20)
+    ring = base.make(2, 3, 20)
     state = ring.init({"env": jnp.zeros((), jnp.int32), "time": jnp.zeros((), jnp.int32)})
     given_rows = rows(2, 3, 0)
     one = ring.add(state, given_rows)
@@ -103,11 +103,11 @@ def test_the_bytes_are_known_before_anything_is_allocated():
         "flag": jax.ShapeDtypeStruct((), np.bool_),
         "logits": jax.ShapeDtypeStruct((5,), np.float32),
     }
-    ring = replay.make(3, 4, 100)
+    ring = base.make(3, 4, 100)
     assert ring.capacity == 99
     state = ring.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), row))
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state.experience))
-    assert replay.num_bytes(row, ring.capacity) == held == 99 * (128 + 4 + 1 + 20)
+    assert base.num_bytes(row, ring.capacity) == held == 99 * (128 + 4 + 1 + 20)
     # It never grows.
     many = jax.tree.map(lambda x: jnp.ones((3, 4, *x.shape), x.dtype), row)
     for _ in range(40):
@@ -117,8 +117,8 @@ def test_the_bytes_are_known_before_anything_is_allocated():
 
 def test_a_ring_too_small_for_one_sequence_each_is_refused():
     with pytest.raises(ValueError, match=r"replay.capacity=1,023 is too small: 64 .* 16 rows need at least 1,024"):
-        replay.make(64, 15, 1023)
-    assert replay.make(64, 15, 1024).capacity == 1024
+        base.make(64, 15, 1023)
+    assert base.make(64, 15, 1024).capacity == 1024
 
 
 def test_defaults_are_the_issues_and_nonsense_is_refused():

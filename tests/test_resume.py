@@ -16,27 +16,26 @@ import jax
 import numpy as np
 import pytest
 
-from bircher import checkpoint, config
-from bircher.run import assembly, begin, folder, loaded
-from bircher.run.folder import RunFolderError
-from bircher.run.journal import Journal
-from bircher.run.outcome import Run
-from bircher.run.signals import StopRequest
-from bircher.settings import ConfigError
+from bircher.config import config
+from bircher.errors import ConfigError, RunFolderError
+from bircher.runs import build, directory, launch, loaded_agent
+from bircher.runs.logger import RunLogger
+from bircher.runs.trainer import Run, StopRequest
+from bircher.training import checkpoint
 from tiny import SETTINGS, WORDS, Countdown
 
 
 def state_of(path: Path) -> dict[str, np.ndarray]:
     """Everything that a run's last checkpoint holds, by where it stands."""
-    saved, composed = folder.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
-    env = assembly.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
-    parts = assembly.make_parts(composed, env.spec)
+    saved, composed = directory.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
+    env = build.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
+    parts = build.make_parts(composed, env.spec)
     tree = {
         "train": checkpoint.restore(saved, "train", parts.saved),
         "replay": checkpoint.restore(saved, "replay", parts.template.replay),
     }
     if env.pure:
-        tree["actor"] = begin._restored_actor(saved, composed, env, parts)
+        tree["actor"] = launch._restored_actor(saved, composed, env, parts)
 
     def plain(leaf):
         is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -47,7 +46,7 @@ def state_of(path: Path) -> dict[str, np.ndarray]:
 
 def run_to(training, env_steps: int) -> Run:
     """Run until the first line of metrics at or beyond so many steps, then as if the user pressed Ctrl-C."""
-    write, pressed = Journal.write, []
+    write, pressed = RunLogger.write, []
 
     def stopping(self, counters, measured):
         write(self, counters, measured)
@@ -56,7 +55,7 @@ def run_to(training, env_steps: int) -> Run:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "write", stopping)
+        patch.setattr(RunLogger, "write", stopping)
         return training.run()
 
 
@@ -66,10 +65,10 @@ def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
 ) -> None:
     settings = {**SETTINGS, "steps": 800, "seed": 1, "loop": loop, "replay.priority_exponent": priority_exponent}
     composed = config.compose("CartPole-v1", settings)
-    whole = begin.start(composed, out=tmp_path / "whole").run()
-    half = run_to(begin.start(composed, out=tmp_path / "half"), 300)
+    whole = launch.start(composed, out=tmp_path / "whole").run()
+    half = run_to(launch.start(composed, out=tmp_path / "half"), 300)
     assert half.stopped and 300 <= half.counters["env_steps"] < 800
-    resumed = begin.resume(half.path).run()
+    resumed = launch.resume(half.path).run()
     assert not resumed.stopped
     expected, found = state_of(whole.path), state_of(resumed.path)
     assert expected.keys() == found.keys() and len(found) > 40
@@ -89,10 +88,10 @@ def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys:
     gymnasium.register("bircher/Countdown-v0", Countdown)
     try:
         composed = config.compose("bircher/Countdown-v0", {**SETTINGS, "steps": 600})
-        half = run_to(begin.start(composed, out=tmp_path / "run"), 100)
+        half = run_to(launch.start(composed, out=tmp_path / "run"), 100)
         before = state_of(half.path)
-        training = begin.resume(half.path)
-        assert training._env._seeds != begin.start(composed, out=tmp_path / "other")._env._seeds
+        training = launch.resume(half.path)
+        assert training._env._seeds != launch.start(composed, out=tmp_path / "other")._env._seeds
         resumed = training.run()
     finally:
         del gymnasium.registry["bircher/Countdown-v0"]
@@ -105,12 +104,12 @@ def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys:
 
 def test_without_a_checkpoint_it_starts_from_the_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
-    path = folder.create(composed, tmp_path / "run")
+    path = directory.create(composed, tmp_path / "run")
     line = '{"env_steps": 16, "learner_steps": 1, "episodes": 0, "wall_seconds": 1}'
     (path / "metrics.jsonl").write_text(line + '\n{"env')
     with pytest.raises(RunFolderError, match="no checkpoint yet"):
-        loaded.load(path)
-    run = begin.resume(path).run()
+        loaded_agent.load(path)
+    run = launch.resume(path).run()
     assert "has no checkpoint yet: it starts from the beginning" in capsys.readouterr().out
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["env_steps"] == run.counters["env_steps"] >= 64
@@ -119,33 +118,33 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(tmp_path: Path, capsy
 
 def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
-    run = begin.start(composed, out=tmp_path / "run").run()
-    saved = folder.last_checkpoint(run.path)
-    again = begin.resume(run.path).run()
-    assert again.counters["env_steps"] == run.counters["env_steps"] and folder.last_checkpoint(run.path) == saved
-    longer = begin.resume(run.path, ["steps=128"]).run()
+    run = launch.start(composed, out=tmp_path / "run").run()
+    saved = directory.last_checkpoint(run.path)
+    again = launch.resume(run.path).run()
+    assert again.counters["env_steps"] == run.counters["env_steps"] and directory.last_checkpoint(run.path) == saved
+    longer = launch.resume(run.path, ["steps=128"]).run()
     assert longer.counters["env_steps"] >= 128
     assert config.Config.from_yaml(run.path / "config.yaml").steps == 128
     with pytest.raises(ConfigError, match="seed cannot be changed when a run is resumed; only steps, episodes"):
-        begin.resume(run.path, ["seed=5"])
+        launch.resume(run.path, ["seed=5"])
     with pytest.raises(ConfigError, match="unknown setting stepz; did you mean steps"):
-        begin.resume(run.path, ["stepz=5"])
+        launch.resume(run.path, ["stepz=5"])
 
 
 def test_over_a_damaged_line_of_metrics_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
-    path = begin.start(composed, out=tmp_path / "run").run().path
+    path = launch.start(composed, out=tmp_path / "run").run().path
     lines = (path / "metrics.jsonl").read_text().splitlines()
     # A word where a number stands is one more line that cannot be read.
     lines[1:1] = ["a note of mine", json.dumps({**json.loads(lines[0]), "act/entropy": "good"})]
     (path / "metrics.jsonl").write_text("\n".join([*lines, '{"env_st']) + "\n")
     capsys.readouterr()
-    assert begin.resume(path, ["steps=128"]).run().counters["env_steps"] >= 128
+    assert launch.resume(path, ["steps=128"]).run().counters["env_steps"] >= 128
     told = capsys.readouterr().out
     assert f"lines 2, 3 of {path / 'metrics.jsonl'} cannot be read, and are now in metrics.jsonl.damaged" in told
     assert (path / "metrics.jsonl.damaged").read_text() == "\n".join(lines[1:3]) + "\n"
     del lines[1:3]
-    after = folder.read_metrics(path)
+    after = directory.read_metrics(path)
     assert [line["env_steps"] for line in after][: len(lines)] == [json.loads(line)["env_steps"] for line in lines]
     assert after[-1]["env_steps"] >= 128
 
@@ -169,13 +168,13 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     time.sleep(0.5)
     process.kill()
     process.communicate()
-    saved = checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
+    saved = checkpoint.read_meta(directory.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
     assert saved > 0
     command = [sys.executable, "-m", "bircher", "train", "--resume", "run", f"steps={saved + 1000}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"going on from checkpoint-\d+, {saved:,} environment steps", done.stdout)
-    assert loaded.load(tmp_path / "run").env_steps >= saved + 1000
+    assert loaded_agent.load(tmp_path / "run").env_steps >= saved + 1000
     assert not list((tmp_path / "run" / "checkpoints").glob(".unfinished*"))
 
 
@@ -195,4 +194,4 @@ def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     assert process.returncode == 130, output
     assert "go on with: bircher train --resume run" in output and "Traceback" not in output
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert loaded.load(tmp_path / "run").env_steps == json.loads(lines[-1])["env_steps"]
+    assert loaded_agent.load(tmp_path / "run").env_steps == json.loads(lines[-1])["env_steps"]

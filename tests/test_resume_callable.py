@@ -11,10 +11,8 @@ from typer.testing import CliRunner
 
 import bircher
 from bircher.cli import app
-from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment
-from bircher.run.diagnosing import diagnose
-from bircher.run.folder import RunFolderError
-from bircher.settings import ConfigError
+from bircher.errors import ConfigError, RunFolderError, UnknownEnvironment, UnsupportedEnvironment
+from bircher.runs.inspect import diagnose
 from tiny import SETTINGS, Countdown
 
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 import bircher
-from bircher import checkpoint, config, machine, metrics
+from bircher import devices, metrics
+from bircher.config import config
 from bircher.envs import registry
-from bircher.run import assembly, begin, folder
-from bircher.run.journal import Journal
-from bircher.run.pace import Pace
+from bircher.errors import NotEnoughMemory, RunFolderError
+from bircher.runs import build, directory, launch
+from bircher.runs.logger import RunLogger
+from bircher.runs.trainer import ChunkScheduler
+from bircher.training import checkpoint
 from tiny import SETTINGS, Countdown
 
 
@@ -40,7 +43,7 @@ def test_the_folder_holds_everything(run) -> None:
     assert names == {"config", "metrics", "checkpoints", "events"}
     saved = config.Config.from_yaml(run.path / "config.yaml")
     assert (saved.env.id, saved.seed, saved.steps, saved.preset) == ("CartPole-v1", 4, 320, "cartpole")
-    assert checkpoint.parts(folder.last_checkpoint(run.path)) == ("actor", "replay", "train")
+    assert checkpoint.parts(directory.last_checkpoint(run.path)) == ("actor", "replay", "train")
 
 
 def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
@@ -77,7 +80,9 @@ def test_evaluations_come_at_the_same_steps_and_apart_from_training(run) -> None
 def test_evaluations_of_a_run_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training's episodes stay whole; the picture of an episode ends there too."""
     drawn = []
-    monkeypatch.setattr("bircher.viz.render_episode", lambda *given: drawn.append(given[3]) or [np.zeros((2, 2, 3))])
+    monkeypatch.setattr(
+        "bircher.viz.plots.render_episode", lambda *given: drawn.append(given[3]) or [np.zeros((2, 2, 3))]
+    )
     settings = {**SETTINGS, "evaluation.count": 2, "evaluation.episodes": 3, "evaluation.max_steps": 3}
     limited = bircher.train("CartPole-v1", steps=320, out=tmp_path / "run", **settings)
     lines = [json.loads(line) for line in (limited.path / "metrics.jsonl").read_text().splitlines()]
@@ -153,10 +158,10 @@ def test_a_run_ends_after_its_episodes(tmp_path: Path) -> None:
 
 
 def final_state(path: Path) -> list[np.ndarray]:
-    saved = folder.last_checkpoint(path)
+    saved = directory.last_checkpoint(path)
     composed = config.Config.from_yaml(path / "config.yaml")
-    env = assembly.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
-    parts = assembly.make_parts(composed, env.spec)
+    env = build.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
+    parts = build.make_parts(composed, env.spec)
     train = checkpoint.restore(saved, "train", parts.saved)
     replay = checkpoint.restore(saved, "replay", parts.template.replay)
     leaves = jax.tree.leaves((train, replay))
@@ -168,8 +173,8 @@ def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
 ) -> None:
     states = []
     for size in (1, 7):
-        monkeypatch.setattr(Pace, "measured", lambda self, *_, size=size: setattr(self, "_chunk", size))
-        training = begin.start(tiny(steps=400, seed=2), out=tmp_path / str(size))
+        monkeypatch.setattr(ChunkScheduler, "measured", lambda self, *_, size=size: setattr(self, "_chunk", size))
+        training = launch.start(tiny(steps=400, seed=2), out=tmp_path / str(size))
         states.append(final_state(training.run().path))
     assert len(states[0]) > 20
     for one, other in zip(*states, strict=True):
@@ -177,7 +182,7 @@ def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
 
 
 def test_a_chunk_takes_a_second_and_never_passes_a_goal() -> None:
-    pace = Pace(num_envs=4, rollout_length=4)
+    pace = ChunkScheduler(num_envs=4, rollout_length=4)
     assert pace.chunk(10_000, None, known=True) == 1
     pace.measured(1, 0.001)
     assert pace.chunk(10_000, None, known=True) == 8  # no more than eight times as many at once
@@ -194,46 +199,46 @@ def test_a_chunk_takes_a_second_and_never_passes_a_goal() -> None:
 def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**20)
-    with pytest.raises(assembly.NotEnoughMemory, match=r"takes .* MiB on the cpu.* and 1\.0 MiB are left"):
-        begin.start(tiny(**{"replay.capacity": 100_000}), out=tmp_path / "run")
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 2**20)
+    with pytest.raises(NotEnoughMemory, match=r"takes .* MiB on the cpu.* and 1\.0 MiB are left"):
+        launch.start(tiny(**{"replay.capacity": 100_000}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_is_never_overwritten(run, tmp_path: Path) -> None:
     before = (run.path / "metrics.jsonl").read_text()
-    with pytest.raises(folder.RunFolderError, match="already holds a run"):
-        begin.start(tiny(), out=run.path)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        launch.start(tiny(), out=run.path)
     assert (run.path / "metrics.jsonl").read_text() == before
     (tmp_path / "notes.txt").write_text("mine")
-    assert folder.create(tiny(), tmp_path) == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
+    assert directory.create(tiny(), tmp_path) == tmp_path and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_two_processes_do_not_train_one_run(run) -> None:
-    training = begin.resume(run.path)
-    with pytest.raises(folder.RunFolderError, match="is being trained by another process"):
-        begin.resume(run.path)
+    training = launch.resume(run.path)
+    with pytest.raises(RunFolderError, match="is being trained by another process"):
+        launch.resume(run.path)
     training.run()
-    begin.resume(run.path).run()
+    launch.resume(run.path).run()
 
 
 def test_a_new_folder_is_named_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
-    first, second = (folder.create(tiny("toy/cliff", seed=3)) for _ in range(2))
+    monkeypatch.setattr(directory.time, "strftime", lambda form: "20260101-120000")
+    first, second = (directory.create(tiny("toy/cliff", seed=3)) for _ in range(2))
     assert first == Path("runs/toy-cliff-muesli-3-20260101-120000") and second.name == first.name + "-2"
 
 
 def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder.time, "strftime", lambda form: "20260101-120000")
+    monkeypatch.setattr(directory.time, "strftime", lambda form: "20260101-120000")
     composed, together = tiny("toy/cliff", seed=3), threading.Barrier(8)
 
-    def create(out: Path | None) -> Path | folder.RunFolderError:
+    def create(out: Path | None) -> Path | RunFolderError:
         together.wait()
         try:
-            return folder.create(composed, out)
-        except folder.RunFolderError as error:
+            return directory.create(composed, out)
+        except RunFolderError as error:
             return error
 
     with ThreadPoolExecutor(8) as pool:
@@ -241,15 +246,15 @@ def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, m
         assert {path.name for path in found} == {
             "toy-cliff-muesli-3-20260101-120000" + (f"-{number}" if number > 1 else "") for number in range(1, 9)
         }
-        assert all(folder.read_config(path) == composed for path in found)
+        assert all(directory.read_config(path) == composed for path in found)
         asked = list(pool.map(create, [tmp_path / "mine"] * 8))
     assert asked.count(tmp_path / "mine") == 1, "of those who ask for one folder one gets it"
-    refused = [str(error) for error in asked if isinstance(error, folder.RunFolderError)]
+    refused = [str(error) for error in asked if isinstance(error, RunFolderError)]
     assert len(refused) == 7 and all("mine already holds a run (config.yaml)" in text for text in refused)
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal(tmp_path, tiny(**{"model.support": 3}), None)
+    journal = RunLogger(tmp_path, tiny(**{"model.support": 3}), None)
     counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
     for share in (0.0, 0.25, 0.5):
         journal.write(counters, {"target/support_overflow": share, "eval/return_mean": 0.0})
@@ -264,7 +269,7 @@ def test_toys_have_the_presets_that_tests_rely_on() -> None:
 
 def test_chunks_are_timed_by_when_they_end_and_not_by_when_they_are_read(tmp_path: Path, monkeypatch) -> None:
     """A loop that holds Python up while it works still gets chunks of about a second."""
-    real, asked = assembly.make_loop, []
+    real, asked = build.make_loop, []
 
     def slow(*arguments):
         programs = real(*arguments)
@@ -276,8 +281,8 @@ def test_chunks_are_timed_by_when_they_end_and_not_by_when_they_are_read(tmp_pat
 
         return programs._replace(advance=advance)
 
-    monkeypatch.setattr(assembly, "make_loop", slow)
+    monkeypatch.setattr(build, "make_loop", slow)
     settings = {**SETTINGS, "steps": 16 * 700, "model.unroll_steps": 1}
-    run = begin.start(config.compose("CartPole-v1", settings), out=tmp_path / "run").run()
+    run = launch.start(config.compose("CartPole-v1", settings), out=tmp_path / "run").run()
     assert run.counters["env_steps"] >= 16 * 700
     assert max(asked) <= 300, f"three seconds at most: {asked}"

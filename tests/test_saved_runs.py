@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bircher
-from bircher.run import begin
+from bircher.runs import launch
 
 ARCHIVES = sorted((Path(__file__).parent / "golden" / "runs").glob("*/*.tar.xz"))
 
@@ -26,7 +26,7 @@ def test_a_saved_run_loads_scores_as_before_and_resumes(archive: Path, tmp_path:
     assert (report.returns, report.lengths) == (expected["returns"], expected["lengths"])
 
     goal = agent.env_steps + 32
-    run = begin.resume(tmp_path / name, [f"steps={goal}", "evaluation.count=0"]).run()
+    run = launch.resume(tmp_path / name, [f"steps={goal}", "evaluation.count=0"]).run()
     assert run.counters["env_steps"] >= goal
     assert run.counters["learner_steps"] > expected["counters"]["learner_steps"]
     assert bircher.load(run.path).env_steps == run.counters["env_steps"]

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from bircher import array_files, checkpoint, config, machine
-from bircher.run import begin, folder
-from bircher.run.outcome import RunFailed
-from bircher.run.saver import Saver
+from bircher import devices
+from bircher.config import config
+from bircher.errors import CheckpointError, RunFailed
+from bircher.runs import directory, launch
+from bircher.runs.directory import Saver
+from bircher.training import checkpoint
 from bircher.types import Counters
-from bircher.writers import JsonLines
+from bircher.viz.writers import JsonLines
 from tiny import SETTINGS
 
 
@@ -35,14 +37,14 @@ def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Pat
     (tmp_path / "file").write_text("no folder")
     saver = Saver(tmp_path / "file", keep=1, replay_every=1)
     saver.save({"train": jax.numpy.zeros(1)}, {}, Counters.zero(), last=True)
-    with pytest.raises(checkpoint.CheckpointError, match="cannot write a checkpoint"):
+    with pytest.raises(CheckpointError, match="cannot write a checkpoint"):
         saver.wait()
     saver.close()
 
 
 def test_after_each_checkpoint_memory_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr(machine, "give_back", lambda: written.append(len(list(tmp_path.glob("checkpoint-*")))))
+    monkeypatch.setattr(devices, "give_back", lambda: written.append(len(list(tmp_path.glob("checkpoint-*")))))
     saver = Saver(tmp_path, 5, 1)
     for _ in range(2):
         saver.save({"train": np.arange(3)}, {}, Counters.zero(), False)
@@ -61,14 +63,14 @@ def test_where_metrics_cannot_be_written_the_run_is_saved_and_ends_in_a_sentence
         write(self, counters, metrics)
 
     monkeypatch.setattr(JsonLines, "write", full)
-    training = begin.start(config.compose("toy/cliff", {**SETTINGS, "steps": 400}), out=tmp_path / "run")
+    training = launch.start(config.compose("toy/cliff", {**SETTINGS, "steps": 400}), out=tmp_path / "run")
     with pytest.raises(RunFailed, match=r"metrics of .*run cannot be written: No space left on device; what was "):
         training.run()
-    steps = checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
-    assert 30 < steps < 400 and len(folder.read_metrics(tmp_path / "run")) >= 1
+    steps = checkpoint.read_meta(directory.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"]
+    assert 30 < steps < 400 and len(directory.read_metrics(tmp_path / "run")) >= 1
     # A checkpoint does not fit either: the sentence says what there is.
-    monkeypatch.setattr(array_files, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-    training = begin.resume(tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    training = launch.resume(tmp_path / "run")
     with pytest.raises(RunFailed, match=r"cannot write a checkpoint to .*: No space left; its last good checkpoint is"):
         training.run()
-    assert checkpoint.read_meta(folder.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"] == steps
+    assert checkpoint.read_meta(directory.last_checkpoint(tmp_path / "run"))["counters"]["env_steps"] == steps

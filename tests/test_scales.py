@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import scales
-from bircher.agents.diagnostics import observation_scale
-from bircher.agents.terms import TABLE
-from bircher.config import AGENTS, compose
-from bircher.flags import Facts
-from bircher.run import doctoring
-from bircher.scales import coarse_support, observations_out_of_scale, round_up, saturated, scaled, value_size
+from bircher.agents.loss_terms import TABLE
+from bircher.agents.metrics import observation_scale
+from bircher.analysis import flags
+from bircher.analysis.flags import (
+    Facts,
+    coarse_support,
+    observations_out_of_scale,
+    round_up,
+    saturated,
+    scaled,
+    value_size,
+)
+from bircher.config.config import AGENTS, compose
+from bircher.runs import logger
 
 FACTS = Facts(1000, 20.0, ("value",), 1000, 0.5, atom_distance=0.8)
 PLAIN = FACTS._replace(transform=False)
@@ -109,7 +116,7 @@ def test_a_support_is_coarse_below_a_twentieth_of_the_distance_of_atoms() -> Non
 
 
 @pytest.mark.parametrize(("rises", "share", "raised"), [(True, 1.0, False), (False, 1.0, True), (False, 0.4, False)])
-@pytest.mark.parametrize("term", scales.FOLLOW_RETURNS)
+@pytest.mark.parametrize("term", flags.FOLLOW_RETURNS)
 def test_a_coarse_support_is_no_fault_where_returns_are_followed_and_rise(term, rises, share, raised) -> None:
     """The run itself must show the fault, in its second half."""
     story = coarse(0.039, 0.1, count=12)
@@ -120,9 +127,9 @@ def test_a_coarse_support_is_no_fault_where_returns_are_followed_and_rise(term, 
 
 
 def test_which_agents_follow_returns() -> None:
-    terms = {name: doctoring.facts(compose("toy/cliff", {"agent": name})).terms for name in AGENTS}
-    follow = {name for name, found in terms.items() if set(found) & set(scales.FOLLOW_RETURNS)}
-    assert follow == {"muesli", "ppo", "pg", "trpo_penalty"} and set(scales.FOLLOW_RETURNS) < set(TABLE)
+    terms = {name: logger.facts(compose("toy/cliff", {"agent": name})).terms for name in AGENTS}
+    follow = {name for name, found in terms.items() if set(found) & set(flags.FOLLOW_RETURNS)}
+    assert follow == {"muesli", "ppo", "pg", "trpo_penalty"} and set(flags.FOLLOW_RETURNS) < set(TABLE)
 
 
 def test_a_support_that_holds_the_targets_is_twice_as_large_as_what_is_needed() -> None:
@@ -137,4 +144,4 @@ def test_a_support_that_holds_the_targets_is_twice_as_large_as_what_is_needed() 
 
 
 def test_numbers_in_sentences() -> None:
-    assert [scales.plain(value) for value in (0.012345, 12.345, 999.0, 30018.4)] == ["0.0123", "12.3", "999", "30,018"]
+    assert [flags.plain(value) for value in (0.012345, 12.345, 999.0, 30018.4)] == ["0.0123", "12.3", "999", "30,018"]

@@ -17,15 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import search_reference as reference
-from bircher.search import (
-    Root,
-    SearchConfig,
-    Step,
-    completed_q_values,
-    gumbel_search,
-    rollout_search,
-    tree_min_max,
-)
+from bircher.search import Root, SearchConfig, Step, completed_q_values, gumbel_search, rollout_search, tree_min_max
 from search_worlds import SEARCHES, Network, Nim, Tables, network_program, root_latents, some_legal, tree_arrays
 
 BATCH = 4

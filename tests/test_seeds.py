@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import bircher
-from bircher import checkpoint
-from bircher.config import Config
+from bircher.config.config import Config
 from bircher.envs import registry
 from bircher.envs.base import random_actions
-from bircher.run import assembly, folder
+from bircher.runs import build, directory
+from bircher.training import checkpoint
 from tiny import SETTINGS, Countdown
 
 EVALUATED = 100
@@ -43,10 +43,10 @@ def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -
 
 def test_nor_in_what_a_run_has_in_its_replay(tmp_path: Path) -> None:
     run = bircher.train("CartPole-v1", steps=200, out=tmp_path / "run", **SETTINGS)
-    config = Config.from_yaml(run.path / folder.CONFIG)
-    env = assembly.make_env(config, None, EVALUATED, 0, "eval")
-    saved = folder.last_checkpoint(run.path)
-    held = checkpoint.restore(saved, "replay", assembly.make_parts(config, env.spec).template.replay).experience
+    config = Config.from_yaml(run.path / directory.CONFIG)
+    env = build.make_env(config, None, EVALUATED, 0, "eval")
+    saved = directory.last_checkpoint(run.path)
+    held = checkpoint.restore(saved, "replay", build.make_parts(config, env.spec).template.replay).experience
     first = np.asarray(held.first) & (np.arange(held.first.shape[1]) < 50)
     seen = {row.tobytes() for row in np.asarray(held.observation)[first]}
     fresh = {row.tobytes() for row in np.asarray(env.reset()[1].observation)}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bircher import checkpoint
+from bircher.analysis.term_gradients import TermGradients
 from bircher.cli import app
-from bircher.config import AGENTS
+from bircher.config.config import AGENTS
 from bircher.envs import registry
-from bircher.gradients import TermGradients
-from bircher.run import self_check
-from bircher.run.self_check import CheckFailed
+from bircher.errors import CheckFailed
+from bircher.runs import self_check
+from bircher.training import checkpoint
 
 TOY = "environment toy/chain (toys)"
 TRAINING = f"training CartPole-v1, {self_check.STEPS} steps"
@@ -56,7 +56,7 @@ def test_a_sound_installation_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_part_is_reported_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
     select(monkeypatch, TRAINING, TOY)
-    monkeypatch.setattr(self_check.begin, "start", raise_import_error)
+    monkeypatch.setattr(self_check.launch, "start", raise_import_error)
     lines = invoke(expect=1).splitlines()
     assert lines[-3].endswith(" s  failed: ModuleNotFoundError: No module named 'six'")
     assert lines[-2].startswith(TOY) and lines[-1] == "1 of 2 checks passed"

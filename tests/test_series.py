@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher.series import Packed, by_span, series
+from bircher.metrics import Packed, by_span, series
 
 
 def test_means_over_spans_are_those_by_hand() -> None:

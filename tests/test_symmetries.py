@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import config, learner
 from bircher.agents.base import Agent
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.optimiser import OptimiserConfig
-from bircher.replay import ReplayConfig
-from bircher.run import begin, loaded
-from bircher.sampling import turned
+from bircher.config import config
+from bircher.errors import UnsupportedEnvironment
+from bircher.replay.base import ReplayConfig
+from bircher.replay.batching import apply_symmetries
+from bircher.runs import launch, loaded_agent
+from bircher.training import learner
+from bircher.training.optimizer import OptimiserConfig
 from bircher.types import Discrete, EnvSpec, Symmetry, Tally, TimeStep, Trajectory
 from builders import ACTIONS, assert_trees_equal, muesli_agent, quick_jit, random_rows
 from tiny import SETTINGS
@@ -54,7 +55,7 @@ def test_each_sequence_is_turned_whole_by_one_of_the_symmetries():
     rows = board_rows(0, 40, 5)
     rows = rows._replace(extras={**rows.extras, "search_value": rows.reward + 1})
     known = IDENTITY, MIRROR, ROLLED
-    found = quick_jit(lambda key: turned(known, rows, key))(jax.random.key(3))
+    found = quick_jit(lambda key: apply_symmetries(known, rows, key))(jax.random.key(3))
     by_hand = [turned_by_hand(rows, symmetry) for symmetry in known]
     drawn = set()
     for b in range(40):
@@ -73,12 +74,16 @@ def learnt(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent: 
     """Parameters after three updates with these rows alone."""
     spec = EnvSpec("test/board", jax.ShapeDtypeStruct((2, 3, 2), np.float32), Discrete(ACTIONS), symmetries=symmetries)
     optimiser = OptimiserConfig(batch_size=4, updates_per_step=3 / 32, learning_rate=1e-2)
-    made = learner.make(agent, spec, optimiser, ReplayConfig(capacity=256, fraction=0.0, symmetries=on), 4, 8, 100, 0.1)
+    made = learner.Learner(
+        agent,
+        spec,
+        learner.LearnerConfig(optimiser, ReplayConfig(capacity=256, fraction=0.0, symmetries=on), 4, 8, 100, 0.1),
+    )
     no = jnp.zeros(4, bool)
     start = TimeStep(jnp.zeros((4, 2, 3, 2)), jnp.zeros(4), jnp.ones(4), ~no, no, no, jnp.ones((4, 3), bool), no)
     state = quick_jit(made.init)(jax.random.key(0), start)
     tally = Tally.zero()._replace(env_steps=jnp.int32(32))
-    return quick_jit(made.learn)(state, rows, tally)[0].params
+    return quick_jit(made.update)(state, rows, tally)[0].params
 
 
 def test_the_learner_sees_turned_boards_where_it_is_asked_to():
@@ -97,12 +102,12 @@ def test_what_is_no_board_is_refused(tmp_path: Path):
     with pytest.raises(
         UnsupportedEnvironment, match=r"replay.symmetries=true needs a board .*, and CartPole-v1 has none"
     ):
-        begin.start(composed, out=tmp_path / "run")
+        launch.start(composed, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_symmetries_can_be_loaded(tmp_path: Path):
     composed = config.compose("tic_tac_toe", {**SETTINGS, "steps": 64, "replay.symmetries": True})
-    run = begin.start(composed, out=tmp_path / "run").run()
-    action = loaded.load(run.path).act(np.zeros((3, 3, 2), bool))
+    run = launch.start(composed, out=tmp_path / "run").run()
+    action = loaded_agent.load(run.path).act(np.zeros((3, 3, 2), bool))
     assert 0 <= int(action) < 9

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher import actor, learner
-from bircher.agents.unrolling import episode_ends
+from bircher.agents.unroll import episode_ends
 from bircher.envs import registry
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
-from bircher.optimiser import OptimiserConfig
-from bircher.replay import ReplayConfig
+from bircher.replay.base import ReplayConfig
+from bircher.training import learner
+from bircher.training.optimizer import OptimiserConfig
+from bircher.training.rollout import TimeStep, collect_rollout, start_actors
 from bircher.types import Policy, Tally
 from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
@@ -40,8 +41,8 @@ def counted(name: str):
     env = make_toy(name, [0, 1, 2], options={"length": 3})
     agent = muesli_agent(discount=0.5, returns={"lambda": 0.0})
     policy = Policy(random_model(2, spec=env.spec), agent.init(jax.random.key(0), env.spec).state)
-    start = actor.start(agent, env, jax.random.key(1))
-    rows = quick_jit(lambda state: actor.rollout(agent, env, policy, state, 9, NOW)[1])(start)
+    start = start_actors(agent, env, jax.random.key(1))
+    rows = quick_jit(lambda state: collect_rollout(agent, env, policy, state, 9, NOW)[1])(start)
     target, _ = quick_jit(agent.targets)(policy, batch_of(rows), jax.random.key(0))
     return policy, jax.tree.map(np.asarray, rows), jax.tree.map(np.asarray, target)
 
@@ -61,15 +62,17 @@ def test_2_after_one_update_every_part_has_a_gradient():
     """The last layers begin at zero, so the first update reaches the heads alone; the second must reach everything."""
     agent = AGENT
     config = OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
-    made = learner.make(agent, SPEC, config, ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
+    made = learner.Learner(
+        agent, SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
+    )
     rows = random_rows(1, 4, 8)
     begin = jax.tree.map(lambda x: x[:, 0], rows)
-    timestep = actor.TimeStep(
+    timestep = TimeStep(
         begin.observation, begin.reward, begin.discount, begin.first, begin.last, begin.terminal,
         begin.legal_actions, begin.first & False,
     )  # fmt: skip
     state = quick_jit(made.init)(jax.random.key(0), timestep)
-    state, _ = quick_jit(made.learn)(state, rows, Tally.zero())
+    state, _ = quick_jit(made.update)(state, rows, Tally.zero())
     assert int(state.counters.learner_steps) == 1
     batch = batch_of(random_rows(2, 4, 8))
     policy = Policy(state.target_params, state.agent_state)

@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
-from bircher import trees
 from bircher.cli import app
+from bircher.viz import panels
 from tiny import WORDS
 
 EDGES = (
-    trees.Edge(0, 1, 0, 5, 0.5, 0.0, 0.25, 0.2),
-    trees.Edge(0, 2, 1, 3, 0.3, 1.5, -0.5, 1.1),
-    trees.Edge(1, 3, 1, 4, 0.9, 0.0, 0.75, 0.6),
-    trees.Edge(2, 4, 0, 2, 0.4, 0.0, 0.0, 0.0),
+    panels.Edge(0, 1, 0, 5, 0.5, 0.0, 0.25, 0.2),
+    panels.Edge(0, 2, 1, 3, 0.3, 1.5, -0.5, 1.1),
+    panels.Edge(1, 3, 1, 4, 0.9, 0.0, 0.75, 0.6),
+    panels.Edge(2, 4, 0, 2, 0.4, 0.0, 0.0, 0.0),
 )
-TREE = trees.Tree(EDGES, 0.1, 9)
+TREE = panels.Tree(EDGES, 0.1, 9)
 
 
 def test_the_best_line_follows_the_most_visits():
@@ -36,7 +36,7 @@ def test_a_pruned_tree_stays_connected(nodes):
 
 
 def test_every_node_and_edge_is_drawn_once():
-    svg = trees.draw(TREE, "a <tree> & more", lambda action: "LR"[action], ["x.o", "..."])
+    svg = panels.draw(TREE, "a <tree> & more", lambda action: "LR"[action], ["x.o", "..."])
     root = ElementTree.fromstring(svg)
     space = "{http://www.w3.org/2000/svg}"
     assert len(root.findall(f"{space}circle")) == 5 and len(root.findall(f"{space}line")) == 4

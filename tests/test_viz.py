@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bircher import viz
 from bircher.envs import registry
+from bircher.viz import plots
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
@@ -30,7 +30,7 @@ def test_a_learning_curve_shows_training_and_evaluations(tmp_path: Path) -> None
     missing = {"env_steps": 150, "act/episode_return": None}
     points = [{"env_steps": 500, "eval/return_mean": 10}, {"env_steps": 1500, "eval/return_mean": 90}]
     lines = write_lines(tmp_path / "metrics.jsonl", [*training, missing, *points])
-    picture = imread(viz.learning_curve(lines, tmp_path / "curve.png", "a run"))
+    picture = imread(plots.learning_curve(lines, tmp_path / "curve.png", "a run"))
     picture = (255 * picture[..., :3]).round().astype(int)
     blue, orange = np.array([0x1F, 0x77, 0xB4]), np.array([0xFF, 0x7F, 0x0E])
     assert picture.shape[0] > 300 and picture.shape[1] > 500
@@ -45,7 +45,7 @@ def test_of_a_long_run_the_curve_is_a_mean_before_all_of_it(tmp_path: Path) -> N
         {"env_steps": 100 * i, "episodes": int(n), "act/episode_return": 100 if i % 2 else -100}
         for i, n in enumerate(ended)
     ]
-    path = viz.learning_curve(write_lines(tmp_path / "metrics.jsonl", training), tmp_path / "curve.png")
+    path = plots.learning_curve(write_lines(tmp_path / "metrics.jsonl", training), tmp_path / "curve.png")
     picture = (255 * imread(path)[..., :3]).round().astype(int)
     rows, columns = np.nonzero(np.abs(picture - [0x1F, 0x77, 0xB4]).max(-1) < 8)
     pale = np.nonzero(((picture[..., 2] - picture[..., 0]) > 5).sum(1) > 300)[0]
@@ -57,7 +57,7 @@ def test_of_a_long_run_the_curve_is_a_mean_before_all_of_it(tmp_path: Path) -> N
 def test_without_a_return_there_is_no_curve(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "metrics.jsonl", [{"env_steps": 1, "act/episode_return": None}])
     with pytest.raises(ValueError, match="no return yet"):
-        viz.learning_curve(lines, tmp_path / "curve.png")
+        plots.learning_curve(lines, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
 
 
@@ -71,7 +71,7 @@ def read_video(path: Path, height: int, width: int) -> np.ndarray:
 def test_a_video_has_its_frames_size_and_colours(tmp_path: Path) -> None:
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
     frames = [np.full((63, 101, 3), colour, np.uint8) for colour in colours for _ in range(10)]
-    path = viz.write_video(iter(frames), tmp_path / "new" / "video.mp4", fps=10)
+    path = plots.write_video(iter(frames), tmp_path / "new" / "video.mp4", fps=10)
     read = read_video(path, 64, 102)
     assert len(read) == 30
     for frame, colour in zip(read[5::10], colours, strict=True):
@@ -82,14 +82,14 @@ def test_a_video_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").mkdir()
     frames = [np.zeros((64, 64, 3), np.uint8)] * 500
     with pytest.raises(OSError, match=r"cannot write the video .*video\.mp4: .*Is a directory"):
-        viz.write_video(frames, tmp_path / "video.mp4")
+        plots.write_video(frames, tmp_path / "video.mp4")
     with pytest.raises(ValueError, match="one shape"):
-        viz.write_video([frames[0], frames[0][:32]], tmp_path / "other.mp4")
+        plots.write_video([frames[0], frames[0][:32]], tmp_path / "other.mp4")
 
 
 def test_a_video_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
-        viz.write_video([], tmp_path / "video.mp4")
+        plots.write_video([], tmp_path / "video.mp4")
     assert not (tmp_path / "video.mp4").exists()
 
 
@@ -101,7 +101,7 @@ def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
         seen.append(observation)
         return np.array([0])
 
-    frames = viz.render_episode(env_id, act, seed=3, max_steps=12)
+    frames = plots.render_episode(env_id, act, seed=3, max_steps=12)
     assert len(frames) == len(seen) + 1 and 9 <= len(frames) <= 13
     assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 for frame in frames)
     assert seen[0].shape == (1, size) and not np.array_equal(seen[0], seen[1])
@@ -113,7 +113,9 @@ def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
 
 
 def test_an_episode_ends_where_it_ends() -> None:
-    frames = viz.render_episode("CartPole-v1", lambda observation, legal_actions: np.array([1]), seed=0, max_steps=500)
+    frames = plots.render_episode(
+        "CartPole-v1", lambda observation, legal_actions: np.array([1]), seed=0, max_steps=500
+    )
     assert 8 <= len(frames) <= 13  # a cart pushed to one side falls within a dozen steps
 
 
@@ -124,7 +126,7 @@ def test_observations_are_stacked_as_in_training() -> None:
         seen.append(observation[0])
         return np.array([0])
 
-    viz.render_episode("CartPole-v1", act, seed=0, max_steps=3, stack=2)
+    plots.render_episode("CartPole-v1", act, seed=0, max_steps=3, stack=2)
     np.testing.assert_array_equal(seen[0][:4], seen[0][4:])
     np.testing.assert_array_equal(seen[1][:4], seen[0][4:])
     assert not np.array_equal(seen[1][:4], seen[1][4:])
@@ -135,7 +137,7 @@ def test_a_grid_is_drawn_from_its_observation(stack: int) -> None:
     def make() -> Any:
         return registry.make("Breakout-MinAtar", num_envs=1, seed=0, stack=stack)
 
-    frames = viz.render_episode(
+    frames = plots.render_episode(
         "Breakout-MinAtar", lambda observation, legal_actions: jnp.zeros(1, jnp.int32), 0, 6, make=make, stack=stack
     )
     assert len(frames) == 7 and frames[0].shape == (320, 320, 3)
@@ -147,7 +149,7 @@ def test_each_channel_has_its_colour() -> None:
     grid = np.zeros((5, 10, 4), bool)
     for channel in range(4):
         grid[channel, channel, channel] = True
-    picture = viz.draw_observation(grid)
+    picture = plots.draw_observation(grid)
     assert picture.shape == (160, 320, 3)
     cells = picture[16::32, 16::32]
     assert len(np.unique(cells.reshape(-1, 3), axis=0)) == 5
@@ -156,13 +158,13 @@ def test_each_channel_has_its_colour() -> None:
 
 def test_pixels_are_shown_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(viz.draw_observation(pixels)[::40, ::40], pixels)
-    grey = viz.draw_observation(pixels[..., 0])
+    np.testing.assert_array_equal(plots.draw_observation(pixels)[::40, ::40], pixels)
+    grey = plots.draw_observation(pixels[..., 0])
     np.testing.assert_array_equal(grey[::40, ::40], np.repeat(pixels[..., :1], 3, axis=-1))
 
 
 def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match=r"no observation of shape \(8,\)"):
-        viz.draw_observation(np.zeros(8))
+        plots.draw_observation(np.zeros(8))
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be drawn"):
-        viz.render_episode("NoSuchEnv-v0", lambda observation, legal_actions: np.array([0]), 0, 5)
+        plots.render_episode("NoSuchEnv-v0", lambda observation, legal_actions: np.array([0]), 0, 5)

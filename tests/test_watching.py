@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 
 import bircher
-from bircher import viz
-from bircher.agents.policy_targets import PolicyAgentState
-from bircher.config import compose
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.envs.failures import EnvironmentFailure
-from bircher.envs.observation import ObservationConfig
-from bircher.envs.single import takes_render_mode
+from bircher.agents.actor_critic import PolicyAgentState
+from bircher.config.config import compose
+from bircher.envs.config import ObservationConfig
+from bircher.envs.subprocess_pool import takes_render_mode
+from bircher.errors import EnvironmentFailure, UnsupportedEnvironment
 from bircher.ops.improvement import AdvantageNormaliser
-from bircher.run import assembly, loaded
-from bircher.run.loaded import LoadedAgent
+from bircher.runs import build, loaded_agent
+from bircher.runs.loaded_agent import LoadedAgent
 from bircher.types import Policy
+from bircher.viz import plots
 from tiny import SETTINGS, Countdown
 
 
@@ -111,7 +110,7 @@ def nothing(observation: Any, legal_actions: Any) -> np.ndarray:
 
 
 def frames_of(source: Any, **more: Any) -> list[np.ndarray]:
-    return viz.render_episode(source, nothing, seed=3, max_steps=50, **more)
+    return plots.render_episode(source, nothing, seed=3, max_steps=50, **more)
 
 
 DRAWN = (
@@ -177,9 +176,9 @@ def test_a_picture_that_is_not_one_is_a_failure(source: Any, sentence: str) -> N
 def untrained(source: Any) -> LoadedAgent:
     """An agent with parameters that NumPy drew, of an environment that is given as a callable."""
     config = compose(source, {**SETTINGS, "agent": "pg"})
-    env = assembly.make_env(config, source, 1, 0, "test")
+    env = build.make_env(config, source, 1, 0, "test")
     env.close()
-    agent = assembly.make_parts(config, env.spec).agent
+    agent = build.make_parts(config, env.spec).agent
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), env.spec)).params
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
@@ -189,7 +188,7 @@ def untrained(source: Any) -> LoadedAgent:
 
 def test_the_agent_of_a_callable_is_watched(tmp_path: Path) -> None:
     agent = untrained(Sketched)
-    frames = loaded.episode_frames(agent, 0)
+    frames = loaded_agent.episode_frames(agent, 0)
     assert [frame[0, 0, 0] for frame in frames] == list(range(len(frames)))[::-1]
     video = bircher.watch(agent, tmp_path / "video.mp4", plain=True)
     assert video == tmp_path / "video.mp4" and video.stat().st_size > 0

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bircher import metrics
-from bircher.writers import Console, JsonLines, TensorBoard, Writer
+from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer
 
 
 def counters(env_steps: int) -> dict[str, float]:

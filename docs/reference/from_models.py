@@ -12,7 +12,7 @@ from blocks import NOTE, docstrings_of_fields, joined, one_line, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bircher.config import AGENTS
+from bircher.config.config import AGENTS
 
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 """How a limit of a setting is shown, by the class that states it."""

@@ -79,9 +79,9 @@ def metric_table(group: str) -> str:
 
 def foreign_names() -> dict[str, str]:
     """Other projects' names and what they are here; empty where the package has no such table."""
-    if importlib.util.find_spec("bircher.foreign_names") is None:
+    if importlib.util.find_spec("bircher.config.foreign_names") is None:
         return {}
-    return importlib.import_module("bircher.foreign_names").FOREIGN
+    return importlib.import_module("bircher.config.foreign_names").FOREIGN
 
 
 def with_foreign_names(text: str, names: Mapping[str, str]) -> str:

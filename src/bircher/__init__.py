@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from bircher.version import __version__
 
 if TYPE_CHECKING:
-    from bircher.evaluation import Report
-    from bircher.run.loaded import LoadedAgent
-    from bircher.run.outcome import Run
+    from bircher.runs.loaded_agent import LoadedAgent
+    from bircher.runs.trainer import Run
+    from bircher.training.evaluator import Report
 
 __all__ = ["__version__", "evaluate", "load", "resume", "train", "watch"]
 
@@ -50,14 +50,14 @@ def train(
         before anything was compiled; all are ValueErrors.
       RunFailed: an environment or a number failed; what was learnt before is saved.
     """
-    from bircher import config
-    from bircher.run import begin
+    from bircher.config import config
+    from bircher.runs import launch
 
     given = {**overrides, "agent.name" if isinstance(agent, str) else "agent": agent, "seed": seed}
     if steps is not None:
         given["steps"] = steps
     composed = config.compose(env, given)
-    return begin.start(composed, None if isinstance(env, str) else env, out).run()
+    return launch.start(composed, None if isinstance(env, str) else env, out).run()
 
 
 def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> Run:
@@ -75,9 +75,9 @@ def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overr
         environment; all are ValueErrors.
       RunFailed: an environment or a number failed; what was learnt before is saved.
     """
-    from bircher.run import begin
+    from bircher.runs import launch
 
-    return begin.resume(path, overrides, env).run()
+    return launch.resume(path, overrides, env).run()
 
 
 def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> LoadedAgent:
@@ -90,9 +90,9 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrid
       CheckpointError: the checkpoint is damaged, or of another architecture.
       ConfigError: a setting that is wrong, or none of the search.
     """
-    from bircher.run import loaded
+    from bircher.runs import loaded_agent
 
-    return loaded.load(path, env, overrides)
+    return loaded_agent.load(path, env, overrides)
 
 
 def evaluate(
@@ -106,9 +106,9 @@ def evaluate(
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
     """
-    from bircher.run import loaded
+    from bircher.runs import loaded_agent
 
-    return loaded.evaluate(agent, episodes, seed, greedy, max_steps)
+    return loaded_agent.evaluate(agent, episodes, seed, greedy, max_steps)
 
 
 def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = False, plain: bool = False) -> Path:
@@ -121,6 +121,6 @@ def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = F
       RunFolderError: the video cannot be written.
       EnvironmentFailure: the environment raised or broke its contract.
     """
-    from bircher.run import watching
+    from bircher.runs import inspect
 
-    return watching.record(agent, Path(video), seed, greedy, plain)
+    return inspect.record(agent, Path(video), seed, greedy, plain)

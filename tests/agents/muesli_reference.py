@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.models.model import Model
+from bircher.networks.model import Model
 from bircher.types import Trajectory
 
 # Compiled once for a single row: the loops below call them hundreds of times.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from agents.muesli_reference import excess, leads_nowhere, predict, reward_logits, step, two_hot
-from bircher.models.model import Model
+from bircher.networks.model import Model
 from bircher.types import Trajectory
 
 

@@ -8,9 +8,10 @@ import muesli_reference as reference
 import numpy as np
 import pytest
 
-from bircher.agents import muesli, policy
-from bircher.agents.base import Carry, UnsupportedEnvironment
-from bircher.models.model import ModelConfig
+from bircher.agents import actor_critic
+from bircher.agents.base import Carry
+from bircher.errors import UnsupportedEnvironment
+from bircher.networks.model import ModelConfig
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
 from bircher.types import Continuous, TimeStep
@@ -205,7 +206,7 @@ def test_default_weights_are_the_papers():
         "policy_gradient": 1.0, "cmpo": 1.0, "value": 0.25,
         "model_policy": 1.0, "model_value": 0.25, "model_reward": 1.0,
     }  # fmt: skip
-    config = muesli.MuesliConfig()
+    config = actor_critic.MuesliConfig()
     assert (config.discount, config.cmpo.clip_bound, config.returns.lambda_) == (0.995, 1.0, 0.95)
     assert (config.prior.behaviour_share, config.prior.uniform_share) == (0.03, 0.003)
     assert (config.advantage.decay, config.advantage.epsilon) == (0.99, 1e-12)
@@ -268,10 +269,13 @@ def test_normalised_observations_act_and_learn_alike():
 
 def test_a_search_takes_part_in_acting_after_training_only():
     """Exploring and learning are those of an agent without one."""
-    agent = policy.make(
-        muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), SearchConfig(num_simulations=8)
+    agent = actor_critic.make(
+        actor_critic.MuesliConfig(discount=DISCOUNT),
+        SMALL,
+        actor_critic.MuesliLosses(),
+        SearchConfig(num_simulations=8),
     )
-    plain = policy.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses())
+    plain = actor_critic.make(actor_critic.MuesliConfig(discount=DISCOUNT), SMALL, actor_critic.MuesliLosses())
     rows = jax.tree.map(lambda x: x[:, 0], random_rows(3, 64, 2))
     rows = TimeStep(*rows[:6], rows.legal_actions, jnp.zeros(64, bool))
     acting = policy_of(agent, MODEL)
@@ -289,7 +293,9 @@ def test_a_search_takes_part_in_acting_after_training_only():
 def test_in_a_game_of_two_the_next_value_is_the_opponents():
     """The look-ahead is r - gamma v: the sign of the turn is in the agent's discount."""
     alone, two = (
-        policy.make(muesli.MuesliConfig(discount=DISCOUNT), SMALL, muesli.MuesliLosses(), None, players)
+        actor_critic.make(
+            actor_critic.MuesliConfig(discount=DISCOUNT), SMALL, actor_critic.MuesliLosses(), None, players
+        )
         for players in (1, 2)
     )
     assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)

@@ -8,13 +8,12 @@ import muesli_reference as reference
 import numpy as np
 import pytest
 
-from bircher.agents import diagnostics, policy, terms
-from bircher.agents.baselines import MPOConfig, MPOLosses, TRPOPenaltyConfig, TRPOPenaltyLosses
-from bircher.agents.ppo import PPOConfig, PPOLosses
-from bircher.config import AGENTS, compose
+from bircher.agents import actor_critic, loss_terms, metrics
+from bircher.agents.actor_critic import MPOConfig, MPOLosses, PPOConfig, PPOLosses, TRPOPenaltyConfig, TRPOPenaltyLosses
+from bircher.config.config import AGENTS, compose
+from bircher.errors import ConfigError
 from bircher.ops import losses
-from bircher.optimiser import updates_per_iteration
-from bircher.settings import ConfigError
+from bircher.training.optimizer import updates_per_iteration
 from bircher.types import Policy
 from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, random_rows
 
@@ -23,7 +22,7 @@ MODEL = random_model(0)
 
 
 def agent_of(config, loss):
-    return policy.make(config, SMALL, loss)
+    return actor_critic.make(config, SMALL, loss)
 
 
 def policy_of(agent, model=MODEL):
@@ -47,7 +46,7 @@ def test_ppo_clip_is_the_lesser_of_two_surrogates():
     logits, behaviour = numbers((4, 7, ACTIONS), 0), numbers((4, 7, ACTIONS), 1)
     action = np.random.default_rng(2).integers(0, ACTIONS, (4, 7))
     advantage = numbers((4, 7), 3)
-    found = terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behaviour, advantage)), 0.2)
+    found = loss_terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behaviour, advantage)), 0.2)
     clipped = 0
     for b, t in np.ndindex(4, 7):
         ratio = softmax(logits[b, t])[action[b, t]] / softmax(behaviour[b, t])[action[b, t]]
@@ -68,7 +67,7 @@ def test_ppo_clip_stops_only_what_goes_further(ratio, advantage, learns):
     )
 
     def term(x):
-        return terms.ppo_clip(x, jnp.zeros((1, 1), int), behaviour, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
+        return loss_terms.ppo_clip(x, jnp.zeros((1, 1), int), behaviour, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
 
     assert (float(jnp.abs(jax.grad(term)(logits)).max()) > 1e-3) == learns
 
@@ -76,7 +75,7 @@ def test_ppo_clip_stops_only_what_goes_further(ratio, advantage, learns):
 @pytest.mark.parametrize("clip", [None, 0.3])
 def test_ppo_value_is_the_greater_of_two_errors(clip):
     value, old, target = numbers((5, 6), 0), numbers((5, 6), 1), numbers((5, 6), 2)
-    found = terms.ppo_value(jnp.asarray(value), jnp.asarray(old), jnp.asarray(target), clip)
+    found = loss_terms.ppo_value(jnp.asarray(value), jnp.asarray(old), jnp.asarray(target), clip)
     for b, t in np.ndindex(5, 6):
         errors = [(value[b, t] - target[b, t]) ** 2]
         if clip is not None:
@@ -87,7 +86,7 @@ def test_ppo_value_is_the_greater_of_two_errors(clip):
 
 def test_the_penalty_is_the_divergence_from_the_behaviour():
     logits, behaviour = numbers((3, 4, ACTIONS), 0), numbers((3, 4, ACTIONS), 1)
-    found = terms.kl_to_behaviour(jnp.asarray(logits), jnp.asarray(behaviour))
+    found = loss_terms.kl_to_behaviour(jnp.asarray(logits), jnp.asarray(behaviour))
     for b, t in np.ndindex(3, 4):
         p, q = softmax(behaviour[b, t]), softmax(logits[b, t])
         assert float(found[b, t]) == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3, abs=1e-5)
@@ -182,7 +181,7 @@ def test_explained_variance_is_of_the_values_before_the_updates():
 @pytest.mark.parametrize("name", ["muesli", "ppo"])
 def test_what_is_not_measured_is_0_and_changes_no_term(name):
     config = compose("CartPole-v1", [f"agent={name}"])
-    agent = policy.make(config.agent, SMALL, config.losses)
+    agent = actor_critic.make(config.agent, SMALL, config.losses)
     batch = batch_of(random_rows(5, BATCH, LENGTH))
     targets, state = agent.targets(policy_of(agent), batch, jax.random.key(0))
     loss = quick_jit(agent.loss)
@@ -242,7 +241,7 @@ def test_the_scale_of_observations_and_values_is_that_of_valid_rows():
 def test_the_scale_of_images_in_bytes_and_of_booleans_is_known():
     mask = jnp.ones((2, 3), bool)
     for shape, kind, measured in (((4, 4, 1), "uint8", 0), ((5,), "bool", 0), ((5,), "uint8", 2), ((4, 4, 1), "f4", 2)):
-        assert len(diagnostics.observation_scale(jnp.zeros((2, 3, *shape), kind), mask)) == measured
+        assert len(metrics.observation_scale(jnp.zeros((2, 3, *shape), kind), mask)) == measured
 
 
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
@@ -261,7 +260,7 @@ def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - {"muzero", "gumbel_muzero"}))
 def test_every_part_of_every_agent_learns(name):
     config = compose("toy/cliff", {"agent": name})
-    agent = policy.make(config.agent, SMALL, config.losses)
+    agent = actor_critic.make(config.agent, SMALL, config.losses)
     rows, made = random_rows(1, BATCH, LENGTH), agent.init(jax.random.key(1), SPEC)
     noisy = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), made.params)
     assert (noisy.dynamics is None) == (name == "ppo")
@@ -359,7 +358,7 @@ def test_policies_are_learnt_over_their_own_horizon():
     found = {}
     for steps, horizon in ((3, None), (3, 1), (1, None)):
         model = SMALL.model_copy(update={"unroll_steps": steps, "policy_horizon": horizon})
-        agent = policy.make(PPOConfig(), model, PPOLosses.model_validate(weights))
+        agent = actor_critic.make(PPOConfig(), model, PPOLosses.model_validate(weights))
         target, state = agent.targets(policy_of(agent), batch_of(rows), jax.random.key(0))
         found[steps, horizon], _ = quick_jit(agent.loss)(MODEL, state, batch_of(rows), target, jax.random.key(0))
     np.testing.assert_allclose(found[3, 1]["model_policy"], found[1, None]["model_policy"], rtol=1e-4, atol=1e-5)

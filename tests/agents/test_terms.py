@@ -8,8 +8,8 @@ import muesli_reference as reference
 import numpy as np
 import pytest
 
-from bircher.agents import terms
-from bircher.agents.unrolling import episode_ends, unroll, windows
+from bircher.agents import loss_terms
+from bircher.agents.unroll import episode_ends, unroll, windows
 from builders import ACTIONS, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 
@@ -89,7 +89,7 @@ def policy_gradient_of(ratio: float, advantage: float) -> tuple[float, np.ndarra
     share = jnp.exp(log_pi[1]) / ratio
     behaviour = jnp.log(jnp.array([[[0.3 * (1 - share), share, 0.7 * (1 - share)]]]))
     value, gradient = jax.value_and_grad(
-        lambda x: terms.policy_gradient(x, jnp.array([[1]]), behaviour, jnp.full((1, 1), advantage))[0, 0]
+        lambda x: loss_terms.policy_gradient(x, jnp.array([[1]]), behaviour, jnp.full((1, 1), advantage))[0, 0]
     )(logits)
     return float(value), np.asarray(gradient)[0, 0]
 

@@ -9,8 +9,9 @@ import pytest
 from rollouts import assert_same_rows, rollout
 
 from bircher.envs import atari, registry
-from bircher.envs.base import UnknownEnvironment, UnsupportedEnvironment, check_env
-from bircher.envs.observation import ObservationConfig
+from bircher.envs.base import check_env
+from bircher.envs.config import ObservationConfig
+from bircher.errors import UnknownEnvironment, UnsupportedEnvironment
 from bircher.types import Discrete
 
 

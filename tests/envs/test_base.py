@@ -10,7 +10,8 @@ from gymnasium_twins import counters
 from rollouts import assert_same_rows, rollout
 
 from bircher.envs import registry
-from bircher.envs.base import EnvContractError, UnsupportedEnvironment, check_env, row, stack_observations
+from bircher.envs.base import check_env, row, stack_observations
+from bircher.errors import EnvContractError, UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
 
 ACTIONS = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from rollouts import rollout
 
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment
+from bircher.errors import UnsupportedEnvironment
 
 PARTS = spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3, start=1)})
 PAIR = spaces.Tuple([spaces.Box(0, 1, (1,)), spaces.MultiBinary(2)])
@@ -344,7 +344,7 @@ def test_a_slow_environment_is_reset_once_by_the_probe(monkeypatch: pytest.Monke
 
     registry.probe(Slow, seed=0)
     assert len(resets) == 2 and len(set(resets)) == 1
-    monkeypatch.setattr("bircher.envs.probing.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("bircher.envs.gymnasium.SLOW_SECONDS", 0.0)
     registry.probe(Slow, seed=0)
     assert len(resets) == 3
 

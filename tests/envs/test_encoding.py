@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollouts import rollout
 
-from bircher.agents.base import UnsupportedEnvironment, require_discrete
+from bircher.agents.base import require_discrete
 from bircher.envs import registry
-from bircher.envs.encoding import Encoding, encode_observation, encoding_of, misfit, notes
-from bircher.envs.layouts import layout_of, turn, turned_shape
+from bircher.errors import UnsupportedEnvironment
+from bircher.spaces import Encoding, encode_observation, encoding_of, layout_of, misfit, notes, turn, turned_shape
 
 BYTES = {"low": 0, "high": 255, "dtype": np.uint8}
 

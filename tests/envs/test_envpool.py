@@ -12,8 +12,9 @@ import pytest
 from rollouts import assert_same_rows, rollout
 
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment, check_env
+from bircher.envs.base import check_env
 from bircher.envs.envpool import EnvPoolEnv, env_spec
+from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete
 
 

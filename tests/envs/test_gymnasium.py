@@ -12,7 +12,8 @@ from gymnasium_twins import Counter, Masked, NotANumber, Raises, Spaces, counter
 from rollouts import assert_same_rows, rollout
 
 from bircher.envs import registry
-from bircher.envs.base import EnvContractError, UnsupportedEnvironment, check_env
+from bircher.envs.base import check_env
+from bircher.errors import EnvContractError, UnsupportedEnvironment
 from bircher.types import Continuous, Discrete, Unsupported
 
 ACTIONS = np.random.default_rng(0).integers(0, 2, (14, 3))

@@ -13,8 +13,9 @@ import pytest
 from rollouts import play
 
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment, check_env
+from bircher.envs.base import check_env
 from bircher.envs.pgx import GAMES, PgxEnv
+from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete
 from builders import quick_jit
 

@@ -9,9 +9,10 @@ from gymnasium_twins import Counter, Indexed, Painted
 from rollouts import assert_same_rows, rollout
 
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment, check_env
-from bircher.envs.observation import ObservationConfig
-from bircher.envs.pixels import Pixels, quieten, resized
+from bircher.envs.base import check_env
+from bircher.envs.config import ObservationConfig
+from bircher.envs.rendering import Pixels, quieten, resized
+from bircher.errors import UnsupportedEnvironment
 
 AT_ONCE = ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
 

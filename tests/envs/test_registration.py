@@ -12,7 +12,7 @@ import pytest
 from rollouts import rollout
 
 from bircher.envs import registry
-from bircher.envs.base import UnknownEnvironment
+from bircher.errors import UnknownEnvironment
 
 MODULE = """
 import gymnasium

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from bircher.envs import pgx as pgx_room
 from bircher.envs import registry
-from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, check_env
+from bircher.envs.base import Env, check_env
+from bircher.errors import UnknownEnvironment, UnsupportedEnvironment
 
 
 def test_the_lists_are_those_of_the_installed_packages():

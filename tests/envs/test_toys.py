@@ -9,7 +9,8 @@ import pytest
 from rollouts import assert_same_rows, play, rollout
 
 from bircher.envs import registry
-from bircher.envs.base import UnsupportedEnvironment, check_env
+from bircher.envs.base import check_env
+from bircher.errors import UnsupportedEnvironment
 
 ACTIONS = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
 

@@ -17,7 +17,7 @@ from rollouts import assert_same_rows, rollout
 
 from bircher.envs import gymnasium as adapter
 from bircher.envs import registry
-from bircher.envs.observation import ObservationConfig
+from bircher.envs.config import ObservationConfig
 
 PIXELS = ObservationConfig.model_validate({"name": "pixels", "size": (4, 6)})
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.models import convolutions
-from bircher.models.convolutions import Convolution, average_pool, by_pairs, by_patches, convolve, directly, max_pool
+from bircher.networks import conv
+from bircher.networks.conv import Convolution, average_pool, by_pairs, by_patches, convolve, directly, max_pool
 from builders import quick_jit
 
 KEY = jax.random.key(0)
@@ -53,7 +53,7 @@ def test_strides_are_jaxs_own(length, size, stride, pad):
     x = jax.random.normal(KEY, (2, 3, length, length, 2))
     expected = oracle(x.reshape(6, length, length, 2), convolution.weight.reshape(size, size, 2, 4), stride, pad)
     found = convolution(x)
-    assert found.shape[-3] == convolutions.positions(length, size, stride, pad)
+    assert found.shape[-3] == conv.positions(length, size, stride, pad)
     np.testing.assert_allclose(found.reshape(expected.shape), expected + convolution.bias, rtol=1e-4, atol=1e-4)
 
 
@@ -91,8 +91,8 @@ def test_gradients_of_many_terms_at_once_are_those_of_each():
 def test_sizes_choose_the_form(monkeypatch, side, outputs, size, stride, form):
     called = []
     for name in ("by_patches", "by_pairs", "directly"):
-        original = getattr(convolutions, name)
-        monkeypatch.setattr(convolutions, name, lambda *a, n=name, f=original: called.append(n) or f(*a))
+        original = getattr(conv, name)
+        monkeypatch.setattr(conv, name, lambda *a, n=name, f=original: called.append(n) or f(*a))
     jax.eval_shape(
         lambda x, k: convolve(x, k, stride), jnp.ones((1, side, side, 2)), jnp.ones((size, size, 2, outputs))
     )

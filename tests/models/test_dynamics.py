@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.models.dynamics import DynamicsMLP, GridDynamics, LSTMDynamics
-from bircher.models.model import Model
+from bircher.networks.dynamics import DynamicsMLP, GridDynamics, LSTMDynamics
+from bircher.networks.model import Model
 from bircher.types import Discrete, EnvSpec
 from builders import ACTIONS, SMALL, SPEC, drawn_model
 

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from bircher.agents import muzero
-from bircher.models.images import feature_points, halvings_of
-from bircher.models.layers import scale_latent
-from bircher.models.model import ModelConfig
-from bircher.models.statistics import FAINT
-from bircher.models.torsos import make_torso
+from bircher.networks.encoders import feature_points, halvings_of, make_torso
+from bircher.networks.layers import FAINT, scale_latent
+from bircher.networks.model import ModelConfig
 from bircher.search import SearchConfig
 from bircher.types import Discrete, EnvSpec, Policy, TimeStep, Trajectory
 from builders import ACTIONS, SMALL, drawn_model, muesli_agent, quick_jit

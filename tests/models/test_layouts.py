@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.envs.encoding import Encoding
-from bircher.models.grids import IndexTorso, MLPTorso
-from bircher.models.torsos import TorsoConfig, make_torso
-from bircher.settings import ConfigError
+from bircher.errors import ConfigError
+from bircher.networks.encoders import IndexTorso, MLPTorso, TorsoConfig, make_torso
+from bircher.spaces import Encoding
 from bircher.types import Discrete, EnvSpec
 from builders import SMALL, drawn_model
 
@@ -55,10 +54,10 @@ def test_a_model_looks_up_indices_and_refuses_convolutions_of_them():
 @pytest.mark.parametrize("shape", [(3, 20, 24), (20, 24), (2, 20, 24, 3)])
 def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
     """The torso is that of height, width and channels; the numbers are those of the turned picture."""
-    from bircher.envs import layouts
+    from bircher import spaces
 
-    layout = layouts.layout_of(shape, True)
-    turned = layouts.turned_shape(shape, layout)
+    layout = spaces.layout_of(shape, True)
+    turned = spaces.turned_shape(shape, layout)
     model, plain = (
         drawn_model(0, SMALL, EnvSpec("test/picture", jax.ShapeDtypeStruct(s, np.uint8), Discrete(2)))
         for s in (shape, turned)
@@ -66,6 +65,6 @@ def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
     pictures = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     found, expected = (
         model.represent(jnp.asarray(pictures)),
-        plain.represent(jnp.asarray(layouts.turn(pictures, layout))),
+        plain.represent(jnp.asarray(spaces.turn(pictures, layout))),
     )
     np.testing.assert_array_equal(found, expected)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bircher.models.memory import LSTM, Memory
-from bircher.models.model import Model, ModelConfig
+from bircher.networks.layers import LSTM, Memory
+from bircher.networks.model import Model, ModelConfig
 from builders import SPEC, quick_jit
 
 KEY = jax.random.key(0)

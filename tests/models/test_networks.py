@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.models.convolutions import Convolution
-from bircher.models.dynamics import GridDynamics
-from bircher.models.heads import GridReader
-from bircher.models.layers import MLP, LayerNorm, Linear, least, scale_latent
-from bircher.models.model import Model, ModelConfig
-from bircher.models.statistics import ObservationStatistics
-from bircher.models.torsos import MLPTorso, SmallCNNTorso, make_torso
+from bircher.networks.conv import Convolution
+from bircher.networks.dynamics import GridDynamics
+from bircher.networks.encoders import MLPTorso, SmallCNNTorso, make_torso
+from bircher.networks.layers import MLP, LayerNorm, Linear, ObservationStatistics, least, scale_latent
+from bircher.networks.model import GridReader, Model, ModelConfig
 from bircher.types import Discrete, EnvSpec
 from builders import ACTIONS, SMALL, SPEC, drawn_model, random_model
 
@@ -223,7 +221,7 @@ def test_a_look_ahead_over_many_actions_is_made_in_pieces(monkeypatch, actions):
     latent = model.represent(jax.random.normal(KEY, (2, 7, 4)))
     whole = model.look_ahead(latent, 0.9)
     width = latent.shape[-1] + model.dynamics.added().shape[-1]
-    monkeypatch.setattr("bircher.models.model.LOOK_AHEAD_BYTES", 4 * 2 * 7 * width * 2 + 1)
+    monkeypatch.setattr("bircher.networks.model.LOOK_AHEAD_BYTES", 4 * 2 * 7 * width * 2 + 1)
     pieces = jax.make_jaxpr(lambda x: model.look_ahead(x, 0.9))(latent)
     assert "length=3" in str(pieces), "two actions at a time"
     np.testing.assert_allclose(model.look_ahead(latent, 0.9), whole, rtol=1e-5, atol=1e-6)

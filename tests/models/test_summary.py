@@ -6,17 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from bircher.config import compose
-from bircher.models import summary
-from bircher.models.model import Model, ModelConfig
-from bircher.run import summarising
+from bircher.analysis import network_summary
+from bircher.config.config import compose
+from bircher.networks.model import Model, ModelConfig
+from bircher.runs import inspect
 from bircher.types import Discrete, EnvSpec
 from builders import ACTIONS, SMALL, SPEC
 
 
-def found(config: ModelConfig, spec: EnvSpec = SPEC, **settings) -> dict[str, summary.Part]:
+def found(config: ModelConfig, spec: EnvSpec = SPEC, **settings) -> dict[str, network_summary.Part]:
     model = jax.eval_shape(lambda: Model(spec, config, jax.random.key(0), **settings))
-    return {part.name: part for part in summary.summarise(model, spec)}
+    return {part.name: part for part in network_summary.summarise(model, spec)}
 
 
 def layer(inputs: int, outputs: int) -> int:
@@ -35,7 +35,7 @@ def test_a_tiny_networks_numbers_are_those_by_hand():
     assert list(parts) == ["encoder", "dynamics", "policy_head", "value_head", "reward_head"]
     # A head of one layer keeps what it was given: 12 numbers of four bytes.
     assert parts["value_head"].activation_bytes == parts["policy_head"].activation_bytes == 48
-    total = summary.total(list(parts.values()))
+    total = network_summary.total(list(parts.values()))
     assert total.parameters == sum(leaf.size for leaf in jax.tree.leaves(Model(SPEC, SMALL, jax.random.key(0))))
     assert total.flops == sum(part.flops for part in parts.values())
 
@@ -66,10 +66,10 @@ def test_convolutions_are_counted_and_missing_parts_are_not():
 
 def test_a_runs_network_is_that_of_its_agent():
     config = compose("toy/catch", ["agent=ppo"])
-    text = summarising.describe(config).splitlines()
+    text = inspect.describe(config).splitlines()
     assert text[0].startswith("toy/catch, ppo: observation ") and text[1].startswith("float32, ")
     assert [line.split()[0] for line in text[3:]] == ["encoder", "policy_head", "value_head", "total"]
-    assert "dynamics" in summarising.describe(compose("toy/catch", []))
+    assert "dynamics" in inspect.describe(compose("toy/catch", []))
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_a_runs_network_is_that_of_its_agent():
      (1023 * 1024, 1024, "B", "1023 KiB"), (5e15, 1000, "", "5000 T")],
 )  # fmt: skip
 def test_numbers_are_short(number, step, unit, text):
-    assert summarising._short(number, step, unit) == text
+    assert inspect._short(number, step, unit) == text

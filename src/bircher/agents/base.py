@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from jaxtyping import Array, Float, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
+from bircher.errors import UnsupportedEnvironment
 from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 Mode = Literal["explore", "sample", "greedy"]
@@ -82,12 +83,12 @@ MEMORY = "memory"
 """What a row's extras call the memory before it."""
 
 
-def remembered(rows: Trajectory) -> PyTree[Array]:
+def initial_memory(rows: Trajectory) -> PyTree[Array]:
     """The network's memory before the first row of each sequence [B, R], as it was when the rows were made."""
     return rows.extras[MEMORY][:, 0] if MEMORY in rows.extras else ()
 
 
-def kept(memory: PyTree[Array]) -> dict[str, Array]:
+def memory_extras(memory: PyTree[Array]) -> dict[str, Array]:
     """The same as a row's extras."""
     return {} if isinstance(memory, tuple) else {MEMORY: memory}
 
@@ -127,7 +128,7 @@ class Loss(Protocol):
         ...
 
 
-class Look(NamedTuple):
+class LookAhead(NamedTuple):
     """What an agent with a model sees in B latents."""
 
     value: Float[Array, " B"]
@@ -158,16 +159,12 @@ class Agent(NamedTuple):
     """Whether the target network acts"""
     discount: float = 1.0
     """gamma, negative where the turn changes hands at every step"""
-    look: Callable[[Policy, Array, Array, Key], Look] | None = None
+    look: Callable[[Policy, Array, Array, Key], LookAhead] | None = None
     """(policy, latent, legal actions, key) -> what its model says; None for an agent without a model"""
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None
     """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
     keeps_behaviour: bool = False
     """Whether rows hold `behaviour_logits`, from which the distance to the policy that acted is measured"""
-
-
-class UnsupportedEnvironment(ValueError):
-    """An environment that the agent cannot learn, with the reason in one sentence."""
 
 
 def require_discrete(name: str, spec: EnvSpec) -> None:

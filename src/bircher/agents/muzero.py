@@ -18,15 +18,155 @@ from jaxtyping import Array, Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
-from bircher.agents import searching, terms
-from bircher.agents.base import Agent, AgentConfig, Carry, Look, LossTable, Mode, Term, kept, require_discrete
-from bircher.agents.diagnostics import of_search, when
-from bircher.agents.search_targets import ReturnConfig, encoded, muzero_targets
-from bircher.agents.unrolling import Absorbing, unroll
-from bircher.models.model import Model, ModelConfig
-from bircher.ops import distributions
-from bircher.search import SearchConfig, SearchResult, completed_q_values
+from bircher.agents import loss_terms
+from bircher.agents.base import (
+    Agent,
+    AgentConfig,
+    Carry,
+    LookAhead,
+    LossTable,
+    Mode,
+    Term,
+    initial_memory,
+    memory_extras,
+    require_discrete,
+)
+from bircher.agents.metrics import compute_if, search_metrics
+from bircher.agents.unroll import Absorbing, episode_ends, root_mask, unroll
+from bircher.networks.model import Model, ModelConfig
+from bircher.ops import distributions, improvement, returns
+from bircher.ops.distributions import mask_logits
+from bircher.search import Root, SearchConfig, SearchResult, Simulate, Step, completed_q_values
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+
+
+def signed_discount(discount: float, num_players: int) -> float:
+    """gamma, negative where each next value is the opponent's."""
+    return discount if num_players == 1 else -discount
+
+
+def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: Bool[Array, "B A"]) -> Root:
+    """The root of a search at encoded observations."""
+    prediction = model.predict(latent)
+    # A last row may have no legal action left; what is searched there is never used as a policy.
+    legal = legal_actions | ~legal_actions.any(-1, keepdims=True)
+    logits = mask_logits(prediction.policy_logits, legal)
+    return Root(logits, model.value_support.mean(prediction.value_logits), latent, legal)
+
+
+def simulator(model: Model, discount: float) -> Simulate:
+    """One step of the model from a latent; `discount` as `signed_discount` gives it."""
+
+    def simulate(latent: Float[Array, "B latent"], action: Int[Array, " B"]) -> Step:
+        following = model.step(latent, action)
+        prediction = model.predict(following)
+        value = model.value_support.mean(prediction.value_logits)
+        return Step(
+            reward=model.reward(following),
+            discount=jnp.full(value.shape, discount),
+            logits=prediction.policy_logits,
+            value=value,
+            latent=following,
+        )
+
+    return simulate
+
+
+Plan = Callable[..., SearchResult]
+"""A search with the target network: (latents [N, ...], legal actions [N, A], key=...) -> what it found."""
+
+
+class ReturnConfig(BaseModel):
+    """The value target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["n_step", "lambda", "outcome"] = "n_step"
+    """`outcome` learns only from rows whose game ends within their sequence."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """n of the n-step return."""
+    lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+    bootstrap: Literal["search", "network"] = "search"
+    """Where values at a return's end come from: the searches, or the target network of now (as in EfficientZero)."""
+
+
+def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+    """The latents of rows, with the memory that stands in them."""
+    return model.encode_rows(rows.observation, initial_memory(rows), rows.first, burn_in)
+
+
+def muzero_targets(
+    config: ReturnConfig, discount: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
+    key: Key, minibatches: int = 1,
+) -> Targets:  # fmt: skip
+    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of each minibatch.
+
+    `model` is the target network and `plan` a search with it: (latents [N, …], legal actions [N, A], key=…) ->
+    SearchResult. The batch holds `minibatches` equal minibatches, one after the other.
+    """
+    rows = batch.trajectory
+    ends = episode_ends(rows)
+    mask = root_mask(ends, burn_in)
+    latent = encoded(model, rows)
+    policy, value = _reanalysed(fraction, minibatches, plan, latent, rows, key)
+    if config.bootstrap == "network":
+        value = model.value(latent)
+    target, known = _returns(config, discount, rows, ends, value)
+    error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
+    result = Targets(
+        value=target,
+        reward=rows.reward[:, 1:],
+        advantage=target - value[:, :-1],
+        policy=improvement.exact_target(policy),
+        mask=mask,
+        priority=error.max(-1),
+        extras={"value_mask": mask & known},
+    )
+    return jax.lax.stop_gradient(result)
+
+
+def _reanalysed(
+    fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
+) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
+    """The searches' policies and values.
+
+    The last `fraction` of each minibatch is searched anew, because its replayed sequences stand last.
+    """
+    policy, value = rows.extras["search_policy"], rows.extras["search_value"]
+    size = len(value) // minibatches
+    count = round(fraction * size)
+    if not count:
+        return policy, value
+
+    def last(x: Array) -> Array:
+        return x.reshape(minibatches, size, *x.shape[1:])[:, -count:].reshape(-1, *x.shape[2:])
+
+    def with_last(x: Array, new: Array) -> Array:
+        grouped = x.reshape(minibatches, size, *x.shape[1:])
+        new = new.reshape(minibatches, count, *x.shape[1:])
+        return jnp.concatenate([grouped[:, :-count], new], axis=1).reshape(x.shape)
+
+    found = plan(last(latent), last(rows.legal_actions), key=key)
+    return with_last(policy, found.weights), with_last(value, found.value)
+
+
+def _returns(
+    config: ReturnConfig, discount: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """The value target of each root row, and whether there is one."""
+    reward, discounts, bootstrap = rows.reward[:, 1:], discount * rows.discount[:, 1:], value[:, 1:]
+    random = rows.extras.get("random_action", jnp.zeros_like(ends))
+    # What followed a random action says nothing of its state: the value before it is the search's own.
+    going = (~(ends | random)[:, 1:]).astype(jnp.float32)
+    known = ~random[:, :-1]
+    if config.kind == "n_step":
+        n_step = partial(returns.n_step_returns, n=config.steps)
+        return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(reward, discounts, bootstrap, going), known
+    if config.kind == "lambda":
+        return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, config.lambda_ * going), known
+    # An end lies ahead within the sequence, looking backwards from the last row.
+    known &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
+    return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, going), known
 
 
 class TemperatureConfig(BaseModel):
@@ -101,7 +241,7 @@ def make(
 ) -> Agent:
     """MuZero or Gumbel MuZero as a tuple of pure functions; without simulations it acts by its network alone."""
     weights = loss_config.weights()
-    discount = searching.signed_discount(config.discount, num_players)
+    discount = signed_discount(config.discount, num_players)
     plan = planner(config, search_config, discount)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
@@ -133,7 +273,7 @@ def make(
     def encode(policy: Policy, rows: Trajectory) -> Array:
         return encoded(policy.params, rows)
 
-    def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> Look:
+    def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
         found = plan(policy.params, latent, legal_actions, key, "sample")
         return muzero_look(policy.params, latent, legal_actions, found)
 
@@ -163,18 +303,20 @@ def muzero_act(
         action = found.action
     else:
         action = draw(draw_key, found.weights, temperature if searches else jnp.ones(()))
-    extras = {"search_policy": found.weights, "search_value": found.value, **kept(carry.memory)}
+    extras = {"search_policy": found.weights, "search_value": found.value, **memory_extras(carry.memory)}
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
         action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
     return ActOutput(action.astype(jnp.int32), extras), Carry(memory, moves)
 
 
-def muzero_look(model: Model, latent: Array, legal_actions: Array, found: SearchResult) -> Look:
+def muzero_look(model: Model, latent: Array, legal_actions: Array, found: SearchResult) -> LookAhead:
     """What a search found of B latents, with completed values where it did not look."""
-    root = searching.root(model, latent, legal_actions)
+    root = search_root(model, latent, legal_actions)
     prior = jax.nn.softmax(root.logits)
-    return Look(root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights)
+    return LookAhead(
+        root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights
+    )
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
@@ -191,9 +333,9 @@ def _plan(
     searcher, config: SearchConfig, discount: float, model: Model, latent: Array, legal_actions: Array, key: Key,
     mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
-    root = searching.root(model, latent, legal_actions)
+    root = search_root(model, latent, legal_actions)
     if config.num_simulations:
-        arguments = config, root, searching.simulator(model, discount), key, config.num_simulations
+        arguments = config, root, simulator(model, discount), key, config.num_simulations
         if searcher is search.gumbel_search:
             return searcher(*arguments, mode != "greedy", keep_tree, temperature)
         return searcher(*arguments, mode == "explore", keep_tree)
@@ -235,7 +377,7 @@ def muzero_loss(
     latent = encoded(model, jax.tree.map(lambda x: x[:, used], rows), model_config.burn_in)
     roots = latent[:, : target.value.shape[1]]
     unrolled = unroll(model, roots, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    held = terms.Products(model, rows, target, unrolled, latent, model_config.policy_horizon)
+    held = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon)
     seen = jax.lax.stop_gradient(held)
-    metrics = when(measured, lambda: of_search(seen))
-    return terms.build(enabled, held), metrics
+    metrics = compute_if(measured, lambda: search_metrics(seen))
+    return loss_terms.build(enabled, held), metrics

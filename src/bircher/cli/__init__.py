@@ -13,8 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from bircher.cli import check, compare, games, inspect
-from bircher.cli.shared import FAILED, REFUSED, STOPPED, Greedy, OneSentenceGroup, SavedRun, Seed, print_refusal, told
+from bircher.cli import experiments, games, inspect
+from bircher.cli.shared import (
+    FAILED,
+    REFUSED,
+    STOPPED,
+    Greedy,
+    OneSentenceGroup,
+    SavedRun,
+    Seed,
+    exit_on_error,
+    print_refusal,
+)
 from bircher.version import __version__
 
 app = typer.Typer(
@@ -58,11 +68,11 @@ def bircher(
 
 def _complete(incomplete: str) -> list[str]:
     """Environments' ids and names of settings, for the shell."""
-    from bircher import settings
-    from bircher.config import AGENTS
-    from bircher.envs import atari, ids
+    from bircher.config import settings
+    from bircher.config.config import AGENTS
+    from bircher.envs import atari, registry
 
-    env_ids = [*ids.TOYS, *ids.GYMNAX, *ids.PGX, *ids.ENVPOOL, *atari.ids()]
+    env_ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL, *atari.ids()]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
     keys = [f"{name}=" for name in ("agent", "loop", "observation", *known)]
     return [word for word in dict.fromkeys((*env_ids, *keys)) if word.startswith(incomplete)]
@@ -99,19 +109,19 @@ def train(
     env, pairs = _env_and_settings(words)
     if "debug=true" in pairs:
         _check_shapes()
-    with told():
-        from bircher import machine
-        from bircher.run import begin
+    with exit_on_error():
+        from bircher import devices
+        from bircher.runs import launch
 
-        machine.share_arenas()
+        devices.share_arenas()
         if resume is not None:
             _require_alone(env, config, out)
-            training = begin.resume(resume, pairs)
+            training = launch.resume(resume, pairs)
         else:
-            from bircher import config as configuration
+            from bircher.config import config as configuration
 
-            training = begin.start(configuration.compose(env, pairs, config), None, out)
-    with told(FAILED):
+            training = launch.start(configuration.compose(env, pairs, config), None, out)
+    with exit_on_error(FAILED):
         run = training.run()
     print(f"{run.counters['env_steps']:,} environment steps, {run.counters['wall_seconds']:,.0f} s: {run.path}")
     if run.stopped:
@@ -122,12 +132,12 @@ def train(
 app.command("eval")(games.evaluate)
 app.command()(games.match)
 app.command()(games.play)
-app.command()(compare.compare)
-app.command()(compare.protocol)
+app.command()(experiments.compare)
+app.command()(experiments.protocol)
 app.command()(inspect.diagnose)
 app.command()(inspect.doctor)
 app.command()(inspect.search)
-app.command()(check.check)
+app.command()(inspect.check)
 
 
 @app.command()
@@ -144,15 +154,16 @@ def watch(
     bircher watch runs/mine --video lander.mp4
     bircher watch runs/mine --plain
     """
-    with told():
-        from bircher.run import begin, watching, window
+    with exit_on_error():
+        from bircher.runs import inspect, launch
+        from bircher.viz import plots
 
-        agent = begin.load_for_playing(run)
+        agent = launch.load_for_playing(run)
         if video is None:
-            window.require_display()
-            window.show(watching.episode(agent, seed, greedy, plain), f"{agent.spec.id}, {agent.name}")
+            plots.require_display()
+            plots.show(inspect.episode(agent, seed, greedy, plain), f"{agent.spec.id}, {agent.name}")
         else:
-            print(watching.record(agent, video, seed, greedy, plain))
+            print(inspect.record(agent, video, seed, greedy, plain))
 
 
 @app.command()
@@ -165,10 +176,10 @@ def plot(
     \b
     bircher plot runs/mine --out curve.png
     """
-    with told():
-        from bircher.run import begin
+    with exit_on_error():
+        from bircher.runs import launch
 
-        print(begin.plot(run, out))
+        print(launch.plot(run, out))
 
 
 @app.command()
@@ -185,14 +196,14 @@ def config(
     bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
     bircher config LunarLander-v3 model.latent_width=256 --summary
     """
-    with told():
-        from bircher import config as configuration
+    with exit_on_error():
+        from bircher.config import config as configuration
 
         found = configuration.compose(*_env_and_settings(words), config)
         if summary:
-            from bircher.run import summarising
+            from bircher.runs import inspect
 
-            print(summarising.describe(found))
+            print(inspect.describe(found))
         else:
             print(found.to_yaml(), end="")
 
@@ -207,10 +218,10 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     \b
     bircher envs minatar
     """
-    from bircher import preset_files
+    from bircher.config import presets
     from bircher.envs import registry
 
-    found = [(*row[:-1], preset_files.describe(row.preset)) for row in registry.known(name_filter)]
+    found = [(*row[:-1], presets.describe(row.preset)) for row in registry.known(name_filter)]
     rows = [("environment", "adapter", "observation", "actions", "preset"), *found]
     if len(rows) == 1:
         print_refusal(f"no environment's id contains {name_filter!r}")
@@ -228,7 +239,7 @@ def _env_and_settings(words: list[str] | None) -> tuple[str | None, list[str]]:
 
 def _require_alone(env: str | None, config: Path | None, out: Path | None) -> None:
     """Refuse what cannot stand beside --resume, which takes the run's own settings."""
-    from bircher.settings import ConfigError
+    from bircher.errors import ConfigError
 
     for name, value in ((f"the environment {env}", env), ("--config", config), ("--out", out)):
         if value is not None:

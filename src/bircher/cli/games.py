@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bircher.cli.shared import STOPPED, AsJson, Greedy, Overrides, SavedRun, Seed, told
+from bircher.cli.shared import STOPPED, AsJson, Greedy, Overrides, SavedRun, Seed, exit_on_error
 
 if TYPE_CHECKING:
-    from bircher.evaluation import Report
+    from bircher.experiments.head_to_head import Table
     from bircher.games.matches import MatchReport
-    from bircher.run.versus import Table
+    from bircher.training.evaluator import Report
 
 Episodes = Annotated[int, typer.Option(min=1, help="Fresh episodes; of a game half of them in each seat.")]
 Opening = Annotated[int, typer.Option("--opening", min=0, help="Moves at random that every game begins with.")]
@@ -48,11 +48,12 @@ def evaluate(
     bircher eval runs/mine --greedy --json
     bircher eval runs/mine --opponent alphabeta:6 search.num_simulations=200
     """
-    with told():
-        from bircher.run import begin, costs, loaded, versus
-        from bircher.settings import ConfigError
+    with exit_on_error():
+        from bircher.errors import ConfigError
+        from bircher.experiments import head_to_head
+        from bircher.runs import costs, launch, loaded_agent
 
-        agent = begin.load_for_playing(run, overrides or ())
+        agent = launch.load_for_playing(run, overrides or ())
         report = against = None
         if max_steps is not None and (opponent is not None or agent.spec.num_players > 1):
             raise ConfigError(f"--max-steps {max_steps} was given, but a match is always played to its end")
@@ -60,11 +61,13 @@ def evaluate(
             cost = costs.scoring_sentence(agent.config, agent.spec, episodes) if max_steps is None else ""
             if cost:
                 print(cost, file=sys.stderr)
-            report = loaded.evaluate(agent, episodes, seed, greedy, max_steps)
+            report = loaded_agent.evaluate(agent, episodes, seed, greedy, max_steps)
         else:
             if opponent is None:
-                print(f"{agent.spec.id} is a game of two: playing against {versus.OPPONENT}", file=sys.stderr)
-            against = versus.against(agent, opponent or versus.OPPONENT, episodes, seed, greedy, opening_moves)
+                print(f"{agent.spec.id} is a game of two: playing against {head_to_head.OPPONENT}", file=sys.stderr)
+            against = head_to_head.against(
+                agent, opponent or head_to_head.OPPONENT, episodes, seed, greedy, opening_moves
+            )
     if report is not None:
         print(json.dumps(report.to_json())) if as_json else _tell(report)
     if against is not None:
@@ -88,14 +91,15 @@ def match(
     bircher match runs/one runs/two --episodes 200
     bircher match runs/one runs/two random minimax --json
     """
-    with told():
-        from bircher.run import begin, versus
+    with exit_on_error():
+        from bircher.experiments import head_to_head
+        from bircher.runs import launch
 
         names = [word for word in runs if "=" not in word]
         if names:
-            begin.prepare_to_play(names[0])
+            launch.prepare_to_play(names[0])
         settings = [word for word in runs if "=" in word]
-        table = versus.cross_table(names, settings, episodes, seed, greedy, opening_moves)
+        table = head_to_head.cross_table(names, settings, episodes, seed, greedy, opening_moves)
     if as_json:
         print(json.dumps(table.to_json()))
     else:
@@ -118,15 +122,16 @@ def play(
     bircher play runs/mine --second
     bircher play runs/mine --simulations 200
     """
-    with told():
-        from bircher.run import begin, versus
+    with exit_on_error():
+        from bircher.experiments import head_to_head
+        from bircher.runs import launch
 
         given = list(overrides or ())
         if simulations is not None:
             given.append(f"search.num_simulations={simulations}")
-        agent = begin.load_for_playing(run, given)
+        agent = launch.load_for_playing(run, given)
         try:
-            versus.play(agent, first, input, print, seed, not sample)
+            head_to_head.play(agent, first, input, print, seed, not sample)
         except EOFError:
             print()
             raise typer.Exit(STOPPED) from None

@@ -8,7 +8,43 @@ from typing import Annotated
 
 import typer
 
-from bircher.cli.shared import AsJson, Overrides, SavedRun, Seed, told
+from bircher.cli.shared import FAILED, AsJson, Overrides, SavedRun, Seed, exit_on_error
+
+
+def check(as_json: AsJson = False) -> None:
+    """Test this installation in about a minute, and print what a bug report needs.
+
+    Versions, devices and memory; a step of each adapter; loss and gradients of each agent; a checkpoint written and
+    read; a short training in a temporary folder.
+
+    \b
+    bircher check
+    bircher check --json
+
+    Exit status 0 where all checks passed, 1 where one failed.
+    """
+    with exit_on_error():
+        from bircher import devices
+        from bircher.runs import self_check
+
+        devices.use_device(None)
+        devices.keep_programs()
+        described, results = self_check.describe(), []
+        if not as_json:
+            print("\n".join(self_check.lines(described)), flush=True)
+        for result in self_check.run(self_check.checks()):
+            results.append(result)
+            if not as_json:
+                outcome = "ok" if result.error is None else f"failed: {result.error}"
+                print(f"{result.name:42}{result.seconds:6.1f} s  {outcome}", flush=True)
+    failed = [result for result in results if result.error is not None]
+    if as_json:
+        print(json.dumps({**described, "checks": [result._asdict() for result in results]}))
+    else:
+        print(f"{len(results) - len(failed)} of {len(results)} checks passed")
+    if failed:
+        raise typer.Exit(FAILED)
+
 
 FLAGGED = 3
 """Exit status of `bircher doctor` where there are flags."""
@@ -24,10 +60,10 @@ def doctor(run: SavedRun, as_json: AsJson = False) -> None:
 
     Exit status 0 without flags, 3 with some.
     """
-    with told():
-        from bircher.run import doctoring
+    with exit_on_error():
+        from bircher.runs import logger
 
-        flags, asked = doctoring.examine(run), doctoring.questions(run)
+        flags, asked = logger.examine(run), logger.questions(run)
     if as_json:
         print(json.dumps({"flags": [flag._asdict() for flag in flags]}))
     else:
@@ -55,14 +91,15 @@ def diagnose(
     bircher diagnose runs/mine
     bircher diagnose runs/mine --steps 20000 --json
     """
-    with told():
-        from bircher.run import begin, diagnosing, window
+    with exit_on_error():
+        from bircher.runs import inspect, launch
+        from bircher.viz import plots
 
-        agent = begin.load_for_playing(run, overrides or ())
+        agent = launch.load_for_playing(run, overrides or ())
         path = out or run / "diagnosis.png"
-        window.require_writable(path)
-        found = diagnosing.diagnose(agent, steps, seed)
-        diagnosing.draw(found, path)
+        plots.require_writable(path)
+        found = inspect.diagnose(agent, steps, seed)
+        inspect.draw(found, path)
     if as_json:
         print(json.dumps({**found, "picture": str(path)}))
         return
@@ -102,15 +139,15 @@ def search(
     bircher search runs/mine --step 20
     bircher search runs/mine search.num_simulations=200 --out tree.svg
     """
-    with told():
-        from bircher import trees
-        from bircher.run import begin, planning, window
+    with exit_on_error():
+        from bircher.runs import inspect, launch
+        from bircher.viz import panels, plots
 
-        agent = begin.load_for_playing(run, overrides or ())
+        agent = launch.load_for_playing(run, overrides or ())
         path = out or run / f"search-{step}.svg"
-        window.require_writable(path)
-        decision = planning.decide(agent, step, seed)
-        trees.write(planning.draw(agent, decision, nodes), path)
+        plots.require_writable(path)
+        decision = inspect.decide(agent, step, seed)
+        panels.write(inspect.draw_search(agent, decision, nodes), path)
     tree, chosen = decision.tree, agent.action_name(decision.action)
     if as_json:
         line = [edge._asdict() for edge in tree.best_line()]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from bircher.platforms import UnsupportedPlatform
+from bircher.errors import UnsupportedPlatform
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
 
@@ -51,7 +51,7 @@ class OneSentenceGroup(typer.core.TyperGroup):
 
 def _option_here(error: Exception, context: Any) -> str | None:
     """Say what an unknown option is here: one from other code, or a setting; None where the command has neither."""
-    from bircher import foreign_names
+    from bircher.config import foreign_names
 
     option = getattr(error, "option_name", None)
     if type(error).__name__ != "NoSuchOption" or not option or context is None:
@@ -76,21 +76,21 @@ def _option_here(error: Exception, context: Any) -> str | None:
 
 
 def _names_of_settings() -> set[str]:
-    from bircher import settings
-    from bircher.config import AGENTS
+    from bircher.config import settings
+    from bircher.config.config import AGENTS
 
     return {*settings.SHORTCUTS, *(name for kind in AGENTS.values() for name in settings.names(kind))}
 
 
 def print_refusal(sentence: str) -> None:
     """Print a sentence on stderr, on one line."""
-    from bircher.quoting import one_line
+    from bircher.errors import one_line
 
     print(f"bircher: {one_line(sentence)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def told(status: int = REFUSED) -> Iterator[None]:
+def exit_on_error(status: int = REFUSED) -> Iterator[None]:
     """Tell what is refused, or what failed, in one sentence on stderr; anything else is a bug: a traceback."""
     try:
         yield
@@ -101,9 +101,9 @@ def told(status: int = REFUSED) -> Iterator[None]:
         print(f"bircher: {error}", file=sys.stderr)
         raise typer.Exit(REFUSED) from None
     except Exception as error:
-        from bircher.run import begin
+        from bircher.runs import launch
 
-        if not isinstance(error, begin.FAILURES + begin.REFUSALS):
+        if not isinstance(error, launch.FAILURES + launch.REFUSALS):
             raise
         print_refusal(str(error))
-        raise typer.Exit(FAILED if isinstance(error, begin.FAILURES) else status) from None
+        raise typer.Exit(FAILED if isinstance(error, launch.FAILURES) else status) from None

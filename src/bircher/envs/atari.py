@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.envs.observation import ObservationConfig
+from bircher.envs.config import ObservationConfig
+from bircher.errors import UnsupportedEnvironment
 
 ProtocolName = Literal["paper", "usual"]
 

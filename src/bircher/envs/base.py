@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from bircher.errors import EnvContractError, UnsupportedEnvironment
 from bircher.types import Continuous, Discrete, EnvSpec, TimeStep, Unsupported
 
 EnvState = Any
@@ -18,14 +19,6 @@ EnvState = Any
 
 Actions = Int[Array, " B"] | Float[Array, "B *shape"]
 """Actions of B environments: numbers of discrete ones, or vectors of continuous ones."""
-
-
-class UnknownEnvironment(ValueError):
-    """No environment of this name; the message gives the nearest names."""
-
-
-class UnsupportedEnvironment(ValueError):
-    """The environment exists, but its spaces, options or backend cannot be used as asked."""
 
 
 @runtime_checkable
@@ -168,10 +161,6 @@ def failure(env: Env) -> str | None:
     """What an environment that ran into an exception says of it, or None."""
     tell = getattr(env, "failure", None)
     return tell() if tell is not None else None
-
-
-class EnvContractError(AssertionError):
-    """An environment that does not keep the protocol; the message says which environment, row and field."""
 
 
 def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:

@@ -26,10 +26,11 @@ from jaxtyping import Array, UInt8
 
 from bircher.envs import atari
 from bircher.envs.atari import ProtocolName
-from bircher.envs.base import Actions, EnvState, UnsupportedEnvironment, row
-from bircher.envs.encoding import LayoutSetting, encode_observation
-from bircher.envs.observation import ObservationConfig
-from bircher.envs.spaces import action_spec, described, encoded_shape, observation_spec, quiet_bounds
+from bircher.envs.base import Actions, EnvState, row
+from bircher.envs.config import ObservationConfig
+from bircher.envs.specs import action_spec, described, encoded_shape, observation_spec, quiet_bounds
+from bircher.errors import UnsupportedEnvironment
+from bircher.spaces import LayoutSetting, encode_observation
 from bircher.types import Discrete, EnvSpec, TimeStep
 
 

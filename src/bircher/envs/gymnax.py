@@ -6,18 +6,52 @@ on the last allowed step is a death here, since gymnax tells both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from bircher.envs.encoding import Encoding, LayoutSetting, encode_observation, encoding_of
-from bircher.envs.lightly import without_drawing
-from bircher.envs.pure import PureEnv
-from bircher.envs.spaces import action_spec, encoded_shape
+from bircher.envs.jax_env import PureEnv
+from bircher.envs.specs import action_spec, encoded_shape
+from bircher.spaces import Encoding, LayoutSetting, encode_observation, encoding_of
 from bircher.types import EnvSpec, Key
+
+DRAWING = ("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors")
+
+
+class _WhenUsed(ModuleType):
+    """Stands for a module, and imports it when something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """Modules imported within get stand-ins for the plotting libraries, which become the real ones at their first use.
+
+    Where one of them is loaded already, it is taken as it is.
+    """
+    stand_ins = {} if any(name in sys.modules for name in DRAWING) else {name: _WhenUsed(name) for name in DRAWING}
+    for name, module in stand_ins.items():
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(stand_ins[parent], child, module)
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
 
 with without_drawing():
     import gymnax

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from bircher.envs.encoding import device_dtype
-from bircher.envs.pure import PureEnv
+from bircher.envs.jax_env import PureEnv
+from bircher.spaces import device_dtype
 from bircher.types import Discrete, EnvSpec, Key, Symmetry
 
 GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -9,16 +9,99 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bircher.envs import atari
 from bircher.envs.atari import ProtocolName
-from bircher.envs.base import Env, UnknownEnvironment, UnsupportedEnvironment, stack_observations
-from bircher.envs.clipping import ClippedEnv
-from bircher.envs.encoding import LayoutSetting
-from bircher.envs.ids import BACKENDS, ENVPOOL, GYMNAX, PGX, PGX_REFUSED, PRESETS, TOYS
-from bircher.envs.observation import ObservationConfig
-from bircher.quoting import short
-from bircher.types import EnvSpec, Unsupported
+from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
+from bircher.envs.config import ObservationConfig
+from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, short
+from bircher.spaces import LayoutSetting
+from bircher.types import EnvSpec, TimeStep, Unsupported
+
+
+class ClippedEnv:
+    """An environment whose rewards lie in [-bound, bound]."""
+
+    def __init__(self, env: Env, bound: float):
+        self.env, self.bound = env, bound
+        self.spec, self.num_envs, self.pure = env.spec, env.num_envs, env.pure
+
+    def reset(self) -> tuple[EnvState, TimeStep]:
+        """Start anew."""
+        return self.env.reset()
+
+    def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
+        """One row further; a reward that is not finite stays so."""
+        state, timestep = self.env.step(state, action)
+        reward = timestep.reward
+        clipped = jnp.where(jnp.isfinite(reward), jnp.clip(reward, -self.bound, self.bound), reward)
+        return state, timestep._replace(reward=clipped)
+
+    def failure(self) -> str | None:
+        """What went wrong in the wrapped environment; None while all is well, or where nothing can."""
+        return failure(self.env)
+
+    def close(self) -> None:
+        """Close the wrapped environment."""
+        self.env.close()
+
+
+BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
+
+TOYS = (
+    "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
+    "toy/nim",
+)  # fmt: skip
+
+# Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
+# and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
+# downloads data.
+GYMNAX = (
+    "CartPole-v1", "Acrobot-v1", "MountainCar-v0",
+    "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar",
+    "Catch-bsuite", "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite",
+    "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",
+    "BernoulliBandit-misc", "GaussianBandit-misc", "Reacher-misc", "Swimmer-misc", "Pong-misc", "FrozenLake-misc",
+)  # fmt: skip
+
+PGX = (
+    "tic_tac_toe", "connect_four", "othello", "hex", "go_9x9", "go_19x19", "gardner_chess", "chess", "animal_shogi",
+    "shogi", "2048",
+)  # fmt: skip
+
+PGX_REFUSED = {
+    "bridge_bidding": "it has 4 players, and at most 2 are supported",
+    "sparrow_mahjong": "it has 3 players, and at most 2 are supported",
+    "backgammon": "it has dice, and of games with chance only those of one player are supported",
+    "kuhn_poker": "its players hide cards from each other, which is not supported",
+    "leduc_holdem": "its players hide cards from each other, which is not supported",
+}
+"""Games that pgx has, and why they cannot be played here."""
+
+ENVPOOL = (
+    "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
+    "BipedalWalkerHardcore-v3", "CarRacing-v3", "CarRacing-v2", "CartPole-v0", "CartPole-v1", "Acrobot-v1",
+    "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0", "Pendulum-v1",
+)  # fmt: skip
+
+PRESETS = {
+    "toy/recall": "recall",
+    "CartPole-v1": "cartpole",
+    "Acrobot-v1": "acrobot",
+    "LunarLander-v3": "lunarlander",
+    "Breakout-MinAtar": "minatar",
+    "Freeway-MinAtar": "minatar",
+    "SpaceInvaders-MinAtar": "minatar",
+    "Asterix-MinAtar": "minatar",
+    "Seaquest-MinAtar": "minatar",
+    "tic_tac_toe": "board_games",
+    "connect_four": "board_games",
+    "othello": "board_games",
+    "hex": "board_games",
+    "go_9x9": "board_games",
+}
+
 
 EnvSource = str | Callable[[], Any]
 """An id, or a class or zero-argument function that gives a ``gymnasium.Env``."""
@@ -79,7 +162,7 @@ def resolve(
     if backend not in (None, "gymnasium"):
         raise UnsupportedEnvironment(f"observation=pixels is drawn by Gymnasium: env.backend={backend} cannot be had")
     if isinstance(source, str):
-        from bircher.envs.spaces import draws
+        from bircher.envs.specs import draws
 
         if not draws(source):
             raise UnsupportedEnvironment(f"{source} cannot be seen as pixels: Gymnasium has no picture of it")
@@ -106,13 +189,13 @@ def _resolve(source: object, backend: str | None) -> str:
         return "envpool"
     if backend in (None, "gymnasium") and _in_gymnasium(source):
         return "gymnasium"
-    from bircher.envs import registration, unknown
+    from bircher.envs import specs
 
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": registration.ids()}
+    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.ids()}
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
-    raise UnknownEnvironment(f"unknown environment {short(source)}{where}{unknown.advice(source[:100], names)}")
+    raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice(source[:100], names)}")
 
 
 def make(
@@ -227,10 +310,10 @@ def probe(
     """
     if resolve(env, backend, observation, protocol) != "gymnasium":
         return ()
-    from bircher.envs import probing
+    from bircher.envs import gymnasium
 
     with _one_sentence(env, options):
-        return probing.probe(env, seeds(seed, "probe", 1)[0], max_steps, options, observation, action_repeat or 1)
+        return gymnasium.probe(env, seeds(seed, "probe", 1)[0], max_steps, options, observation, action_repeat or 1)
 
 
 @contextmanager
@@ -263,10 +346,10 @@ def known(name_filter: str | None = None) -> list[Known]:
 
     Each is looked at for its spaces; one whose own packages are not installed says so in their place.
     """
-    from bircher.envs import registration
+    from bircher.envs import specs
 
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *registration.ids())):
+    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)
@@ -285,7 +368,7 @@ def known(name_filter: str | None = None) -> list[Known]:
 
 def _in_gymnasium(env_id: str) -> bool:
     """Whether Gymnasium has an id; raises UnknownEnvironment where the module that it names does not register it."""
-    from bircher.envs.registration import registered
+    from bircher.envs.specs import registered
 
     try:
         registered(env_id)

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.envs.base import UnsupportedEnvironment
-from bircher.envs.pure import Legal, Move, Player, PureEnv, Start
+from bircher.envs.jax_env import Legal, Move, Player, PureEnv, Start
+from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
 
 

@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bircher.errors import MoveError
+
 PIECES = "PNBRQK"
 CHESS_SIZE, CHESS_PLANES = 5, 49
 PROMOTIONS = "rbn"
 """Pieces other than a queen that a pawn may become, in pgx's order."""
-
-
-class MoveError(ValueError):
-    """What was typed is no move that may be made; the message is one sentence."""
 
 
 class Board(NamedTuple):

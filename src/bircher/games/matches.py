@@ -11,11 +11,55 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from bircher.actor import describe_failure, failure_code
 from bircher.envs.base import Env, failure
-from bircher.evaluation import RESAMPLES, EvaluationFailed, EvaluationStopped, MakeEnv, Mode
-from bircher.games.player import Player, at_random, states_of
+from bircher.errors import EvaluationFailed, EvaluationStopped
+from bircher.games.players import Player, at_random, states_of
+from bircher.training.evaluator import RESAMPLES, MakeEnv, Mode
+from bircher.training.rollout import describe_failure, failure_code
 from bircher.types import Key, TimeStep
+
+SCALE = 400 / np.log(10)
+"""Points to a unit of log odds."""
+
+
+def ratings(
+    scores: Float[np.ndarray, "players players"], games: Float[np.ndarray, "players players"]
+) -> tuple[Float[np.ndarray, " players"], bool]:
+    """The ratings under which the scores are most likely, the first player's being 0, and whether games were added.
+
+    `scores[i, j]` is what i got in `games[i, j]` games against j: 1 for a win, 1/2 for a draw. Where some players never
+    lost a point to the others, no finite ratings are most likely; then one drawn game is added to every pair that met.
+
+    Raises:
+      ValueError: not every player met every other, if only by others that both met.
+    """
+    if not _connected((games + games.T) > 0):
+        raise ValueError("the players do not hang together: some never met the others, so no ratings compare them")
+    added = not _connected(scores > 0)
+    if added:
+        met = (games > 0).astype(float)
+        scores, games = scores + met / 2, games + met
+    strength = np.zeros(len(scores))
+    for _ in range(1000):
+        expected = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
+        gradient = (scores - games * expected).sum(1)
+        curvature = games * expected * (1 - expected)
+        hessian = np.diag(curvature.sum(1)) - curvature
+        # The first player stays where it is; the others take a Newton step, not so long that it overshoots.
+        step = np.linalg.solve(hessian[1:, 1:], gradient[1:])
+        strength[1:] += np.clip(step, -1, 1)
+        if np.abs(step).max(initial=0.0) < 1e-10:
+            break
+    return SCALE * strength, added
+
+
+def _connected(edges: Bool[np.ndarray, "players players"]) -> bool:
+    """Whether every player leads to every other along the edges."""
+    reach = edges | np.eye(len(edges), dtype=bool)
+    for _ in range(len(edges)):
+        reach = reach @ reach
+    return bool(reach.all())
+
 
 MAX_GAMES = 128
 """Games played side by side in each seat; more are played in batches."""

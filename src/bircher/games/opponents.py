@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 
 from bircher.envs.base import Env
-from bircher.games import player as players
-from bircher.games.player import Player
+from bircher.errors import UnknownOpponent, UnsuitableOpponent
+from bircher.games import players
+from bircher.games.players import Player
 
 NAMES = ("random", "minimax", "alphabeta:DEPTH", "mcts:ROLLOUTS")
 GAMES = {"minimax": "tic_tac_toe", "alphabeta": "connect_four"}
@@ -14,14 +15,6 @@ GAMES = {"minimax": "tic_tac_toe", "alphabeta": "connect_four"}
 EXAMPLES = {"alphabeta": "alphabeta:6", "mcts": "mcts:1000"}
 LIMITS = {"alphabeta": 42, "mcts": 100_000}
 """The greatest number after the colon: a whole game's moves, and what a tree's memory can hold."""
-
-
-class UnknownOpponent(ValueError):
-    """No opponent of this name; the message gives those that there are, and the nearest."""
-
-
-class UnsuitableOpponent(ValueError):
-    """An opponent that cannot play the game, or a game that takes none; the message is one sentence."""
 
 
 def is_name(text: str) -> bool:
@@ -79,16 +72,16 @@ def _heads() -> list[str]:
 
 
 def _minimax() -> Player:
-    from bircher.games import minimax
+    from bircher.games import solvers
 
-    return minimax.player()
+    return solvers.minimax_player()
 
 
 def _searching(head: str, number: int, env: Env) -> Player:
     if head == "alphabeta":
-        from bircher.games import alphabeta
+        from bircher.games import solvers
 
-        return alphabeta.player(number)
-    from bircher.games import mcts
+        return solvers.alphabeta_player(number)
+    from bircher.games import solvers
 
-    return mcts.player(players.rules_of(env), number)
+    return solvers.mcts_player(players.rules_of(env), number)

@@ -7,9 +7,8 @@ elements at once.  Two players take turns by discounts of -gamma: every value is
 from __future__ import annotations
 
 from bircher.search.base import Root, SearchConfig, SearchResult, Simulate, Step
-from bircher.search.policies import gumbel_search, puct_search
-from bircher.search.q_values import completed_q_values, tree_min_max
-from bircher.search.rollouts import rollout_search
+from bircher.search.policies import completed_q_values, gumbel_search, puct_search, tree_min_max
+from bircher.search.uct import rollout_search
 
 __all__ = [
     "Root",

@@ -1,0 +1,239 @@
+"""Every loss term, by name: a function of what the agent computed once for all of them, and what it needs.
+
+A term returns ``[B, T]``, one number for each root row; `learner` averages over valid rows and weighs.  `TABLE` is the
+one list: an agent is a choice of weights over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bircher.agents.unroll import Unrolled, windows
+from bircher.networks.dynamics import Projection
+from bircher.networks.model import Model
+from bircher.ops import distributions, losses
+from bircher.ops.transforms import Support
+from bircher.types import Targets, Trajectory
+
+Need = Literal["unroll", "look_ahead", "projection"]
+"""What a term cannot be computed without: the unrolled model, a model that learns rewards and values, a projection."""
+
+
+class Clips(NamedTuple):
+    """How far PPO lets ratio and value go from where they were."""
+
+    ratio: float
+    value: float | None
+
+
+class LossInputs(NamedTuple):
+    """What an agent computed once for all of its terms."""
+
+    model: Model
+    rows: Trajectory
+    target: Targets
+    unrolled: Unrolled
+    encoded: Float[Array, "B R latent"]
+    """Latents of the rows; of the last one too where the consistency term looks at it."""
+    policy_horizon: int | None = None
+    clips: Clips | None = None
+
+    @property
+    def logits(self) -> Float[Array, "B T A"]:
+        """Of the network's policy at the roots, as it acts: illegal actions masked."""
+        return self.unrolled.acting_logits[0]
+
+    @property
+    def action(self) -> Int[Array, "B T"]:
+        """Taken at the roots."""
+        return self.rows.action[:, : self.logits.shape[1]]
+
+    @property
+    def behaviour_logits(self) -> Float[Array, "B T A"]:
+        """Of the policy that took it."""
+        return self.rows.extras["behaviour_logits"][:, : self.logits.shape[1]]
+
+
+class Rule(NamedTuple):
+    """One line of the table."""
+
+    build: Callable[[LossInputs], Float[Array, "B T"]]
+    needs: frozenset[Need] = frozenset()
+
+
+def policy_gradient(
+    logits: Float[Array, "B T A"],
+    action: Int[Array, "B T"],
+    behaviour_logits: Float[Array, "B T A"],
+    advantage: Float[Array, "B T"],
+) -> Float[Array, "B T"]:
+    """-sg(min(1, pi(a|s) / pi_b(a|s))) adv log pi(a|s), a sample of -E_pi[adv] (Muesli, equation 10).
+
+    The clipped ratio is held constant: clipped inside the differentiated ratio, no gradient is left wherever
+    pi exceeds pi_b.
+    """
+    log_probability = distributions.log_probability(logits, action)
+    ratio = jnp.exp(log_probability - distributions.log_probability(behaviour_logits, action))
+    return -jax.lax.stop_gradient(jnp.minimum(ratio, 1.0)) * advantage * log_probability
+
+
+def ppo_clip(
+    logits: Float[Array, "B T A"],
+    action: Int[Array, "B T"],
+    behaviour_logits: Float[Array, "B T A"],
+    advantage: Float[Array, "B T"],
+    clip: float,
+) -> Float[Array, "B T"]:
+    """-min(r adv, clip(r, 1 - e, 1 + e) adv) with r = pi(a|s) / pi_b(a|s).
+
+    "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7.
+    """
+    log_probability = distributions.log_probability(logits, action)
+    ratio = jnp.exp(log_probability - distributions.log_probability(behaviour_logits, action))
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
+
+
+def ppo_value(
+    value: Float[Array, "B T"], old_value: Float[Array, "B T"], target: Float[Array, "B T"], clip: float | None
+) -> Float[Array, "B T"]:
+    """1/2 max((v - G)^2, (v_old + clip(v - v_old, -e, e) - G)^2); without e the first alone.
+
+    The value loss of PPO's first implementation (baselines, ppo2).
+    """
+    error = jnp.square(value - target)
+    if clip is not None:
+        error = jnp.maximum(error, jnp.square(old_value + jnp.clip(value - old_value, -clip, clip) - target))
+    return 0.5 * error
+
+
+def distilled(policy: Float[Array, "B T A"], logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+    """KL(target, pi) at the root; as excess for sampled targets.
+
+    With CMPO's policy it is Muesli's `cmpo` (equation 9), with a search's MuZero's `policy`, and with
+    pi_prior exp(adv / eta) / z the `mpo` of "Maximum a Posteriori Policy Optimisation" by Abdolmaleki et al. 2018
+    (https://arxiv.org/abs/1806.06920).
+    """
+    return losses.excess_cross_entropy(policy, logits)
+
+
+def kl_to_behaviour(logits: Float[Array, "B T A"], behaviour_logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+    """KL(pi_b, pi): the penalty in place of a trust region (TRPO, https://arxiv.org/abs/1502.05477, section 4)."""
+    return losses.excess_cross_entropy(jax.nn.softmax(behaviour_logits), logits)
+
+
+def _over_depths(values: Float[Array, "K B T"], mask: Bool[Array, "K B T"]) -> Float[Array, "B T"]:
+    """1/K of the sum over depths; a depth without a target counts 0."""
+    return jnp.where(mask, values, 0.0).sum(0) / values.shape[0]
+
+
+def model_policy(unrolled: Unrolled, horizon: int | None = None) -> Float[Array, "B T"]:
+    """1/K sum over k of KL(pi_CMPO(.|s_{t+k}), pi^_k), with the real later state's own target (equation 13).
+
+    With a `horizon` only the first so many depths count, and it stands for K.
+    """
+    last = 1 + (len(unrolled.policy) - 1 if horizon is None else horizon)
+    values = losses.excess_cross_entropy(unrolled.policy[1:last], unrolled.prediction.policy_logits[1:last])
+    return _over_depths(values, unrolled.policy_mask[1:last])
+
+
+def value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
+    """Cross-entropy of the root's value with its multi-step return, as excess; squared error for a scalar one."""
+    values = model.value_support.loss(unrolled.value[0], unrolled.prediction.value_logits[0])
+    return jnp.where(unrolled.value_mask[0], values, 0.0)
+
+
+def model_value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
+    """1/K sum over k of the same for the value predicted after k steps and the return of the real state there."""
+    values = model.value_support.loss(unrolled.value[1:], unrolled.prediction.value_logits[1:])
+    return _over_depths(values, unrolled.value_mask[1:])
+
+
+def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
+    """1/K sum over k of the reward's cross-entropy, as excess."""
+    values = support.loss(unrolled.reward, unrolled.reward_logits)
+    return _over_depths(values, unrolled.reward_mask)
+
+
+def entropy(logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+    """Minus the entropy of the root's policy: a weight above 0 keeps it from becoming certain too soon."""
+    return -distributions.entropy(logits)
+
+
+def consistency(
+    projection: Projection | None, unrolled: Unrolled, encoded: Float[Array, "B R latent"]
+) -> Float[Array, "B T"]:
+    """1/K sum over k of 1 - cosine between the latent imagined after k steps and that of the real row there.
+
+    "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1.
+
+    Without a projection, where latents are observations, the mean squared distance instead.
+    """
+    depths, _, length = unrolled.reward.shape
+    later = windows(encoded, depths + 1, length)[1:]
+    if projection is None:
+        distance = jnp.square(unrolled.latent - jax.lax.stop_gradient(later)).mean(-1)
+        return _over_depths(distance, unrolled.encoded_mask)
+    return _over_depths(projection.distance(unrolled.latent, later), unrolled.encoded_mask)
+
+
+def _ppo_clip(p: LossInputs) -> Array:
+    assert p.clips is not None
+    return ppo_clip(p.logits, p.action, p.behaviour_logits, p.target.advantage, p.clips.ratio)
+
+
+def _ppo_value(p: LossInputs) -> Array:
+    assert p.clips is not None
+    predicted = p.model.value_support.mean(p.unrolled.prediction.value_logits[0])
+    return ppo_value(predicted, p.target.extras["old_value"], p.target.value, p.clips.value)
+
+
+_UNROLL: frozenset[Need] = frozenset({"unroll"})
+_LOOK: frozenset[Need] = frozenset({"look_ahead"})
+_PROJECTION: frozenset[Need] = frozenset({"projection"})
+
+TABLE: dict[str, Rule] = {
+    "policy_gradient": Rule(
+        lambda p: policy_gradient(p.logits, p.action, p.behaviour_logits, p.target.advantage)
+    ),
+    "ppo_clip": Rule(_ppo_clip),
+    "policy": Rule(lambda p: distilled(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
+    "cmpo": Rule(lambda p: distilled(p.unrolled.policy[0], p.logits), _LOOK),
+    "mpo": Rule(lambda p: distilled(p.target.extras["mpo_policy"], p.logits), _LOOK),
+    "kl_to_behaviour": Rule(lambda p: kl_to_behaviour(p.logits, p.behaviour_logits)),
+    "entropy": Rule(lambda p: entropy(p.logits)),
+    "value": Rule(lambda p: value(p.model, p.unrolled)),
+    "ppo_value": Rule(_ppo_value),
+    "model_policy": Rule(lambda p: model_policy(p.unrolled, p.policy_horizon), _UNROLL),
+    "model_value": Rule(lambda p: model_value(p.model, p.unrolled), _UNROLL),
+    "model_reward": Rule(lambda p: model_reward(p.unrolled, p.model.reward_support), _UNROLL),
+    "consistency": Rule(
+        lambda p: consistency(p.model.projection, p.unrolled, p.encoded), _UNROLL | _PROJECTION
+    ),
+}  # fmt: skip
+"""Every term in the order of its logging, with what it needs."""
+
+
+def need(names: Collection[str], what: Need) -> bool:
+    """Whether one of these terms cannot be computed without it."""
+    return any(what in TABLE[name].needs for name in names)
+
+
+def needing(what: Need) -> tuple[str, ...]:
+    """Every term that cannot be computed without it."""
+    return tuple(name for name, rule in TABLE.items() if what in rule.needs)
+
+
+def unlearnt(names: Collection[str], reward_head: bool) -> str:
+    """What is missing among these terms for a look-ahead, q^ = r^ + gamma v^ of imagined states, as settings."""
+    learnt = ("model_value", "model_reward") if reward_head else ("model_value",)
+    return ", ".join(f"losses.{name}" for name in learnt if name not in names)
+
+
+def build(names: Collection[str], products: LossInputs) -> dict[str, Float[Array, "B T"]]:
+    """The terms of these names, in the table's order."""
+    return {name: rule.build(products) for name, rule in TABLE.items() if name in names}

@@ -1,0 +1,163 @@
+"""What each part of a network holds and costs, from its trace: nothing is allocated, run or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import PyTree
+
+from bircher.networks.model import Model
+from bircher.types import EnvSpec
+
+
+def count(function: Callable, *arguments: Any) -> int:
+    """Operations of the matrix products and convolutions in ``function(*arguments)``; a multiply-add is two.
+
+    A scan counts as often as it goes round, the dearest branch of a condition counts, and a while loop, whose number of
+    rounds nobody knows, counts once.  Everything else, element by element, is left out.  Arguments may be shapes.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of(jaxpr: core.Jaxpr) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> int:
+    name, inner = equation.primitive.name, [_of(jaxpr) for jaxpr in _inner(equation.params)]
+    if name in ("dot_general", "conv_general_dilated"):
+        left, right, result = (_shape(variable) for variable in (*equation.invars, *equation.outvars))
+        numbers = equation.params["dimension_numbers"]
+        if name == "dot_general":
+            (contracted, _), _ = numbers
+            return 2 * prod(result) * prod(left[axis] for axis in contracted)
+        return 2 * prod(result) * prod(right) // right[numbers.rhs_spec[0]]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """The programs within an operation."""
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
+
+
+ENCODER = "encoder"
+PARTS = {
+    "representation": ENCODER,
+    "memory": "memory",
+    "dynamics": "dynamics",
+    "reader": "reader",
+    "policy": "policy_head",
+    "value": "value_head",
+    "reward": "reward_head",
+    "projection": "projection",
+}
+"""The parts of a network by the name of the field that holds them."""
+
+
+class Part(NamedTuple):
+    """One part, and what it takes to use it once: of an observation, a step of the model, a latent."""
+
+    name: str
+    parameters: int
+    flops: int
+    """Of its matrix products and convolutions, forward; a multiply-add is two."""
+    activation_bytes: int
+    """What the backward pass finds kept of the forward one, as JAX traces it; a compiler may keep less."""
+
+
+def part_of(path: tuple) -> str:
+    """The part that a parameter belongs to, by its path in the model."""
+    fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
+    # The innermost of these names: heads.policy is a part, heads is not.
+    return next(PARTS[field] for field in reversed(fields) if field in PARTS)
+
+
+def summarise(model: PyTree, spec: EnvSpec) -> list[Part]:
+    """Every part of a model, or of its shapes, in the order of `PARTS`; the parts it does not have are left out."""
+    sizes = dict.fromkeys(PARTS.values(), 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(model, _is_array)):
+        sizes[part_of(path)] += leaf.size
+    uses = _uses(model, spec)
+    return [
+        Part(name, sizes[name], count(use, model, *(batch(1) for batch in inputs)), _kept(use, model, inputs))
+        for name, (use, inputs) in uses.items()
+    ]
+
+
+def total(parts: list[Part]) -> Part:
+    """All parts used once."""
+    return Part(
+        "total",
+        sum(part.parameters for part in parts),
+        sum(part.flops for part in parts),
+        sum(part.activation_bytes for part in parts),
+    )
+
+
+Batch = Callable[[int], jax.ShapeDtypeStruct]
+"""The shape of an input for so many frames."""
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape")
+
+
+def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch, ...]]]:
+    """How each part is used, and with what."""
+    observation = _batch(spec.observation.shape, spec.observation.dtype)
+    latent = _like(lambda model, x: model.represent(x), model, observation)
+    features = _like(lambda model, x: model.read(x), model, latent)
+    uses: dict[str, tuple[Callable, tuple[Batch, ...]]] = {ENCODER: (lambda m, x: m.represent(x), (observation,))}
+    if model.memory is not None:
+        shown, state = _like(lambda model, x: model.features(x), model, observation), 2 * model.memory.lstm.width
+        remembered = (shown, _batch((state,), jnp.float32), _batch((), jnp.bool_))
+        uses["memory"] = (lambda m, x, state, first: m.memory(x, state, first)[0], remembered)
+    if model.dynamics is not None:
+        uses["dynamics"] = (lambda m, x, action: m.step(x, action), (latent, _batch((), jnp.int32)))
+    if model.reader is not None:
+        uses["reader"] = (lambda m, x: m.read(x), (latent,))
+    uses["policy_head"] = (lambda m, x: m.heads.policy(x), (features,))
+    uses["value_head"] = (lambda m, x: m.heads.value(x), (features,))
+    if model.heads.reward is not None:
+        uses["reward_head"] = (lambda m, x: m.heads.reward(x), (features,))
+    if model.projection is not None:
+        uses["projection"] = (lambda m, x: m.projection.distance(x, x), (latent,))
+    return uses
+
+
+def _batch(shape: tuple[int, ...], dtype: Any) -> Batch:
+    return lambda size: jax.ShapeDtypeStruct((size, *shape), dtype)
+
+
+def _like(function: Callable, model: Model, given: Batch) -> Batch:
+    """The shape of what a function makes of an input."""
+    made = jax.eval_shape(function, model, given(1))
+    return _batch(made.shape[1:], made.dtype)
+
+
+def _kept(use: Callable, model: Model, inputs: tuple[Batch, ...]) -> int:
+    """Bytes kept of one frame: what a second one adds, which leaves out parameters and what is made of them."""
+
+    def kept(size: int) -> int:
+        given = [batch(size) for batch in inputs]
+        pullback = jax.eval_shape(lambda m, *x: jax.vjp(lambda m: use(m, *x), m)[1], model, *given)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+
+    return kept(2) - kept(1)

@@ -1,0 +1,295 @@
+"""One configuration for a run, composed of the models that stand beside the code they configure.
+
+Later layers win: defaults, the preset (found by the environment's id), a file, single settings.  Everything is refused
+before anything is compiled: an unknown key with the nearest valid name, a wrong type or range with what is expected,
+a combination that cannot work with its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from bircher.agents import actor_critic, loss_terms
+from bircher.agents.base import AgentConfig, LossTable
+from bircher.agents.config import PolicyAgentConfig, PolicyLosses, requirements
+from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
+from bircher.config import presets, settings
+from bircher.config.presets import environment_id, read_layer
+from bircher.envs import registry
+from bircher.envs.config import EnvConfig, ObservationConfig
+from bircher.errors import ConfigError, near, short, short_text
+from bircher.networks.model import ModelConfig
+from bircher.replay import base
+from bircher.replay.base import ReplayConfig
+from bircher.search import SearchConfig
+from bircher.training.evaluator import EvaluationConfig
+from bircher.training.optimizer import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
+
+LOOPS = ("synchronous", "pipeline")
+OBSERVATIONS = ("state", "pixels")
+
+DEBUG = {
+    "steps": 64,
+    "env": {"num_envs": 2},
+    "loop": {"rollout_length": 8},
+    "optimiser": {"batch_size": 2, "updates_per_step": 1 / 16, "minibatches": 1, "epochs": 1},
+    "replay": {"capacity": 1024},
+    "evaluation": {"count": 0},
+}
+"""What `debug=true` sets, unless it is set by hand: without compilation a full-sized run would never end."""
+
+
+class LoopConfig(BaseModel):
+    """How collecting and learning take turns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["synchronous", "pipeline"] = "synchronous"
+    """`pipeline` makes a rollout while it learns from the one before, on two cores; its policy is one rollout older."""
+    rollout_length: int = Field(16, ge=1, le=2**20)
+    """T, the steps of each environment in a rollout; also the length of the sequences learnt from."""
+
+
+class CheckpointConfig(BaseModel):
+    """When a run is saved, besides at its end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every_seconds: float = Field(30.0, gt=0)
+    keep: int = Field(2, ge=1)
+    """Checkpoints that stay."""
+    replay_every: int = Field(1, ge=1)
+    """Every how many checkpoints hold the replay; a run's last one always does."""
+
+
+class Config(BaseModel):
+    """The whole of a run's settings; each agent has its own class of them, in `AGENTS`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: str = "default"
+    """Where the values that nobody set came from."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    steps: int = Field(1_000_000, ge=1, lt=2**31)
+    """Environment steps after which the run is done."""
+    episodes: int | None = Field(None, ge=1)
+    """Training episodes after which the run is done, where that comes first."""
+    device: Literal["cpu", "gpu"] | None = None
+    """Null takes a GPU where there is one."""
+    debug: bool = False
+    """No compilation, NaN and shape checks, tiny sizes."""
+    env: EnvConfig
+    observation: ObservationConfig = ObservationConfig.model_validate({})
+    agent: AgentConfig
+    losses: LossTable
+    search: SearchConfig
+    model: ModelConfig = ModelConfig.model_validate({})
+    replay: ReplayConfig = ReplayConfig.model_validate({})
+    optimiser: OptimiserConfig = OptimiserConfig.model_validate({})
+    loop: LoopConfig = LoopConfig.model_validate({})
+    checkpoint: CheckpointConfig = CheckpointConfig.model_validate({})
+    evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Config:
+        """Refuse combinations that cannot work; the learner and the replay say so themselves."""
+        rollout = self.env.num_envs * self.loop.rollout_length
+        if rollout > settings.GREATEST_INT:
+            raise ValueError(
+                f"env.num_envs × loop.rollout_length is {rollout:,} steps a rollout: expected at most 2,147,483,647"
+            )
+        updates_per_iteration(self.optimiser, rollout)
+        require_rows(self.optimiser, self.loop.rollout_length)
+        base.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
+        if self.model.memory != "none":
+            require_memory_rows(self.optimiser, self.model.burn_in, self.loop.rollout_length)
+            if self.replay.symmetries:
+                raise ValueError(
+                    "replay.symmetries=true turns rows, and what model.memory holds of them it cannot turn"
+                )
+        weights = self.losses.weights()
+        if not weights:
+            raise ValueError("losses has no term enabled that has a weight: nothing would be learnt")
+        if "model_reward" in weights and not self.model.reward_head:
+            raise ValueError(
+                "model.reward_head=false leaves losses.model_reward nothing to learn: "
+                "set losses.model_reward.enabled=false"
+            )
+        return self
+
+    def reached(self, counters: Mapping[str, int]) -> bool:
+        """Whether a run with these counters is done."""
+        enough = self.episodes is not None and counters.get("episodes", 0) >= self.episodes
+        return enough or counters.get("env_steps", 0) >= self.steps
+
+    def to_yaml(self) -> str:
+        """Every setting with its value; `from_yaml` gives an equal configuration."""
+        return settings.dump(self.model_dump(by_alias=True))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """The configuration in a file, such as a run's `config.yaml`.
+
+        Raises:
+          ConfigError: the file cannot be read, or a setting in it is wrong.
+        """
+        return validated(read_layer(path), f" ({short_text(str(path), 200)})")
+
+
+class PolicyRun(Config):
+    """Settings of a run of an agent that searches only where it is asked to after training."""
+
+    agent: PolicyAgentConfig
+    losses: PolicyLosses
+    search: SearchConfig = SearchConfig.model_validate({"num_simulations": 0})
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> PolicyRun:
+        names = frozenset(self.losses.weights())
+        requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
+        optimiser = self.optimiser
+        if optimiser.kl_stop is not None and optimiser.epochs * optimiser.minibatches == 1:
+            raise ValueError(
+                f"optimiser.kl_stop={optimiser.kl_stop:g} leaves out the rest of a batch's updates, and of "
+                "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
+            )
+        pieces, steps = optimiser.pieces, self.model.unroll_steps
+        if pieces is not None and pieces < steps and loss_terms.need(names, "unroll"):
+            raise ValueError(
+                f"optimiser.pieces={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
+                "(model.unroll_steps)"
+            )
+        return self
+
+
+def _policy_run(agent: type[PolicyAgentConfig], losses: type[PolicyLosses]) -> type[PolicyRun]:
+    """Settings of a run of one of these agents."""
+    fields: Any = {"agent": (agent, agent.model_validate({})), "losses": (losses, losses.model_validate({}))}
+    return create_model(agent.__name__.replace("Config", "Run"), __base__=PolicyRun, **fields)
+
+
+class MuZeroRun(Config):
+    """Settings of a run of MuZero."""
+
+    agent: MuZeroConfig = MuZeroConfig.model_validate({})
+    losses: MuZeroLosses = MuZeroLosses.model_validate({})
+    search: SearchConfig = SearchConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> MuZeroRun:
+        name, missing = self.agent.name, loss_terms.unlearnt(self.losses.weights(), self.model.reward_head)
+        if missing:
+            raise ValueError(f"{name} searches with a model that is learnt: give {missing} a weight above 0")
+        if self.optimiser.kl_stop is not None:
+            raise ValueError(
+                f"optimiser.kl_stop={self.optimiser.kl_stop:g} needs the policy that acted, which {name} does not keep"
+            )
+        return self
+
+
+class GumbelMuZeroRun(MuZeroRun):
+    """Settings of a run of Gumbel MuZero."""
+
+    agent: MuZeroConfig = MuZeroConfig.model_validate({"name": "gumbel_muzero"})
+
+
+AGENTS: dict[str, type[Config]] = {
+    "muesli": _policy_run(actor_critic.MuesliConfig, actor_critic.MuesliLosses),
+    "muzero": MuZeroRun,
+    "gumbel_muzero": GumbelMuZeroRun,
+    "ppo": _policy_run(actor_critic.PPOConfig, actor_critic.PPOLosses),
+    "pg": _policy_run(actor_critic.PGConfig, actor_critic.PGLosses),
+    "mpo": _policy_run(actor_critic.MPOConfig, actor_critic.MPOLosses),
+    "trpo_penalty": _policy_run(actor_critic.TRPOPenaltyConfig, actor_critic.TRPOPenaltyLosses),
+}
+
+
+def compose(
+    env: str | Callable[[], Any] | None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    file: str | Path | None = None,
+    preset: str | None = None,
+) -> Config:
+    """The configuration for an environment: defaults < preset < `file` < `overrides` (`a.b=c`, dotted or nested).
+
+    `env` is an id, or a callable that makes one; None takes the file's `env.id`.
+
+    Raises:
+      ConfigError: a key, a value or a combination is wrong.
+      UnknownEnvironment: no such environment.
+    """
+    if isinstance(overrides, Mapping):
+        given = settings.nested(overrides)
+    else:
+        given = settings.parse(overrides)
+    if "resume" in given:
+        raise ConfigError(
+            "resume is not a setting: continue a run with bircher train --resume RUN, in Python with "
+            "bircher.resume(path, steps=...)"
+        )
+    given, from_file = _with_known_names(given), _with_known_names(read_layer(file)) if file else {}
+    chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
+    name, implied = (None, {}) if chosen is None else presets.choose(chosen)
+    agent = _agent_of(presets.agent_of(name) if name else {}, implied, from_file, given)
+    where = f" ({short_text(str(file), 200)})"
+    given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], where)
+    env_id = environment_id(env, given, from_file)
+    source = env_id if env is None else env
+    debug = any(layer.get("debug") for layer in (from_file, given))
+    layers = [implied, from_file, *([DEBUG] if debug else []), given]
+    layers = presets.without_null(layers) if agent == "ppo" else layers
+    seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
+    name = name or presets.preset_for(source, agent, seen == "pixels")
+    merged = presets.read_preset(name, agent, env_id, seen == "pixels")
+    merged = settings.checked(merged, AGENTS[agent], f" (preset {name})")
+    for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
+        merged = settings.merge(merged, layer)
+    if agent == "ppo":
+        merged = presets.complete(merged, layers, settings.defaults(AGENTS[agent]))
+    config = _build(agent, merged)
+    registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
+    if isinstance(config, MuZeroRun) and not config.search.num_simulations:
+        raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
+    return config
+
+
+def _with_known_names(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the layer; an agent, loop or observation that does not exist is refused."""
+    for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
+        name = layer.get(group, {}).get("name", known[0])
+        if name not in known:
+            close = near(str(name)[:100], known)
+            raise ConfigError(f"unknown {group} {short(name)}{close}; known: {', '.join(known)}")
+    return layer
+
+
+def _agent_of(*layers: Mapping[str, Any]) -> str:
+    """The agent that the last of these layers names; Muesli where none does."""
+    named = [layer["agent"]["name"] for layer in layers if "name" in layer.get("agent", {})]
+    return named[-1] if named else "muesli"
+
+
+def validated(layer: Mapping[str, Any], where: str = "") -> Config:
+    """The configuration of these nested settings and the defaults; `where` ends the sentence of an error.
+
+    Raises:
+      ConfigError: a setting is wrong.
+    """
+    layer = _with_known_names(layer)
+    agent = _agent_of(layer)
+    return _build(agent, settings.checked(layer, AGENTS[agent], where), where)
+
+
+def _build(agent: str, layer: Mapping[str, Any], where: str = "") -> Config:
+    """The configuration of an agent's run, from settings that were checked by name."""
+    kind = AGENTS[agent]
+    layer = settings.merge(settings.defaults(kind), layer)
+    layer["preset"] = presets.canonical_name(layer["preset"], layer["env"].get("id"))
+    try:
+        return kind.model_validate(layer, strict=True)
+    except ValidationError as error:
+        raise ConfigError(settings.sentence(error, layer, kind) + where) from None

@@ -1,0 +1,318 @@
+"""What PPO's own settings imply, and what a mixture of it with Muesli's terms needs, where nobody said otherwise."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bircher.agents import loss_terms
+from bircher.config import settings
+from bircher.envs import registry
+from bircher.errors import BadYAML, ConfigError, near, short, short_text
+
+CALLABLE = "callable:"
+"""Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
+PRESETS = Path(__file__).parents[1] / "presets"
+LINEAGES = {
+    "muesli": ("muesli",),
+    "pg": ("muesli", "pg"),
+    "mpo": ("muesli", "mpo"),
+    "trpo_penalty": ("muesli", "trpo_penalty"),
+    "muzero": ("muzero",),
+    "gumbel_muzero": ("muzero", "gumbel_muzero"),
+    "ppo": ("ppo",),
+}
+"""The blocks that each agent takes its settings from, the last one wins."""
+BLOCKS = ("extends", "agents", "environments", "pixels")
+"""Keys of a preset that are not settings."""
+FORMER_NAMES = {
+    "board": "board_games",
+    "memory": "recall",
+    "pixels": "default observation=pixels",
+    "minatar_asterix": "Asterix-MinAtar",
+    "minatar_breakout": "Breakout-MinAtar",
+    "minatar_freeway": "Freeway-MinAtar",
+    "minatar_seaquest": "Seaquest-MinAtar",
+    "minatar_space_invaders": "SpaceInvaders-MinAtar",
+}
+"""Presets of earlier versions, without the agent and the observation that their names ended with."""
+FORMER_ENDS = {
+    "_gumbel_muzero": "agent=gumbel_muzero",
+    "_muzero": "agent=muzero",
+    "_ppo": "agent=ppo",
+    "_pixels": "observation=pixels",
+}
+"""Ends of the names of earlier versions, and the settings that stand for them."""
+
+
+class Choice(NamedTuple):
+    """A preset that was chosen by name."""
+
+    name: str
+    """A file's name, or the id of an environment whose settings are taken."""
+    implied: dict[str, Any]
+    """Settings that a name of an earlier version stands for."""
+
+
+def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any], file: Mapping[str, Any]) -> str:
+    """The id of the environment; refused where there is none, or where two are given, or where it is unknown."""
+    env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
+    chosen = given.get("env", {}).get("id")
+    if chosen is not None and env_id not in (None, chosen):
+        raise ConfigError(f"env.id={settings.shown(chosen)} is given with the environment {env_id}: leave one out")
+    groups = [layer.get("env", {}) for layer in (given, file)]
+    env_id = env_id or next((group["id"] for group in groups if "id" in group), None)
+    if env_id is None:
+        raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
+    registry.resolve(env_id if env is None else env, next((g["backend"] for g in groups if "backend" in g), None))
+    return env_id
+
+
+def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -> str:
+    """The preset of an environment for an agent: that of its family, or the default.
+
+    A family's preset is not used for agents that it is not for, nor for pictures where it says nothing of them.
+    """
+    name = registry.preset_name(env)
+    layer = _read(name)
+    shows = not pixels or "pixels" in layer or layer.get("observation", {}).get("name") == "pixels"
+    return name if shows and _is_for(layer, agent) else "default"
+
+
+def find_preset(name: Any) -> Choice:
+    """The preset of this name, in any case, also by a name of an earlier version.
+
+    Raises:
+      ConfigError: there is none; with the nearest names.
+    """
+    known = {
+        name.lower(): name for name in (*registry.PRESETS, *(path.stem for path in sorted(PRESETS.glob("*.yaml"))))
+    }
+    words, rest = [], name.lower() if isinstance(name, str) else ""
+    if rest in known:
+        return Choice(known[rest], {})
+    for end, word in FORMER_ENDS.items():
+        if rest.endswith(end):
+            words.append(word)
+            rest = rest.removesuffix(end)
+    rest, *more = FORMER_NAMES.get(rest, rest).split() or [""]
+    rest, words = rest.lower(), [*words, *more]
+    if not isinstance(name, str) or rest not in known:
+        raise ConfigError(f"unknown preset {short(name)}{near(str(name)[:100], known.values())}")
+    return Choice(known[rest], settings.parse(words))
+
+
+def choose(name: Any) -> Choice:
+    """The preset of this name; says how it is given now where the name is one of an earlier version."""
+    found = find_preset(name)
+    if found.name.lower() != name.lower():
+        words = [f"{group}={value['name']}" for group, value in found.implied.items()]
+        print(f"preset={name} is now {' '.join([f'preset={found.name}', *words])}", file=sys.stderr)
+    return found
+
+
+def canonical_name(name: Any, env_id: Any) -> Any:
+    """The name under which a run in this environment has its preset: a file's, where an id says nothing more.
+
+    A name of an earlier version becomes today's, and one that does not exist stays as it is.
+    """
+    try:
+        found = find_preset(name).name
+    except ConfigError:
+        return name
+    return registry.PRESETS[found] if found == env_id and found in registry.PRESETS else found
+
+
+def describe(name: str) -> str:
+    """A preset with the agents that it is for, as the list of environments shows it."""
+    return f"{name}: {', '.join(_read(name).get('agents', LINEAGES))}"
+
+
+def agent_of(name: str) -> dict[str, Any]:
+    """The agent of a preset that is for a single one, as a layer of settings; empty for other presets."""
+    agents = list(_read(registry.PRESETS.get(name, name)).get("agents", ()))
+    return {"agent": {"name": agents[0]}} if len(agents) == 1 else {}
+
+
+def read_preset(name: str, agent: str, env_id: str = "", pixels: bool = False) -> dict[str, Any]:
+    """The settings of a preset for an agent in an environment; not yet checked against the models.
+
+    Raises:
+      ConfigError: the preset is not for this agent.
+    """
+    chain = _chain(registry.PRESETS.get(name, name), agent)
+    env_id = name if name in registry.PRESETS else env_id
+    merged: dict[str, Any] = {}
+    for layer in chain:
+        merged = settings.merge(merged, select(layer, agent, env_id))
+    if pixels and merged.get("observation", {}).get("name") != "pixels":
+        for layer in chain:
+            merged = settings.merge(merged, select(layer.get("pixels", {}), agent, env_id))
+    return merged
+
+
+def select(block: Mapping[str, Any], agent: str, env_id: str) -> dict[str, Any]:
+    """The settings of a block for an agent in an environment: common ones, the agent's, the environment's."""
+    found = {key: value for key, value in block.items() if key not in BLOCKS}
+    for name in LINEAGES[agent]:
+        found = settings.merge(found, block.get("agents", {}).get(name, {}))
+    if env_id in block.get("environments", {}):
+        found = settings.merge(found, select(block["environments"][env_id], agent, env_id))
+    return found
+
+
+def require_known_blocks(layer: Mapping[str, Any], file: str) -> None:
+    """Refuse a block of a preset that would never be read.
+
+    Raises:
+      ConfigError: an unknown agent, or an environment that has another preset.
+    """
+    for agent in layer.get("agents", {}):
+        if agent not in LINEAGES:
+            raise ConfigError(f"unknown agent {short(agent)}{near(str(agent), LINEAGES)} (preset {file})")
+    for env_id, block in layer.get("environments", {}).items():
+        if registry.PRESETS.get(env_id) != file:
+            own = [name for name, preset in registry.PRESETS.items() if preset == file]
+            raise ConfigError(f"{short(env_id)} is not an environment of preset {file}{near(str(env_id), own)}")
+        require_known_blocks(block, file)
+    if "pixels" in layer:
+        require_known_blocks(layer["pixels"], file)
+
+
+@functools.cache
+def _read(file: str) -> Mapping[str, Any]:
+    """A preset's file, which is read once."""
+    layer = read_layer(PRESETS / f"{file}.yaml")
+    require_known_blocks(layer, file)
+    return layer
+
+
+def _chain(file: str, agent: str) -> list[Mapping[str, Any]]:
+    """A preset's file and those that it extends, the most basic one first."""
+    layer = _read(file)
+    if not _is_for(layer, agent):
+        raise ConfigError(f"preset {file} is not for agent={agent}: it is for {', '.join(layer['agents'])}")
+    base = layer.get("extends")
+    if isinstance(base, Mapping):
+        base = next(base[name] for name in LINEAGES[agent] if name in base)
+    return [*(_chain(base, agent) if base else []), layer]
+
+
+def _is_for(layer: Mapping[str, Any], agent: str) -> bool:
+    """Whether a preset is for an agent."""
+    return "agents" not in layer or any(name in layer["agents"] for name in LINEAGES[agent])
+
+
+def read_layer(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings as nested dictionaries, not yet checked."""
+    name = short_text(str(path), 200)
+    try:
+        content = settings.load(Path(path).read_text(encoding="utf-8-sig"))
+    except BadYAML as error:
+        raise ConfigError(f"{name} is no YAML: {error}") from error
+    except (OSError, ValueError) as error:  # also a name with a NUL character
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{name} holds no settings: expected KEY: VALUE lines, not {kind}")
+    try:
+        return settings.nested(content)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({name})") from None
+
+
+COUNTS = (
+    ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimiser", "minibatches"),
+    ("optimiser", "epochs"), ("replay", "capacity"),
+)  # fmt: skip
+"""Settings that others follow from."""
+
+
+DERIVED = (("optimiser", "batch_size"), ("optimiser", "updates_per_step"), ("replay", "capacity"))
+"""Settings that PPO derives from others unless they are set; null derives them again over a file that sets them."""
+
+
+def without_null(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The layers as if nobody had set the derived settings that are null in the last layer that has them."""
+    for group, name in DERIVED:
+        values = [layer[group][name] for layer in layers if name in layer.get(group, {})]
+        if values and values[-1] is None:
+            layers = [
+                {**layer, group: {key: value for key, value in layer[group].items() if key != name}}
+                if group in layer
+                else layer
+                for layer in layers
+            ]
+    return list(layers)
+
+
+def complete(
+    merged: Mapping[str, Any], given: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """PPO's settings, completed by what `given` leaves open.
+
+    The minibatches of an epoch hold every environment's rollout once, and a rollout gets epochs × minibatches updates;
+    the replay holds at least a rollout.
+
+    Terms that look ahead need a model that learns rewards and values: with weight 1, unless `given` has a weight.  A
+    model is unrolled within a piece of a sequence, so that pieces have at least four times as many rows, as far as
+    sequences have them.
+
+    Raises:
+      ConfigError: the environments cannot be dealt out to the minibatches.
+    """
+    everything = settings.merge(dict(defaults), dict(merged))
+    if not all(_is_count(everything[section][name]) for section, name in COUNTS):
+        return dict(merged)  # refused by name, later
+    filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
+    said = {name for layer in given for name in layer.get("optimiser", {})}
+    optimiser = _deal(everything, "batch_size" not in said)
+    for name in said & optimiser.keys():
+        del optimiser[name]
+    if "pieces" not in said and everything["model"]["memory"] != "none":
+        optimiser["pieces"] = None  # a memory learns through whole sequences
+    elif "pieces" not in said and (
+        filled["losses"] or _weighted(merged.get("losses", {}), loss_terms.needing("unroll"))
+    ):
+        rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
+        optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
+    filled["optimiser"] = optimiser
+    if not any("capacity" in layer.get("replay", {}) for layer in given):
+        rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
+        filled["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
+    return settings.merge(dict(merged), filled)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether one of these terms has a weight."""
+    given = [losses.get(name, {}) for name in names]
+    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in given)
+
+
+def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights of the model's terms that a look-ahead needs and nobody gave."""
+    if not _weighted(losses, loss_terms.needing("look_ahead")):
+        return {}
+    given = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
+    return {name: {"weight": 1.0} for name, term in given.items() if "weight" not in term and term.get("enabled", True)}
+
+
+def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
+    """Sequences a minibatch and updates a step by which an epoch is the rollout once; `equally` refuses a remainder."""
+    optimiser, envs = everything["optimiser"], everything["env"]["num_envs"]
+    minibatches = optimiser["minibatches"]
+    if equally and envs % minibatches:
+        raise ConfigError(
+            f"optimiser.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
+            "environment's rollout to equal minibatches"
+        )
+    steps = envs * everything["loop"]["rollout_length"]
+    return {"batch_size": envs // minibatches, "updates_per_step": optimiser["epochs"] * minibatches / steps}

@@ -1,0 +1,129 @@
+"""Pictures of Gymnasium environments as observations, drawn where they are stepped.
+
+Nothing here imports JAX: worker processes load this module, and little else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import UInt8
+
+from bircher.envs.contract import as_array, describe
+from bircher.errors import ContractBreach
+
+Frame = UInt8[np.ndarray, "_ _ _"]
+"""A picture [height, width, channels]: red, green and blue, or grey alone."""
+
+LUMA = np.array([77, 150, 29], np.uint16)
+"""Red, green and blue in grey, in 256ths (ITU-R BT.601: 0.299, 0.587, 0.114)."""
+
+SHRUNK_AT_ONCE = (
+    "gymnasium.envs.box2d.lunar_lander",
+    "gymnasium.envs.classic_control.acrobot",
+    "gymnasium.envs.classic_control.cartpole",
+    "gymnasium.envs.classic_control.mountain_car",
+)
+"""Where `render` ends by copying one pygame surface whole to an array: that is more than half of a lander's frame."""
+
+_drawing = threading.Lock()
+
+
+class Pixels(gymnasium.Wrapper):
+    """An environment whose observations are its pictures, uint8 [height, width, 3], or [height, width, 1] if grey.
+
+    The environment must draw to arrays (`render_mode="rgb_array"`). `whole`, asked for by `keep_whole`, is the last
+    picture at its own size: for videos, since a second drawing may differ from the first.
+    """
+
+    def __init__(self, env: gymnasium.Env, size: tuple[int, int], grey: bool, keep_whole: bool = False):
+        super().__init__(env)
+        self._size, self._grey = size, grey
+        self._at_once = type(env.unwrapped).__module__ in SHRUNK_AT_ONCE and not keep_whole
+        self._keep_whole = keep_whole
+        self.whole: Frame | None = None
+        self.observation_space = spaces.Box(0, 255, (*size, 1 if grey else 3), np.uint8)
+
+    def reset(self, **kwargs: Any) -> tuple[Frame, dict[str, Any]]:
+        """Start an episode; its first picture."""
+        _, info = self.env.reset(**kwargs)
+        return self._seen(), info
+
+    def step(self, action: Any) -> tuple[Frame, Any, bool, bool, dict[str, Any]]:
+        """One step further; the picture after it."""
+        _, reward, terminal, truncated, info = self.env.step(action)
+        return self._seen(), reward, terminal, truncated, info
+
+    def _seen(self) -> Frame:
+        picture = self._drawn()
+        return (picture @ LUMA >> 8).astype(np.uint8)[..., None] if self._grey else picture
+
+    def _drawn(self) -> Frame:
+        with _surfaces_shrunk(self._size) if self._at_once else nullcontext():
+            picture = as_picture(self.env.render())
+        if picture.shape == (*self._size, 3) and self._at_once:
+            return picture
+        if self._keep_whole:
+            self.whole = picture
+        return resized(picture, self._size)
+
+
+def as_picture(rendered: Any) -> Frame:
+    """Return what `render` returned as an array; raises ContractBreach where it is not a picture."""
+    picture = as_array(rendered)
+    if picture is None or picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+        raise ContractBreach(f"render returned {describe(rendered)}, expected a picture uint8 (height, width, 3)")
+    return picture
+
+
+def resized(picture: Frame, size: tuple[int, int]) -> Frame:
+    """A picture of three colours brought to another height and width: a smaller one by averages over areas."""
+    import pygame
+
+    height, width, _ = picture.shape
+    surface = pygame.image.frombuffer(np.ascontiguousarray(picture).data, (width, height), "RGB")
+    return _shrunk(surface, size)
+
+
+def _shrunk(surface: Any, size: tuple[int, int]) -> Frame:
+    import pygame
+
+    small = pygame.transform.smoothscale(surface, size[::-1])
+    return np.frombuffer(pygame.image.tobytes(small, "RGB"), np.uint8).reshape(*size, 3)
+
+
+@contextmanager
+def _surfaces_shrunk(size: tuple[int, int]) -> Iterator[None]:
+    """Within, pygame gives surfaces as arrays of `size`: an environment's `render` then copies a small picture.
+
+    Without it a lander's frame takes 1.9 ms with its shrinking, with it 0.8. One thread draws at a time.
+    """
+    import pygame
+
+    with _drawing:
+        as_it_was = pygame.surfarray.pixels3d
+        pygame.surfarray.pixels3d = lambda surface: _shrunk(surface, size).swapaxes(0, 1)
+        try:
+            yield
+        finally:
+            pygame.surfarray.pixels3d = as_it_was
+
+
+def quieten() -> None:
+    """Keep pygame, which draws most frames, from greeting, from catching signals, and from asking for sound or screen.
+
+    Processes started afterwards inherit it.
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -1,0 +1,227 @@
+"""Gymnasium's spaces as specifications and as arrays."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
+from gymnasium.envs.registration import load_env_creator
+
+from bircher.envs import atari
+from bircher.envs.subprocess_pool import takes_render_mode
+from bircher.errors import UnknownEnvironment
+from bircher.spaces import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
+from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
+
+LISTED = 5
+"""Ids of a module that an error names."""
+
+_registered_by: dict[str, frozenset[str]] = {}
+"""The ids that each module registered while it was imported."""
+
+
+def ids() -> list[str]:
+    """Every id that is registered now."""
+    return list(gymnasium.registry)
+
+
+def registered(env_id: str) -> GymnasiumSpec:
+    """Gymnasium's registration of an id; ``module:Name-v0`` imports the module first, which registers it.
+
+    Modules are found in the current folder too.
+
+    Raises:
+      UnknownEnvironment: the id is not registered, or its module cannot be imported.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        import_module(module, env_id)
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        if not module:
+            raise UnknownEnvironment(f"unknown environment {env_id!r}") from error
+        raise UnknownEnvironment(f"{module} does not register {name}{_alternatives(module, name)}") from error
+
+
+def import_module(module: str, env_id: str) -> None:
+    """Import a module and note the ids that it registers.
+
+    Raises:
+      UnknownEnvironment: it cannot be imported; the message gives the reason.
+    """
+    before = frozenset(gymnasium.registry)
+    _add_current_folder()
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the module raises, also a script that ends itself
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f"{module} cannot be imported: {reason}"
+        if isinstance(error, ModuleNotFoundError) and error.name is not None and _is_within(module, error.name):
+            message += f"; modules are found in {os.getcwd()} and in installed packages{_without_suffix(env_id)}"
+        raise UnknownEnvironment(message) from error
+    if new := frozenset(gymnasium.registry) - before:
+        _registered_by[module] = new
+
+
+def close_names(name: str, names: Iterable[str]) -> list[str]:
+    """At most three names that are close to one, in any case."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+
+
+def _add_current_folder() -> None:
+    # At the end: a file there that has the name of an installed package must not take its place.
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)
+
+
+def _is_within(module: str, missing: str) -> bool:
+    """Whether the missing module is the one that was asked for, or a package around it."""
+    return module == missing or module.startswith(f"{missing}.")
+
+
+def _without_suffix(env_id: str) -> str:
+    module, _, name = env_id.rpartition(":")
+    if not module.endswith(".py"):
+        return ""
+    return f"; write the module without its suffix: {module.removesuffix('.py').replace('/', '.')}:{name}"
+
+
+def _alternatives(module: str, name: str) -> str:
+    ids = sorted(_registered_by.get(module, frozenset()) | _of_module(module))
+    if not ids:
+        return ": importing it registered nothing, add gymnasium.register(...) to it"
+    close = close_names(name, ids)
+    if close:
+        return f"; did you mean {', '.join(f'{module}:{env_id}' for env_id in close)}?"
+    more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
+    return f"; it registers {', '.join(ids[:LISTED])}{more}"
+
+
+def _of_module(module: str) -> frozenset[str]:
+    """The registered ids whose environment is defined in a module or below it."""
+
+    def origin(spec: GymnasiumSpec) -> str:
+        entry = spec.entry_point
+        return entry.split(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
+
+    origins = {env_id: origin(spec) for env_id, spec in gymnasium.registry.items()}
+    return frozenset(env_id for env_id, name in origins.items() if name == module or name.startswith(f"{module}."))
+
+
+ATARI_SUFFIXES = re.compile(r"(?:-ramDeterministic|-ramNoFrameskip|-ram|Deterministic|NoFrameskip)?(?:-v\d+)?$")
+"""What other packages write after the name of an Atari game."""
+MINIGRID = ("MiniGrid-", "BabyAI-")
+"""How ids begin that the package minigrid registers when it is imported."""
+
+
+def advice(env_id: str, known_ids: Sequence[str]) -> str:
+    """The end of the sentence about an unknown id."""
+    game = atari_game(env_id)
+    if game in known_ids:
+        screen = " and show their screen, not their memory" if "-ram" in env_id else ""
+        return f"; Atari games are named like {game} here{screen}, and env.protocol=usual plays them as DQN did"
+    if env_id.startswith(MINIGRID):
+        return f"; install the package minigrid and write minigrid:{env_id}"
+    close = close_names(env_id, known_ids)
+    return f"; did you mean {', '.join(close)}?" if close else "; `bircher envs` lists those that are known"
+
+
+def atari_game(env_id: str) -> str | None:
+    """The id here of an Atari game by another package's name, such as PongNoFrameskip-v4; None for other ids."""
+    name = ATARI_SUFFIXES.sub("", env_id.removeprefix(atari.ALIAS)).replace("_", "").lower()
+    return next((game for game in atari.ids() if game.removesuffix("-v5").lower() == name), None)
+
+
+def draws(env_id: str) -> bool:
+    """Whether Gymnasium has an environment of this id that may draw to arrays; its module is imported.
+
+    A class lists its modes. Of a function, and of a class that lists none, it is known once an environment is made.
+    """
+    try:
+        entry = registered(env_id).entry_point
+        creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+    except (gymnasium.error.Error, ImportError, UnknownEnvironment):
+        return False
+    if creator is None:
+        return False
+    modes = getattr(creator, "metadata", {}).get("render_modes", ())
+    return "rgb_array" in modes if modes else takes_render_mode(creator)
+
+
+@contextmanager
+def quiet_bounds():
+    """Silence Gymnasium's warning that a Box's bounds lose precision; nobody here reads the bounds.
+
+    And the one about a render mode that a class does not list, which may draw all the same.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*initialised with render_mode='rgb_array' that is not in.*")
+        warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered.*")
+        yield
+
+
+def action_spec(space: spaces.Space) -> Discrete | Continuous | Unsupported:
+    """The action specification of a Gymnasium space; anything but Discrete and a float Box is Unsupported."""
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n), int(space.start))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
+        return Continuous(tuple(space.shape), low, high)
+    return Unsupported(f"action space {space}")
+
+
+def observation_spec(space: spaces.Space, layout: LayoutSetting = "auto") -> tuple[Any, Any]:
+    """The observation specification of a Gymnasium space, and its encoding: a pytree of shapes and one of Encodings.
+
+    Dict and Tuple become pytrees of their parts; one part that is no array makes the specification Unsupported, and the
+    encoding None.
+    """
+    encoding = encoding_of(space, layout)
+    refused = [part for part in jax.tree.leaves(encoding) if isinstance(part, UnsupportedSpace)]
+    if refused:
+        return Unsupported(f"observation space {_whole(space, refused[0])}"), None
+    return jax.tree.map(encoded_shape, encoding), encoding
+
+
+def _whole(space: spaces.Space, part: UnsupportedSpace) -> str:
+    """The space as Gymnasium prints it, and the part of it that is the reason."""
+    return part.text if part.text.startswith(str(space)) else f"{space}, because of {part.text}"
+
+
+def encoded_shape(encoding: Encoding) -> jax.ShapeDtypeStruct:
+    """Shape and type of the array that the agent is given."""
+    return jax.ShapeDtypeStruct(encoding.encoded_shape, np.dtype(encoding.dtype))
+
+
+def described(spec: EnvSpec, observation_space: spaces.Space, action_space: spaces.Space) -> EnvSpec:
+    """The specification with its spaces as Gymnasium prints them, and what to do about an observation space."""
+    return spec._replace(
+        observation_space=str(observation_space),
+        action_space=str(action_space),
+        advice="" if isinstance(observation_space, spaces.Box) else _advice(observation_space),
+    )
+
+
+def _advice(space: spaces.Space) -> str:
+    if space.is_np_flattenable:
+        advice = "wrap it by gymnasium.wrappers.FlattenObservation"
+    else:
+        advice = "wrap it by gymnasium.wrappers.TransformObservation with a function that gives one array"
+    if isinstance(space, spaces.Dict) and any("mask" in str(key) for key in space.spaces):
+        advice += '; a mask of legal actions belongs in info["action_mask"]'
+    return advice

@@ -1,0 +1,226 @@
+"""Every error that bircher raises on purpose, one class for each meaning, and the words of their messages."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+
+class UnsupportedEnvironment(ValueError):
+    """An environment that the agent cannot learn, with the reason in one sentence."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written or read; the message is one sentence for the user."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of a checkpoint is missing or is not what was written."""
+
+
+class MismatchedCheckpoint(CheckpointError):
+    """A sound checkpoint of something else: another tree, shape or type than the template's."""
+
+
+class UnknownEnvironment(ValueError):
+    """No environment of this name; the message gives the nearest names."""
+
+
+class EnvContractError(AssertionError):
+    """An environment that does not keep the protocol; the message says which environment, row and field."""
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment raised or broke its contract; the message gives the environment's index and step."""
+
+
+class ContractBreach(Exception):
+    """A value that Gymnasium's API or the environment's own spaces do not allow; the message says which."""
+
+
+class EvaluationFailed(RuntimeError):
+    """An environment raised, or gave a number that is not finite, while an agent was evaluated."""
+
+
+class EvaluationStopped(Exception):
+    """The caller asked an evaluation to stop before its last episode ended."""
+
+
+class MoveError(ValueError):
+    """What was typed is no move that may be made; the message is one sentence."""
+
+
+class UnknownOpponent(ValueError):
+    """No opponent of this name; the message gives those that there are, and the nearest."""
+
+
+class UnsuitableOpponent(ValueError):
+    """An opponent that cannot play the game, or a game that takes none; the message is one sentence."""
+
+
+class DeviceError(ValueError):
+    """The device that was asked for is not here, or not large enough."""
+
+
+class BadYAML(ValueError):
+    """Text that is not YAML of plain data; the message is a short reason."""
+
+
+class UnsupportedPlatform(ImportError):
+    """A module of Python that the package needs is missing on this operating system."""
+
+    def __init__(self, module: str):
+        system = platform.system() or "this platform"
+        super().__init__(f"bircher supports Linux and macOS: Python has no module {module} on {system}", name=module)
+
+
+class NotEnoughMemory(ValueError):
+    """A replay that would not fit; the message names the numbers."""
+
+
+class RunFolderError(ValueError):
+    """A folder that holds no run, or that cannot take one."""
+
+
+class RunFailed(RuntimeError):
+    """A run that could not go on; what it had learnt is in its last checkpoint."""
+
+
+class CheckFailed(Exception):
+    """A check that found something wrong; the message says what."""
+
+
+class NoDisplay(ValueError):
+    """There is no screen to open a window on."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one sentence: what was given, and what was expected."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+LONGEST = 80
+"""Characters of a quoted value."""
+LONGEST_MESSAGE = 1000
+"""Characters of a whole message."""
+MOST_ITEMS = 20
+"""Items of a list or mapping that are quoted."""
+DEEPEST = 6
+"""Levels of a nested value that are quoted."""
+
+
+def one_line(text: str, limit: int = LONGEST_MESSAGE) -> str:
+    """Return a text on one line, with control characters escaped and its middle left out beyond `limit` characters."""
+    words = " ".join(text[: 2 * limit].split() if len(text) > 4 * limit else text.split())
+    if len(text) > 4 * limit:
+        words = f"{words[:limit]} {' '.join(text[-limit:].split())}"
+    if len(words) > limit:
+        half = (limit - 5) // 2
+        words = f"{words[:half]} ... {words[-half:]}"
+    return "".join(letter if letter.isprintable() else escaped(letter) for letter in words)
+
+
+def escaped(letter: str) -> str:
+    """Return a character that cannot be printed as an escape sequence."""
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def short(value: Any, limit: int = LONGEST) -> str:
+    """Return the `repr` of a value on one line, abbreviated beyond `limit` characters."""
+    return _abbreviated(repr(_pruned(value)), limit)
+
+
+def short_text(text: str, limit: int = LONGEST) -> str:
+    """Return a text without quotes on one line, abbreviated beyond `limit` characters."""
+    return one_line(_abbreviated(text, limit), 4 * limit)
+
+
+def short_written(value: Any, write: Callable[[Any], str], limit: int = LONGEST) -> str:
+    """Return a value as `write` writes it, on one line and abbreviated beyond `limit` characters.
+
+    Where `write` raises ValueError it is the value's `repr`.
+    """
+    pruned = _pruned(value)
+    try:
+        text = write(pruned)
+    except ValueError:
+        text = repr(pruned)
+    return one_line(_abbreviated(text, limit), 4 * limit)
+
+
+def _abbreviated(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text):,} characters)"
+
+
+def _pruned(value: Any, depth: int = 0) -> Any:
+    """Return a copy of a value with no more of it than a message can quote."""
+    if isinstance(value, str):
+        return _abbreviated(str(value), 4 * LONGEST)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"{'-' if value < 0 else ''}2**{value.bit_length() - 1}..."
+    if isinstance(value, list | tuple | Mapping) and depth == DEEPEST:
+        return "..."
+    if isinstance(value, list | tuple):
+        items = [_pruned(item, depth + 1) for item in value[:MOST_ITEMS]]
+        return items + [f"... {len(value):,} items"] * (len(value) > MOST_ITEMS)
+    if isinstance(value, Mapping):
+        items = list(value.items())[:MOST_ITEMS]
+        pruned = {_pruned(key, DEEPEST): _pruned(item, depth + 1) for key, item in items}
+        return pruned | ({"...": f"{len(value):,} items"} if len(value) > MOST_ITEMS else {})
+    return value
+
+
+def near(name: str, candidates: Iterable[str]) -> str:
+    """`; did you mean …?` with the nearest candidates, or nothing where none is near."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(by_lower[match] for match in found)}?" if found else ""
+
+
+def near_setting(key: str, known: Sequence[str], here: str | None = None) -> str:
+    """The setting that was meant: in another spelling, `here`, in another group, or the nearest by the whole name.
+
+    Args:
+      here: what a name from elsewhere is called here, if it is such a name.
+    """
+    by_spelling: dict[str, list[str]] = {}
+    for name in known:
+        by_spelling.setdefault(_spelling(name), []).append(name)
+    key = _spelling(key[-200:])
+    last = key.split(".")[-1]
+    if here is not None and key not in by_spelling:
+        return f"; here: {here}"
+    found = by_spelling.get(key) or [name for name in known if _spelling(name).split(".")[-1] == last]
+    if len(found) > 3:
+        found = difflib.get_close_matches(key, found, n=3, cutoff=0.0)
+    if not found:
+        ends: dict[str, list[str]] = {}
+        for spelling in by_spelling:
+            ends.setdefault(spelling.split(".")[-1], []).append(spelling)
+        candidates = difflib.get_close_matches(key, by_spelling, n=10, cutoff=0.6)
+        candidates += [name for end in difflib.get_close_matches(last, ends, n=3, cutoff=0.7) for name in ends[end]]
+        nearest = max(
+            candidates, key=lambda name: _likeness(key, name) + _likeness(last, name.split(".")[-1]), default=""
+        )
+        found = by_spelling.get(nearest, [])
+    return f"; did you mean {', '.join(found[:3])}?" if found else "; `bircher config ENV` shows every setting"
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+_SPELLINGS = (("-", "_"), (" ", "_"), ("/", "."), ("isation", "ization"), ("ise", "ize"), ("yse", "yze"),
+              ("our", "or"), ("grey", "gray"))  # fmt: skip
+
+
+def _spelling(name: str) -> str:
+    """A name in lower case, with American spelling, underscores between words and single dots between parts."""
+    name = name.strip().lower()
+    for variant, spelling in _SPELLINGS:
+        name = name.replace(variant, spelling)
+    return ".".join(part for part in name.split(".") if part)

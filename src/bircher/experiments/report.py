@@ -1,0 +1,224 @@
+"""A comparison as one Markdown table, and as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from bircher.experiments.statistics import Band, Estimate
+
+COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
+DASHES = ("-", "--", ":")
+"""For more agents than there are colours."""
+COLUMNS, CROWDED = 3, 5
+"""Most panels side by side; and the agents from which on shades would hide each other, and names the curves."""
+
+LONGEST = 40
+"""Characters of an agent's name in a picture; tables have it whole."""
+
+
+def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
+    """A panel for each environment: the mean of each agent's runs as a line, their range as a shade (of a few)."""
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    crowded = max(len(agents) for agents in panels.values()) >= CROWDED
+    figure = _figure(4.6 * columns + 2.0 * crowded, 3.4 * rows)
+    for number, (title, agents) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, number, title=title, xlabel=xlabel)
+        if number % columns == 1 % columns:
+            axes.set_ylabel("return of training episodes")
+        for index, (name, band) in enumerate(agents.items()):
+            dash = DASHES[index // len(COLOURS) % len(DASHES)]
+            axes.plot(band.x, band.mean, dash, color=_colour(index), linewidth=1.4, label=_label(name))
+            if not crowded:
+                axes.fill_between(band.x, band.low, band.high, color=_colour(index), alpha=0.18, linewidth=0)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
+        if not crowded:
+            axes.legend(frameon=False, fontsize=8)
+        elif number == min(columns, len(panels)):
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure)
+
+
+def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """A panel for each statistic: every agent's estimate as a point within its interval."""
+    rows = max(len(agents) for agents in panels.values())
+    figure = _figure(4.6 * len(panels), 0.9 + 0.35 * rows)
+    for number, (title, agents) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number, title=title)
+        for place, found in enumerate(agents.values()):
+            axes.plot([found.low, found.high], [place, place], color=_colour(place), linewidth=6, alpha=0.4)
+            axes.plot([found.value], [place], "o", color=_colour(place))
+        axes.set_yticks(range(len(agents)), [_label(name) for name in agents])
+        axes.set_ylim(len(agents) - 0.5, -0.5)
+        axes.grid(axis="x", alpha=0.3)
+    return _svg(figure)
+
+
+def _label(name: str) -> str:
+    """An agent's name as there is room for it: of many settings the first and the last."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _figure(width: float, height: float) -> Any:
+    # Without pyplot: no window system is touched and no figure outlives the call.
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure: Any) -> str:
+    """The drawing alone, without the file's preamble and with nothing that differs from call to call."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "bircher"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.DOTALL)
+
+
+class Row(NamedTuple):
+    """One agent on one environment."""
+
+    env: str
+    agent: str
+    mean: Estimate
+    """Over the runs' own means, with its bootstrap interval."""
+    runs: tuple[float, ...]
+    """The mean return of each run, by seed."""
+    env_steps: int
+    wall_seconds: float
+    """Mean of the runs."""
+
+
+class Findings(NamedTuple):
+    """All that a page says."""
+
+    title: str
+    rows: Sequence[Row]
+    aggregates: Mapping[str, Mapping[str, Estimate]]
+    """By statistic, then by agent."""
+    improvement: Mapping[tuple[str, str], Estimate]
+    """How probably a run of the first beats one of the second."""
+    over_steps: Mapping[str, Mapping[str, Band]]
+    """By environment, then by agent."""
+    over_seconds: Mapping[str, Mapping[str, Band]]
+    commands: Sequence[str]
+    notes: Sequence[str]
+
+
+def markdown(found: Findings) -> str:
+    """Tables, notes and the exact commands."""
+    parts = [f"# {found.title}", "", *_markdown_table(*_scores(found))]
+    if found.aggregates:
+        parts += ["", *_markdown_table(*_aggregates(found))]
+    if found.improvement:
+        parts += ["", *_markdown_table(*_improvement(found))]
+    parts += ["", *(f"- {note}" for note in found.notes), "", "```", *found.commands, "```", ""]
+    return "\n".join(parts)
+
+
+def html(found: Findings) -> str:
+    """The same with pictures."""
+    body = [f"<h1>{escape(found.title)}</h1>", _html_table(*_scores(found))]
+    if found.aggregates:
+        body += [
+            "<h2>Interquartile mean and median</h2>",
+            intervals(found.aggregates),
+            _html_table(*_aggregates(found)),
+        ]
+    if found.improvement:
+        body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(found))]
+    if found.over_steps:
+        body += ["<h2>By environment steps</h2>", bands(found.over_steps, "environment steps")]
+    if found.over_seconds:
+        body += ["<h2>By wall time</h2>", bands(found.over_seconds, "seconds")]
+    body += ["<ul>", *(f"<li>{escape(note)}</li>" for note in found.notes), "</ul>"]
+    body += ["<h2>Commands</h2>", "<pre>", *(escape(command) for command in found.commands), "</pre>"]
+    return _PAGE.format(title=escape(found.title), body="\n".join(body))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) {{ text-align: left; }}
+pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; }}
+svg {{ max-width: 100%; height: auto; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
+    heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
+    return heads, [
+        [
+            row.env, row.agent, f"{row.mean.value:.1f}",
+            f"{row.mean.low:.1f} to {row.mean.high:.1f}" if len(row.runs) > 1 else "one run",
+            ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
+        ]
+        for row in found.rows
+    ]  # fmt: skip
+
+
+def _aggregates(found: Findings) -> tuple[list[str], list[list[str]]]:
+    statistics = list(found.aggregates)
+    agents = list(found.aggregates[statistics[0]])
+    cells = [[agent, *(_interval(found.aggregates[name][agent]) for name in statistics)] for agent in agents]
+    return ["agent", *statistics], cells
+
+
+def _improvement(found: Findings) -> tuple[list[str], list[list[str]]]:
+    return ["agent", "over", "probability"], [
+        [ours, theirs, _interval(estimate)] for (ours, theirs), estimate in found.improvement.items()
+    ]
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _html_table(heads: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])
+
+
+def as_json(found: Findings) -> dict[str, Any]:
+    """The numbers alone, as one object."""
+    return {
+        "title": found.title,
+        "rows": [{**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)} for row in found.rows],
+        "aggregates": {
+            name: {agent: estimate._asdict() for agent, estimate in agents.items()}
+            for name, agents in found.aggregates.items()
+        },
+        "probability_of_improvement": [
+            {"agent": ours, "over": theirs, **estimate._asdict()}
+            for (ours, theirs), estimate in found.improvement.items()
+        ],
+        "commands": list(found.commands),
+        "notes": list(found.notes),
+    }

@@ -1,0 +1,487 @@
+"""Representations: from an observation to a latent vector in [-1, 1], by way of its features.
+
+Torsos for images are in `images.py`; here are their settings and the choice among all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bircher import spaces
+from bircher.errors import ConfigError
+from bircher.networks.conv import Convolution, ResidualBlock, average_pool, max_pool, positions
+from bircher.networks.layers import MLP, names_states, scale_latent
+from bircher.spaces import Layout
+from bircher.types import EnvSpec, Key
+
+
+class Torso(eqx.Module):
+    """A representation in two halves, between which a memory can stand."""
+
+    grid: eqx.AbstractVar[tuple[int, int, int] | None]
+    """Height, width and channels of the latent, where it is a grid."""
+
+    @abstractmethod
+    def encode(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B features"]:
+        """The observation's features as a vector, all that is known before the last projection."""
+
+    @abstractmethod
+    def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
+        """The latent of features, in [-1, 1]."""
+
+    def __call__(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
+        return self.project(self.encode(observation))
+
+
+class FlatTorso(Torso):
+    """A torso that ends in an MLP: its hidden layers belong to the features, its last layer is the projection."""
+
+    mlp: eqx.AbstractVar[MLP]
+
+    @abstractmethod
+    def flat(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B flat"]:
+        """What the MLP is given."""
+
+    @property
+    def num_features(self) -> int:
+        """Length of the features."""
+        return len(self.mlp.layers[-1].weight)
+
+    def encode(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B features"]:
+        return self.mlp.hidden(self.flat(observation))
+
+    def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
+        return scale_latent(self.mlp.last(features))
+
+
+class MLPTorso(FlatTorso):
+    """Flattened observation, hidden layers, latent."""
+
+    mlp: MLP
+    axes: int = eqx.field(static=True)
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], widths: Sequence[int], latent_width: int, key: Key):
+        self.mlp = MLP(math.prod(shape), (*widths, latent_width), key)
+        self.axes, self.grid = len(shape), None
+
+    def flat(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B flat"]:
+        """The observation's numbers in a row."""
+        return observation.reshape(*observation.shape[: observation.ndim - self.axes], -1)
+
+
+class IndexTorso(FlatTorso):
+    """Numbers that only name states: an MLP over their one-hot vectors, which looks up rows of its first layer.
+
+    A row of the weights is what the product with a one-hot vector gives; no such vector is made where there is a hidden
+    layer.
+    """
+
+    mlp: MLP
+    num_values: int = eqx.field(static=True)
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, count: int, num_values: int, widths: Sequence[int], latent_width: int, key: Key):
+        self.mlp = MLP(count * num_values, (*widths, latent_width), key)
+        self.num_values, self.grid = num_values, None
+
+    def flat(self, observation: Int[Array, "*B count"]) -> Float[Array, "*B flat"]:
+        """The one-hot vectors in a row."""
+        one_hot = jax.nn.one_hot(observation, self.num_values)
+        return one_hot.reshape(*observation.shape[:-1], -1)
+
+    def encode(
+        self, observation: Int[Array, "*B count"], dtype: jnp.dtype | None = None
+    ) -> Float[Array, "*B features"]:
+        """The observation's features, computed in `dtype`, by default float32."""
+        first, *rest = self.mlp.layers
+        dtype = dtype or jnp.dtype(jnp.float32)
+        if not rest:
+            return self.flat(observation).astype(dtype)
+        rows = observation + self.num_values * jnp.arange(observation.shape[-1])
+        x = first.weight[rows].astype(dtype).sum(-2) + first.bias.astype(dtype)
+        for layer in rest[:-1]:
+            x = layer(jax.nn.relu(x))
+        return jax.nn.relu(x)
+
+
+class SmallCNNTorso(FlatTorso):
+    """One convolution, then an MLP: with 3 × 3 the network of MinAtar's paper (Young and Tian 2019) for small grids."""
+
+    convolution: Convolution
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(
+        self, shape: Sequence[int], channels: int, kernel: int, widths: Sequence[int], latent_width: int, key: Key
+    ):
+        convolution_key, mlp_key = jax.random.split(key)
+        height, width, inputs = shape
+        self.convolution = Convolution(inputs, channels, kernel, convolution_key)
+        cells = positions(height, kernel, 1, False) * positions(width, kernel, 1, False)
+        self.mlp = MLP(cells * channels, (*widths, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """The convolution's positive part."""
+        return in_a_row(jax.nn.relu(self.convolution(observation)))
+
+
+class GridTorso(Torso):
+    """A convolution and residual blocks of 3 × 3: the latent is a grid as large as the observation's, flattened."""
+
+    convolution: Convolution
+    blocks: tuple[ResidualBlock, ...]
+    grid: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], channels: int, kernel: int, num_blocks: int, key: Key):
+        keys = jax.random.split(key, num_blocks + 1)
+        height, width, inputs = shape
+        self.convolution = Convolution(inputs, channels, kernel, keys[0], pad=True)
+        self.blocks = tuple(ResidualBlock(channels, key) for key in keys[1:])
+        self.grid = (height, width, channels)
+
+    def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
+        return in_a_row(through(self.blocks, self.convolution(observation)))
+
+    def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
+        return scale_latent(features)
+
+
+class IdentityTorso(Torso):
+    """The latent is the observation itself, flattened and taken from [0, 1] to [-1, 1]: boards, whose cells are all."""
+
+    grid: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int]):
+        height, width, channels = shape
+        self.grid = (height, width, channels)
+
+    def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
+        return in_a_row(observation)
+
+    def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
+        return 2.0 * features - 1.0
+
+
+def in_a_row(x: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+    """An image's numbers as a vector."""
+    return x.reshape(*x.shape[:-3], -1)
+
+
+def through(blocks: Sequence[ResidualBlock], x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
+    """What comes out behind residual blocks."""
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}
+"""Channels, side and stride of the convolutions of `StridedTorso`."""
+POINTED = ((16, 6, 3), (32, 3, 1))
+"""The same of `PointsTorso`."""
+LEAST = {"dqn_cnn": 20, "nature_cnn": 36, "feature_points": 2, "impala": 1, "muzero_resnet": 2}
+"""Least height and width: what kernels without padding fit into, and two places where there is something to tell."""
+DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "feature_points": 256}
+"""Units of the layer behind the convolutions."""
+SMALL = 8
+"""Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
+BLOCKS_AFTER = (2, 3, 3)
+"""Residual blocks behind its first halvings; behind the last of all stand those that were asked for."""
+
+
+class StridedTorso(FlatTorso):
+    """Two convolutions and a layer of 256, or three and one of 512: DQN's networks.
+
+    "Playing Atari with Deep Reinforcement Learning" by Mnih et al. 2013 (https://arxiv.org/abs/1312.5602), section 4.1;
+    "Human-level control through deep reinforcement learning" by Mnih et al. 2015 (Nature 518), methods.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(
+        self, shape: Sequence[int], layers: Sequence[tuple[int, int, int]], dense: int, latent_width: int, key: Key
+    ):
+        height, width, inputs = shape
+        *keys, mlp_key = jax.random.split(key, len(layers) + 1)
+        convolutions = []
+        for (channels, size, stride), key in zip(layers, keys, strict=True):
+            convolutions.append(Convolution(inputs, channels, size, key, stride=stride))
+            height, width, inputs = (*(positions(length, size, stride, False) for length in (height, width)), channels)
+        self.convolutions = tuple(convolutions)
+        self.mlp = MLP(height * width * inputs, (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """The last convolution's positive part."""
+        for convolution in self.convolutions:
+            observation = jax.nn.relu(convolution(observation))
+        return in_a_row(observation)
+
+
+class PointsTorso(FlatTorso):
+    """Convolutions whose every channel answers with a place: of a softmax over the image its mean row and column.
+
+    A place is known to a fraction of a cell wherever it is, and its difference between stacked pictures is a speed;
+    a layer behind convolutions has to learn either for each part of the image anew.  With it comes how strong the
+    channel is there, for what may be absent.
+
+    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), its
+    spatial softmax and expected positions; with fewer and smaller convolutions here, and the strength.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], dense: int, latent_width: int, key: Key):
+        *keys, mlp_key = jax.random.split(key, len(POINTED) + 1)
+        inputs, convolutions = shape[-1], []
+        for (channels, size, stride), key in zip(POINTED, keys, strict=True):
+            convolutions.append(Convolution(inputs, channels, size, key, pad=True, stride=stride))
+            inputs = channels
+        self.convolutions = tuple(convolutions)
+        self.mlp = MLP(3 * inputs, (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """Rows, columns and strengths, each of all channels."""
+        *before, last = self.convolutions
+        for convolution in before:
+            observation = jax.nn.relu(convolution(observation))
+        return jnp.concatenate(feature_points(last(observation)), axis=-1)
+
+
+def feature_points(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
+    """Mean row, mean column, both in [-1, 1], and mean value, of each channel under its own softmax over the image."""
+    share = jax.nn.softmax(x.astype(jnp.float32), axis=(-3, -2))
+    rows, columns = (jnp.linspace(-1.0, 1.0, length) for length in x.shape[-3:-1])
+    row = jnp.einsum("...hwc,h->...c", share, rows)
+    column = jnp.einsum("...hwc,w->...c", share, columns)
+    points = row, column, (share * x).sum((-3, -2))
+    return tuple(point.astype(x.dtype) for point in points)
+
+
+class Section(eqx.Module):
+    """A convolution of 3 × 3, maxima of 3 × 3 at stride 2, residual blocks."""
+
+    convolution: Convolution
+    blocks: tuple[ResidualBlock, ...]
+
+    def __init__(self, inputs: int, channels: int, num_blocks: int, key: Key):
+        convolution_key, *keys = jax.random.split(key, num_blocks + 1)
+        # No ReLU follows, which would halve the variance.
+        self.convolution = Convolution(inputs, channels, 3, convolution_key, pad=True, scale=1.0)
+        self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
+
+    def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w channels"]:
+        return through(self.blocks, max_pool(self.convolution(x)))
+
+
+class ImpalaTorso(FlatTorso):
+    """Sections that halve the image, and a layer of 256: the deep network without its LSTM.
+
+    "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures" by Espeholt et al. 2018
+    (https://arxiv.org/abs/1802.01561), figure 3, right.
+    """
+
+    sections: tuple[Section, ...]
+    mlp: MLP
+    grid: None = eqx.field(static=True)
+
+    def __init__(
+        self, shape: Sequence[int], channels: Sequence[int], num_blocks: int, dense: int, latent_width: int, key: Key
+    ):
+        height, width, inputs = shape
+        *keys, mlp_key = jax.random.split(key, len(channels) + 1)
+        sizes = (inputs, *channels)
+        self.sections = tuple(
+            Section(before, after, num_blocks, key) for before, after, key in zip(sizes, channels, keys, strict=False)
+        )
+        for _ in channels:
+            height, width = _half(height), _half(width)
+        self.mlp = MLP(height * width * sizes[-1], (dense, latent_width), mlp_key)
+        self.grid = None
+
+    def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+        """The last section's positive part."""
+        for section in self.sections:
+            observation = section(observation)
+        return in_a_row(jax.nn.relu(observation))
+
+
+class MuZeroTorso(Torso):
+    """Two convolutions of stride 2, then averages, with residual blocks between: the latent is a small image.
+
+    "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
+    (https://arxiv.org/abs/1911.08265), appendix F: from 96 × 96 by four halvings to 6 × 6, the first convolution with
+    half the channels.  Without its batch normalisation: here residual blocks begin near the identity.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    stages: tuple[tuple[ResidualBlock, ...], ...]
+    """The blocks behind each halving."""
+    grid: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], channels: int, halvings: int | None, num_blocks: int, key: Key):
+        height, width, inputs = shape
+        halvings = halvings_of(height, width) if halvings is None else halvings
+        convolution_keys, stage_keys = (jax.random.split(k, halvings) for k in jax.random.split(key))
+        planes = [max(channels // 2, 1)] + [channels] * (halvings - 1) if halvings > 1 else [channels]
+        self.convolutions = tuple(
+            Convolution(before, after, 3, key, pad=True, stride=2)
+            for before, after, key in zip((inputs, *planes), planes[:2], convolution_keys, strict=False)
+        )
+        blocks = [*BLOCKS_AFTER, *[BLOCKS_AFTER[-1]] * halvings][: halvings - 1] + [num_blocks]
+        self.stages = tuple(
+            tuple(ResidualBlock(wide, key) for key in jax.random.split(stage_key, count))
+            for wide, count, stage_key in zip(planes, blocks, stage_keys, strict=True)
+        )
+        for _ in range(halvings):
+            height, width = _half(height), _half(width)
+        self.grid = (height, width, channels)
+
+    def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
+        x = observation
+        for i, blocks in enumerate(self.stages):
+            x = jax.nn.relu(self.convolutions[i](x)) if i < len(self.convolutions) else average_pool(x)
+            x = through(blocks, x)
+        return in_a_row(x)
+
+    def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
+        return scale_latent(features)
+
+
+def halvings_of(height: int, width: int) -> int:
+    """How often an image is halved until neither side is above 8; at least once."""
+    count = 0
+    while count == 0 or max(height, width) > SMALL:
+        height, width, count = _half(height), _half(width), count + 1
+    return count
+
+
+def _half(length: int) -> int:
+    return positions(length, 1, 2, True)
+
+
+IMAGE = 32
+"""Least height and width at which `auto` takes a torso for images."""
+
+
+GRIDS = ("grid", "identity", "muzero_resnet")
+"""Torsos whose latent is a grid."""
+
+
+class TorsoConfig(BaseModel):
+    """How an observation becomes a latent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    torso: Literal[
+        "auto",
+        "mlp",
+        "small_cnn",
+        "grid",
+        "identity",
+        "dqn_cnn",
+        "nature_cnn",
+        "feature_points",
+        "impala",
+        "muzero_resnet",
+    ] = "auto"
+    """`auto` takes `impala` for images of at least 32 × 32, the small convolution for smaller ones and the MLP for the
+    rest; with `grid` the latent is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is
+    the observation; with `muzero_resnet` it is an image, halved until it is small."""
+    torso_widths: tuple[int, ...] = (128,)
+    """Hidden layers between the observation, or the small convolution, and the latent."""
+    latent_width: int = Field(128, gt=0)
+    """Numbers of a latent that is no grid; with `dynamics=lstm` those of h alone, and c has as many."""
+    channels: int = Field(16, gt=0)
+    """Channels of the small convolution, or of a grid's latent (`muzero_resnet`: 256)."""
+    kernel: int = Field(3, ge=1)
+    """Side of the convolution that sees the observation: for four in a row 4."""
+    num_blocks: int = Field(1, ge=1, le=200)
+    """Residual blocks of a grid's representation, of `muzero_resnet` those behind the last halving (16); its dynamics
+    have one less."""
+    sections: tuple[int, ...] = (16, 32, 32)
+    """Channels of each section of `impala`; each halves the image."""
+    section_blocks: int = Field(2, ge=1, le=200)
+    """Residual blocks of each section of `impala`."""
+    dense_width: int | None = Field(None, gt=0)
+    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `feature_points` or `impala` and the latent; null: 512
+    for `nature_cnn`, else 256."""
+    halvings: int | None = Field(None, ge=1, le=16)
+    """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
+
+    @model_validator(mode="after")
+    def _sections_positive(self) -> TorsoConfig:
+        if not self.sections or any(channels <= 0 for channels in self.sections):
+            raise ValueError(f"sections must hold at least one number of channels, not {list(self.sections)}")
+        return self
+
+
+def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int | None = None) -> Torso:
+    """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
+
+    It takes pictures as height, width and channels; where the specification has another layout, `Model` turns them.
+    `latent_width` is the configuration's own where it is None; where the latent is a grid it plays no part.
+
+    Raises:
+      ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+    """
+    shape = spaces.turned_shape(spec.observation.shape, unturned_layout(spec))
+    name, width = config.torso, latent_width or config.latent_width
+    num_values = spec.encoding.num_values if names_states(spec) else 0
+    if name == "auto":
+        name = _fitting(config, shape)
+    if name == "mlp" and num_values:
+        return IndexTorso(shape[-1], num_values, config.torso_widths, width, key)
+    if name == "mlp":
+        return MLPTorso(shape, config.torso_widths, width, key)
+    least = {"identity": 1, **LEAST}.get(name, config.kernel)
+    if len(shape) != 3 or min(shape[:2]) < least:
+        raise ConfigError(
+            f"model.torso {name} needs an observation of height, width and channels, at least {least} × {least}, "
+            f"not {shape}"
+        )
+    match name:
+        case "identity":
+            return IdentityTorso(shape)
+        case "grid":
+            return GridTorso(shape, config.channels, config.kernel, config.num_blocks, key)
+        case "dqn_cnn" | "nature_cnn":
+            dense = config.dense_width or DENSE[name]
+            return StridedTorso(shape, STRIDED[name], dense, width, key)
+        case "feature_points":
+            return PointsTorso(shape, config.dense_width or DENSE[name], width, key)
+        case "impala":
+            dense = config.dense_width or DENSE[name]
+            return ImpalaTorso(shape, config.sections, config.section_blocks, dense, width, key)
+        case "muzero_resnet":
+            return MuZeroTorso(shape, config.channels, config.halvings, config.num_blocks, key)
+    return SmallCNNTorso(shape, config.channels, config.kernel, config.torso_widths, width, key)
+
+
+def _fitting(config: TorsoConfig, shape: tuple[int, ...]) -> str:
+    if len(shape) != 3 or min(shape[:2]) < config.kernel:
+        return "mlp"
+    return "impala" if min(shape[:2]) >= IMAGE else "small_cnn"
+
+
+def unturned_layout(spec: EnvSpec) -> Layout:
+    """How the axes of observations lie that no adapter has looked at; `as_given` where one has."""
+    if spec.encoding is not None:
+        return "as_given"
+    return spaces.layout_of(spec.observation.shape, spec.observation.dtype == np.uint8)

@@ -1,0 +1,243 @@
+"""Running mean and deviation of observations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from bircher.spaces import Encoding
+from bircher.types import EnvSpec, Key
+
+
+class Linear(eqx.Module):
+    """y = x W + b over the last axis; weights from a truncated normal of variance scale / inputs."""
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"]
+
+    def __init__(self, inputs: int, outputs: int, key: Key, scale: float = 1.0):
+        # 0.8796 is the standard deviation of a unit normal truncated at 2.
+        deviation = math.sqrt(scale / inputs) / 0.87962566103423978
+        self.weight = deviation * jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs))
+        self.bias = jnp.zeros(outputs)
+
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        return x @ self.weight.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+class LayerNorm(eqx.Module):
+    """Zero mean and unit variance over the last axis, then a learned scale and offset."""
+
+    scale: Float[Array, " features"]
+    offset: Float[Array, " features"]
+
+    def __init__(self, features: int):
+        self.scale = jnp.ones(features)
+        self.offset = jnp.zeros(features)
+
+    def __call__(self, x: Float[Array, "*B features"]) -> Float[Array, "*B features"]:
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        return (x - mean) * jax.lax.rsqrt(variance + 1e-6) * self.scale + self.offset
+
+
+class MLP(eqx.Module):
+    """Linear layers with ReLU between them, and after the last where `activate_last`."""
+
+    layers: tuple[Linear, ...]
+    activate_last: bool = eqx.field(static=True)
+
+    def __init__(
+        self, inputs: int, widths: Sequence[int], key: Key, activate_last: bool = False, last_scale: float = 1.0
+    ):
+        sizes = (inputs, *widths)
+        keys = jax.random.split(key, max(len(widths), 1))
+        last = len(widths) - 1
+        # Variance 2 / inputs keeps the scale through a ReLU.
+        self.layers = tuple(
+            Linear(sizes[i], sizes[i + 1], keys[i], 2.0 if i < last or activate_last else last_scale)
+            for i in range(len(widths))
+        )
+        self.activate_last = activate_last
+
+    def hidden(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B hidden"]:
+        """All but the last layer."""
+        for layer in self.layers[:-1]:
+            x = jax.nn.relu(layer(x))
+        return x
+
+    def last(self, x: Float[Array, "*B hidden"]) -> Float[Array, "*B outputs"]:
+        """The last layer."""
+        x = self.layers[-1](x)
+        return jax.nn.relu(x) if self.activate_last else x
+
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        return self.last(self.hidden(x)) if self.layers else x
+
+
+def recur(
+    gates: Float[Array, "*#B gates"], cell: Float[Array, "*#B width"]
+) -> tuple[Float[Array, "*B width"], Float[Array, "*B width"]]:
+    """(h', c') of an LSTM from the sums of its gates [i, f, g, o]: c' = s(f + 1) c + s(i) tanh(g), h' = s(o) tanh(c').
+
+    "Long Short-Term Memory" by Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; the 1 keeps
+    what is remembered at first (Jozefowicz et al. 2015).  All of it in float32: a cell is a sum over many steps.
+    """
+    take, forget, new, give = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
+    cell = jax.nn.sigmoid(forget + 1.0) * cell + jax.nn.sigmoid(take) * jnp.tanh(new)
+    return jax.nn.sigmoid(give) * jnp.tanh(cell), cell
+
+
+@jax.custom_jvp
+def least(x: Float[Array, "*B features"]) -> Float[Array, "*B 1"]:
+    """The minimum; its gradient goes to all that are it, in equal parts, as JAX's own does.
+
+    JAX's is NaN where a compiler computes `x` twice, and rounds it so that no entry equals the minimum.
+    """
+    return x.min(-1, keepdims=True)
+
+
+@least.defjvp
+def _least_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    low = least(x)
+    where = (x <= low).astype(x.dtype)
+    return low, (tangent * where).sum(-1, keepdims=True) / jnp.maximum(where.sum(-1, keepdims=True), 1.0)
+
+
+def scale_latent(latent: Float[Array, "*B features"]) -> Float[Array, "*B features"]:
+    """Each latent vector scaled to [-1, 1] by its own minimum and maximum, in float32 (MuZero, appendix G, [0, 1])."""
+    latent = latent.astype(jnp.float32)
+    low, high = least(latent), -least(-latent)
+    return 2.0 * (latent - low) / jnp.maximum(high - low, 1e-5) - 1.0
+
+
+class LSTM(eqx.Module):
+    """A cell with input, forget and output gates, whose state is [h, c] side by side.
+
+    i, f, g, o = x W_x + h W_h + b, and from these h', c' as `layers.recur` has it
+    """
+
+    from_input: Linear
+    from_hidden: Float[Array, "width gates"]
+
+    def __init__(self, inputs: int, width: int, key: Key):
+        input_key, hidden_key = jax.random.split(key)
+        self.from_input = Linear(inputs, 4 * width, input_key)
+        self.from_hidden = Linear(width, 4 * width, hidden_key).weight
+
+    @property
+    def width(self) -> int:
+        """Units; a state holds twice as many numbers."""
+        return len(self.from_hidden)
+
+    def driven(self, drive: Float[Array, "*B gates"], state: Float[Array, "*B state"]) -> Float[Array, "*B state"]:
+        """The next state; `drive` is what `from_input` makes of the input, of a whole sequence at once."""
+        hidden, cell = jnp.split(state, 2, axis=-1)
+        gates = drive + hidden.astype(drive.dtype) @ self.from_hidden.astype(drive.dtype)
+        return jnp.concatenate(recur(gates, cell), axis=-1)
+
+
+class Memory(eqx.Module):
+    """Features of what is seen now and of what is remembered, relu(linear(features, h)); forgets at a first row."""
+
+    lstm: LSTM
+    output: Linear
+
+    def __init__(self, features: int, width: int, key: Key):
+        lstm_key, output_key = jax.random.split(key)
+        self.lstm = LSTM(features, width, lstm_key)
+        self.output = Linear(features + width, features, output_key, scale=2.0)
+
+    def __call__(
+        self, features: Float[Array, "B F"], state: Float[Array, "B state"], first: Bool[Array, " B"]
+    ) -> tuple[Float[Array, "B F"], Float[Array, "B state"]]:
+        """One row: its features, and the state for the row behind it."""
+        state = self._stepped(state, self.lstm.from_input(features), first)
+        return self._with(features, state), state
+
+    def rows(
+        self,
+        features: Float[Array, "B R F"],
+        state: Float[Array, "B state"],
+        first: Bool[Array, "B R"],
+        burn_in: int = 0,
+    ) -> Float[Array, "B R F"]:
+        """The features of whole sequences, from the state before their first row.
+
+        No gradient passes from what follows the first `burn_in` rows to these: they only bring the state up to date,
+        as in "Recurrent Experience Replay in Distributed Reinforcement Learning" by Kapturowski et al. 2019
+        (https://openreview.net/forum?id=r1lyTjAqYX).
+        """
+        drive = self.lstm.from_input(features)
+
+        def step(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            state = self._stepped(state, *inputs)
+            return state, state
+
+        parts = []
+        for begin, end in ((0, burn_in), (burn_in, features.shape[1])):
+            inputs = (drive[:, begin:end].swapaxes(0, 1), first[:, begin:end].swapaxes(0, 1))
+            state, states = jax.lax.scan(step, jax.lax.stop_gradient(state), inputs)
+            parts.append(states)
+        return self._with(features, jnp.concatenate(parts).swapaxes(0, 1))
+
+    def _stepped(self, state: Array, drive: Array, first: Array) -> Array:
+        return self.lstm.driven(drive, jnp.where(first[:, None], 0.0, state))
+
+    def _with(self, features: Array, state: Array) -> Array:
+        hidden = state[..., : self.lstm.width].astype(features.dtype)
+        return jax.nn.relu(self.output(jnp.concatenate([features, hidden], axis=-1)))
+
+
+FAINT = 16.0
+"""Of 255: deviations of a pixel far below this are nothing, and are not blown up to what others have."""
+
+
+def names_states(spec: EnvSpec) -> bool:
+    """Whether the observation is a whole number, or several, that only name states."""
+    return isinstance(spec.encoding, Encoding) and spec.encoding.kind == "index"
+
+
+class ObservationStatistics(eqx.Module):
+    """Mean and second central moment of every observation seen, merged batch by batch (Chan et al. 1979)."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, "*observation"]
+    variance: Float[Array, "*observation"]
+
+    @classmethod
+    def zero(cls, spec: EnvSpec) -> ObservationStatistics:
+        """Statistics before anything was seen: observations pass unchanged."""
+        shape = spec.observation.shape
+        return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+
+    @classmethod
+    def of(cls, spec: EnvSpec) -> ObservationStatistics | None:
+        """The same; None for a number that only names a state, which has no mean."""
+        return None if names_states(spec) else cls.zero(spec)
+
+    def update(self, observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
+        """Merge the rows in `mask`."""
+        weight = mask.reshape(*mask.shape, *(1,) * (observation.ndim - 2)).astype(jnp.float32)
+        count = mask.sum()
+        safe = jnp.maximum(count, 1.0)
+        x = observation.astype(jnp.float32)
+        mean = (x * weight).sum((0, 1)) / safe
+        variance = (jnp.square(x - mean) * weight).sum((0, 1)) / safe
+        total = self.count + count
+        share = count / jnp.maximum(total, 1.0)
+        difference = mean - self.mean
+        merged = self.variance * (1 - share) + variance * share + jnp.square(difference) * share * (1 - share)
+        return ObservationStatistics(total, self.mean + difference * share, merged)
+
+    def normalise(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
+        """(x - mean) / deviation, cut at 10 deviations; of a picture's bytes, pixel by pixel, with `FAINT` added."""
+        bytes_of_an_image = observation.dtype == jnp.uint8 and self.mean.ndim == 3
+        least = FAINT**2 if bytes_of_an_image else 1e-8
+        return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + least), -10.0, 10.0)

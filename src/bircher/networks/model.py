@@ -1,0 +1,259 @@
+"""The learned model: represent, step and predict, the papers' h, g and f."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from bircher import spaces
+from bircher.errors import ConfigError
+from bircher.networks.config import ModelConfig
+from bircher.networks.conv import Convolution
+from bircher.networks.dynamics import Dynamics, Projection, make_dynamics
+from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, make_torso, unturned_layout
+from bircher.networks.layers import MLP, Linear, Memory
+from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
+from bircher.spaces import Layout
+from bircher.types import EnvSpec, Key, Prediction
+
+
+class Heads(eqx.Module):
+    """One MLP each.  Last layers begin at zero: a uniform policy, and values and rewards of exactly 0."""
+
+    policy: MLP
+    value: MLP
+    reward: MLP | None
+
+    def __init__(
+        self, inputs: int, num_actions: int, value_size: int, reward_size: int, widths: Sequence[int], key: Key
+    ):
+        policy_key, value_key, reward_key = jax.random.split(key, 3)
+        self.policy = MLP(inputs, (*widths, num_actions), policy_key, last_scale=0.0)
+        self.value = MLP(inputs, (*widths, value_size), value_key, last_scale=0.0)
+        self.reward = MLP(inputs, (*widths, reward_size), reward_key, last_scale=0.0) if reward_size else None
+
+
+class GridReader(eqx.Module):
+    """What the heads see of a grid's latent: relu(linear(relu(convolution))), once for all of them."""
+
+    convolution: Convolution
+    linear: Linear
+    shape: tuple[int, int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, int, int], channels: int, kernel: int, width: int, key: Key):
+        convolution_key, linear_key = jax.random.split(key)
+        height, wide, inputs = shape
+        self.convolution = Convolution(inputs, channels, kernel, convolution_key)
+        cells = (height - kernel + 1) * (wide - kernel + 1)
+        self.linear = Linear(cells * channels, width, linear_key, scale=2.0)
+        self.shape = shape
+
+    def __call__(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
+        x = jax.nn.relu(self.convolution(latent.reshape(*latent.shape[:-1], *self.shape)))
+        return jax.nn.relu(self.linear(x.reshape(*x.shape[:-3], -1)))
+
+
+LOOK_AHEAD_BYTES = 2**28
+"""A look-ahead over all actions whose latents would take more is made for some of the actions at a time."""
+
+
+class Model(eqx.Module):
+    """Parameters of representation, dynamics and prediction; every leaf is an array."""
+
+    representation: Torso
+    memory: Memory | None
+    """Between an observation's features and its latent."""
+    dynamics: Dynamics | None
+    """None where nothing is imagined: an agent without a term of the model has no part that never learns."""
+    reader: GridReader | None
+    """Between a latent and the heads, where a grid is read by a convolution."""
+    heads: Heads
+    projection: Projection | None
+    """Only where latents that are learnt are held against encoded ones: the `consistency` term."""
+    value_support: Support | Bounded | Unbounded
+    reward_support: Support
+    latent_gradient_scale: float = eqx.field(static=True)
+    visible: int = eqx.field(static=True)
+    """How many of a latent's numbers the heads see, the first ones: an LSTM's c is for its next step alone."""
+    is_image: bool = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+    """How the axes of a picture lie that no adapter has turned."""
+    dtype: jnp.dtype = eqx.field(static=True)
+
+    def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
+        torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
+        recurrent = imagine and config.dynamics == "lstm"
+        asked = 2 * config.latent_width if recurrent else config.latent_width
+        self.representation = make_torso(config, spec, torso_key, asked)
+        grid = self.representation.grid
+        latent_width = math.prod(grid) if grid else asked
+        self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
+        self.memory = None
+        if config.memory == "lstm":
+            assert isinstance(self.representation, FlatTorso)
+            self.memory = Memory(self.representation.num_features, config.memory_width, jax.random.fold_in(key, 5))
+        self.visible = config.latent_width if recurrent else latent_width
+        self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
+        self.value_support, self.reward_support = config.make_value_support(), config.make_support()
+        self.heads = Heads(
+            config.latent_width if self.reader else self.visible, spec.num_actions, self.value_support.num_atoms,
+            config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
+        )  # fmt: skip
+        learnt = project and not isinstance(self.representation, IdentityTorso)
+        self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learnt else None
+        self.latent_gradient_scale, self.dtype = config.latent_gradient_scale, config.dtype
+        self.layout = unturned_layout(spec)
+        self.is_image = len(spaces.turned_shape(spec.observation.shape, self.layout)) == 3
+
+    def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
+        """What an observation of whatever type, as stored, shows; a memory may stand between this and `settle`.
+
+        Bytes of an image are scaled to [0, 1], here and nowhere else; those of a vector, such as a machine's RAM, are
+        left as they are.  Pictures of another layout are turned.
+        """
+        if isinstance(self.representation, IndexTorso):
+            return self.representation.encode(observation, self.dtype)
+        observation = spaces.turn(observation, self.layout)
+        bytes_of_an_image = self.is_image and observation.dtype == jnp.uint8
+        x = observation.astype(jnp.float32) / 255.0 if bytes_of_an_image else observation
+        return self.representation.encode(x.astype(self.dtype))
+
+    def settle(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
+        """The latent of features, in [-1, 1]."""
+        return self.representation.project(features).astype(jnp.float32)
+
+    def represent(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
+        """h: the latent of an observation, in [-1, 1]; what a memory adds to it, `encode` and `encode_rows` know."""
+        return self.settle(self.features(observation))
+
+    def encode(
+        self,
+        observation: Shaped[Array, "*observation"],
+        state: Float[Array, "B state"] | tuple,
+        first: Bool[Array, " B"],
+    ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | tuple]:
+        """The latents of one row, and the memory after it."""
+        features = self.features(observation)
+        if self.memory is not None and not isinstance(state, tuple):
+            features, state = self.memory(features, state, first)
+        return self.settle(features), state
+
+    def encode_rows(
+        self,
+        observation: Shaped[Array, "*observation"],
+        state: Float[Array, "B state"] | tuple,
+        first: Bool[Array, "B R"],
+        burn_in: int = 0,
+    ) -> Float[Array, "B R latent"]:
+        """The latents of sequences of rows, from the memory before their first ones."""
+        features = self.features(observation)
+        if self.memory is not None and not isinstance(state, tuple):
+            features = self.memory.rows(features, state, first, burn_in)
+        return self.settle(features)
+
+    def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+        """g: the latent after an action; its reward is `reward_logits` of the result."""
+        assert self.dynamics is not None
+        return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
+
+    def read(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
+        """What the heads look at: the latent itself, of an LSTM's h, or a convolution's reading of its grid."""
+        seen = latent[..., : self.visible].astype(self.dtype)
+        return seen if self.reader is None else self.reader(seen)
+
+    def value_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
+        """The value as its support's logits, of a latent's features."""
+        return self.heads.value(features).astype(jnp.float32)
+
+    def reward_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
+        """Categorical reward got on arriving in a latent, of its features; no atoms where none is predicted."""
+        if self.heads.reward is None:
+            return jnp.zeros((*features.shape[:-1], 0))
+        return self.heads.reward(features).astype(jnp.float32)
+
+    def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
+        """The reward got on arriving in a latent that `step` returned; 0 where none is predicted."""
+        if self.heads.reward is None:
+            return jnp.zeros(latent.shape[:-1])
+        return self.reward_support.mean(self.reward_logits(self.read(latent)))
+
+    def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
+        """The value of a latent."""
+        return self.value_support.mean(self.value_logits(self.read(latent)))
+
+    def prediction(self, features: Float[Array, "*B features"]) -> Prediction:
+        """Logits of policy and value, of a latent's features."""
+        return Prediction(self.heads.policy(features).astype(jnp.float32), self.value_logits(features))
+
+    def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
+        """f: logits of policy and value in a latent."""
+        return self.prediction(self.read(latent))
+
+    def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
+        """The latents after each of K actions, from a latent onwards."""
+
+        def step(latent, action):
+            latent = self.step(latent, action)
+            return latent, latent
+
+        if not len(actions):
+            return jnp.zeros((0, *latent.shape), latent.dtype)
+        # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
+        return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
+
+    def look_ahead(self, latent: Float[Array, "*B latent"], discount: float) -> Float[Array, "*B A"]:
+        """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
+
+        `discount` is gamma, negative where the next value is the opponent's.
+        """
+        dynamics = self.dynamics
+        assert dynamics is not None
+        added, seen = dynamics.added(), dynamics.seen(latent.astype(self.dtype))
+
+        def look(added: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
+            following = dynamics.after_each(latent, seen, added)
+            return self.reward(following) + discount * self.value(following)
+
+        # Of each action: a latent, and what the dynamics make of it before.
+        one = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + seen.shape[-1])
+        return by_pieces(look, added, max(LOOK_AHEAD_BYTES // max(one, 1), 1))
+
+
+def by_pieces(
+    look: Callable[[Float[Array, "some numbers"]], Float[Array, "*B some"]],
+    actions: Float[Array, "A numbers"],
+    most: int,
+) -> Float[Array, "*B A"]:
+    """What `look` gives for all actions, the last axis of its result, for at most so many of them at a time."""
+    count = len(actions)
+    if count <= most:
+        return look(actions)
+    pieces = -(-count // most)
+    size = -(-count // pieces)
+    padded = jnp.pad(actions, ((0, pieces * size - count), (0, 0))).reshape(pieces, size, -1)
+    found = jnp.moveaxis(jax.lax.map(look, padded), 0, -2)
+    return found.reshape(*found.shape[:-2], -1)[..., :count]
+
+
+def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key) -> GridReader:
+    """The convolution between a grid's latent and the heads.
+
+    Raises:
+      ConfigError: the latent is no grid, or one smaller than the kernel.
+    """
+    kernel = config.prediction_kernel
+    if grid is None:
+        raise ConfigError(
+            f"model.prediction_channels={config.prediction_channels} reads a latent that is a grid, "
+            f"as with model.torso=grid, identity or muzero_resnet, not {config.torso}"
+        )
+    if min(grid[:2]) < kernel:
+        raise ConfigError(
+            f"model.prediction_kernel={kernel} needs a grid of at least {kernel} × {kernel}, not {grid[0]} × {grid[1]}"
+        )
+    return GridReader(grid, config.prediction_channels, kernel, config.latent_width, key)

@@ -1,0 +1,307 @@
+"""From a configuration to the parts of a run; here everything that cannot work is refused before it is compiled."""
+
+from __future__ import annotations
+
+from bircher.errors import NotEnoughMemory
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from bircher.training import learner
+from bircher import devices
+from bircher.config import settings
+from bircher.agents import muzero
+from bircher.agents import actor_critic
+from bircher.agents.base import Agent
+from bircher.agents.base import require_discrete
+from bircher.agents.muzero import MuZeroConfig
+from bircher.agents.muzero import MuZeroLosses
+from bircher.agents.config import PolicyAgentConfig
+from bircher.agents.config import PolicyLosses
+from bircher.config.config import Config
+from bircher.config.config import validated
+from bircher.envs import registry
+from bircher.envs.base import Env
+from bircher.errors import UnknownEnvironment
+from bircher.errors import UnsupportedEnvironment
+from bircher.envs.base import num_legal
+from bircher.envs.registry import EnvSource
+from bircher.training.learner import Learner
+from bircher.training.learner import TrainState
+from bircher.training import loops
+from bircher.training import loops
+from bircher.training.loops import Programs
+from bircher.config.presets import CALLABLE
+from bircher.runs import directory
+from bircher.errors import ConfigError
+from bircher.types import EnvSpec
+from bircher.types import Key
+from bircher.types import TimeStep
+
+LEARNT_FROM = ("train", "check", "diagnose")
+"""Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
+
+
+class Parts(NamedTuple):
+    """Agent and learner for one specification, and the shapes of the state that they will make."""
+
+    agent: Agent
+    learner: Learner
+    init: Callable[..., TrainState]
+    """(key, first rows) -> state; compiled on its first call"""
+    template: TrainState
+    """The state's shapes: nothing is allocated yet."""
+    saved: TrainState
+    """The same without the replay, as a checkpoint holds it."""
+
+
+def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
+    """Environments as configured; `source` is a callable that the configuration only names, or None.
+
+    Raises:
+      UnknownEnvironment: no such id.
+      UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
+    """
+    env = config.env
+    clip = env.reward_clip if role in LEARNT_FROM else None
+    try:
+        return registry.make(
+            env.id if source is None else source,
+            num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
+            config.observation, env.num_workers, env.protocol, clip, env.action_repeat, env.layout,
+        )  # fmt: skip
+    except (UnknownEnvironment, UnsupportedEnvironment):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "it says no more"
+        raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
+
+
+def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
+    """Play the first step of one environment; returns what is worth saying about it.
+
+    Raises:
+      UnsupportedEnvironment: it raised, or broke the contract of a Gymnasium environment.
+    """
+    env = config.env
+    return registry.probe(
+        env.id if source is None else source, config.seed, env.max_steps, env.backend, env.options,
+        config.observation, env.protocol, env.action_repeat,
+    )  # fmt: skip
+
+
+def recognized(config: Config, source: EnvSource | None, saved: Mapping[str, Any]) -> tuple[Config, EnvSpec]:
+    """The configuration of a saved run and its specification.
+
+    The version before saved neither the first action nor how observations are encoded: both are looked up, and the run
+    keeps the arrays that it learned from.
+    """
+    spec = directory.spec_from(saved)
+    if directory.has_encoding(saved):
+        return config, spec
+    as_given = config
+    for layout in ("auto", "as_given"):
+        as_given = config.model_copy(update={"env": config.env.model_copy(update={"layout": layout})})
+        try:
+            env = make_env(as_given, source, 1, config.seed, "check")
+        except (UnknownEnvironment, UnsupportedEnvironment):  # not at hand: the arrays are all that is known
+            continue
+        found = env.spec
+        env.close()
+        if found.observation == spec.observation:
+            return as_given, spec._replace(action=found.action, encoding=found.encoding)
+    return as_given, spec
+
+
+def require_source(config: Config, source: EnvSource | None, call: str = "bircher.load(path, env=...)") -> None:
+    """Require the callable that a run was given as its environment; `call` is the Python call that takes it.
+
+    Raises:
+      UnknownEnvironment: it is missing.
+    """
+    if source is None and config.env.id.startswith(CALLABLE):
+        name = config.env.id.removeprefix(CALLABLE)
+        raise UnknownEnvironment(
+            f"the run's environment was the callable {name}, which no file holds: give it from Python, "
+            + call.replace("env=...", f"env={name}" if name.isidentifier() else "env=...")
+        )
+
+
+def require_same_spaces(expected: EnvSpec, given: EnvSpec) -> None:
+    """Require an environment with the spaces that a run was trained with.
+
+    Raises:
+      UnsupportedEnvironment: its observations or actions differ.
+    """
+    spaces = [(registry.describe(spec.observation), str(spec.action), spec.num_players) for spec in (expected, given)]
+    if spaces[0] != spaces[1]:
+        shown = [f"observations {observation} and actions {action}" for observation, action, _ in spaces]
+        raise UnsupportedEnvironment(f"the run was trained with {shown[0]}, and {given.id} has {shown[1]}")
+
+
+def make_env_again(
+    spec: EnvSpec, config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
+) -> Env:
+    """Make environments of a run that was trained in those of `spec`.
+
+    Raises:
+      UnknownEnvironment, UnsupportedEnvironment: they cannot be made, or have other spaces than in training.
+    """
+    require_source(config, source)
+    env = make_env(config, source, num_envs, seed, role, generation)
+    try:
+        require_same_spaces(spec, env.spec)
+    except UnsupportedEnvironment:
+        env.close()
+        raise
+    return env
+
+
+def make_agent(config: Config, spec: EnvSpec) -> Agent:
+    """The agent's functions."""
+    agent, losses = config.agent, config.losses
+    if isinstance(agent, MuZeroConfig) and isinstance(losses, MuZeroLosses):
+        return muzero.make(agent, config.model, losses, config.search, spec.num_players)
+    assert isinstance(agent, PolicyAgentConfig) and isinstance(losses, PolicyLosses)
+    return actor_critic.make(agent, config.model, losses, config.search, spec.num_players)
+
+
+def make_parts(config: Config, spec: EnvSpec) -> Parts:
+    """Agent and learner; traces the initial state, allocates and compiles nothing.
+
+    Raises:
+      UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
+      ConfigError: the run has more frames than can be counted.
+    """
+    require_discrete(config.agent.name, spec)
+    if config.steps * spec.action_repeat >= 2**31:
+        raise ConfigError(
+            f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "
+            f"fewer than {2**31 // spec.action_repeat:,} steps"
+        )
+    agent = make_agent(config, spec)
+    learn = learner.Learner(
+        agent, spec, learner.LearnerConfig(config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate, config.env.stack))  # fmt: skip
+    template = jax.eval_shape(learn.init, jax.random.key(0), _rows(spec, config.env.num_envs))
+    return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.without_replay, template))
+
+
+def _init(learn: Learner) -> Callable[..., TrainState]:
+    """The first state, each of its parts where it belongs."""
+    if not learn.replay_on_host:
+        return jax.jit(learn.init)
+    init, init_replay, host = jax.jit(learn.init_networks), jax.jit(learn.init_replay), devices.host()
+
+    def begin(key: Key, timestep: TimeStep) -> TrainState:
+        return dataclasses.replace(init(key, timestep), replay=init_replay(*jax.device_put((key, timestep), host)))
+
+    return begin
+
+
+def require_possible(config: Config) -> None:
+    """Refuse what a run of this configuration would be refused for, short of its device and memory.
+
+    Raises:
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: it cannot be run.
+    """
+    env = make_env(config, None, 1, config.seed, "check")
+    try:
+        require_symmetries(config, env.spec)
+        make_parts(config, env.spec)
+    finally:
+        env.close()
+
+
+def require_symmetries(config: Config, spec: EnvSpec) -> None:
+    """Refuse to turn what is no board.
+
+    Raises:
+      UnsupportedEnvironment: `replay.symmetries` is set, and none are known of the environment.
+    """
+    if config.replay.symmetries and not spec.symmetries:
+        raise UnsupportedEnvironment(
+            f"replay.symmetries=true needs a board whose symmetries are known, and {spec.id} has none"
+        )
+
+
+def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
+    """The loop that the configuration names; nothing is compiled."""
+    return loops.LOOPS[config.loop.name](parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
+
+
+def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
+    """The shapes of the environments' rows."""
+
+    def make() -> TimeStep:
+        number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+        legal = jnp.zeros((num_envs, num_legal(spec)), bool)
+        observation = jnp.zeros((num_envs, *spec.observation.shape), spec.observation.dtype)
+        return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
+
+    return jax.eval_shape(make)
+
+
+def num_bytes(tree: PyTree) -> int:
+    """Bytes of a tree of arrays or shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not _is_key(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def replay_device(parts: Parts) -> devices.Device:
+    """Where the replay's arrays are."""
+    return devices.default() if not parts.learner.replay_on_host else devices.host()
+
+
+SAID_FROM = 100 * 2**20
+"""Bytes of a replay from which on the memory of its checkpoints is said."""
+
+
+def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str:
+    """How large the replay will be.
+
+    Raises:
+      NotEnoughMemory: more than the device has left.
+    """
+    replay = num_bytes(parts.template.replay)
+    # A copy is what a checkpoint certainly takes while it is written. Its writer was seen to take two or three in all.
+    needed = 2 * replay
+    free = devices.available_bytes(replay_device(parts))
+    place = f"on the {device.platform}" if not parts.learner.replay_on_host else "in the host's memory"
+    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {size(replay)} {place}"
+    if config.replay.observation_bytes is not None:
+        text += f", with {config.replay.observation_bytes:,} bytes for each observation, compressed"
+    if free is not None and needed > free:
+        raise NotEnoughMemory(
+            f"{text}, and at least as much again while a checkpoint is written, and {size(free)} are left: "
+            f"lower replay.capacity={config.replay.capacity:,}"
+        )
+    more = ", and up to three times as much again while a checkpoint is written"
+    return text + (more if replay >= SAID_FROM else "")
+
+
+def size(number: float) -> str:
+    """A number of bytes in words."""
+    return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
+
+
+def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """A run's configuration with other settings of its search, `search.KEY=VALUE` each, or dotted or nested.
+
+    Raises:
+      ConfigError: a setting that is wrong, or none of the search.
+    """
+    given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
+    if not given:
+        return config
+    for name in settings.leaves(given):
+        if name.split(".")[0] != "search":
+            raise ConfigError(f"{name} cannot be changed after training; only search.* can")
+    return validated(settings.merge(config.model_dump(by_alias=True), given))

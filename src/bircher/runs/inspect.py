@@ -1,0 +1,275 @@
+"""One fresh episode as frames and as a video: what `bircher watch` and `bircher.watch` share."""
+
+from __future__ import annotations
+
+from bircher.training.rollout import collect_rollout
+from bircher.training.rollout import describe_failure
+from bircher.training.rollout import start_actors
+from pathlib import Path
+from typing import Any
+import jax
+from bircher.analysis import model_error
+from bircher.viz import plots
+from bircher.agents.base import Agent
+from bircher.config.config import Config
+from bircher.envs.base import failure
+from bircher.errors import EvaluationFailed
+from bircher.training.learner import Learner
+from bircher.runs import build
+from bircher.runs.build import Parts
+from bircher.runs.loaded_agent import LoadedAgent
+from bircher.runs.logger import Replayed
+from bircher.types import Key
+from bircher.types import Policy
+from bircher.types import Trajectory
+from typing import Any, NamedTuple
+import numpy as np
+from bircher.viz import panels
+from bircher.games import boards
+from bircher.runs.loaded_agent import Inputs
+from bircher.errors import ConfigError
+from bircher.analysis import network_summary
+from bircher.analysis.network_summary import Part
+from bircher.types import EnvSpec
+from bircher.errors import UnsupportedEnvironment
+from bircher.runs import loaded_agent
+from bircher.errors import RunFolderError
+from bircher.viz.plots import Frame
+
+
+
+NUM_ENVS = 32
+"""Episodes followed side by side."""
+MOST_SEQUENCES, MOST_BYTES = 256, 2**22
+"""Limits of the sample in which equal observations are searched for."""
+
+
+def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, Any]:
+    """Errors of the model at depth 1 … 2K over fresh episodes, and what looking ahead is worth, as plain numbers.
+
+    Raises:
+      EvaluationFailed: an environment failed.
+      ValueError: the agent has no model.
+    """
+    depths = 2 * agent.config.model.unroll_steps
+    length = max(steps // NUM_ENVS, 2 * depths)
+    env = agent.make_env(NUM_ENVS, seed, "diagnose")
+    try:
+        act_key, look_key = jax.random.split(jax.random.key(seed))
+        start = start_actors(agent.agent, env, act_key)
+
+        def play(policy, state):
+            return collect_rollout(agent.agent, env, policy, state, length, 1.0, "sample")[1:]
+
+        rows, tally = jax.jit(play)(agent.policy, start)
+        if int(tally.failed) >= 0:
+            told = failure(env) or describe_failure(int(tally.failed), NUM_ENVS)
+            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were followed: {told}")
+    finally:
+        env.close()
+    measure = jax.jit(lambda policy, rows, key: model_error.diagnose(agent.agent, policy, rows, depths, key))
+    found = model_error.as_dictionary(measure(agent.policy, rows, look_key))
+    return {
+        "env": agent.spec.id, "agent": agent.name, "seed": seed, "env_steps": int(tally.env_steps),
+        "unroll_steps": depths // 2, "depths": list(range(1, depths + 1)), **found,
+    }  # fmt: skip
+
+
+class Monitor:
+    """The same numbers while a run learns, over sequences of its replay; compiled when first asked."""
+
+    def __init__(self, agent: Agent, learn: Learner, config: Config):
+        depths = min(2 * config.model.unroll_steps, config.loop.rollout_length)
+
+        def measure(policy: Policy, rows: Trajectory, key: Key) -> model_error.Diagnosis:
+            return model_error.diagnose(agent, policy, rows, depths, key)
+
+        self._program = jax.jit(measure)
+        self._replayed = Replayed(learn, NUM_ENVS)
+        self._key = jax.random.key(config.seed)
+
+    def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
+        """Metrics by name; none before the replay holds a sequence."""
+        self._key, sample_key, look_key = jax.random.split(self._key, 3)
+        rows = self._replayed(state, sample_key)
+        return {} if rows is None else model_error.as_metrics(self._program(policy, rows, look_key))
+
+
+class AmbiguityMonitor:
+    """Measures, over sequences of the replay, whether rewards differ after equal observations and actions."""
+
+    def __init__(self, parts: Parts, config: Config):
+        shapes = Replayed(parts.learner, 1).shapes(parts.template.replay)
+        count = MOST_BYTES // max(build.num_bytes(shapes.observation), 1)
+        self._replayed = Replayed(parts.learner, min(max(count, NUM_ENVS), MOST_SEQUENCES))
+        self._key = jax.random.key(config.seed)
+
+    def __call__(self, state: Any) -> dict[str, float]:
+        """Metrics by name; none before the replay holds a sequence."""
+        self._key, sample_key = jax.random.split(self._key)
+        rows = self._replayed(state, sample_key)
+        return {} if rows is None else model_error.measure(jax.device_get(rows._replace(extras={})))
+
+
+class Monitors:
+    """The measurements that an evaluation makes on the replay, as far as the run has a use for them."""
+
+    def __init__(self, parts: Parts, config: Config):
+        model = parts.agent.look is not None and config.evaluation.diagnose
+        self._model = Monitor(parts.agent, parts.learner, config) if model else None
+        remembers = config.model.memory != "none"
+        self._ambiguity = None if remembers else AmbiguityMonitor(parts, config)
+
+    def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
+        """Metrics by name."""
+        metrics = self._model(policy, state) if self._model else {}
+        return metrics | (self._ambiguity(state) if self._ambiguity else {})
+
+
+def draw(found: dict[str, Any], path: Path) -> Path:
+    """A picture of what `diagnose` found; returns its path."""
+    panels: dict[str, Any] = {
+        "reward, root mean square error": ([("error", found["reward_error"])], found["reward_deviation"]),
+        "value, root mean square error": (
+            [("against the real row's value", found["value_error"]), ("against the return", found["return_error"])],
+            found["return_deviation"],
+        ),
+        "policy, KL in nats": ([("from the real row's policy", found["policy_kl"])], None),
+    }
+    if not any(error is not None for error in found["reward_error"]):
+        del panels["reward, root mean square error"]
+    title = f"{found['env']}, {found['agent']}: the model below real states"
+    return plots.curves_by_depth(panels, found["depths"], found["unroll_steps"], title, path)
+
+
+class Decision(NamedTuple):
+    """One observation of an episode, and the tree that was searched from it."""
+
+    observation: np.ndarray
+    step: int
+    mover: int
+    """Who moves, 0 or 1, in games of two."""
+    action: int
+    """What the search chose, counted from 0."""
+    value: float
+    """What the search found the observation to be worth; the tree's own mean at its root counts bad actions too."""
+    tree: panels.Tree
+
+
+def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
+    """Play a fresh episode to its row `step`, and search there.
+
+    Raises:
+      ConfigError: the agent does not search, or the episode ended before that step.
+    """
+    build.require_source(agent.config, agent.source)
+    if agent.agent.plan is None:
+        raise ConfigError(f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50")
+    env = agent.make_env(1, seed, "search")
+    try:
+        state, row = env.reset()
+        agent.reset()
+        move = jax.jit(env.step)
+        for number in range(step):
+            inputs = Inputs(np.asarray(row.observation), np.asarray(row.legal_actions))
+            state, row = move(state, agent.choose(inputs))
+            if bool(row.last[0]):
+                raise ConfigError(
+                    f"the episode of seed {seed} ended after {number + 1} actions: --step {step} is beyond it"
+                )
+        row = jax.device_get(row)
+    finally:
+        env.close()
+    found = agent.search_of(Inputs(row.observation, row.legal_actions), seed)
+    mover = step % 2 if agent.spec.num_players == 2 else 0
+    observation, action, value = np.asarray(row.observation[0]), int(found.action[0]), float(found.value[0])
+    return Decision(observation, step, mover, action, value, panels.Tree.of(found.tree))
+
+
+def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
+    """The decision as SVG, on its board where there is one; at most `nodes` nodes below the root."""
+    head: list[str] = []
+    describe: Any = agent.action_name
+    if agent.spec.id in boards.BOARDS:
+        board = boards.board_of(agent.spec.id)
+        head = board.draw(decision.observation, decision.mover).splitlines()
+        # A move's name depends on who makes it in chess only, where a tree's second level is not the root's mover.
+        describe = lambda action: board.name(action, decision.mover)  # noqa: E731
+    chosen = describe(decision.action)
+    title = (
+        f"{agent.spec.id}, {agent.name}, step {decision.step}: {decision.tree.root_visits} visits, "
+        f"value {decision.value:.3f}, chose {chosen}"
+    )
+    return panels.draw(decision.tree.pruned(nodes), title, describe, head)
+
+
+def parts_of(config: Config, spec: EnvSpec) -> list[Part]:
+    """Every part of the network that the agent has in an environment, as the agent makes it."""
+    agent = build.make_agent(config, spec)
+    policy = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec))
+    return network_summary.summarise(policy.params, spec)
+
+
+def describe(config: Config) -> str:
+    """A table of the parts; one environment is made, for its specification.
+
+    Raises:
+      UnsupportedEnvironment: the environment cannot be made, or the agent cannot learn in it.
+      ValueError: the network does not fit the observation.
+    """
+    env = build.make_env(config, None, 1, config.seed, "summary")
+    spec = env.spec
+    env.close()
+    parts = parts_of(config, spec)
+    shape = " × ".join(str(length) for length in spec.observation.shape)
+    head = f"{spec.id}, {config.agent.name}: observation {shape} {spec.observation.dtype}, {spec.action}"
+    model = f"{config.model.precision}, the model unrolled {config.model.unroll_steps} steps"
+    rows = [("", "parameters", "FLOPs a frame", "activations a frame")]
+    rows += [
+        (part.name, f"{part.parameters:,}", _short(part.flops, 1000, ""), _short(part.activation_bytes, 1024, "B"))
+        for part in (*parts, network_summary.total(parts))
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join((head, model, *lines))
+
+
+def _short(number: float, step: int, unit: str) -> str:
+    """Three digits and a prefix: 122 M, 2.62 MiB."""
+    prefixes = ["", "k", "M", "G", "T"] if step == 1000 else ["", "Ki", "Mi", "Gi", "Ti"]
+    while number >= step and len(prefixes) > 1:
+        number /= step
+        prefixes.pop(0)
+    digits = f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+    return f"{digits} {prefixes[0]}{unit}".rstrip()
+
+
+def episode(agent: LoadedAgent, seed: int, greedy: bool = False, plain: bool = False) -> list[Frame]:
+    """Return the frames of one episode, with what led to each action where the agent has a model and not `plain`.
+
+    Raises:
+      UnsupportedEnvironment: nothing can draw the environment.
+      EnvironmentFailure: it raised or broke its contract.
+    """
+    try:
+        return loaded_agent.episode_frames(agent, seed, greedy, thoughts=not plain and agent.agent.look is not None)
+    except ValueError as error:
+        raise UnsupportedEnvironment(str(error)) from error
+
+
+def record(agent: LoadedAgent, video: Path, seed: int, greedy: bool = False, plain: bool = False) -> Path:
+    """Write one episode as a video and return its path.
+
+    Raises:
+      UnsupportedEnvironment: nothing can draw the environment, or its pictures differ in size.
+      RunFolderError: the video cannot be written; this is known before the episode is played.
+      EnvironmentFailure: the environment raised or broke its contract.
+    """
+    plots.require_writable(video)
+    frames = episode(agent, seed, greedy, plain)
+    try:
+        return plots.write_video(frames, video, plots.FPS)
+    except ValueError as error:
+        raise UnsupportedEnvironment(f"{agent.spec.id} cannot be watched: {error}") from error
+    except OSError as error:
+        raise RunFolderError(str(error)) from error

@@ -1,0 +1,432 @@
+"""A run from its start, or from its last checkpoint, to its end: the loop with all that stands around it."""
+
+from __future__ import annotations
+
+from bircher.errors import RunFailed
+from pathlib import Path
+from typing import Any, NamedTuple
+from bircher.training.learner import TrainState
+from bircher.runs.loaded_agent import LoadedAgent
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+import jax
+from bircher.training.loops import Progress
+import signal
+import threading
+from types import FrameType
+from bircher.training.rollout import describe_failure
+from bircher.training.rollout import start_actors
+import contextlib
+import os
+from typing import Any
+import jax.numpy as jnp
+from bircher.training import learner
+from bircher import devices
+from bircher.training.rollout import ActorState
+from bircher.errors import CheckpointError
+from bircher.config.config import Config
+from bircher.envs.base import Env
+from bircher.envs.base import failure
+from bircher.envs.registry import EnvSource
+from bircher.errors import EvaluationFailed
+from bircher.errors import EvaluationStopped
+from bircher.runs import build
+from bircher.runs import costs
+from bircher.runs import inspect
+from bircher.runs import directory
+from bircher.runs import logger
+from bircher.runs import loaded_agent
+from bircher.runs.build import Parts
+from bircher.runs.directory import CHECKPOINTS
+from bircher.runs.logger import Averages
+from bircher.runs.logger import RunLogger
+from bircher.runs.logger import scores
+from bircher.runs.directory import Saver
+from bircher.runs.directory import copied
+from bircher.types import Counters
+
+
+
+class Run(NamedTuple):
+    """A run that has ended."""
+
+    path: Path
+    agent: LoadedAgent
+    counters: dict[str, int | float]
+    stopped: bool
+    """Whether the user ended it before its steps were done."""
+
+
+class ResumePoint(NamedTuple):
+    """Where a run goes on from: the start, or a checkpoint."""
+
+    train: TrainState | None = None
+    actor: Any = None
+    """The loop's state: where the environments stood; None where they begin anew."""
+    env_steps: int | None = None
+    wall_seconds: float = 0.0
+    generation: int = 0
+    """How often the run was resumed: environments that begin anew have other seeds each time."""
+
+
+SECONDS = 1.0
+"""How long the device should be busy with one chunk: Python wakes about so often."""
+
+
+class PendingChunk(NamedTuple):
+    """A chunk that the device was given, and what will be read of it."""
+
+    progress: Progress
+    state: tuple[Any, jax.Array]
+    """(counters, updates that were not finite) after it"""
+    iterations: int
+    seconds: Callable[[], float]
+    """Return what it took, after waiting until that is known."""
+
+
+class ChunkScheduler:
+    """Chunks of iterations that take about a second each, and never pass a goal by more than one iteration.
+
+    An iteration takes at most `steps` environment steps and ends at most `episodes` episodes; less where
+    environments are reset.  So a goal is reached at the same iteration whatever the chunks are.
+    """
+
+    def __init__(self, num_envs: int, rollout_length: int):
+        self.steps = num_envs * rollout_length
+        # The shortest episode is one action and one reset.
+        self.episodes = num_envs * -(-rollout_length // 2)
+        self._chunk = 1
+
+    def chunk(self, steps_left: int, episodes_left: int | None, known: bool) -> int:
+        """Iterations for the next chunk, given what may be left when all that was begun is done.
+
+        0 where that may reach a goal already: then wait until it is `known`, when at least one is given.
+        """
+        safe = steps_left // self.steps
+        if episodes_left is not None:
+            safe = min(safe, episodes_left // self.episodes)
+        return min(self._chunk, max(safe, 1 if known else 0))
+
+    def measured(self, iterations: int, seconds: float) -> None:
+        """Learn from a chunk how long an iteration takes."""
+        wanted = round(iterations * SECONDS / max(seconds, 1e-6))
+        # A first measurement may be of a machine that is still warming up.
+        self._chunk = max(1, min(wanted, 8 * iterations))
+
+
+class Clock:
+    """What each chunk takes, from when it could begin, by a thread that waits for its end.
+
+    When a chunk is read says little: some loops hold Python up until the next one has nearly ended.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "clock")
+        self._ended = time.monotonic()
+
+    def begin(self) -> Callable[[jax.Array], Callable[[], float]]:
+        """Now a chunk is given to the device; what is returned is to be told what it gives, and returns its seconds."""
+        at = time.monotonic()
+        return lambda array: self._thread.submit(self._wait, array, at).result
+
+    def close(self) -> None:
+        """Once all has ended."""
+        self._thread.shutdown()
+
+    def _wait(self, array: jax.Array, at: float) -> float:
+        jax.block_until_ready(array)
+        before, self._ended = self._ended, time.monotonic()
+        return max(self._ended - max(at, before), 1e-9)
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM while the block runs; a second signal acts as it always does."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+
+class Training:
+    """A run that was found possible: its folder is there; nothing is compiled yet."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: EnvSource | None,
+        env: Env,
+        parts: Parts,
+        path: Path,
+        device: devices.Device,
+        origin: ResumePoint,
+        sentences: tuple[str, ...] = (),
+    ):
+        self.path = path
+        self._config, self._source, self._env, self._parts, self._device = config, source, env, parts, device
+        self._origin, self._sentences = origin, sentences
+        self._agent = parts.agent
+        self._pace = ChunkScheduler(config.env.num_envs, config.loop.rollout_length)
+        self._averages = Averages()
+        self._begun: list[PendingChunk] = []
+        self._train: Any = None
+        self._actor: Any = None
+        self._advanced = False
+        self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
+        self._forecast = costs.Forecast(config)
+        mode, self._limit = config.evaluation.mode, costs.evaluation_limit(config, env.spec)
+        self._monitor = inspect.Monitors(parts, config)
+        self._gauge = logger.GradientMonitor(parts, config) if config.evaluation.gradients else None
+        self._evaluator = loaded_agent.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", self._limit)
+
+    def hold(self, descriptor: int) -> None:
+        """Keep a claim on the folder until the run has ended."""
+        self._claim = descriptor
+
+    def run(self) -> Run:
+        """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
+
+        Raises:
+          RunFailed: an environment or a number failed; what was learnt before is saved.
+          CheckpointError: the disk did not take a checkpoint.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._config.debug:
+                stack.enter_context(jax.disable_jit())
+                stack.enter_context(jax.debug_nans(True))
+            self._stop = stack.enter_context(StopRequest())
+            self._began_at = time.monotonic()
+            stack.callback(os.close, self._claim)
+            stack.callback(self._release)
+            self._clock = Clock()
+            stack.callback(self._clock.close)
+            self._journal = RunLogger(self.path, self._config, self._origin.env_steps)
+            stack.callback(self._journal.close)
+            keep = self._config.checkpoint
+            self._saver = Saver(self.path / CHECKPOINTS, keep.keep, keep.replay_every)
+            stack.callback(self._saver.close)
+            for sentence in self._sentences:
+                self._journal.say(sentence)
+            try:
+                self._begin()
+                self._loop()
+            except (RunFailed, EvaluationFailed) as error:
+                raise RunFailed(f"{error}; {self._save_after_failure()}") from error
+            if self._advanced or self._origin.train is None:
+                self._save(last=True)
+                self._saver.wait()
+            agent = self._loaded_agent()
+            self._picture(agent)
+            return Run(self.path, agent, self._counters_now(), self._stop.requested and not self._done())
+
+    def _begin(self) -> None:
+        """Make or take over the state, and the programs."""
+        actor_key, train_key = jax.random.split(jax.random.key(self._config.seed))
+        resumed = self._origin.actor is not None
+        self._actor = self._origin.actor if resumed else self._first_rows(actor_key)
+        self._train = self._origin.train
+        if self._train is None:
+            self._train = self._parts.init(train_key, self._actor.timestep)
+        counters, _ = jax.device_get(_look(self._train))
+        self._counters = {name: int(value) for name, value in counters._asdict().items()}
+        config, count = self._config, self._config.evaluation.count
+        goals = [config.steps * number // count for number in range(1, count + 1)]
+        self._milestones = [goal for goal in goals if goal > self._counters["env_steps"]]
+        if self._done():
+            return
+        self._programs = build.make_loop(config, self._env, self._parts)
+        state = self._actor if resumed else jax.eval_shape(self._programs.begin, self._train, self._actor)
+        self._zero = self._programs.fresh_progress(self._train, state)
+        if not config.debug:
+            if self._gauge and self._milestones:
+                self._gauge.compile(self._train)  # on another core than what follows
+            taken = self._programs.compile(self._train, state, self._zero)
+            if sentence := costs.update_sentence(config, taken, self._device):
+                self._journal.say(sentence)
+        if not resumed:
+            self._actor = self._programs.begin(self._train, self._actor)
+
+    def _first_rows(self, key: jax.Array) -> ActorState:
+        """The environments, reset, in buffers of their own, for they will be donated."""
+        try:
+            return copied(start_actors(self._agent, self._env, jax.random.fold_in(key, self._origin.generation)))
+        except Exception as error:  # whatever an environment's own package raises
+            raise RunFailed(f"{self._env.spec.id} failed at its first reset: {error}") from error
+
+    def _loop(self) -> None:
+        """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
+        # From here on: a checkpoint of what compiling took would hold nothing learnt.
+        self._saved_at = time.monotonic()
+        while True:
+            iterations = 0 if self._stop.requested else self._next_iterations()
+            if iterations:
+                self._dispatch(iterations)
+            while len(self._begun) > (1 if iterations else 0):
+                self._read(self._begun.pop(0))
+            if not self._begun:
+                self._evaluate_if_due()
+                if self._stop.requested or self._done():
+                    return
+            if time.monotonic() - self._saved_at > self._config.checkpoint.every_seconds and not self._saver.busy():
+                self._save()
+
+    def _done(self) -> bool:
+        return self._config.reached(self._counters)
+
+    def _next_iterations(self) -> int:
+        """Iterations for the next chunk; 0 where what is under way may already reach a goal."""
+        under_way = sum(begun.iterations for begun in self._begun)
+        goal = min([self._config.steps, *self._milestones[:1]])
+        steps = goal - self._counters["env_steps"] - under_way * self._pace.steps
+        episodes = None
+        if self._config.episodes is not None:
+            episodes = self._config.episodes - self._counters["episodes"] - under_way * self._pace.episodes
+        known = not self._begun
+        if known and (steps <= 0 or (episodes is not None and episodes <= 0)):
+            return 0
+        return self._pace.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
+
+    def _dispatch(self, iterations: int) -> None:
+        watching = self._clock.begin()
+        self._train, self._actor, progress = self._programs.advance(
+            self._train, self._actor, copied(self._zero), iterations
+        )
+        self._begun.append(PendingChunk(progress, _look(self._train), iterations, watching(progress.iterations)))
+
+    def _read(self, begun: PendingChunk, failed: bool = False) -> None:
+        """Wait for a chunk, and write what it measured; raises RunFailed, unless that is known already."""
+        progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
+        seconds = begun.seconds()
+        before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
+        metrics = self._averages(progress)
+        steps = self._counters["env_steps"] - before["env_steps"]
+        metrics["speed/env_steps_per_second"] = steps / seconds
+        metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
+        stopwatch = self._programs.stopwatch
+        if stopwatch is not None and stopwatch.acting_share is not None:
+            metrics["speed/acting_share"] = stopwatch.acting_share
+        used = devices.used_bytes(self._device)
+        if used is not None:
+            metrics["speed/memory_bytes"] = used
+        self._journal.write(self._counters_now(), metrics)
+        if self._advanced:
+            self._pace.measured(begun.iterations, seconds)
+        left = self._config.steps - self._counters["env_steps"]
+        if sentence := self._forecast(steps, seconds, left, metrics.get("speed/acting_share")):
+            self._journal.say(sentence)
+        self._advanced = True
+        if not failed:
+            self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
+
+    def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
+        env_id = self._env.spec.id
+        if failed >= 0:
+            told = failure(self._env) or describe_failure(failed, self._env.num_envs)
+            raise RunFailed(f"{env_id} failed by environment step {failed_at:,}: {told}")
+        if non_finite:
+            raise RunFailed(
+                f"the loss of {non_finite} updates in {env_id} was not finite by environment step "
+                f"{self._counters['env_steps']:,}, learner step {self._counters['learner_steps']:,}"
+            )
+
+    def _evaluate_if_due(self) -> None:
+        steps = self._counters["env_steps"]
+        due = bool(self._milestones) and (steps >= self._milestones[0] or self._done())
+        if not due or self._stop.requested:
+            return
+        self._milestones = [milestone for milestone in self._milestones if milestone > steps]
+        policy = learner.acting_policy(self._agent, self._train)
+        with contextlib.suppress(EvaluationStopped):
+            report = self._evaluator(
+                policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
+            )
+            told = self._monitor(policy, self._train.replay)
+            told |= self._gauge(self._train) if self._gauge else {}
+            self._journal.write(self._counters_now(), scores(report) | told)
+
+    def _save(self, last: bool = False, with_actor: bool = True) -> None:
+        """Begin to write the state as it will be when what is under way is done."""
+        self._saved_at = time.monotonic()
+        parts = {"train": learner.without_replay(self._train), "replay": self._train.replay}
+        if self._env.pure and with_actor:
+            parts["actor"] = self._actor
+        counters, _ = _look(self._train)
+        meta = {
+            "generation": self._origin.generation,
+            "wall_seconds": self._wall_seconds(),
+            "spec": directory.spec_to(self._env.spec),
+        }
+        self._saver.save(parts, meta, counters, last)
+
+    def _save_after_failure(self) -> str:
+        """Keep what was learnt, unless that is not finite itself; says what is kept."""
+        if self._train is None:
+            return "nothing was learnt yet"
+        while self._begun:
+            self._read(self._begun.pop(0), failed=True)
+        if not bool(jax.jit(learner.all_finite)(learner.without_replay(self._train))):
+            return self._saver.kept()
+        # Not the environments: they may hold what failed.
+        try:
+            self._save(last=True, with_actor=False)
+            self._saver.wait()
+        except CheckpointError as error:
+            return f"{error}; {self._saver.kept()}"
+        return f"what was learnt in {self._counters['env_steps']:,} steps is saved in {self.path}"
+
+    def _loaded_agent(self) -> LoadedAgent:
+        policy = learner.acting_policy(self._agent, self._train)
+        return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, self._counters["env_steps"])
+
+    def _picture(self, agent: LoadedAgent) -> None:
+        """The last moment of one more evaluation episode, for TensorBoard."""
+        if not self._config.evaluation.count or self._stop.requested or not self._advanced:
+            return
+        greedy = self._config.evaluation.mode == "greedy"
+        try:
+            frames = loaded_agent.episode_frames(agent, self._config.seed, greedy, max_steps=self._limit)
+            self._journal.image("eval/episode", frames[-1], self._counters_now())
+        except Exception as error:  # whatever a window system or an environment's own drawing raises
+            self._journal.say(f"no picture of an episode: {error}")
+
+    def _counters_now(self) -> dict[str, int | float]:
+        return {**self._counters, "wall_seconds": round(self._wall_seconds(), 3)}
+
+    def _wall_seconds(self) -> float:
+        return self._origin.wall_seconds + time.monotonic() - self._began_at
+
+    def _release(self) -> None:
+        """Nothing may still run when the environments go: EnvPool's handle would dangle, a replay may call Python."""
+        jax.block_until_ready([begun.progress for begun in self._begun])
+        with contextlib.suppress(RuntimeError):  # given away, where a chunk failed to begin
+            jax.block_until_ready(self._train and self._train.replay)
+        self._evaluator.close()
+        self._env.close()
+
+
+@jax.jit
+def _copies(counters: Counters, non_finite: jax.Array) -> tuple[Counters, jax.Array]:
+    return jax.tree.map(jnp.copy, (counters, non_finite))
+
+
+def _look(train: TrainState) -> tuple[Counters, jax.Array]:
+    """Counters, and updates left out because they were not finite, in buffers of their own."""
+    return _copies(train.counters, train.non_finite)

@@ -1,0 +1,317 @@
+"""From an environment's own observations and actions to the agent's arrays, and back.
+
+The adapters use these functions in training and evaluation, and a loaded agent uses them when it acts.  Nothing here
+imports JAX: worker processes load this module, and little else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+Layout = Literal[
+    "as_given", "channels_first", "channels_middle", "no_channels", "frames_first", "frames_channels_first"
+]
+
+SIDE = 16
+"""Least height and width from which a shape alone tells where the channels are."""
+CHANNELS = 4
+"""A last axis of at most this many is taken for channels."""
+SUSPICIOUS_CHANNELS = 16
+"""More channels than this, of a grid that has a shorter side, are worth a sentence."""
+
+
+def layout_of(shape: tuple[int, ...], is_picture: bool) -> Layout:
+    """The layout of an observation; `as_given` where nothing is to be turned."""
+    if len(shape) == 2:
+        return "no_channels" if is_picture and min(shape) >= SIDE else "as_given"
+    if len(shape) == 3:
+        first, second, third = shape
+        large = 2 * first <= min(second, third) and third > CHANNELS
+        if large and (is_picture or min(second, third) >= SIDE):
+            return "channels_first"
+        narrow = second <= CHANNELS and min(first, third) >= SIDE
+        return "channels_middle" if narrow and is_picture else "as_given"
+    if len(shape) == 4 and is_picture:
+        frames, second, third, last = shape
+        if last <= CHANNELS and frames <= min(second, third):
+            return "frames_first"
+        if second <= CHANNELS and 2 * second <= min(third, last):
+            return "frames_channels_first"
+    return "as_given"
+
+
+def turned_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """The shape of a picture [height, width, channels] that has this shape and layout in its environment."""
+    match layout:
+        case "channels_first":
+            return (shape[1], shape[2], shape[0])
+        case "channels_middle":
+            return (shape[0], shape[2], shape[1])
+        case "no_channels":
+            return (*shape, 1)
+        case "frames_first":
+            return (shape[1], shape[2], shape[0] * shape[3])
+        case "frames_channels_first":
+            return (shape[2], shape[3], shape[0] * shape[1])
+    return shape
+
+
+def turn(value: Any, layout: Layout) -> Any:
+    """Pictures [..., height, width, channels] from arrays of a layout, of NumPy or JAX, with any leading axes.
+
+    Stacked frames become channels, the oldest frame's first.
+    """
+    lead = tuple(range(value.ndim - {"no_channels": 2, "channels_first": 3, "channels_middle": 3}.get(layout, 4)))
+    n = len(lead)
+    match layout:
+        case "channels_first":
+            return value.transpose(*lead, n + 1, n + 2, n)
+        case "channels_middle":
+            return value.transpose(*lead, n, n + 2, n + 1)
+        case "no_channels":
+            return value[..., None]
+        case "frames_first":
+            moved = value.transpose(*lead, n + 1, n + 2, n, n + 3)
+        case "frames_channels_first":
+            moved = value.transpose(*lead, n + 2, n + 3, n, n + 1)
+        case _:
+            return value
+    return moved.reshape(*moved.shape[:-2], moved.shape[-2] * moved.shape[-1])
+
+
+def layout_notes(shape: tuple[int, ...], layout: Layout) -> list[str]:
+    """How an observation of this shape is taken, in a sentence, where that is not as it is given."""
+    turned, leave = turned_shape(shape, layout), "set env.layout=as_given to leave them as they are"
+    match layout:
+        case "channels_first":
+            how = f"{shape[0]} channels first and turned to {turned}"
+        case "channels_middle":
+            how = f"{shape[1]} channels between height and width and turned to {turned}"
+        case "no_channels":
+            how = f"grey pictures without a channel and become {turned}"
+        case "frames_first":
+            how = f"{shape[0]} stacked frames and turned to {turned}"
+        case "frames_channels_first":
+            how = f"{shape[0]} stacked frames with {shape[1]} channels first and turned to {turned}"
+        case _:
+            return _suspicion(shape)
+    return [f"observations {shape} are taken as {how}; {leave}"]
+
+
+def _suspicion(shape: tuple[int, ...]) -> list[str]:
+    if len(shape) == 3 and shape[2] > max(SUSPICIOUS_CHANNELS, min(shape[:2])) and max(shape[:2]) >= SIDE:
+        height, width, channels = shape
+        return [f"observations {shape} are taken as height {height}, width {width} and {channels} channels"]
+    if len(shape) > 3:
+        return [f"observations {shape} have {len(shape)} axes and are taken as numbers without an order"]
+    return []
+
+
+Kind = Literal["array", "index", "one_hot"]
+LayoutSetting = Literal["auto", "as_given"]
+
+INT32 = np.iinfo(np.int32)
+EXACT = 2**24
+"""Up to here float32 holds every whole number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How one observation array of an environment becomes the array that the agent is given.
+
+    A Discrete observation, whose number only names a state, has the kind `index`: the agent's array is [1], int32, and
+    the network looks up a row of weights.  With `one_hot` it is a vector of zeros and a one, float32.
+    """
+
+    shape: tuple[int, ...]
+    """The environment's own shape; () for a Discrete observation."""
+    dtype: str
+    """The type of the agent's array."""
+    own_dtype: str
+    """The environment's own type."""
+    kind: Kind = "array"
+    layout: Layout = "as_given"
+    """How a picture's axes lie in the environment's own array."""
+    start: int = 0
+    """The first value of a Discrete observation."""
+    num_values: int = 0
+    """How many values a Discrete observation has; 0 for an array."""
+    stack: int = 1
+    """Observations that are joined along the last axis."""
+
+    @property
+    def encoded_shape(self) -> tuple[int, ...]:
+        """The shape of the agent's array."""
+        one = {"index": (1,), "one_hot": (self.num_values,)}.get(self.kind) or turned_shape(self.shape, self.layout)
+        return (*one[:-1], self.stack * one[-1]) if self.stack > 1 else one
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """The shape of the environment's observation, or of `stack` of them joined along the last axis."""
+        if self.stack == 1:
+            return self.shape
+        return (*self.shape[:-1], self.stack * self.shape[-1]) if self.shape else (self.stack,)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Encoding:
+        """The inverse of `to_json`."""
+        return cls(**{**saved, "shape": tuple(saved["shape"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class UnsupportedSpace:
+    """A space that cannot become an array."""
+
+    text: str
+
+
+def encoding_of(space: Any, layout: LayoutSetting = "auto") -> Any:
+    """The Encoding of a Gymnasium observation space; a pytree of them for Dict and Tuple.
+
+    A part that is no array becomes an UnsupportedSpace.  With `layout=as_given` pictures are not turned, Discrete
+    observations are one-hot, and every integer is int32.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict):
+        return {key: encoding_of(part, layout) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(encoding_of(part, layout) for part in space.spaces)
+    if isinstance(space, spaces.Discrete):
+        if layout == "as_given":
+            kind: Kind = "one_hot"
+        elif int(space.n) > INT32.max:
+            return UnsupportedSpace(f"{space}, which has more values than a network can have weights for")
+        else:
+            kind = "index"
+        dtype = "int32" if kind == "index" else "float32"
+        return Encoding((), dtype, str(space.dtype), kind, start=int(space.start), num_values=int(space.n))
+    if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)):
+        dtype = device_dtype(space.dtype) if layout == "as_given" else _fitting_dtype(space)
+        own = np.dtype(space.dtype)
+        turned = "as_given" if layout == "as_given" else layout_of(space.shape, _is_picture(space))
+        return Encoding(tuple(space.shape), str(dtype), str(own), layout=turned)
+    return UnsupportedSpace(str(space))
+
+
+def device_dtype(dtype: Any) -> np.dtype:
+    """The type an observation has on the device: bool and uint8 stay, floats float32, other integers int32."""
+    dtype = np.dtype(dtype)
+    if dtype in (np.dtype(np.bool_), np.dtype(np.uint8)):
+        return dtype
+    return np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else np.int32)
+
+
+def _fitting_dtype(space: Any) -> np.dtype:
+    """`device_dtype`, or float32 for integers whose bounds leave int32."""
+    dtype = device_dtype(space.dtype)
+    if dtype != np.int32 or not hasattr(space, "low"):
+        largest = np.max(space.nvec) + np.max(space.start) if hasattr(space, "nvec") else 0
+        return np.dtype(np.float32) if largest > INT32.max else dtype
+    below = space.bounded_below & (space.low.astype(object) < INT32.min)
+    above = space.bounded_above & (space.high.astype(object) > INT32.max)
+    return np.dtype(np.float32) if below.any() or above.any() else dtype
+
+
+def _is_picture(space: Any) -> bool:
+    return space.dtype == np.uint8 and hasattr(space, "high") and bool((space.high == 255).all())
+
+
+def encode_observation(encoding: Any, observation: Any) -> Any:
+    """The agent's arrays of an environment's observation, with any leading batch axes; `encoding` may be a pytree.
+
+    Arrays of JAX stay arrays of JAX.  What does not fit is for `misfit` to find.
+    """
+    if isinstance(encoding, Mapping):
+        return {key: encode_observation(part, observation[key]) for key, part in encoding.items()}
+    if isinstance(encoding, tuple):
+        return tuple(encode_observation(part, item) for part, item in zip(encoding, observation, strict=True))
+    value = observation if hasattr(observation, "reshape") else np.asarray(observation)
+    if encoding.stack == 1:
+        return _encode_one(encoding, value)
+    single = dataclasses.replace(encoding, stack=1)
+    size = value.shape[-1] // encoding.stack
+    parts = [value[..., i * size : (i + 1) * size] for i in range(encoding.stack)]
+    return _joined([_encode_one(single, part if encoding.shape else part[..., 0]) for part in parts])
+
+
+def _encode_one(encoding: Encoding, value: Any) -> Any:
+    if encoding.kind == "array":
+        return turn(value, encoding.layout).astype(encoding.dtype)
+    index = (value - encoding.start)[..., None]
+    if encoding.kind == "one_hot":
+        index = index == np.arange(encoding.num_values)
+    return index.astype(encoding.dtype)
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=-1)
+    import jax.numpy as jnp
+
+    return jnp.concatenate(parts, axis=-1)
+
+
+def decode_action(start: int, index: Any) -> np.ndarray:
+    """The environment's own actions of the agent's, which count from 0."""
+    return np.asarray(np.asarray(index).astype(np.int64) + start)
+
+
+def misfit(encoding: Any, observation: Any) -> str | None:
+    """What an environment's observation holds that the agent's array would change in silence; None where it fits.
+
+    That is a Discrete value outside its space, a whole number outside int32, and a finite number that float32 makes
+    infinite.
+    """
+    if isinstance(encoding, Mapping):
+        found = (misfit(part, observation[key]) for key, part in encoding.items())
+        return next((text for text in found if text), None)
+    if isinstance(encoding, tuple):
+        found = (misfit(part, item) for part, item in zip(encoding, observation, strict=True))
+        return next((text for text in found if text), None)
+    if isinstance(encoding, UnsupportedSpace):
+        return None
+    value = np.atleast_1d(np.asarray(observation))
+    if encoding.kind != "array":
+        low, high = encoding.start, encoding.start + encoding.num_values - 1
+        outside = (value < low) | (value > high) | (value != np.floor(value))
+        return f"{_first(value, outside)}, expected a whole number from {low} to {high}" if outside.any() else None
+    if value.dtype == encoding.dtype or not value.size:
+        return None
+    outside = np.zeros(1, bool)
+    if value.dtype.kind in "iu" and encoding.dtype in ("int32", "uint8"):
+        limits = np.iinfo(encoding.dtype)
+        outside = (value < limits.min) | (value > limits.max)
+    if value.dtype.kind == "f" and encoding.dtype == "float32":
+        with np.errstate(over="ignore"):
+            outside = np.isfinite(value) & ~np.isfinite(value.astype(np.float32))
+    return f"{_first(value, outside)}, which the agent's {encoding.dtype} cannot hold" if outside.any() else None
+
+
+def _first(value: np.ndarray, where: np.ndarray) -> Any:
+    return value[where][0].item()
+
+
+def notes(encoding: Any) -> list[str]:
+    """What is done to an environment's observations that its user should know: a sentence each."""
+    if isinstance(encoding, Mapping):
+        return [text for part in encoding.values() for text in notes(part)]
+    if isinstance(encoding, tuple):
+        return [text for part in encoding for text in notes(part)]
+    if not isinstance(encoding, Encoding):
+        return []
+    found = layout_notes(encoding.shape, encoding.layout)
+    if encoding.kind == "array" and np.dtype(encoding.own_dtype).kind in "iu" and encoding.dtype == "float32":
+        found.append(
+            f"observations of {encoding.own_dtype} have bounds beyond int32 and are taken as float32, which is exact "
+            f"up to {EXACT:,} only"
+        )
+    return found

@@ -1,0 +1,150 @@
+"""One rollout: environment and acting inside one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from bircher.agents.base import Agent, Mode
+from bircher.envs.base import Env
+from bircher.types import Key, Policy, Tally, TimeStep, Trajectory
+
+
+class ActorState(eqx.Module):
+    """Where the environments stand, and the tally of the episodes they are in."""
+
+    env_state: Any
+    timestep: TimeStep
+    carry: PyTree
+    key: Key
+    episode_return: Float[Array, " E"]
+    episode_length: Int[Array, " E"]
+    side: Float[Array, " E"] | None = None
+    """Whose turn it is; None with one player."""
+
+
+def first_side(env: Env) -> Float[Array, " E"] | None:
+    """Whose turn it is in games of two that begin: 1 for who moves first, -1 for the other; None with one player."""
+    return jnp.ones(env.num_envs) if env.spec.num_players == 2 else None
+
+
+def next_side(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"] | None:
+    """Whose turn it is on the row after one whose turn was `side`."""
+    if side is None:
+        return None
+    return jnp.where(following.first, 1.0, jnp.where(following.discount < 0, -side, side))
+
+
+def counted_reward(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"]:
+    """What the reward after a row adds to the episode's return: in games of two the return is the first mover's."""
+    return following.reward if side is None else side * following.reward
+
+
+def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
+    """Reset every environment; runs outside a program, for a reset may start threads."""
+    env_state, timestep = env.reset()
+    zeros = jnp.zeros(env.num_envs)
+    return ActorState(
+        env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32),
+        first_side(env),
+    )  # fmt: skip
+
+
+def not_finite(timestep: TimeStep) -> Array:
+    """[E]: the adapter raised its flag, or a number is not finite."""
+    bad = timestep.failed | ~jnp.isfinite(timestep.reward)
+    for leaf in jax.tree.leaves(timestep.observation):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad |= ~jnp.isfinite(leaf).reshape(len(bad), -1).all(-1)
+    return bad
+
+
+def no_legal_action(timestep: TimeStep) -> Array:
+    """[E]: an action is to be chosen, and the mask allows none."""
+    if not timestep.legal_actions.shape[-1]:  # actions that are not discrete have no mask
+        return jnp.zeros_like(timestep.last)
+    return ~timestep.last & ~timestep.legal_actions.any(-1)
+
+
+def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True) -> Array:
+    """The first of E environments that failed on one of these rows, with the cause; -1 where none did.
+
+    The code is the environment's index where a number is not finite or the adapter raised its flag, and E more where no
+    action is legal. Only environments that are `counted` [E] matter.
+    """
+    rows = list(timesteps)
+    stuck = functools.reduce(jnp.logical_or, map(no_legal_action, rows)) & counted
+    bad = functools.reduce(jnp.logical_or, map(not_finite, rows)) & counted
+    without_action = jnp.where(stuck.any(), len(stuck) + jnp.argmax(stuck), -1)
+    return jnp.where(bad.any(), jnp.argmax(bad), without_action)
+
+
+def describe_failure(code: int, num_envs: int) -> str:
+    """Return the sentence for a code of `failure_code`."""
+    if code < num_envs:
+        return f"environment {code} gave a reward or observation that is not finite"
+    return f"environment {code - num_envs} gave a mask that allows no action in the middle of an episode"
+
+
+def collect_rollout(
+    agent: Agent,
+    env: Env,
+    policy: Policy,
+    state: ActorState,
+    length: int,
+    progress: Array | float,
+    mode: Mode = "explore",
+) -> tuple[ActorState, Trajectory, Tally]:
+    """T + 1 rows of each of E environments, [E, T + 1]; the last row is where the next rollout begins."""
+
+    def step(state: ActorState, _):
+        key, act_key = jax.random.split(state.key)
+        timestep = state.timestep
+        output, carry = agent.act(policy, state.carry, timestep, act_key, mode, progress)
+        row = Trajectory.of(timestep, output.action, output.extras)
+        env_state, following = env.step(state.env_state, output.action)
+        fresh = following.first
+        episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
+        episode_length = jnp.where(fresh, 0, state.episode_length + 1)
+        lengths = jnp.where(following.last, episode_length, 0)
+        longest = lengths.max()
+        tally = Tally(
+            env_steps=(~fresh).sum(),
+            episodes=following.last.sum(),
+            return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
+            length_sum=lengths.sum(),
+            last_reward_sum=jnp.where(following.last, following.reward, 0.0).sum(),
+            # Both ends: a rollout may begin where the one before it failed.
+            failed=failure_code((timestep, following)),
+            longest=longest,
+            died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
+        )
+        side = next_side(state.side, following)
+        return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
+
+    state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
+    # The last row's behaviour is needed for the prior there.  Its key is not used up: the next rollout draws the
+    # action there again, so that the stream does not depend on where rollouts are cut.
+    _, act_key = jax.random.split(state.key)
+    output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
+    last = Trajectory.of(state.timestep, output.action, output.extras)
+    rows = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]).swapaxes(0, 1), rows, last)
+    return state, rows, _total(tallies)
+
+
+def _total(tallies: Tally) -> Tally:
+    """Those of each step as one."""
+    longest = tallies.longest.max()
+    sums = ("env_steps", "episodes", "return_sum", "length_sum", "last_reward_sum")
+    return Tally(
+        *(getattr(tallies, name).sum() for name in sums),
+        failed=tallies.failed[jnp.argmax(tallies.failed >= 0)],
+        longest=longest,
+        died_at_longest=jnp.where(tallies.longest == longest, tallies.died_at_longest, 0).sum(),
+    )
