@@ -130,7 +130,7 @@ def patch(form: Form) -> None:
 
 
 def make_update(form: Form, batch: int):
-    """The program and what it begins with: (parameters, optimiser's state, images, actions, goals)."""
+    """The program and what it begins with: (parameters, optimizer's state, images, actions, goals)."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -147,7 +147,7 @@ def make_update(form: Form, batch: int):
         torso="impala", sections=SECTIONS, section_blocks=BLOCKS, dense_width=DENSE, latent_width=NUM_ACTIONS + 1,
         precision=form.precision,
     )  # fmt: skip
-    optimiser = optax.adam(1e-4)
+    optimizer = optax.adam(1e-4)
 
     def loss(model, images, actions, goals):
         # Of the torso alone: its last layer stands for both heads.
@@ -157,7 +157,7 @@ def make_update(form: Form, batch: int):
 
     def update(model, state, images, actions, goals):
         value, gradient = jax.value_and_grad(loss)(model, images, actions, goals)
-        step, state = optimiser.update(gradient, state)
+        step, state = optimizer.update(gradient, state)
         return optax.apply_updates(model, step), state, value
 
     model = Model(spec, config, jax.random.key(0), imagine=False)
@@ -174,7 +174,7 @@ def make_update(form: Form, batch: int):
         return model, state, values[-1]
 
     program = jax.jit(update if form.loop == 1 else updates, donate_argnums=(0, 1))
-    return program, [model, optimiser.init(model), *data]
+    return program, [model, optimizer.init(model), *data]
 
 
 def serve(name: str, batch: int) -> None:

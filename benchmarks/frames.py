@@ -1,9 +1,9 @@
 """A replay of frames, filled and filled again: its bytes, the process's memory, and the time of a rollout and a draw.
 
-    python benchmarks/frames.py Breakout-v5 env.protocol=usual agent=muzero replay.capacity=1000000
+    python benchmarks/frames.py Breakout-v5 env.protocol=dqn agent=muzero replay.capacity=1000000
 
 One real rollout is stored over and over, until the ring has been filled one and a half times; its frames are as many as
-those of a run would be, and nothing is learnt.
+those of a run would be, and nothing is learned.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     env.close()
     size = build.num_bytes(parts.template.replay)
     print(f"{size / 1e9:.3f} GB for {capacity:,} frames")
-    if settings.replay.observation_bytes is not None:
+    if settings.replay.compressed_bytes is not None:
         print(f"{float(held.ring.ring.experience.observation.size.mean()) / length:,.0f} bytes a frame compressed")
     if not options.dry:
         append({

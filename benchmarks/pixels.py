@@ -56,7 +56,7 @@ def ways(env_id: str, envs: int, size: Sequence[int]) -> dict[str, dict[str, Any
     if atari.canonical(env_id) is not None:
         return {f"protocol {name}": {"protocol": name} for name in atari.PROTOCOLS}
     cores = len(os.sched_getaffinity(0))
-    observation = ObservationConfig.model_validate({"name": "pixels", "size": tuple(size), "grey": True})
+    observation = ObservationConfig.model_validate({"name": "pixels", "size": tuple(size), "gray": True})
     counts = {WHOLE: 0, "one process": 0, "a process an environment": envs, f"{cores} processes": cores}
     return {name: {"observation": observation, "num_workers": count} for name, count in counts.items()}
 

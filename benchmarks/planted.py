@@ -158,7 +158,7 @@ PLANTS = {
     1: Plant("CartPole-v1", {"steps": 30_000, "losses.model_policy.weight": 1000}),
     2: Plant(
         "CartPole-v1",
-        {**POLE, "losses.ppo_clip.weight": 0, "losses.policy_gradient.weight": 100, "optimiser.learning_rate": 1e-2},
+        {**POLE, "losses.ppo_clip.weight": 0, "losses.policy_gradient.weight": 100, "optimizer.learning_rate": 1e-2},
     ),
     3: Plant("CartPole-v1", {**POLE, "losses.entropy.weight": 30}),
     4: Plant(
@@ -166,8 +166,8 @@ PLANTS = {
         {
             **POLE,
             "steps": 20_000,
-            "agent.discount": 0.1,
-            "optimiser.minibatches": 4,
+            "agent.gamma": 0.1,
+            "optimizer.minibatches": 4,
             "losses.value.weight": 0.1,
             "losses.entropy.weight": 0.1,
         },

@@ -1,11 +1,11 @@
-"""What networks can read off from pictures: the environment's own numbers, learnt from its frames by regression.
+"""What networks can read off from pictures: the environment's own numbers, learned from its frames by regression.
 
     python benchmarks/sight.py LunarLander-v3
-    python benchmarks/sight.py LunarLander-v3 --torsos feature_points dqn_cnn --size 64 96 --grey
+    python benchmarks/sight.py LunarLander-v3 --torsos spatial_softmax dqn_cnn --size 64 96 --gray
 
 Random actions, each held for a while, show pictures and what Gymnasium's environment itself would have given for
 observation; a torso and one linear layer learn the second from the first.  Printed is the share of the variance that
-is explained in episodes that were not learnt from (1 is perfect, 0 a constant, less is worse than that), number by
+is explained in episodes that were not learned from (1 is perfect, 0 a constant, less is worse than that), number by
 number, and what an update took.  An agent must see these before it can act by them.
 """
 
@@ -57,7 +57,7 @@ class Noted(gymnasium.Wrapper):
 def play(given: argparse.Namespace, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Stacked pictures and the numbers behind them, of whole episodes."""
     noted = Noted(gymnasium.make(given.env, render_mode="rgb_array"), given.repeat)
-    env, draw = Pixels(noted, tuple(given.size), given.grey), np.random.default_rng(seed)
+    env, draw = Pixels(noted, tuple(given.size), given.gray), np.random.default_rng(seed)
     seen: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
     episode = 0
@@ -76,9 +76,9 @@ def play(given: argparse.Namespace, frames: int, seed: int) -> tuple[np.ndarray,
     return np.stack(seen), np.stack(numbers)
 
 
-def explained(name: str, given: argparse.Namespace, learnt: tuple, held_out: tuple) -> tuple[np.ndarray, float, float]:
+def explained(name: str, given: argparse.Namespace, learned: tuple, held_out: tuple) -> tuple[np.ndarray, float, float]:
     """Shares of the variance by number, then wall and processor milliseconds a picture of an update."""
-    pictures, numbers = learnt
+    pictures, numbers = learned
     varying = numbers.std(0) > 1e-6
     mean, deviation = numbers.mean(0), np.where(varying, numbers.std(0), 1.0)
     targets = jnp.asarray((numbers - mean) / deviation)
@@ -120,9 +120,9 @@ def main() -> None:
     """Play, learn with each torso in turn, print, and append to the ledger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env")
-    parser.add_argument("--torsos", nargs="+", default=["feature_points", "dqn_cnn"])
+    parser.add_argument("--torsos", nargs="+", default=["spatial_softmax", "dqn_cnn"])
     parser.add_argument("--size", type=int, nargs=2, default=[48, 72])
-    parser.add_argument("--grey", action="store_true")
+    parser.add_argument("--gray", action="store_true")
     parser.add_argument("--stack", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3, help="steps that each action lasts")
     parser.add_argument("--frames", type=int, default=10_000)
@@ -132,10 +132,10 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
     given = parser.parse_args()
     quieten()
-    learnt, held_out = play(given, given.frames, given.seed), play(given, given.frames // 4, given.seed + 1_000_000)
+    learned, held_out = play(given, given.frames, given.seed), play(given, given.frames // 4, given.seed + 1_000_000)
     rows = {}
     for name in given.torsos:
-        shares, wall, processor = explained(name, given, learnt, held_out)
+        shares, wall, processor = explained(name, given, learned, held_out)
         rows[name] = {"explained": [round(float(x), 3) for x in shares], "wall_ms": wall, "processor_ms": processor}
         print(
             f"{name:16s} {' '.join(f'{x:6.2f}' for x in shares)}, {processor:.2f} ms of processor a picture", flush=True

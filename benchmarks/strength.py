@@ -3,7 +3,7 @@
     python benchmarks/strength.py connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
 
 The run is one fresh process of the command line, stopped as Ctrl-C would when its time is over.  Its checkpoints are
-copied on the way; afterwards each copy plays the opponent, half of the games in each seat.
+copied on the way; afterward each copy plays the opponent, half of the games in each seat.
 """
 
 from __future__ import annotations

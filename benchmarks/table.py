@@ -151,7 +151,7 @@ PAPER = {
 
 
 def besides(command: str, variant: Variant) -> tuple[str, ...]:
-    """What a run was given besides its variant, its seed and what changes nothing learnt: its steps too."""
+    """What a run was given besides its variant, its seed and what changes nothing learned: its steps too."""
     words = shlex.split(command.removeprefix("bircher train "))[1:]
     others = (word for word in words if word not in variant.settings and not word.startswith("seed="))
     return tuple(sorted(word for word in others if not is_free(word)))

@@ -18,12 +18,12 @@ def main(iterations: int = 200) -> list[float]:
     agent = actor_critic.make(
         actor_critic.MuesliConfig(), ModelConfig(num_atoms=51, support=20), actor_critic.MuesliLosses()
     )
-    (params, state), optimiser = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)
-    learnt = (params, params, state, optimiser.init(params))  # online, target, agent's state, moments
+    (params, state), optimizer = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)
+    learned = (params, params, state, optimizer.init(params))  # online, target, agent's state, moments
 
     @jax.jit
-    def iteration(learnt, acting, key):
-        params, target, state, moments = learnt
+    def iteration(learned, acting, key):
+        params, target, state, moments = learned
         acting, rows, tally = collect_rollout(agent, env, Policy(target, state), acting, 16, 0.0)  # calls agent.act
         batch = Batch(rows, jnp.full(64, -1), jnp.ones(64))
         targets, state = agent.targets(Policy(target, state), batch, key)
@@ -32,14 +32,14 @@ def main(iterations: int = 200) -> list[float]:
             terms, _ = agent.loss(params, state, batch, targets, key)
             return combine(terms, agent.weights, targets.mask, batch.importance)[0]
 
-        step, moments = optimiser.update(jax.grad(objective)(params), moments)
+        step, moments = optimizer.update(jax.grad(objective)(params), moments)
         params = optax.apply_updates(params, step)
         target = optax.incremental_update(params, target, 0.1)
         return (params, target, state, moments), acting, tally.length_sum / jnp.maximum(tally.episodes, 1)
 
     acting, lengths = start_actors(agent, env, jax.random.key(1)), []
     for key in jax.random.split(jax.random.key(2), iterations):
-        learnt, acting, length = iteration(learnt, acting, key)
+        learned, acting, length = iteration(learned, acting, key)
         lengths.append(float(length))
     return lengths
 

@@ -63,8 +63,8 @@ def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> 
             terminal[b, t] = last[b, t] and rng.uniform() < 0.5
     legal = np.ones((*shape, ACTIONS), bool) if all_legal else rng.uniform(size=(*shape, ACTIONS)) < 0.7
     legal[..., 0] |= ~legal.any(-1)
-    behaviour_logits = np.where(legal, rng.normal(size=(*shape, ACTIONS)), ILLEGAL)
-    action = (behaviour_logits + rng.gumbel(size=behaviour_logits.shape)).argmax(-1)
+    behavior_logits = np.where(legal, rng.normal(size=(*shape, ACTIONS)), ILLEGAL)
+    action = (behavior_logits + rng.gumbel(size=behavior_logits.shape)).argmax(-1)
     return Trajectory(
         observation=jnp.asarray(rng.normal(size=(*shape, 4)), jnp.float32),
         reward=jnp.asarray(np.where(first, 0.0, 3 * rng.normal(size=shape)), jnp.float32),
@@ -74,7 +74,7 @@ def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> 
         terminal=jnp.asarray(terminal),
         legal_actions=jnp.asarray(legal),
         action=jnp.asarray(action, jnp.int32),
-        extras={"behaviour_logits": jnp.asarray(behaviour_logits, jnp.float32)},
+        extras={"behavior_logits": jnp.asarray(behavior_logits, jnp.float32)},
     )
 
 

@@ -31,7 +31,7 @@ TIMEOUT = 300
 NETWORK = "model.torso_widths=[16] model.latent_width=16 model.dynamics_widths=[16] model.unroll_steps=2"
 LOOP = (
     "env.num_envs=4 loop.rollout_length=8 "
-    "optimiser.batch_size=4 optimiser.epochs=1 optimiser.minibatches=1 optimiser.updates_per_step=0.03125"
+    "optimizer.batch_size=4 optimizer.epochs=1 optimizer.minibatches=1 optimizer.updates_per_step=0.03125"
 )
 SMALL = f"steps=512 replay.capacity=1024 evaluation.count=0 {LOOP} {NETWORK}"
 """Compilation takes most of a small run's time, and small networks compile sooner."""
@@ -165,7 +165,7 @@ SCENARIOS = (
         Command("bircher search runs/tic_tac_toe --out tree.svg", ("tree.svg",)),
     ),
     life_of_a_run("frozenlake", "FrozenLake-v1", SMALL),
-    life_of_a_run("atari", "Breakout-v5", f"{PIXELS} observation.grey=true"),
+    life_of_a_run("atari", "Breakout-v5", f"{PIXELS} observation.gray=true"),
     life_of_a_run("registered", "my_envs:Corridor-v0", SMALL),
     Scenario("callable", (Command("python callable_env.py", ("runs/callable/video.mp4",)),)),
     Scenario("python", (Command("python readme.py"),)),

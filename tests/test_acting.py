@@ -23,7 +23,7 @@ from bircher.agents.actor_critic import PolicyAgentState
 from bircher.cli import app
 from bircher.config.config import compose
 from bircher.errors import NotEnoughMemory
-from bircher.ops.improvement import AdvantageNormaliser
+from bircher.ops.improvement import AdvantageNormalizer
 from bircher.runs import build, directory, launch, loaded_agent
 from bircher.runs.loaded_agent import LoadedAgent
 from bircher.types import Policy
@@ -112,7 +112,7 @@ def untrained(world: str, **settings: Any) -> LoadedAgent:
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec)).params
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    state = PolicyAgentState(AdvantageNormaliser.zero(), None)
+    state = PolicyAgentState(AdvantageNormalizer.zero(), None)
     return LoadedAgent(config, spec, agent, Policy(params, state), None, 0)
 
 
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(world: str):
 
 
 def test_a_network_that_does_not_fit_is_refused():
-    with pytest.raises(NotEnoughMemory, match=r"the networks, their optimiser and their gradients take"):
+    with pytest.raises(NotEnoughMemory, match=r"the networks, their optimizer and their gradients take"):
         bircher.train(lambda: Strict(spaces.Discrete(10**9), TWO, False), **QUICK)
 
 

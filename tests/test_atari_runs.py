@@ -1,4 +1,4 @@
-"""Runs on Atari games: presets of all 57, counters of frames, clipped rewards, and human-normalised scores."""
+"""Runs on Atari games: presets of all 57, counters of frames, clipped rewards, and human-normalized scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bircher.training import evaluator
 from bircher.types import TimeStep
 from tiny import SETTINGS
 
-TINY = {"observation.size": [8, 6], "observation.grey": True, "model.torso": "mlp", "env.stack": 2, "env.max_steps": 12}
+TINY = {"observation.size": [8, 6], "observation.gray": True, "model.torso": "mlp", "env.stack": 2, "env.max_steps": 12}
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +40,25 @@ def test_frames_are_four_times_the_steps(run: Any) -> None:
     assert bircher.load(run.path).spec.action_repeat == 4
 
 
-def test_an_evaluation_tells_the_human_normalised_score(run: Any) -> None:
+def test_an_evaluation_tells_the_human_normalized_score(run: Any) -> None:
     result = invoke("eval", str(run.path), "--episodes", "3", "--json")
     report = json.loads(result.stdout)
-    found = report["human_normalised"]
+    found = report["human_normalized"]
     assert report["env"] == "Breakout-v5" and set(found) == {"mean", "median", "iqm"}
     for name, value in found.items():
         assert value == pytest.approx((report[name] - 1.7) / 28.8)
     printed = invoke("eval", str(run.path), "--episodes", "3").stdout
-    assert f"human-normalised (0 a random player, 1 a human): mean {found['mean']:.4f}, median" in printed
+    assert f"human-normalized (0 a random player, 1 a human): mean {found['mean']:.4f}, median" in printed
 
 
 def test_reports_of_scores_known_by_hand() -> None:
     """Pong's random player has -20.7 and its human 14.6."""
     returns, lengths = np.array([-20.7, 14.6, 14.6, 21.0]), np.ones(4, int)
-    report = evaluator.summarise("Pong-v5", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
-    assert report.human_normalised == pytest.approx({"mean": (7.375 + 20.7) / 35.3, "median": 1.0, "iqm": 1.0})
-    other = evaluator.summarise("CartPole-v1", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
-    assert other.human_normalised is None and "human_normalised" not in other.to_json()
-    assert report.to_json()["human_normalised"] == report.human_normalised
+    report = evaluator.summarize("Pong-v5", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
+    assert report.human_normalized == pytest.approx({"mean": (7.375 + 20.7) / 35.3, "median": 1.0, "iqm": 1.0})
+    other = evaluator.summarize("CartPole-v1", "dice", 0, "sample", returns, lengths, lengths == 2, 1.0)
+    assert other.human_normalized is None and "human_normalized" not in other.to_json()
+    assert report.to_json()["human_normalized"] == report.human_normalized
 
 
 def test_an_episode_is_watched_on_the_whole_screen(run: Any) -> None:
@@ -87,7 +87,7 @@ class Given:
         pass
 
 
-def test_rewards_are_clipped_where_they_are_learnt_from_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewards_are_clipped_where_they_are_learned_from_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.registry, "make", Given)
     config = compose("toy/chain", {"env.reward_clip": 0.25})
     for roles, clip in ((("train", "check", "diagnose"), 0.25), (("monitor", "eval", "watch", "match"), None)):
@@ -115,7 +115,7 @@ def test_every_game_has_its_preset(agent: str) -> None:
     for env_id in atari.scores() if agent == "muesli" else ("Pong-v5", "ALE/Zaxxon-v5", "Klax-v5"):
         config = compose(env_id, {"agent": agent})
         assert (config.preset, config.env.id, config.observation.name) == ("atari", env_id, "pixels")
-        assert config.env.protocol == ("usual" if agent == "ppo" else "paper")
+        assert config.env.protocol == ("dqn" if agent == "ppo" else "paper")
         assert config.replay.capacity * 84 * 84 * config.env.stack < 2**29
     assert compose("Pong-v5", ["observation=pixels", f"agent={agent}"]).preset == "atari"
 
@@ -138,7 +138,7 @@ def test_every_games_preset_builds_and_steps(env_id: str) -> None:
 def test_the_papers_presets_play_by_its_protocol() -> None:
     config = compose("Breakout-v5", ["preset=paper_base"])
     assert config.steps * 4 == 200_000_000 and config.env.protocol == "paper"
-    assert config.observation.size == (96, 96) and config.observation.grey is False
+    assert config.observation.size == (96, 96) and config.observation.gray is False
 
 
 def test_the_list_of_environments_names_games_and_presets() -> None:
@@ -151,8 +151,8 @@ def test_the_list_of_environments_names_games_and_presets() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["CartPole-v1", "env.protocol=usual"], "env.protocol=usual is for Atari games, such as Breakout-v5"),
-        (["Breakout-v5", "env.protocol=nature"], "expected one of paper, usual or null"),
+        (["CartPole-v1", "env.protocol=dqn"], "env.protocol=dqn is for Atari games, such as Breakout-v5"),
+        (["Breakout-v5", "env.protocol=nature"], "expected one of paper, dqn or null"),
         (["Breakout-v5", "preset=default"], "Breakout-v5 has no observation but its screen: set observation=pixels"),
         (["Breakout-v5", "observation=state"], "is a picture's: set observation=pixels"),
         (["Breakout-v5", "env.options.stack_num=4"], "env.options.stack_num of an Atari game is set by env.stack"),

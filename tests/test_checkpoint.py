@@ -39,7 +39,7 @@ def make_state(width: int = 8, seed: int = 0) -> dict[str, Any]:
     params = Network(jax.random.normal(key, (3, width)), jnp.ones(width, jnp.bfloat16), width)
     return {
         "params": params,
-        "optimiser": optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)).init(eqx.filter(params, eqx.is_array)),
+        "optimizer": optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)).init(eqx.filter(params, eqx.is_array)),
         "key": other,
         "keys": jax.random.split(other, 4),
         "counter": jnp.int32(7 + seed),

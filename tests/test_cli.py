@@ -51,13 +51,13 @@ def test_it_starts_quickly_without_what_it_does_not_need() -> None:
 
 
 def test_the_configuration_is_printed_and_taken_back(tmp_path: Path) -> None:
-    text = invoke("config", "CartPole-v1", "agent.discount=0.5", "steps=2e6")
+    text = invoke("config", "CartPole-v1", "agent.gamma=0.5", "steps=2e6")
     assert yaml.safe_load(text)["steps"] == 2_000_000
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert invoke("config", "--config", str(file)) == text
     assert invoke("config", "CartPole-v1", "--config", str(file), "seed=3") == text.replace("seed: 0", "seed: 3")
-    assert config.Config.from_yaml(file).agent.discount == 0.5
+    assert config.Config.from_yaml(file).agent.gamma == 0.5
 
 
 def test_environments_are_listed_with_all_that_matters() -> None:
@@ -72,7 +72,7 @@ def test_environments_are_listed_with_all_that_matters() -> None:
 
 def test_an_evaluation_as_json_is_one_object_and_nothing_else(run: Path) -> None:
     report = json.loads(invoke("eval", str(run), "--episodes", "3", "--seed", "5", "--json"))
-    named = [field for field in Report._fields if field != "human_normalised"]  # Atari has that
+    named = [field for field in Report._fields if field != "human_normalized"]  # Atari has that
     assert list(report) == named and report["mode"] == "sample"
     assert (report["env"], report["agent"], report["episodes"], report["seed"]) == ("CartPole-v1", "muesli", 3, 5)
     assert report["returns"] == [float(length) for length in report["lengths"]]
@@ -87,7 +87,7 @@ def test_muesli_may_search_after_training(run: Path) -> None:
     plain = json.loads(invoke("eval", str(run), "--episodes", "3", "--json", "--greedy"))
     searched = json.loads(invoke("eval", str(run), "search.num_simulations=8", "--episodes", "3", "--json", "--greedy"))
     assert searched["agent"] == "muesli" and searched["returns"] != plain["returns"]
-    invoke("eval", str(run), "agent.discount=0.5", "--episodes", "3", expect=2)
+    invoke("eval", str(run), "agent.gamma=0.5", "--episodes", "3", expect=2)
 
 
 def test_an_evaluation_in_words(run: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_shell_completes_environments_and_settings() -> None:
 @pytest.mark.slow  # a thousand small compilations; the one below covers debug mode in the quick tests
 def test_debug_mode_runs_under_the_debugger_and_ends_soon(tmp_path: Path) -> None:
     """One iteration, each operation by itself: a second run finds most of them in the cache."""
-    sizes = ["env.num_envs=2", "loop.rollout_length=4", "optimiser.batch_size=2", "optimiser.updates_per_step=0.125"]
+    sizes = ["env.num_envs=2", "loop.rollout_length=4", "optimizer.batch_size=2", "optimizer.updates_per_step=0.125"]
     words = ["train", "toy/cliff", "debug=true", *WORDS, *sizes, "model.unroll_steps=1", "steps=4", "--out", "run"]
     done = subprocess.run(
         [sys.executable, "-m", "pdb", "-c", "continue", "-m", "bircher", *words],

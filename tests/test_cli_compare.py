@@ -20,7 +20,7 @@ from bircher.errors import UnsupportedEnvironment
 from bircher.experiments import compare, grid
 from tiny import WORDS
 
-SHORT = ["--steps", "64", "--seeds", "1", "--episodes", "4", "optimiser.minibatches=1", "optimiser.epochs=1"]
+SHORT = ["--steps", "64", "--seeds", "1", "--episodes", "4", "optimizer.minibatches=1", "optimizer.epochs=1"]
 
 
 def invoke(*words: str):
@@ -108,7 +108,7 @@ asked = []
 print("ready", flush=True)
 while not asked:
     time.sleep(0.01)
-time.sleep(1.0)  # what is learnt is saved
+time.sleep(1.0)  # what is learned is saved
 print("saved", flush=True)
 """
 
@@ -139,7 +139,7 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
 
 def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_path):
     run = str(compared[0] / "toy-cliff" / "ppo" / "0")
-    own = ["optimiser.minibatches=1", "optimiser.epochs=1", "steps=64"]
+    own = ["optimizer.minibatches=1", "optimizer.epochs=1", "steps=64"]
     planned = ",".join(["ppo", *WORDS, *own])
     words = ["compare", run, planned, "--env", "toy/cliff", "--seeds", "1", "--episodes", "4"]
     told = invoke(*words, "--out", str(tmp_path / "page"), "--json")
@@ -253,14 +253,14 @@ def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("env", "settings", "pieces"),
+    ("env", "settings", "segment_length"),
     [("CartPole-v1", (), 16), ("LunarLander-v3", (), 16), ("toy/cliff", ("loop.rollout_length=36",), 12),
-     ("toy/cliff", ("optimiser.pieces=8",), 8)],
+     ("toy/cliff", ("optimizer.segment_length=8",), 8)],
 )  # fmt: skip
 def test_steps_of_the_protocol_add_one_thing_each(env, settings, pieces):
     configs = [compose(env, [*step.settings, *settings]) for step in compare.steps(env, settings)]
     second, third, fourth = configs[1:4]
-    assert [config.optimiser.pieces for config in configs[1:4]] == [pieces] * 3
+    assert [config.optimizer.segment_length for config in configs[1:4]] == [pieces] * 3
     assert set(grid.differences(third, fourth)) == {"model.unroll_steps"}
     assert set(grid.differences(second, third)) == {
         f"losses.{name}.weight" for name in ("cmpo", "model_value", "model_reward")
@@ -290,9 +290,9 @@ def test_the_doctor_answers_what_is_usually_asked(compared):
     assert told.exit_code in (0, 3), told.output
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     norms = [line["model/gradient_norm"] for line in lines if "model/gradient_norm" in line]
-    for question in ("too slow?", "out of memory?", "the loss explodes?", "nothing is learnt?"):
+    for question in ("too slow?", "out of memory?", "the loss explodes?", "nothing is learned?"):
         assert question in told.stdout
     assert f"at most {max(norms):.3g}:" in told.stdout and "nan" not in told.stdout
-    # The run was given one epoch, and no evaluations while it learnt.
-    assert "fewer optimiser.updates_per_step, loop=pipeline, a smaller network\n" in told.stdout
-    assert "optimiser.gradient_clip_bound (now 0.5)" in told.stdout and "(now norm)" not in told.stdout
+    # The run was given one epoch, and no evaluations while it learned.
+    assert "fewer optimizer.updates_per_step, loop=pipeline, a smaller network\n" in told.stdout
+    assert "optimizer.gradient_clip_bound (now 0.5)" in told.stdout and "(now norm)" not in told.stdout

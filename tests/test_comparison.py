@@ -75,9 +75,9 @@ def test_one_seed_has_no_spread_and_many_have_less():
     assert widths[1] < widths[0] / 2
 
 
-def test_normalised_scores_run_from_the_floor_to_the_best_mean():
+def test_normalized_scores_run_from_the_floor_to_the_best_mean():
     scores = {"x": {"a": [10.0, 20.0], "b": [0.0]}, "y": {"a": [5.0, 5.0], "b": [-1.0]}}
-    found = statistics.normalised(scores, {"a": 5.0, "b": 1.0})
+    found = statistics.normalized(scores, {"a": 5.0, "b": 1.0})
     assert found == {"x": {"a": [0.5, 1.5], "b": [0.0]}, "y": {"a": [0.0, 0.0], "b": [0.0]}}
 
 

@@ -32,7 +32,7 @@ ROOM = 300
 
 
 def rollout(number: int, noisy: bool) -> Trajectory:
-    """Rows [E, T] whose reward says which they are; of noise, which no code is shorter than, or of a single grey."""
+    """Rows [E, T] whose reward says which they are; of noise, which no code is shorter than, or of a single gray."""
     rng = np.random.default_rng(number)
     shape = (ENVS, LENGTH)
     eye = rng.integers(0, 256, (*shape, 12, 12, 1)) if noisy else np.tile(number % 256, (*shape, 12, 12, 1))
@@ -72,7 +72,7 @@ def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
         assert small.ready(states[1]) == plain.ready(states[0]) and small.age(states[1]) == plain.age(states[0])
         if number:
             assert_trees_equal(*draws)
-            assert (draws[0].indices is not None) == (exponent > 0) == small.prioritised
+            assert (draws[0].indices is not None) == (exponent > 0) == small.prioritized
         if exponent:
             marks = draws[0].indices, jnp.arange(32.0)
             states = update[0](states[0], *marks), update[1](states[1], *marks)
@@ -107,7 +107,7 @@ class Arena:
         return [time for time, _, _ in self.inside]
 
 
-@pytest.mark.parametrize("pattern", ["noise", "grey", "both", "first grey"])
+@pytest.mark.parametrize("pattern", ["noise", "gray", "both", "first gray"])
 @pytest.mark.parametrize(("room", "context", "exponent"), [(90, 0, 0.0), (90, 3, 0.6), (71, 5, 0.0), (53, 0, 0.6)])
 def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, context, exponent):
     """Against a plain list, for codes of all lengths and the least room; what is drawn is always what was given."""
@@ -116,7 +116,7 @@ def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, contex
     state, arena, given = empty(small), Arena(-(-ENVS * ROWS * room // BLOCK)), []
     seen, rng = set(), np.random.default_rng(0)
     for number in range(4 * ROWS // LENGTH):
-        noisy = {"noise": True, "grey": False, "both": number % 5 < 2, "first grey": number > 15}[pattern]
+        noisy = {"noise": True, "gray": False, "both": number % 5 < 2, "first gray": number > 15}[pattern]
         rows = rollout(number, noisy)
         state = add(state, rows)
         arena.add(number, rows)
@@ -138,7 +138,7 @@ def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, contex
         if exponent:
             state = update(state, draw.indices, jnp.asarray(rng.uniform(0.5, 2.0, 400), jnp.float32))
     assert len(seen) > 3 or pattern == "noise"
-    assert max(seen) == ROWS or pattern not in ("grey", "first grey")
+    assert max(seen) == ROWS or pattern not in ("gray", "first gray")
     assert max(seen) < ROWS or pattern != "noise"
 
 
@@ -170,7 +170,7 @@ def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it(monkeypatch):
 @pytest.mark.parametrize(
     ("room", "sentence"),
     [
-        (10, "observation_bytes=10 times 120 steps held is less than 3 rollouts .*observation_bytes=53 or more"),
+        (10, "compressed_bytes=10 times 120 steps held is less than 3 rollouts .*compressed_bytes=53 or more"),
         (2**31 * BLOCK // (ENVS * ROWS), "more than 128 GiB: lower one of them"),
     ],
 )
@@ -180,13 +180,13 @@ def test_too_little_room_or_too_much_is_refused(room, sentence):
 
 
 def test_only_the_hosts_replay_compresses():
-    with pytest.raises(ValidationError, match="set replay.place=host"):
-        ReplayConfig.model_validate({"observation_bytes": 100})
+    with pytest.raises(ValidationError, match="set replay.device=host"):
+        ReplayConfig.model_validate({"compressed_bytes": 100})
 
 
 def test_a_learners_stacked_frames_are_kept_once_and_compressed():
-    settings = {"env.stack": 4, "env.num_envs": 4, "loop.rollout_length": 8, "optimiser.updates_per_step": 1 / 16}
-    room = {"replay": {"place": "host", "capacity": 400, "observation_bytes": 250}}
+    settings = {"env.stack": 4, "env.num_envs": 4, "loop.rollout_length": 8, "optimizer.updates_per_step": 1 / 16}
+    room = {"replay": {"device": "host", "capacity": 400, "compressed_bytes": 250}}
     config = compose("toy/catch", {**settings, **room})
     env = build.make_env(config, None, 4, 0, "train")
     parts = build.make_parts(config, env.spec)
@@ -202,9 +202,9 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
 def test_stacks_are_joined_of_what_was_compressed():
     """The two wrappers, one in the other, against frames kept as they are."""
     spec = jax.ShapeDtypeStruct((12, 12, 3), np.uint8)
-    plain = ReplayConfig.model_validate({"capacity": ENVS * ROWS, "place": "host", "priority_exponent": 0.6})
+    plain = ReplayConfig.model_validate({"capacity": ENVS * ROWS, "device": "host", "priority_exponent": 0.6})
     drawn = []
-    for config in (plain, plain.model_copy(update={"observation_bytes": 200})):
+    for config in (plain, plain.model_copy(update={"compressed_bytes": 200})):
         ring, state = learner.make_replay(config, spec, ENVS, LENGTH, 3), None
         add, sample = jax.jit(ring.add), jax.jit(ring.sample, static_argnums=2)
         for number in range(15):

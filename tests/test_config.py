@@ -20,9 +20,9 @@ from bircher.errors import ConfigError, UnknownEnvironment, UnsupportedEnvironme
 
 def test_later_layers_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("agent: {discount: 0.5}\nreplay.capacity: 4096\nsteps: 3e4\n")
-    config = compose("toy/cliff", ["agent.discount=0.25", "seed=7"], file)
-    assert (config.agent.discount, config.replay.capacity, config.steps, config.seed) == (0.25, 4096, 30_000, 7)
+    file.write_text("agent: {gamma: 0.5}\nreplay.capacity: 4096\nsteps: 3e4\n")
+    config = compose("toy/cliff", ["agent.gamma=0.25", "seed=7"], file)
+    assert (config.agent.gamma, config.replay.capacity, config.steps, config.seed) == (0.25, 4096, 30_000, 7)
     preset = read_preset("default", "muesli")
     assert preset["model"]["num_atoms"] == config.model.num_atoms != Config.model_fields["model"].default.num_atoms
     assert config.agent.returns == MuesliConfig.model_validate({}).returns
@@ -42,15 +42,15 @@ def test_the_paper_preset_holds_the_papers_constants() -> None:
     config = compose("Pong-v5", ["preset=paper_base"])
     paper = MuesliConfig.model_validate({"cmpo": {"samples": 16}})
     assert config.agent == paper
-    assert (config.optimiser.batch_size, config.loop.rollout_length, config.replay.fraction) == (96, 30, 0.75)
+    assert (config.optimizer.batch_size, config.loop.rollout_length, config.replay.fraction) == (96, 30, 0.75)
     assert (config.model.num_atoms, config.model.support, config.model.unroll_steps) == (601, 300.0, 5)
 
 
 @given(st.floats(1e-12, 1e3), st.integers(0, 2**31 - 1), st.lists(st.integers(1, 999), min_size=1), st.booleans())
 def test_any_values_come_back_exactly(tmp_path_factory, rate, seed, widths, enabled) -> None:
-    given = {"optimiser.learning_rate": rate, "seed": seed, "model": {"dynamics_widths": widths}}
+    given = {"optimizer.learning_rate": rate, "seed": seed, "model": {"dynamics_widths": widths}}
     config = compose("toy/cliff", {**given, "losses.value.enabled": enabled})
-    assert (config.optimiser.learning_rate, config.seed, config.model.dynamics_widths) == (rate, seed, tuple(widths))
+    assert (config.optimizer.learning_rate, config.seed, config.model.dynamics_widths) == (rate, seed, tuple(widths))
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(config.to_yaml())
     assert Config.from_yaml(path) == config
@@ -65,9 +65,9 @@ def test_text_options_come_back_as_text(tmp_path_factory, options) -> None:
 
 
 def test_numbers_may_be_written_as_people_write_them() -> None:
-    config = compose("toy/cliff", ["steps=2e6", "optimiser.learning_rate=1e-3", "replay.capacity=9_000"])
+    config = compose("toy/cliff", ["steps=2e6", "optimizer.learning_rate=1e-3", "replay.capacity=9_000"])
     assert config.steps == 2_000_000 and isinstance(config.steps, int)
-    assert config.optimiser.learning_rate == 1e-3 and config.replay.capacity == 9000
+    assert config.optimizer.learning_rate == 1e-3 and config.replay.capacity == 9000
     assert compose("toy/cliff", ["env.max_steps=null"]).env.max_steps is None
     assert compose("toy/cliff", ["agent.returns.lambda=1"]).agent.returns.lambda_ == 1.0
 
@@ -76,8 +76,8 @@ def test_a_group_set_in_part_keeps_its_other_defaults() -> None:
     config = compose("toy/cliff", ["losses.policy_gradient.weight=0.5", "losses.value.enabled=false"])
     assert config.losses.policy_gradient.enabled and config.losses.weights()["policy_gradient"] == 0.5
     assert "value" not in config.losses.weights()
-    prior = compose("toy/cliff", ["agent.prior.behaviour_share=0.1"]).agent.prior
-    assert (prior.behaviour_share, prior.uniform_share) == (0.1, 0.001)
+    prior = compose("toy/cliff", ["agent.prior.behavior_share=0.1"]).agent.prior
+    assert (prior.behavior_share, prior.uniform_share) == (0.1, 0.001)
 
 
 def test_shortcuts_stand_for_names() -> None:
@@ -113,12 +113,12 @@ endless["a"] = endless
     [
         ({"seed": np.array([3])}, r"^seed=\[3\] is not possible: expected a whole number"),
         ({"seed": 10**400}, r"^seed=2\*\*1328\.\.\. is not possible"),
-        ({"optimiser": {None: 1}}, "^the key None in optimiser is no setting"),
+        ({"optimizer": {None: 1}}, "^the key None in optimizer is no setting"),
         (
-            {"optimiser.learning_rate": {"a": 1}},
-            r"^optimiser\.learning_rate=\{a: 1\} is not possible: expected a number",
+            {"optimizer.learning_rate": {"a": 1}},
+            r"^optimizer\.learning_rate=\{a: 1\} is not possible: expected a number",
         ),
-        ({"optimiser.learning_rate": 1e300}, r"of a magnitude from 1\.2e-38 to 3\.4e\+38$"),
+        ({"optimizer.learning_rate": 1e300}, r"of a magnitude from 1\.2e-38 to 3\.4e\+38$"),
         ({"model.torso_widths": range(3)}, r"^model\.torso_widths=range\(0, 3\) is not possible: expected a list"),
         ({"env.options": {"a": object()}}, r"^env\.options\.a holds a value of type object: expected text, numbers"),
         ({"env": endless}, r"^unknown setting env\.a\.a\.a"),
@@ -142,7 +142,7 @@ def test_a_callable_is_named_but_not_kept() -> None:
 
 REFUSED = {
     "agent.cmpo.clip_bond=1": r"unknown setting agent\.cmpo\.clip_bond; did you mean agent\.cmpo\.clip_bound\?",
-    "learning_rate=1": r"unknown setting learning_rate; here: optimiser\.learning_rate$",
+    "learning_rate=1": r"unknown setting learning_rate; here: optimizer\.learning_rate$",
     "model.unrol_steps=1": r"did you mean model\.unroll_steps\?",
     "zzz=1": "unknown setting zzz; `bircher config ENV` shows every setting",
     "agent=ppp": r"unknown agent 'ppp'; did you mean ppo\?; known: muesli",
@@ -161,16 +161,16 @@ REFUSED = {
     "device=tpu": "device=tpu is not possible: expected one of cpu, gpu or null",
     "debug=3": "debug=3 is not possible: expected true or false",
     "replay.fraction=1.5": "replay.fraction=1.5 is not possible: expected a number, at least 0.0, at most 1.0",
-    "agent.discount=.inf": "agent.discount=inf is not possible: expected a number",
-    "optimiser.learning_rate=fast": "optimiser.learning_rate=fast is not possible: expected a number, above 0",
+    "agent.gamma=.inf": "agent.gamma=inf is not possible: expected a number",
+    "optimizer.learning_rate=fast": "optimizer.learning_rate=fast is not possible: expected a number, above 0",
     "model.torso_widths=[a]": r"model.torso_widths=\[a\] is not possible: expected a list of whole numbers",
     "model.torso_widths=[0]": "torso_widths must hold positive widths",
     "env.options=3": "env.options=3 is not possible: expected a group of settings",
     "seed={": "seed={ cannot be read",
     "replay.capacity=100": "replay.capacity=100 is too small: 64 environments times sequences of 17 rows need",
-    "optimiser.updates_per_step=1e-9": "updates_per_step=1e-09 gives .* steps .env.num_envs × loop.rollout_length.",
-    "optimiser.minibatches=1000": "it must give at least optimiser.epochs × optimiser.minibatches = 1000",
-    "agent.prior.behaviour_share=1": r"agent\.prior\.behaviour_share \+ uniform_share must be at most 1",
+    "optimizer.updates_per_step=1e-9": "updates_per_step=1e-09 gives .* steps .env.num_envs × loop.rollout_length.",
+    "optimizer.minibatches=1000": "it must give at least optimizer.epochs × optimizer.minibatches = 1000",
+    "agent.prior.behavior_share=1": r"agent\.prior\.behavior_share \+ uniform_share must be at most 1",
 }
 
 
@@ -187,7 +187,7 @@ def test_priorities_need_a_replayed_share() -> None:
         compose("toy/cliff", ["replay.priority_exponent=0.6", "replay.fraction=0"])
 
 
-def test_something_must_be_learnt() -> None:
+def test_something_must_be_learned() -> None:
     terms = [f"losses.{name}.enabled=false" for name in compose("toy/cliff").losses.weights()]
     with pytest.raises(ConfigError, match="no term enabled"):
         compose("toy/cliff", terms)
@@ -208,7 +208,7 @@ def test_environments_are_checked_with_the_rest() -> None:
         ("steps: [1", "is no YAML"),
         ("just words", "holds no settings"),
         ("steps: soon", r"steps=soon is not possible: expected a whole number.*mine\.yaml"),
-        ("agent: {discont: 1}", r"unknown setting agent\.discont; did you mean agent\.discount\?.*mine\.yaml"),
+        ("agent: {gama: 1}", r"unknown setting agent\.gama; did you mean agent\.gamma\?.*mine\.yaml"),
         ("1: 2", "1 is no setting: a key must be text"),
         ("model: !!python/object/apply:os.getcwd []", "is no YAML"),
     ],
@@ -266,14 +266,14 @@ def test_each_layer_is_checked_once_and_the_whole_is_validated_once(tmp_path: Pa
 def test_null_derives_a_setting_again_over_a_file_that_holds_it(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(compose("CartPole-v1", ["agent=ppo"]).to_yaml())
-    again = ["env.num_envs=32", "optimiser.batch_size=null", "optimiser.updates_per_step=null", "replay.capacity=null"]
+    again = ["env.num_envs=32", "optimizer.batch_size=null", "optimizer.updates_per_step=null", "replay.capacity=null"]
     assert compose(None, again, file) == compose("CartPole-v1", ["agent=ppo", "env.num_envs=32"])
     own = compose("CartPole-v1", ["agent=ppo", "env.num_envs=32", "replay.capacity=2048"])
     assert own.replay.capacity == 2048
     with pytest.raises(ConfigError, match="replay.capacity=512 is too small"):
         compose(None, again[:3], file)
-    with pytest.raises(ConfigError, match="optimiser.batch_size=null is not possible: expected a whole number"):
-        compose("CartPole-v1", ["optimiser.batch_size=null"])
+    with pytest.raises(ConfigError, match="optimizer.batch_size=null is not possible: expected a whole number"):
+        compose("CartPole-v1", ["optimizer.batch_size=null"])
 
 
 @pytest.mark.parametrize("given", [{}, {"losses.cmpo.weight": 0.01}, {"model.memory": "lstm"}])

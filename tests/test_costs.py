@@ -123,7 +123,7 @@ def test_a_long_run_is_said_once_after_its_first_seconds() -> None:
     assert said.startswith(
         "about 28 hours are left at this speed, 10 steps a second: fewer steps (now steps=1,000,000)"
     )
-    assert "fewer optimiser.updates_per_step" in said and "dqn_cnn" not in said
+    assert "fewer optimizer.updates_per_step" in said and "dqn_cnn" not in said
     assert forecast(60, 6.0, 997_000) == ""
 
 

@@ -21,7 +21,7 @@ from bircher.types import Policy
 from builders import SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DEPTHS, DISCOUNT = 5, 8, 4, 0.9
-AGENT = muesli_agent(discount=DISCOUNT)
+AGENT = muesli_agent(gamma=DISCOUNT)
 MODEL = random_model(11)
 
 
@@ -135,16 +135,16 @@ CMPO_ON = {"cmpo": {"weight": 1.0}, "model_value": {"weight": 1.0}, "model_rewar
     [
         ("muesli", {}),
         ("muesli", {"advantage": {"factor": 7.0}}),
-        ("muesli", {"advantage": {"normalisation": "none"}, "cmpo": {"clip_bound": 0.3}}),
+        ("muesli", {"advantage": {"normalization": "none"}, "cmpo": {"clip_bound": 0.3}}),
         ("muesli", {"cmpo": {"baseline": "expected_q", "clip_bound": None}}),
-        ("muesli", {"prior": {"behaviour_share": 0.2, "uniform_share": 0.5}}),
-        ("muesli", {"advantage": {"normalisation": "batch", "factor": 0.2}}),
+        ("muesli", {"prior": {"behavior_share": 0.2, "uniform_share": 0.5}}),
+        ("muesli", {"advantage": {"normalization": "batch", "factor": 0.2}}),
         ("ppo", {"cmpo": {"clip_bound": 5.0}}),
         ("mpo", {"mpo": {"temperature": 2.0}}),
         ("pg", {}),
     ],
 )
-def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
+def test_what_it_would_learn_toward_is_what_it_learns_toward(agent, settings):
     """Where the network's own policy acted, and on the batch that it knows."""
     kind = AGENTS[agent].model_fields
     losses = kind["losses"].annotation.model_validate(CMPO_ON if agent == "ppo" else {})
@@ -152,12 +152,12 @@ def test_what_it_would_learn_towards_is_what_it_learns_towards(agent, settings):
     rows = random_rows(12, 2 * BATCH, LENGTH)
     logits = MODEL.predict(MODEL.represent(rows.observation)).policy_logits
     # Rewards above 0: a batch's mean and deviation differ from its second moment.
-    reward, behaviour = np.where(rows.first, 0.0, rows.reward + 5.0), mask_logits(logits, rows.legal_actions)
-    rows = rows._replace(reward=reward.astype(np.float32), extras={"behaviour_logits": behaviour})
+    reward, behavior = np.where(rows.first, 0.0, rows.reward + 5.0), mask_logits(logits, rows.legal_actions)
+    rows = rows._replace(reward=reward.astype(np.float32), extras={"behavior_logits": behavior})
     targets, state = quick_jit(made.targets)(policy_of(made, MODEL), batch_of(rows), jax.random.key(0))
     look = made.look(Policy(MODEL, state), MODEL.represent(rows.observation), rows.legal_actions, jax.random.key(0))
-    towards = targets.extras["mpo_policy"] if agent == "mpo" else targets.policy.weights
-    np.testing.assert_allclose(look.improved[:, : towards.shape[1]], towards, rtol=1e-3, atol=1e-4)
+    toward = targets.extras["mpo_policy"] if agent == "mpo" else targets.policy.weights
+    np.testing.assert_allclose(look.improved[:, : toward.shape[1]], toward, rtol=1e-3, atol=1e-4)
     moved = np.abs(np.asarray(look.improved) - np.asarray(look.prior)).max()
     assert (moved > 0.02) == (agent != "pg"), "a plain policy gradient has no improved policy"
 
@@ -171,7 +171,7 @@ def test_without_a_reward_head_the_outcome_is_the_last_positions_value():
     """Rewards are not judged, and a value is held against the outcome seen from its own side."""
     board = SMALL.model_copy(update={"value_head": "tanh", "reward_head": False})
     model = random_model(11, board)
-    agent = actor_critic.make(actor_critic.MuesliConfig(discount=1.0), board, actor_critic.MuesliLosses(), None, 2)
+    agent = actor_critic.make(actor_critic.MuesliConfig(gamma=1.0), board, actor_critic.MuesliLosses(), None, 2)
     rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
     discount = np.where(rows.terminal | rows.first, rows.discount, -1.0).astype(np.float32)
     rows = rows._replace(reward=np.where(rows.terminal, 1.0, 0.0).astype(np.float32), discount=discount)

@@ -95,7 +95,7 @@ def test_settings_in_the_docs_exist() -> None:
     known = {name for config in AGENTS.values() for name in settings.names(config)}
     left_out = {"notebook", "reference", "CONTRIBUTING.md"}  # old trials, generated pages, settings that one might add
     pages = [page for page in PAGES if not left_out & set(page.parts)]
-    groups = "agent|env|evaluation|losses|loop|model|observation|optimiser|optimizer|replay|search|checkpoint"
+    groups = "agent|env|evaluation|losses|loop|model|observation|optimizer|optimizer|replay|search|checkpoint"
     for page in pages:
         for name in re.findall(rf"`(?:[^`\n]* )?((?:{groups})(?:\.\w+)+)=", page.read_text(encoding="utf-8")):
             if "TERM" not in name and not name.startswith("env.options."):

@@ -25,7 +25,7 @@ def healthy(lines: int = 100) -> list[dict[str, float]]:
             "env_steps": 1000 * (i + 1), "learner_steps": 50 * (i + 1), "wall_seconds": i,
             "act/entropy_share": 0.9 - 0.6 * share, "act/choice_share": 1.0,
             "act/episode_return": 200 * share + rng.normal(0, 5),
-            "act/episode_length": 100 + rng.normal(), "act/kl_to_behaviour": 0.05, "act/deaths_at_longest": 0.02,
+            "act/episode_length": 100 + rng.normal(), "act/kl_to_behavior": 0.05, "act/deaths_at_longest": 0.02,
             "act/longest_episode": 120.0, "episodes": 10 * (i + 1),
             "target/explained_variance": -0.2 + share, "target/cmpo_kl": 0.1, "target/support_overflow": 0.0,
             "target/replay_age": 30_000, "model/gradient_norm": 1.0 + 0.3 * rng.uniform(), "speed/acting_share": 0.4,
@@ -90,7 +90,7 @@ PLANTED = {
     6: plant_dead_part,
     7: lambda story: story[60].update({"model/gradient_norm": 90.0}),
     8: lambda story: set_all(story, "target/support_overflow", 0.05, 0.8),
-    9: lambda story: set_all(story, "act/kl_to_behaviour", 2.5, 0.4),
+    9: lambda story: set_all(story, "act/kl_to_behavior", 2.5, 0.4),
     10: lambda story: set_all(story, "eval/return_mean", -100.0),
     11: lambda story: set_all(story, "speed/acting_share", 0.95),
     12: lambda story: set_all(story, "act/deaths_at_longest", 0.9, 0.1),
@@ -141,7 +141,7 @@ def test_a_flag_needs_its_updates():
     assert doctor.examine(story, FACTS) == []
 
 
-def test_terms_that_have_been_learnt_are_not_drowned():
+def test_terms_that_have_been_learned_are_not_drowned():
     """Where values are known, their gradient is gone, and the policy's has all of it."""
     story = healthy()
     plant_dominant(story)
@@ -165,7 +165,7 @@ def test_an_evaluation_of_few_episodes_may_lie_anywhere_within_its_error():
 
 
 def test_a_term_that_only_holds_back_is_not_drowned():
-    """Its gradient may grow when all others have been learnt."""
+    """Its gradient may grow when all others have been learned."""
     story = healthy()
     plant_dominant(story)
     facts = FACTS._replace(terms=(*FACTS.terms, "entropy"))
@@ -211,7 +211,7 @@ def test_numbers_that_are_none_are_left_out():
 
 
 def test_a_share_is_dominant_in_three_measurements_without_a_break():
-    """Values that are first learnt have most of the gradient for a while, in sound runs too."""
+    """Values that are first learned have most of the gradient for a while, in sound runs too."""
     for shares, raised in (((0.97, 0.96, 0.98), True), ((0.97, 0.92, 0.98), False), ((0.97, 0.96, 0.93), False)):
         story = healthy()
         measured = [line for line in story if "gradient/value_share" in line]
@@ -289,7 +289,7 @@ def test_observations_are_far_from_unit_scale_where_they_are_large_or_hardly_var
 
 
 @pytest.mark.parametrize(("size", "deviation"), [(1e3, 600), (1, 0.05)])
-def test_a_scale_that_was_learnt_from_is_a_fault_where_returns_do_not_rise(size, deviation):
+def test_a_scale_that_was_learned_from_is_a_fault_where_returns_do_not_rise(size, deviation):
     story = healthy()
     set_all(story, "act/observation_size", size)
     set_all(story, "act/observation_deviation", deviation)
@@ -311,9 +311,9 @@ def test_what_mends_the_scale_of_observations_depends_on_the_agent():
     story = healthy()
     plant_out_of_scale(story)
     (flag,) = doctor.examine(story, FACTS)
-    assert "agent.normalise_observations=true" in flag.advice and "30,000" in flag.evidence and "50" in flag.evidence
+    assert "agent.normalize_observations=true" in flag.advice and "30,000" in flag.evidence and "50" in flag.evidence
     (flag,) = doctor.examine(story, FACTS._replace(normalizes_observations=None))
-    assert "agent.normalise_observations" not in flag.advice and "TransformObservation" in flag.advice
+    assert "agent.normalize_observations" not in flag.advice and "TransformObservation" in flag.advice
 
 
 def test_a_support_too_coarse_is_told_with_one_that_fits():
@@ -324,12 +324,12 @@ def test_a_support_too_coarse_is_told_with_one_that_fits():
     assert doctor.examine(story, FACTS._replace(support=0.03, atom_distance=0.0012)) == []
 
 
-@pytest.mark.parametrize("change", ["learnt", "scalar", "sparse", "none"])
+@pytest.mark.parametrize("change", ["learned", "scalar", "sparse", "none"])
 def test_small_values_are_no_fault_where(change):
     """Values explain them, or are not categorical, or are large where there are any, or there are none yet."""
     story, facts = healthy(), FACTS
     plant_coarse(story)
-    if change == "learnt":
+    if change == "learned":
         set_all(story, "target/explained_variance", 0.8)
     if change == "scalar":
         facts = FACTS._replace(atom_distance=0.0)
@@ -410,7 +410,7 @@ def test_a_smaller_share_is_dominant_where_the_weight_is_what_makes_it(weight, r
         line |= {"gradient/model_reward_share": share, "gradient/value_share": 1 - share, "gradient/cmpo_share": 0.0}
     flags = doctor.examine(story, FACTS._replace(weights=(1.0, 0.25, weight)))
     assert [flag.number for flag in flags] == raised
-    assert all("losses.model_reward.weight from 1000 towards 1," in flag.advice for flag in flags)
+    assert all("losses.model_reward.weight from 1000 toward 1," in flag.advice for flag in flags)
 
 
 def test_low_weights_of_the_other_terms_make_no_weight_heavy():

@@ -57,19 +57,19 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "replay.capacity=1e15"], "lower replay.capacity="),
         (["CartPole-v1", "model.latent_width=1e9"], "are left: lower model.latent_width=1,000,000,000"),
         (["CartPole-v1", "model.head_widths=[64, 2147483647]"], "lower model.head_widths=2,147,483,647"),
-        (["CartPole-v1", "optimiser.batch_size=16777216", "optimiser.minibatches=16"], "lower optimiser.batch_size="),
+        (["CartPole-v1", "optimizer.batch_size=16777216", "optimizer.minibatches=16"], "lower optimizer.batch_size="),
         (["CartPole-v1", "search.num_simulations=1e9"], "expected a whole number, at least 0, at most 100,000"),
         (
             ["CartPole-v1", "env.num_envs=131072", "loop.rollout_length=16384", "replay.capacity=1e15"],
             "is 2,147,483,648 steps a rollout: expected at most 2,147,483,647",
         ),
-        (["CartPole-v1", "replay={place: host, capacity: 512, observation_bytes: 9}"], "observation_bytes=24 or more"),
-        (["CartPole-v1", "replay.observation_bytes=9"], "set replay.place=host, or leave observation_bytes at null"),
+        (["CartPole-v1", "replay={device: host, capacity: 512, compressed_bytes: 9}"], "compressed_bytes=24 or more"),
+        (["CartPole-v1", "replay.compressed_bytes=9"], "set replay.device=host, or leave compressed_bytes at null"),
         (
-            ["CartPole-v1", "replay.place=host", "replay.observation_bytes=9", "replay.fraction=0"],
+            ["CartPole-v1", "replay.device=host", "replay.compressed_bytes=9", "replay.fraction=0"],
             "set replay.fraction",
         ),
-        (["CartPole-v1", "agent=gumbel_muzero", "optimiser.kl_stop=0.01"], "which gumbel_muzero does not keep"),
+        (["CartPole-v1", "agent=gumbel_muzero", "optimizer.target_kl=0.01"], "which gumbel_muzero does not keep"),
         (["CartPole-v1", "model.torso=small_cnn"], "needs an observation of height, width and channels"),
         (["CartPole-v1", "model.prediction_channels=4"], "reads a latent that is a grid"),
         (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
@@ -170,7 +170,7 @@ def test_an_environment_that_fails_ends_the_run_and_loses_nothing(registered, na
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     # The 40th row of an environment lies in the tenth iteration; the resets are no steps.
     assert f"{env_id} failed by environment step 1" in result.stderr and sentence in result.stderr
-    assert "what was learnt" in result.stderr
+    assert "what was learned" in result.stderr
     agent = bircher.load("run")
     assert 100 < agent.env_steps < 400
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent.policy))
@@ -233,7 +233,7 @@ class NoWayOut(BadReward):
 
 def test_a_mask_that_allows_nothing_ends_the_run_and_says_where() -> None:
     sentence = r'NoWayOut failed by environment step \d+: environment 0, step 4: info\["action_mask"\] allows no action'
-    with pytest.raises(RunFailed, match=sentence + ".*what was learnt in .* is saved in run"):
+    with pytest.raises(RunFailed, match=sentence + ".*what was learned in .* is saved in run"):
         bircher.train(NoWayOut, steps=300, out="run", **SETTINGS)
     assert bircher.load("run").env_steps > 0
 

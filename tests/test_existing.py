@@ -34,7 +34,7 @@ def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
     plain = [run(f"runs/{seed}", "CartPole-v1", "agent=ppo", "steps=2000", f"seed={seed}") for seed in range(2)]
     assert names(*plain) == ["ppo", "ppo"], "what all share needs no name"
     free = run("free", "CartPole-v1", "agent=ppo", "steps=2000", "seed=2", "evaluation.count=0", "env.num_threads=1")
-    assert names(*plain, free) == ["ppo"] * 3, "nothing learnt depends on it"
+    assert names(*plain, free) == ["ppo"] * 3, "nothing learned depends on it"
     mixed = run("runs/b/0", "CartPole-v1", "agent=ppo", "steps=2000", CMPO)
     assert names(*plain, mixed) == ["ppo", "ppo", f"ppo,{CMPO}"], "not what follows from it"
     wide = run("runs/c/0", "CartPole-v1", "agent=ppo", "steps=3000", "model.head_widths=[64,32]")
@@ -63,7 +63,7 @@ def test_a_preset_is_named_and_not_all_that_it_holds(run):
     "words",
     [
         ["agent=ppo", "seed=4"],
-        ["agent=ppo", CMPO, "model.unroll_steps=2", "optimiser.pieces=8", "evaluation.count=0"],
+        ["agent=ppo", CMPO, "model.unroll_steps=2", "optimizer.segment_length=8", "evaluation.count=0"],
         ["preset=ppo_muesli_aggressive", "losses.entropy.final_weight=0.5", "agent.advantage.epsilon=1e-13"],
         ["agent=gumbel_muzero", "search.num_simulations=7", "agent.temperature.values=[1.0,0.5,0.1]"],
         ["env.options.name=two words", "model.policy_horizon=null", "device=cpu"],
@@ -100,10 +100,10 @@ def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_p
     words = ["ppo,steps=2000", f"ppo,steps=2000,{CMPO}"]
     planned = grid.plan(compare.variants(words), ["CartPole-v1"], range(2), [], tmp_path / "out")
     same = run("same", "CartPole-v1", "agent=ppo", "steps=2e3", "losses.cmpo.weight=1e-2", "seed=5")
-    rate = run("rate", "CartPole-v1", "agent=ppo", "steps=2000", "optimiser.learning_rate=0.1", "seed=5")
+    rate = run("rate", "CartPole-v1", "agent=ppo", "steps=2000", "optimizer.learning_rate=0.1", "seed=5")
     usual = run("usual", "CartPole-v1", "agent=ppo", "seed=5")
     assert names(same, rate, usual, planned=planned) == [
-        words[1], "ppo,steps=2000,optimiser.learning_rate=0.1", "ppo"
+        words[1], "ppo,steps=2000,optimizer.learning_rate=0.1", "ppo"
     ]  # fmt: skip
 
 

@@ -30,14 +30,14 @@ def cell(tmp_path):
 
 
 def test_scores_begin_at_the_very_first_episodes(cell):
-    """Not at the mean of a stretch of training, in which much may be learnt already."""
+    """Not at the mean of a stretch of training, in which much may be learned already."""
     long = [10.0, *[90.0] * 300]
     runs = [cell("a", "x", 110.0, long), cell("b", "x", 60.0, long)]
     runs += [cell(agent, "y", 1.0, [0.0, 0.0]) for agent in "ab"]
     found = compare.findings(runs, "title")
     assert {name: {agent: one.value for agent, one in by.items()} for name, by in found.aggregates.items()} == {
-        "IQM of runs, normalised return": {"a": 1.0, "b": 0.75},
-        "median over environments of mean normalised return": {"a": 1.0, "b": 0.75},
+        "IQM of runs, normalized return": {"a": 1.0, "b": 0.75},
+        "median over environments of mean normalized return": {"a": 1.0, "b": 0.75},
     }
     assert found.over_steps["x"]["a"].mean[0] > 10.0, "the curve's first place is a mean"
 

@@ -1,4 +1,4 @@
-"""One update, whole: what is drawn, what is counted, the optimiser, and what a failure leaves behind."""
+"""One update, whole: what is drawn, what is counted, the optimizer, and what a failure leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bircher.agents.unroll import episode_ends
 from bircher.replay.base import ReplayConfig
 from bircher.replay.batching import crop_sequences, split_sequences
 from bircher.training import learner
-from bircher.training.optimizer import OptimiserConfig, learning_rate, make_optimiser
+from bircher.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from bircher.types import (
     ActOutput,
     Batch,
@@ -107,9 +107,9 @@ def first_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 
 
 @functools.cache
-def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, spec=MARKED, **optimiser):
+def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_exponent=1.0, spec=MARKED, **optimizer):
     """A learner of the probe and its compiled functions."""
-    config = OptimiserConfig(**optimiser)
+    config = OptimizerConfig(**optimizer)
     replay = ReplayConfig(
         capacity=capacity, fraction=fraction, priority_exponent=priority_exponent,
         importance_exponent=importance_exponent,
@@ -153,7 +153,7 @@ def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
 def test_priorities_of_what_was_drawn_are_corrected_and_those_of_fresh_sequences_never(settings):
     """Each weight is the one it came with, or that of its environment's priority; 7 never comes in."""
     made, state, learn = probe_learner(0.5, priority_exponent=0.5, **settings)
-    assert made.replay.prioritised
+    assert made.replay.prioritized
     corrected = 0
     for iteration in range(12):
         state, metrics = learn(state, marked_rollout(iteration), tally())
@@ -173,7 +173,7 @@ def test_priorities_of_what_was_drawn_are_corrected_and_those_of_fresh_sequences
 
 @pytest.mark.parametrize("settings", [
     PLAIN, {**PLAIN, "updates_per_step": 1.0, "minibatches": 2, "epochs": 3},
-    {"batch_size": 2, "minibatches": 2, "epochs": 2, "pieces": 1, "updates_per_step": 4 / 12},
+    {"batch_size": 2, "minibatches": 2, "epochs": 2, "segment_length": 1, "updates_per_step": 4 / 12},
 ])  # fmt: skip
 def test_one_update_of_a_rollout_is_measured(settings):
     made, state, learn = probe_learner(0.0, **settings)
@@ -190,7 +190,7 @@ def test_without_priorities_the_program_knows_nothing_of_them():
     program = str(jax.make_jaxpr(made.update)(state, *inputs))
     assert program == str(jax.make_jaxpr(other.update)(state, *inputs))
     assert "cumsum" not in program and "cumsum" in str(jax.make_jaxpr(on.update)(on_state, *inputs))
-    assert not made.replay.prioritised
+    assert not made.replay.prioritized
     assert made.replay.update_priority(state.replay, jnp.zeros(2, jnp.int32), jnp.ones(2)) is state.replay
     assert set(state.replay) == {"experience", "is_full", "current_index"}
     for iteration in range(3):
@@ -220,13 +220,13 @@ def test_targets_once_for_minibatches_and_epochs():
     (1 / 12, 1, 1, 1), (0.5, 1, 1, 6), (0.5, 2, 1, 6), (0.5, 2, 2, 8), (1.0, 1, 3, 12),
 ])  # fmt: skip
 def test_updates_follow_the_environments_steps(per_step, minibatches, epochs, updates):
-    config = OptimiserConfig(updates_per_step=per_step, minibatches=minibatches, epochs=epochs)
+    config = OptimizerConfig(updates_per_step=per_step, minibatches=minibatches, epochs=epochs)
     assert learner.updates_per_iteration(config, 12) == updates
 
 
 def test_less_than_one_update_is_refused():
-    with pytest.raises(ValueError, match="optimiser.updates_per_step=0.01 gives 0.12 updates for a rollout of 12"):
-        learner.updates_per_iteration(OptimiserConfig(updates_per_step=0.01), 12)
+    with pytest.raises(ValueError, match="optimizer.updates_per_step=0.01 gives 0.12 updates for a rollout of 12"):
+        learner.updates_per_iteration(OptimizerConfig(updates_per_step=0.01), 12)
 
 
 @pytest.mark.parametrize("action_repeat", [1, 4])
@@ -284,15 +284,15 @@ def hand_adamw(gradients, clip, decay, bound=None, kind="none"):
     {}, {"update_clip": 0.3}, {"weight_decay": 0.1}, {"update_clip": 0.3, "weight_decay": 0.5},
     {"gradient_clip": "value", "gradient_clip_bound": 0.7}, {"gradient_clip": "norm", "gradient_clip_bound": 0.7},
 ])  # fmt: skip
-def test_the_optimiser_against_a_plain_loop(settings):
-    config = OptimiserConfig(learning_rate=0.1, final_learning_rate=0.02, beta1=0.5, beta2=0.9, **settings)
+def test_the_optimizer_against_a_plain_loop(settings):
+    config = OptimizerConfig(learning_rate=0.1, final_learning_rate=0.02, beta1=0.5, beta2=0.9, **settings)
     rng = np.random.default_rng(0)
     gradients = [rng.normal(size=2) * 10.0 ** rng.integers(-2, 2) for _ in range(10)]
-    optimiser = make_optimiser(config)
+    optimizer = make_optimizer(config)
     w = jnp.ones(2)
-    state = optimiser.init(w)
+    state = optimizer.init(w)
     for n, gradient in enumerate(gradients):
-        step, state = optimiser.update(jnp.asarray(gradient, jnp.float32), state, w)
+        step, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, w)
         w = w - learning_rate(config, jnp.int32(10 * n), 80) * step
     expected = hand_adamw(
         gradients, config.update_clip, config.weight_decay, config.gradient_clip_bound, config.gradient_clip
@@ -300,8 +300,8 @@ def test_the_optimiser_against_a_plain_loop(settings):
     np.testing.assert_allclose(w, expected, rtol=1e-4)
 
 
-def test_default_optimiser_settings_are_the_papers():
-    config = OptimiserConfig()
+def test_default_optimizer_settings_are_the_papers():
+    config = OptimizerConfig()
     assert (config.learning_rate, config.final_learning_rate, config.update_clip) == (3e-4, 0.0, 1.0)
     assert (config.weight_decay, config.gradient_clip, config.minibatches, config.epochs) == (0.0, "none", 1, 1)
 
@@ -309,7 +309,7 @@ def test_default_optimiser_settings_are_the_papers():
 @functools.cache
 def muesli_learner():
     """A small Muesli on random rows, three iterations in."""
-    config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32, learning_rate=1e-2)
+    config = OptimizerConfig(batch_size=6, updates_per_step=2 / 32, learning_rate=1e-2)
     made = learner.Learner(
         muesli_agent(), SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 10_000, 0.1)
     )
@@ -320,8 +320,8 @@ def muesli_learner():
     return made, state, learn
 
 
-def learnt(state):
-    return state.params, state.target_params, state.agent_state, state.optimiser_state
+def learned(state):
+    return state.params, state.target_params, state.agent_state, state.optimizer_state
 
 
 def test_every_part_learns():
@@ -336,13 +336,13 @@ def test_every_part_learns():
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted():
-    """Parameters, optimiser and the advantages' scale stay as they were, and the next rollout is learnt from."""
+    """Parameters, optimizer and the advantages' scale stay as they were, and the next rollout is learned from."""
     made, state, learn = muesli_learner()
     rows = random_rows(5, 4, 8)
     poisoned = rows._replace(reward=jnp.full_like(rows.reward, jnp.nan))
     after, _ = learn(state, poisoned, tally(32))
     assert int(after.non_finite) == made.updates_per_iteration
-    assert_trees_equal(learnt(after), learnt(state))
+    assert_trees_equal(learned(after), learned(state))
     # The ring now holds the poison, so the next rollout goes to a state that never saw it.
     healthy, metrics = learn(state, rows, tally(32))
     assert int(healthy.non_finite) == 0 and math.isfinite(float(metrics["model/gradient_norm"]))
@@ -356,7 +356,7 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
         reward=rows.reward.at[2, 3].set(jnp.nan), observation=rows.observation.at[1, 5:].set(jnp.inf)
     )
     after, _ = learn(state, broken, tally(32, failed=2))
-    assert_trees_equal(learnt(after), learnt(state))
+    assert_trees_equal(learned(after), learned(state))
     assert int(after.counters.env_steps) == int(state.counters.env_steps) + 32
     # Another rollout follows, that begins in the middle of an episode.
     following = random_rows(7, 4, 8)
@@ -376,7 +376,7 @@ def test_a_weight_may_change_over_training():
     """From its start to its end in a straight line over the run's steps, as it is summed and logged."""
     agent = muesli_agent(losses={"entropy": {"weight": 0.4, "final_weight": 0.0}})
     assert "entropy" not in muesli_agent().weights and agent.weights["entropy"] == Schedule(0.4, 0.0)
-    config = OptimiserConfig(batch_size=6, updates_per_step=2 / 32)
+    config = OptimizerConfig(batch_size=6, updates_per_step=2 / 32)
     made = learner.Learner(
         agent, SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.5), 4, 8, 64, 0.1)
     )
@@ -393,7 +393,7 @@ def test_terms_and_weights_must_have_the_same_names():
     made = learner.Learner(
         agent,
         MARKED,
-        learner.LearnerConfig(OptimiserConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1),
+        learner.LearnerConfig(OptimizerConfig(**PLAIN), ReplayConfig(capacity=48), ENVS, LENGTH, 120, 0.1),
     )
     state = quick_jit(made.init)(jax.random.key(0), first_rows(MARKED, ENVS))
     with pytest.raises(ValueError, match="'slope'.*'slop'"):
@@ -433,11 +433,11 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
 
 
 def test_a_window_longer_than_a_sequence_is_refused():
-    with pytest.raises(ValueError, match=r"optimiser.window=9 is more than a sequence's 8 rows"):
+    with pytest.raises(ValueError, match=r"optimizer.crop_length=9 is more than a sequence's 8 rows"):
         learner.Learner(
             muesli_agent(),
             SPEC,
-            learner.LearnerConfig(OptimiserConfig(window=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1),
+            learner.LearnerConfig(OptimizerConfig(crop_length=9, updates_per_step=1.0), ReplayConfig(), 2, 8, 100, 0.1),
         )
 
 
@@ -463,7 +463,7 @@ def test_pieces_hold_every_transition_once_with_its_own_targets(length):
 def test_every_epoch_deals_out_all_rows_anew():
     """Of 4 environments × 3 rows, 2 epochs of 3 minibatches; the slope's gradient does not depend on which."""
     made, state, learn = probe_learner(
-        0.0, batch_size=2, minibatches=2, epochs=2, pieces=1, updates_per_step=4 / 12, learning_rate=0.5
+        0.0, batch_size=2, minibatches=2, epochs=2, segment_length=1, updates_per_step=4 / 12, learning_rate=0.5
     )
     assert made.updates_per_iteration == 4
     _, metrics = learn(state, marked_rollout(0), tally())
@@ -474,10 +474,10 @@ def test_every_epoch_deals_out_all_rows_anew():
 def test_updates_stop_where_the_policy_has_gone_too_far():
     """The whole rest of the group is left out; without a stop the same updates go further."""
     rows = random_rows(0, ENVS, LENGTH)
-    learnt, steps = {}, {}
+    learned, steps = {}, {}
     for stop in (None, 1e-9, 1e9):
-        config = OptimiserConfig(
-            batch_size=4, epochs=5, updates_per_step=5 / 12, learning_rate=0.05, pieces=3, kl_stop=stop
+        config = OptimizerConfig(
+            batch_size=4, epochs=5, updates_per_step=5 / 12, learning_rate=0.05, segment_length=3, target_kl=stop
         )
         agent = muesli_agent()
         made = learner.Learner(
@@ -485,15 +485,17 @@ def test_updates_stop_where_the_policy_has_gone_too_far():
         )
         state = quick_jit(made.init)(jax.random.key(0), first_rows(SPEC, ENVS))
         state, _ = quick_jit(made.update)(state, rows, tally())
-        learnt[stop], steps[stop] = state.params, int(state.counters.learner_steps)
+        learned[stop], steps[stop] = state.params, int(state.counters.learner_steps)
     assert steps[None] == steps[1e9] == 5 and steps[1e-9] < 5
 
     def furthest(stop):
-        return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learnt[None], learnt[stop])))
+        return max(
+            jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learned[None], learned[stop]))
+        )
 
     assert furthest(1e9) < 1e-5 and furthest(1e-9) > 1e-3
 
 
 def test_a_stop_needs_the_policy_that_acted():
-    with pytest.raises(ValueError, match="optimiser.kl_stop needs the policy that acted, which probe does not keep"):
-        probe_learner(**PLAIN, kl_stop=0.1)
+    with pytest.raises(ValueError, match="optimizer.target_kl needs the policy that acted, which probe does not keep"):
+        probe_learner(**PLAIN, target_kl=0.1)

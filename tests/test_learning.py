@@ -14,9 +14,9 @@ SMALL = {
     "loop.rollout_length": 8,
     "model": {"torso_widths": [32], "latent_width": 32, "dynamics_widths": [32], "num_atoms": 41, "support": 5.0,
               "unroll_steps": 3},
-    "optimiser": {"learning_rate": 3e-3, "updates_per_step": 1 / 32, "batch_size": 16},
+    "optimizer": {"learning_rate": 3e-3, "updates_per_step": 1 / 32, "batch_size": 16},
     "replay.capacity": 4096,
-    "agent.discount": 0.95,
+    "agent.gamma": 0.95,
     "evaluation.count": 0,
 }  # fmt: skip
 
@@ -45,10 +45,10 @@ def test_the_chain_is_walked_to_its_end(tmp_path):
     assert np.mean(report.lengths) < 8  # five at best
 
 
-def test_catch_is_learnt_from_its_picture(tmp_path):
-    """Drawn by Gymnasium, shrunk, in grey, through convolutions; a random paddle catches about one ball in five."""
+def test_catch_is_learned_from_its_picture(tmp_path):
+    """Drawn by Gymnasium, shrunk, in gray, through convolutions; a random paddle catches about one ball in five."""
     pictures = {"observation": "pixels", "observation.size": [24, 20], "env.stack": 1, "env.num_workers": 0}
-    settings = {"model.torso": "dqn_cnn", "loop.rollout_length": 10, "optimiser.updates_per_step": 1 / 20}
+    settings = {"model.torso": "dqn_cnn", "loop.rollout_length": 10, "optimizer.updates_per_step": 1 / 20}
     agent = trained(tmp_path, Catch, 16_000, **pictures, **settings)
     assert agent.spec.observation.shape == (24, 20, 1) and agent.spec.observation.dtype == np.uint8
     assert bircher.evaluate(agent, episodes=100).mean > 0.9
@@ -58,7 +58,7 @@ def test_catch_is_learnt_from_its_picture(tmp_path):
 def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     """Both seats by one network, values from the mover's side: who is to move loses where 3 divides the heap."""
     settings = {"preset": "board_muzero", "search.num_simulations": 8, "agent.random_action_share": 0.3}
-    settings |= {"model.reward_head": False, "model.value_head": "tanh", "agent.discount": 1.0}
+    settings |= {"model.reward_head": False, "model.value_head": "tanh", "agent.gamma": 1.0}
     trained(tmp_path, "toy/nim", 12_000, agent=agent, **settings)
     loaded = bircher.load(tmp_path / "run", search={"num_simulations": 0})
     heaps = np.arange(1, 8)

@@ -12,7 +12,7 @@ import pytest
 from bircher.envs.toys import make_toy
 from bircher.replay.base import ReplayConfig
 from bircher.training import learner, loops
-from bircher.training.optimizer import OptimiserConfig
+from bircher.training.optimizer import OptimizerConfig
 from bircher.training.rollout import collect_rollout, start_actors
 from builders import SMALL, assert_trees_equal, muesli_agent
 
@@ -54,7 +54,7 @@ class Handed:
 
 def made_learner():
     """A learner for the cliff."""
-    config = OptimiserConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
+    config = OptimizerConfig(batch_size=4, updates_per_step=2 / 20, learning_rate=1e-2)
     spec = Handed(True).spec
     return learner.Learner(
         AGENT, spec, learner.LearnerConfig(config, ReplayConfig(capacity=200, fraction=0.5), ENVS, LENGTH, 400, 0.1)
@@ -103,12 +103,12 @@ def test_the_pipeline_acts_by_the_policy_of_one_rollout_ago():
     assert_trees_equal(plain, train)
     assert_trees_equal(rollout(acting[5], where, seen[5] / 400)[1], state.rollout)
     newer = rollout(acting[6], where, seen[6] / 400)[1]
-    assert not np.array_equal(newer.extras["behaviour_logits"], state.rollout.extras["behaviour_logits"])
+    assert not np.array_equal(newer.extras["behavior_logits"], state.rollout.extras["behavior_logits"])
 
 
-def learnt(train):
+def learned(train):
     """What a failure must not touch, as NumPy."""
-    return jax.tree.map(np.asarray, (train.params, train.target_params, train.optimiser_state, train.agent_state))
+    return jax.tree.map(np.asarray, (train.params, train.target_params, train.optimizer_state, train.agent_state))
 
 
 def advanced(programs, state, *calls: int):
@@ -119,7 +119,7 @@ def advanced(programs, state, *calls: int):
 
 @pytest.mark.parametrize("kind", ["joined", "split", "pipeline"])
 def test_iterations_in_one_call_or_in_many_are_the_same(kind):
-    """Bit for bit: parameters, optimiser, replay, keys, counters, environments and the sums."""
+    """Bit for bit: parameters, optimizer, replay, keys, counters, environments and the sums."""
     programs, begin = loop(kind)
     once = advanced(programs, begin(), 6)
     often = advanced(programs, begin(), 1, 1, 1, 1, 1, 1)
@@ -155,14 +155,14 @@ def test_metrics_are_sums_over_the_iterations():
 
 
 @pytest.mark.parametrize("kind", ["joined", "split", "pipeline"])
-def test_a_failure_is_named_with_its_step_and_nothing_learnt_is_lost(kind):
-    """It comes in the third rollout of a call of five; what was learnt in the first two stays."""
+def test_a_failure_is_named_with_its_step_and_nothing_learned_is_lost(kind):
+    """It comes in the third rollout of a call of five; what was learned in the first two stays."""
     programs, begin = loop(kind)
     healthy = advanced(programs, begin(), 2)[0]
-    kept = learnt(healthy)
+    kept = learned(healthy)
     steps = int(healthy.counters.env_steps)
     train, _, progress = advanced(programs, begin(fails_at=13), 5)
     assert int(progress.tally.failed) == 2
     assert steps < int(progress.failed_at) <= steps + ENVS * LENGTH
-    assert_trees_equal(kept, learnt(train))
+    assert_trees_equal(kept, learned(train))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.experience))

@@ -87,7 +87,7 @@ def test_every_unusual_structure_of_a_file_is_refused_in_one_sentence_or_is_vali
 
 
 def test_every_setting_is_walked() -> None:
-    assert len(NAMES) > 120 and {"optimiser.learning_rate", "agent.returns.lambda", "losses.cmpo.weight"} <= set(NAMES)
+    assert len(NAMES) > 120 and {"optimizer.learning_rate", "agent.returns.lambda", "losses.cmpo.weight"} <= set(NAMES)
     assert {setting.agent for setting in SETTINGS} == set(AGENTS)
 
 
@@ -114,14 +114,14 @@ def test_a_real_process_ends_the_same_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["train", "toy/cliff", "optimizer.learning_rate=1"], "did you mean optimiser.learning_rate?"),
+        (["train", "toy/cliff", "optimizer.learning_rate=1"], "did you mean optimizer.learning_rate?"),
         (["train", "toy/cliff", "model=" + "[" * 3000], "nested more than 50 levels deep"),
         (["train", "toy/cliff", "seed=1" + "0" * 100_000], "seed=1000"),
         (["train", "toy/cliff", "a." * 50_000 + "a=1"], "unknown setting a.a.a."),
         (["train", "toy/cliff", "env.num_envs=!!python/object/apply:os.getcwd []"], "cannot be read"),
         (["train", "toy/cliff", "--config", "/dev/null"], "holds no settings"),
         (["train", "toy/cliff", "--config", "."], "cannot read the configuration"),
-        (["config", "toy/cliff", "optimiser.learning_rate=1e300"], "of a magnitude from 1.2e-38 to 3.4e+38"),
+        (["config", "toy/cliff", "optimizer.learning_rate=1e300"], "of a magnitude from 1.2e-38 to 3.4e+38"),
         (["eval", "nowhere", "--episodes", "0"], "--episodes"),
         (["trian", "toy/cliff"], "No such command 'trian'"),
     ],

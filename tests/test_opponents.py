@@ -98,8 +98,8 @@ def test_minimax_knows_every_position_that_is_not_over() -> None:
     [
         ([0, 3, 1, 4], {2}),  # wins, though it could also block
         ([0, 4, 1], {2}),  # blocks
-        ([4, 1], {0, 2, 3, 5, 6, 8}),  # an edge in reply to the centre loses to many moves
-        ([0], {4}),  # the corner is met in the centre alone
+        ([4, 1], {0, 2, 3, 5, 6, 8}),  # an edge in reply to the center loses to many moves
+        ([0], {4}),  # the corner is met in the center alone
     ],
 )
 def test_minimax_plays_known_positions(moves: list[int], best: set[int]) -> None:

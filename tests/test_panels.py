@@ -14,9 +14,9 @@ from bircher.viz.panels import Thought
 THOUGHT = Thought(np.array([0.5, 0.5, 0.0]), np.array([0.0, 1.0, 0.0]), 0.25, 1)
 
 
-def length_of(picture: np.ndarray, colour: tuple[int, int, int]) -> int:
-    """The longest row of pixels in a colour, right of the labels."""
-    return int((picture[2 * panels.LINE :, panels.LABEL :] == colour).all(-1).sum(-1).max())
+def length_of(picture: np.ndarray, color: tuple[int, int, int]) -> int:
+    """The longest row of pixels in a color, right of the labels."""
+    return int((picture[2 * panels.LINE :, panels.LABEL :] == color).all(-1).sum(-1).max())
 
 
 def test_bars_are_as_long_as_probabilities():

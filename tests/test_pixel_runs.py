@@ -1,4 +1,4 @@
-"""Runs whose agents see pictures: training, and all that is done with a run afterwards."""
+"""Runs whose agents see pictures: training, and all that is done with a run afterward."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def test_presets_of_pictures() -> None:
         config = compose("LunarLander-v3", ["observation=pixels", f"agent={agent}"])
         assert config.preset == "lunarlander" and config.observation.size == size
         plain = compose("LunarLander-v3", [f"agent={agent}"])
-        a_frame = config.agent.discount ** (1 / (config.env.action_repeat or 1))
-        assert a_frame == pytest.approx(plain.agent.discount, abs=1e-4) and plain.observation.name == "state"
-        other = compose("Acrobot-v1", {"observation": {"name": "pixels", "grey": False}, "agent": agent})
-        assert other.preset == "default" and other.observation.grey is False and other.env.stack == 2
-        assert config.replay.capacity * np.prod((*size, 1 if config.observation.grey else 3)) < 2**29
+        a_frame = config.agent.gamma ** (1 / (config.env.action_repeat or 1))
+        assert a_frame == pytest.approx(plain.agent.gamma, abs=1e-4) and plain.observation.name == "state"
+        other = compose("Acrobot-v1", {"observation": {"name": "pixels", "gray": False}, "agent": agent})
+        assert other.preset == "default" and other.observation.gray is False and other.env.stack == 2
+        assert config.replay.capacity * np.prod((*size, 1 if config.observation.gray else 3)) < 2**29
     assert compose("LunarLander-v3", ["preset=lunarlander", "observation=pixels"]).observation.name == "pixels"
     assert (
         compose(
@@ -109,6 +109,6 @@ def test_what_nothing_draws_is_refused_before_anything_is_made(env: str, tmp_pat
 
 
 def test_a_callable_is_drawn_where_it_can_be() -> None:
-    with pytest.raises(ConfigError, match="grey is a picture's"):
-        compose(lambda: None, {"observation.grey": True})
+    with pytest.raises(ConfigError, match="gray is a picture's"):
+        compose(lambda: None, {"observation.gray": True})
     assert compose(lambda: None, {"observation": "pixels"}).preset == "default"

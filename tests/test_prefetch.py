@@ -17,7 +17,7 @@ from bircher.config import config
 from bircher.replay.base import ReplayConfig
 from bircher.runs import build
 from bircher.training import learner, loops
-from bircher.training.optimizer import OptimiserConfig
+from bircher.training.optimizer import OptimizerConfig
 from bircher.training.rollout import collect_rollout, start_actors
 from builders import SMALL, assert_trees_equal, muesli_agent, quick_jit
 from test_loop import ENVS, LENGTH, Handed
@@ -29,8 +29,8 @@ GROUPS = 2
 @functools.cache
 def made(place: str = "host", fraction: float = 0.5, exponent: float = 0.0):
     """A learner for the cliff whose every iteration computes targets twice."""
-    settings = OptimiserConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
-    replay = ReplayConfig(capacity=200, fraction=fraction, priority_exponent=exponent, place=place)
+    settings = OptimizerConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
+    replay = ReplayConfig(capacity=200, fraction=fraction, priority_exponent=exponent, device=place)
     return learner.Learner(AGENT, Handed(True).spec, learner.LearnerConfig(settings, replay, ENVS, LENGTH, 400, 0.1))
 
 
@@ -83,7 +83,7 @@ def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
     assert any((draw[0] != draw[1]).any() for draw in draws), "and each group for itself"
 
 
-def test_the_replays_share_is_learnt_from_what_was_drawn(monkeypatch):
+def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
     """The batches are the rollout and the draws of the state before, and nothing else."""
     seen = []
     real = AGENT.targets
@@ -92,8 +92,8 @@ def test_the_replays_share_is_learnt_from_what_was_drawn(monkeypatch):
         jax.debug.callback(lambda reward: seen.append(np.asarray(reward)), batch.trajectory.reward)
         return real(policy, batch, key)
 
-    settings = OptimiserConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
-    replay = ReplayConfig(capacity=200, fraction=0.5, place="host")
+    settings = OptimizerConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
+    replay = ReplayConfig(capacity=200, fraction=0.5, device="host")
     agent = AGENT._replace(targets=targets)
     learn = learner.Learner(agent, Handed(True).spec, learner.LearnerConfig(settings, replay, ENVS, LENGTH, 400, 0.1))
     start, found = rollouts()
@@ -116,7 +116,7 @@ def test_the_replays_share_is_learnt_from_what_was_drawn(monkeypatch):
 
 def test_without_replayed_sequences_the_place_makes_no_difference():
     """Bit for bit; what is held is the same in both."""
-    here, there = (learning(place=place, fraction=0.0)[-1] for place in ("device", "host"))
+    here, there = (learning(device=place, fraction=0.0)[-1] for place in ("device", "host"))
     assert there.replay.ahead.drawn is None
     assert_trees_equal(here.replay, there.replay.ring)
     assert_trees_equal(learner.without_replay(here), learner.without_replay(there))
@@ -162,7 +162,7 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
 
 
 @pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
-def test_a_failed_rollout_is_neither_learnt_from_nor_kept(kind):
+def test_a_failed_rollout_is_neither_learned_from_nor_kept(kind):
     env, learn = Handed(False), made()
     programs = loops.LOOPS[kind](AGENT, env, learn, LENGTH, 400)
 
@@ -184,13 +184,13 @@ def test_a_pure_environment_is_left_in_two_programs_too():
     env, learn = Handed(True), made()
     programs = loops.synchronous(AGENT, env, learn, LENGTH, 400)
     assert programs.stopwatch is not None
-    assert loops.synchronous(AGENT, env, made(place="device"), LENGTH, 400).stopwatch is None
+    assert loops.synchronous(AGENT, env, made(device="device"), LENGTH, 400).stopwatch is None
 
 
 def test_stacked_frames_are_drawn_ahead_whole_and_kept_once():
     small = {"model.torso_widths": [4], "model.latent_width": 4, "model.dynamics_widths": [4], "model.head_widths": []}
-    settings = {"env.stack": 3, "env.num_envs": 4, "replay": {"place": "host", "capacity": 400}, **small}
-    composed = config.compose("toy/catch", {**settings, "loop.rollout_length": 8, "optimiser.updates_per_step": 1 / 16})
+    settings = {"env.stack": 3, "env.num_envs": 4, "replay": {"device": "host", "capacity": 400}, **small}
+    composed = config.compose("toy/catch", {**settings, "loop.rollout_length": 8, "optimizer.updates_per_step": 1 / 16})
     env = build.make_env(composed, None, 4, 0, "train")
     parts = build.make_parts(composed, env.spec)
     ring, ahead = parts.template.replay.ring, parts.template.replay.ahead
@@ -214,7 +214,7 @@ def where(tree):
     return {str(device) for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
 
 # An arena of 160 blocks: in 50 rollouts of 4 codes some are forgotten.
-replay = {"replay.place": "host", "replay.capacity": 1024, "replay.observation_bytes": 10}
+replay = {"replay.device": "host", "replay.capacity": 1024, "replay.compressed_bytes": 10}
 composed = config.compose("toy/catch", {**SETTINGS, "steps": 800, "seed": 1, **replay})
 training = begin.start(composed, out=sys.argv[1] + "/whole")
 whole = training.run()

@@ -11,7 +11,7 @@ from bircher.agents import muzero
 from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.training import learner
-from bircher.training.optimizer import OptimiserConfig
+from bircher.training.optimizer import OptimizerConfig
 from bircher.types import Tally, TimeStep
 from builders import ACTIONS, SMALL, SPEC, quick_jit, random_rows
 
@@ -29,7 +29,7 @@ def rollout_of(iteration):
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_each_minibatch_has_its_replayed_sequences_searched_and_no_fresh_one(minibatches):
     """Half of each minibatch is replayed, and half is searched: the same half."""
-    config = muzero.MuZeroConfig(discount=0.9, reanalyse_fraction=0.5)
+    config = muzero.MuZeroConfig(gamma=0.9, reanalyze_fraction=0.5)
     agent = muzero.make(config, SMALL, muzero.MuZeroLosses(), SearchConfig(num_simulations=2))
 
     def loss(params, state, batch, target, key, measured):
@@ -39,10 +39,10 @@ def test_each_minibatch_has_its_replayed_sequences_searched_and_no_fresh_one(min
         searched = (target.policy.weights.sum(-1) > 0.5).all(1)
         return terms, {"fresh": fresh.sum(), "searched": searched.sum(), "both": (fresh & searched).sum()}
 
-    optimiser = OptimiserConfig(batch_size=4, updates_per_step=minibatches / 32, minibatches=minibatches)
+    optimizer = OptimizerConfig(batch_size=4, updates_per_step=minibatches / 32, minibatches=minibatches)
     replay = ReplayConfig(capacity=256, fraction=0.5)
     made = learner.Learner(
-        agent._replace(loss=loss), SPEC, learner.LearnerConfig(optimiser, replay, ENVS, LENGTH, 1000, 0.1)
+        agent._replace(loss=loss), SPEC, learner.LearnerConfig(optimizer, replay, ENVS, LENGTH, 1000, 0.1)
     )
     no, zero = jnp.zeros(ENVS, bool), jnp.zeros(ENVS)
     first = TimeStep(jnp.zeros((ENVS, 4)), zero, zero + 1, ~no, no, no, jnp.ones((ENVS, ACTIONS), bool), no)

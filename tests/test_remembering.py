@@ -21,12 +21,12 @@ from builders import quick_jit
 RECALL = {
     "model.memory": "lstm", "model.memory_width": 8, "model.torso_widths": [8], "model.latent_width": 8,
     "model.dynamics_widths": [8], "model.head_widths": [], "model.unroll_steps": 2, "env.num_envs": 4,
-    "loop.rollout_length": 12, "env.options": {"length": 3, "spread": 0}, "optimiser.batch_size": 4,
-    "optimiser.updates_per_step": 1 / 12, "replay.capacity": 512, "evaluation.count": 0,
+    "loop.rollout_length": 12, "env.options": {"length": 3, "spread": 0}, "optimizer.batch_size": 4,
+    "optimizer.updates_per_step": 1 / 12, "replay.capacity": 512, "evaluation.count": 0,
 }  # fmt: skip
 AGENTS = {
-    "muesli": {}, "gumbel_muzero": {"search.num_simulations": 3, "agent.reanalyse_fraction": 0.5},
-    "ppo": {"optimiser.minibatches": 2, "optimiser.batch_size": 2, "optimiser.updates_per_step": 1 / 6},
+    "muesli": {}, "gumbel_muzero": {"search.num_simulations": 3, "agent.reanalyze_fraction": 0.5},
+    "ppo": {"optimizer.minibatches": 2, "optimizer.batch_size": 2, "optimizer.updates_per_step": 1 / 6},
 }  # fmt: skip
 
 
@@ -66,19 +66,19 @@ def test_rows_hold_the_memory_that_acted(agent_name):
         assert np.isfinite(rows.extras["search_value"]).all()
     else:
         logits = policy.params.predict(latents).policy_logits
-        np.testing.assert_allclose(rows.extras["behaviour_logits"], logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows.extras["behavior_logits"], logits, rtol=1e-4, atol=1e-5)
     assert float(value.std()) > 0.01
 
 
 @pytest.mark.parametrize("agent_name", AGENTS)
-def test_the_memory_gets_a_gradient_and_burnt_in_rows_are_no_roots(agent_name):
+def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
     agent, env, policy = parts_of(agent_name, **({} if agent_name == "ppo" else {"model.burn_in": 3}))
     rows = played(agent, env, policy)
     batch = Batch(rows, jnp.full(4, -1), jnp.ones(4))
     targets, state = quick_jit(agent.targets)(policy, batch, jax.random.key(4))
-    burnt = 0 if agent_name == "ppo" else 3
+    burned = 0 if agent_name == "ppo" else 3
     ends = np.asarray(rows.last[:, :-1] | rows.first[:, 1:])
-    np.testing.assert_array_equal(targets.mask, ~ends & (np.arange(12) >= burnt))
+    np.testing.assert_array_equal(targets.mask, ~ends & (np.arange(12) >= burned))
 
     def total(params):
         terms, _ = agent.loss(params, state, batch, targets, jax.random.key(5), measured=False)
@@ -146,11 +146,11 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
 
 def test_what_a_memory_cannot_learn_from_is_refused_by_name():
     for settings, sentence in (
-        ({"agent": "ppo", "optimiser.pieces": 1}, "optimiser.pieces=1 leaves model.memory single rows"),
+        ({"agent": "ppo", "optimizer.segment_length": 1}, "optimizer.segment_length=1 leaves model.memory single rows"),
         ({"model.burn_in": 12}, "model.burn_in=12 leaves nothing of a sequence's 12 rows"),
-        ({"model.burn_in": 2, "optimiser.window": 4}, "model.burn_in=2 counts the first rows of whole sequences"),
+        ({"model.burn_in": 2, "optimizer.crop_length": 4}, "model.burn_in=2 counts the first rows of whole sequences"),
         ({"replay.symmetries": True}, "replay.symmetries=true turns rows, and what model.memory holds"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             compose("toy/recall", {**RECALL, **AGENTS.get(settings.get("agent", "muesli"), {}), **settings})
-    assert compose("toy/recall", {**RECALL, "agent": "ppo", **AGENTS["ppo"]}).optimiser.pieces is None
+    assert compose("toy/recall", {**RECALL, "agent": "ppo", **AGENTS["ppo"]}).optimizer.segment_length is None

@@ -96,7 +96,7 @@ def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys:
     finally:
         del gymnasium.registry["bircher/Countdown-v0"]
     assert "bircher/Countdown-v0 begins fresh episodes with new seeds" in capsys.readouterr().out
-    assert resumed.counters["env_steps"] >= 600 and "['train'].optimiser_state[1].count" in before
+    assert resumed.counters["env_steps"] >= 600 and "['train'].optimizer_state[1].count" in before
     lines = [json.loads(line) for line in (half.path / "metrics.jsonl").read_text().splitlines()]
     updates = [line["learner_steps"] for line in lines]
     assert updates == sorted(updates) and updates[-1] == resumed.counters["learner_steps"]

@@ -87,8 +87,8 @@ def test_another_environment_is_refused(path: Path) -> None:
             play(agent)
     with pytest.raises(UnsupportedEnvironment, match="and ThreeActions has .* discrete, 3 actions"):
         bircher.resume(path, env=ThreeActions, steps=96)
-    with pytest.raises(ConfigError, match="agent.discount cannot be changed when a run is resumed"):
-        bircher.resume(path, env=Countdown, agent={"discount": 0.5})
+    with pytest.raises(ConfigError, match="agent.gamma cannot be changed when a run is resumed"):
+        bircher.resume(path, env=Countdown, agent={"gamma": 0.5})
 
 
 def test_an_ordinary_run_continues_too(tmp_path: Path) -> None:

@@ -143,12 +143,12 @@ def test_an_environment_may_be_registered_and_settings_nested_or_dotted(tmp_path
     settings = {**SETTINGS, "agent.cmpo.clip_bound": 0.5, "losses": {"value": {"weight": 0.5}}, "steps": 64}
     gymnasium.register("bircher/Countdown-v0", Countdown)
     try:
-        run = bircher.train("bircher/Countdown-v0", agent={"discount": 0.9}, out=tmp_path / "run", **settings)
+        run = bircher.train("bircher/Countdown-v0", agent={"gamma": 0.9}, out=tmp_path / "run", **settings)
     finally:
         del gymnasium.registry["bircher/Countdown-v0"]
     assert run.counters["env_steps"] >= 64
     used = run.agent.config
-    assert (used.agent.cmpo.clip_bound, used.agent.discount, used.losses.value.weight) == (0.5, 0.9, 0.5)
+    assert (used.agent.cmpo.clip_bound, used.agent.gamma, used.losses.value.weight) == (0.5, 0.9, 0.5)
 
 
 def test_a_run_ends_after_its_episodes(tmp_path: Path) -> None:

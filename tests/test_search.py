@@ -143,13 +143,13 @@ def test_golden_trees(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("explore", [False, True])
-def test_an_element_does_not_see_its_neighbours(kind, explore):
+def test_an_element_does_not_see_its_neighbors(kind, explore):
     program = network_program(kind, 12, explore)
     network = Network.random(3, 4, 0.97)
     latents, legal = root_latents(3, BATCH), some_legal(3, BATCH, 4)
     alone = program(network, latents, legal, jax.random.key(0))
     others, allowed = 20 * root_latents(4, BATCH), some_legal(5, BATCH, 4)
-    # One neighbour with a single line to search deep, one with nothing legal.
+    # One neighbor with a single line to search deep, one with nothing legal.
     allowed[0], allowed[3] = [True, False, False, False], False
     others[2], allowed[2] = latents[2], legal[2]
     among_others = program(network, others, allowed, jax.random.key(0))

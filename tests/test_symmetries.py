@@ -16,7 +16,7 @@ from bircher.replay.base import ReplayConfig
 from bircher.replay.batching import apply_symmetries
 from bircher.runs import launch, loaded_agent
 from bircher.training import learner
-from bircher.training.optimizer import OptimiserConfig
+from bircher.training.optimizer import OptimizerConfig
 from bircher.types import Discrete, EnvSpec, Symmetry, Tally, TimeStep, Trajectory
 from builders import ACTIONS, assert_trees_equal, muesli_agent, quick_jit, random_rows
 from tiny import SETTINGS
@@ -37,7 +37,7 @@ def board_rows(seed: int, batch: int, length: int) -> Trajectory:
 def turned_by_hand(rows: Trajectory, symmetry: Symmetry) -> Trajectory:
     """Every number moved by itself."""
     boards, legal, logits = (
-        np.array(x) for x in (rows.observation, rows.legal_actions, rows.extras["behaviour_logits"])
+        np.array(x) for x in (rows.observation, rows.legal_actions, rows.extras["behavior_logits"])
     )
     moved = np.zeros_like(boards), np.zeros_like(legal), np.zeros_like(logits)
     for new, old in enumerate(symmetry.cells):
@@ -47,7 +47,7 @@ def turned_by_hand(rows: Trajectory, symmetry: Symmetry) -> Trajectory:
     action = np.vectorize(symmetry.actions.index)(np.asarray(rows.action))
     return rows._replace(
         observation=jnp.asarray(moved[0]), legal_actions=jnp.asarray(moved[1]),
-        action=jnp.asarray(action, jnp.int32), extras={**rows.extras, "behaviour_logits": jnp.asarray(moved[2])},
+        action=jnp.asarray(action, jnp.int32), extras={**rows.extras, "behavior_logits": jnp.asarray(moved[2])},
     )  # fmt: skip
 
 
@@ -70,14 +70,14 @@ def test_each_sequence_is_turned_whole_by_one_of_the_symmetries():
     assert drawn == {0, 1, 2}
 
 
-def learnt(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent: Agent):
+def learned(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent: Agent):
     """Parameters after three updates with these rows alone."""
     spec = EnvSpec("test/board", jax.ShapeDtypeStruct((2, 3, 2), np.float32), Discrete(ACTIONS), symmetries=symmetries)
-    optimiser = OptimiserConfig(batch_size=4, updates_per_step=3 / 32, learning_rate=1e-2)
+    optimizer = OptimizerConfig(batch_size=4, updates_per_step=3 / 32, learning_rate=1e-2)
     made = learner.Learner(
         agent,
         spec,
-        learner.LearnerConfig(optimiser, ReplayConfig(capacity=256, fraction=0.0, symmetries=on), 4, 8, 100, 0.1),
+        learner.LearnerConfig(optimizer, ReplayConfig(capacity=256, fraction=0.0, symmetries=on), 4, 8, 100, 0.1),
     )
     no = jnp.zeros(4, bool)
     start = TimeStep(jnp.zeros((4, 2, 3, 2)), jnp.zeros(4), jnp.ones(4), ~no, no, no, jnp.ones((4, 3), bool), no)
@@ -89,10 +89,10 @@ def learnt(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent: 
 def test_the_learner_sees_turned_boards_where_it_is_asked_to():
     """A mirror alone is the same as mirrored rows; the identity alone, or the setting off, changes nothing."""
     agent, rows = muesli_agent(), board_rows(1, 4, 8)
-    plain = learnt((IDENTITY, MIRROR), False, rows, agent)
-    assert_trees_equal(plain, learnt((IDENTITY,), True, rows, agent))
-    mirrored = learnt((MIRROR,), True, rows, agent)
-    assert_trees_equal(mirrored, learnt((), False, turned_by_hand(rows, MIRROR), agent))
+    plain = learned((IDENTITY, MIRROR), False, rows, agent)
+    assert_trees_equal(plain, learned((IDENTITY,), True, rows, agent))
+    mirrored = learned((MIRROR,), True, rows, agent)
+    assert_trees_equal(mirrored, learned((), False, turned_by_hand(rows, MIRROR), agent))
     moved = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(mirrored), strict=True)]
     assert any(moved)
 

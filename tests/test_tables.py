@@ -27,7 +27,7 @@ def test_ablations_of_other_steps_or_settings_are_not_taken_for_one_another(tabl
         line("whole", 0, 2.0, "steps=1000000"),  # newer, of the same
         line("whole", 1, 4.0, "steps=1000000"),
         line("whole", 1, 50.0, "steps=2000000"),
-        line("whole", 1, 60.0, "steps=1000000", "agent.discount=0.5"),
+        line("whole", 1, 60.0, "steps=1000000", "agent.gamma=0.5"),
         line("without cmpo", 1, 7.0, "losses.cmpo.weight=0", "steps=1000000"),
         line("unroll 1", 1, 8.0, "model.unroll_steps=1", "steps=64"),
         line("gone", 1, 9.0, "steps=1000000"),
@@ -35,7 +35,7 @@ def test_ablations_of_other_steps_or_settings_are_not_taken_for_one_another(tabl
     monkeypatch.setattr(table, "entries", lambda name: lines)
     assert table.ablations(1_000_000)[2:] == [
         "| whole |  | 2.0, 4.0: 3.0 ± 12.7 |",
-        "| whole, `agent.discount=0.5` |  | 60.0: one seed |",
+        "| whole, `agent.gamma=0.5` |  | 60.0: one seed |",
         "| without cmpo | a plain policy gradient: clearly worse | 7.0: one seed |",
     ]
 

@@ -19,7 +19,7 @@ from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
 from bircher.replay.base import ReplayConfig
 from bircher.training import learner
-from bircher.training.optimizer import OptimiserConfig
+from bircher.training.optimizer import OptimizerConfig
 from bircher.training.rollout import TimeStep, collect_rollout, start_actors
 from bircher.types import Policy, Tally
 from builders import ACTIONS, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
@@ -39,7 +39,7 @@ def targets_of(rows):
 def counted(name: str):
     """A rollout of three counters of three steps, its policy and the targets that Muesli makes of it."""
     env = make_toy(name, [0, 1, 2], options={"length": 3})
-    agent = muesli_agent(discount=0.5, returns={"lambda": 0.0})
+    agent = muesli_agent(gamma=0.5, returns={"lambda": 0.0})
     policy = Policy(random_model(2, spec=env.spec), agent.init(jax.random.key(0), env.spec).state)
     start = start_actors(agent, env, jax.random.key(1))
     rows = quick_jit(lambda state: collect_rollout(agent, env, policy, state, 9, NOW)[1])(start)
@@ -61,7 +61,7 @@ def test_1_cmpo_moves_the_policy_wherever_actions_differ():
 def test_2_after_one_update_every_part_has_a_gradient():
     """The last layers begin at zero, so the first update reaches the heads alone; the second must reach everything."""
     agent = AGENT
-    config = OptimiserConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
+    config = OptimizerConfig(batch_size=4, updates_per_step=1 / 32, learning_rate=1e-2)
     made = learner.Learner(
         agent, SPEC, learner.LearnerConfig(config, ReplayConfig(capacity=256, fraction=0.0), 4, 8, 1000, 0.1)
     )
@@ -110,7 +110,7 @@ def test_3_and_4_targets_are_of_their_environment_and_time_and_end_with_the_epis
 
 
 def test_4_a_seam_in_the_replay_is_an_end():
-    """An episode begins though none ended, as after a resume: nothing is learnt from the step between."""
+    """An episode begins though none ended, as after a resume: nothing is learned from the step between."""
     rows = random_rows(3, 6, 8)
     rows = rows._replace(
         first=jnp.zeros_like(rows.first).at[:, 4].set(True), last=rows.last & False, terminal=rows.last & False
@@ -123,7 +123,7 @@ def test_4_a_seam_in_the_replay_is_an_end():
     np.testing.assert_allclose(changed.value[:, :3], target.value[:, :3], rtol=1e-6)
 
 
-def test_6_the_value_is_trained_towards_the_return():
+def test_6_the_value_is_trained_toward_the_return():
     """The value term is 0 where the prediction is the return, not where it is the target network's own value."""
     agent = muesli_agent(losses={name: {"enabled": False} for name in (
         "policy_gradient", "cmpo", "model_policy", "model_value", "model_reward")})  # fmt: skip
@@ -208,7 +208,7 @@ def test_14_reset_rows_and_masked_rows_do_not_count_in_the_advantages_scale():
 
     def scale(rows):
         target, state = targets_of(rows)
-        return float(state.normaliser.scale(1e-12)), float(target.extras["advantage_scale"])
+        return float(state.normalizer.scale(1e-12)), float(target.extras["advantage_scale"])
 
     reward = np.asarray(rows.reward).copy()
     reward[:, 1:][ends[:, :-1]] = 1e6  # what a step that leads nowhere brought

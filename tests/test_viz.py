@@ -68,14 +68,14 @@ def read_video(path: Path, height: int, width: int) -> np.ndarray:
     return np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
-def test_a_video_has_its_frames_size_and_colours(tmp_path: Path) -> None:
-    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
-    frames = [np.full((63, 101, 3), colour, np.uint8) for colour in colours for _ in range(10)]
+def test_a_video_has_its_frames_size_and_colors(tmp_path: Path) -> None:
+    colors = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    frames = [np.full((63, 101, 3), color, np.uint8) for color in colors for _ in range(10)]
     path = plots.write_video(iter(frames), tmp_path / "new" / "video.mp4", fps=10)
     read = read_video(path, 64, 102)
     assert len(read) == 30
-    for frame, colour in zip(read[5::10], colours, strict=True):
-        assert np.abs(frame[30, 50].astype(int) - colour).max() < 12
+    for frame, color in zip(read[5::10], colors, strict=True):
+        assert np.abs(frame[30, 50].astype(int) - color).max() < 12
 
 
 def test_a_video_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_grid_is_drawn_from_its_observation(stack: int) -> None:
     assert 3 <= len(np.unique(frames[0].reshape(-1, 3), axis=0)) <= 5  # background, paddle, ball, trail, bricks
 
 
-def test_each_channel_has_its_colour() -> None:
+def test_each_channel_has_its_color() -> None:
     grid = np.zeros((5, 10, 4), bool)
     for channel in range(4):
         grid[channel, channel, channel] = True
@@ -159,8 +159,8 @@ def test_each_channel_has_its_colour() -> None:
 def test_pixels_are_shown_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     np.testing.assert_array_equal(plots.draw_observation(pixels)[::40, ::40], pixels)
-    grey = plots.draw_observation(pixels[..., 0])
-    np.testing.assert_array_equal(grey[::40, ::40], np.repeat(pixels[..., :1], 3, axis=-1))
+    gray = plots.draw_observation(pixels[..., 0])
+    np.testing.assert_array_equal(gray[::40, ::40], np.repeat(pixels[..., :1], 3, axis=-1))
 
 
 def test_what_cannot_be_drawn_is_said() -> None:

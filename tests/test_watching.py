@@ -17,7 +17,7 @@ from bircher.config.config import compose
 from bircher.envs.config import ObservationConfig
 from bircher.envs.subprocess_pool import takes_render_mode
 from bircher.errors import EnvironmentFailure, UnsupportedEnvironment
-from bircher.ops.improvement import AdvantageNormaliser
+from bircher.ops.improvement import AdvantageNormalizer
 from bircher.runs import build, loaded_agent
 from bircher.runs.loaded_agent import LoadedAgent
 from bircher.types import Policy
@@ -182,7 +182,7 @@ def untrained(source: Any) -> LoadedAgent:
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), env.spec)).params
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    policy = Policy(params, PolicyAgentState(AdvantageNormaliser.zero(), None))
+    policy = Policy(params, PolicyAgentState(AdvantageNormalizer.zero(), None))
     return LoadedAgent(config, env.spec, agent, policy, source, 0)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 SETTINGS: dict[str, Any] = {
     "env.num_envs": 4,
     "loop.rollout_length": 4,
-    "optimiser.batch_size": 4,
-    "optimiser.updates_per_step": 1 / 16,
+    "optimizer.batch_size": 4,
+    "optimizer.updates_per_step": 1 / 16,
     "replay.capacity": 256,
     "model.torso_widths": [8],
     "model.latent_width": 8,

@@ -206,7 +206,7 @@ def unroll(
     d.text(
         480,
         505,
-        "Each prediction is trained towards the target in its column. Depths 1 to K are averaged.",
+        "Each prediction is trained toward the target in its column. Depths 1 to K are averaged.",
         13,
         color=PALE,
     )

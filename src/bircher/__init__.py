@@ -38,17 +38,17 @@ def train(
 
     Args:
       env: an id, also one that was registered with Gymnasium, or a callable that makes a `gymnasium.Env`.
-      agent: the agent's name, or its settings (`{"discount": 0.99}`).
+      agent: the agent's name, or its settings (`{"gamma": 0.99}`).
       steps: environment steps; None takes the preset's.
       seed: seeds everything.
       out: the run's folder; None makes one under `runs/`.
-      overrides: any other setting, nested (`optimiser={"learning_rate": 1e-3}`) or dotted
+      overrides: any other setting, nested (`optimizer={"learning_rate": 1e-3}`) or dotted
         (`**{"agent.cmpo.clip_bound": 0.5}`).
 
     Raises:
       ConfigError, UnknownEnvironment, UnsupportedEnvironment, DeviceError, NotEnoughMemory, RunFolderError: refused
         before anything was compiled; all are ValueErrors.
-      RunFailed: an environment or a number failed; what was learnt before is saved.
+      RunFailed: an environment or a number failed; what was learned before is saved.
     """
     from bircher.config import config
     from bircher.runs import launch
@@ -73,7 +73,7 @@ def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overr
       ConfigError, CheckpointError, RunFolderError, UnknownEnvironment, UnsupportedEnvironment, DeviceError,
         NotEnoughMemory: refused before anything was compiled, also where `env` has other spaces than the run's
         environment; all are ValueErrors.
-      RunFailed: an environment or a number failed; what was learnt before is saved.
+      RunFailed: an environment or a number failed; what was learned before is saved.
     """
     from bircher.runs import launch
 

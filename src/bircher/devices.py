@@ -55,7 +55,7 @@ def host() -> Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         raise DeviceError(
-            f"replay.place=host needs JAX's CPU device, which JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves "
+            f"replay.device=host needs JAX's CPU device, which JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} leaves "
             "out: add cpu to it"
         ) from error
 

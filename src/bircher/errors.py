@@ -85,7 +85,7 @@ class RunFolderError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that could not go on; what it had learnt is in its last checkpoint."""
+    """A run that could not go on; what it had learned is in its last checkpoint."""
 
 
 class CheckFailed(Exception):

@@ -26,8 +26,8 @@ COUNTERS = {
 GROUPS = {
     "act": "acting in the training environments",
     "loss": "the loss terms without their weights",
-    "weighted": "the loss terms times their weights: what is summed and minimised",
-    "target": "what the loss trains towards",
+    "weighted": "the loss terms times their weights: what is summed and minimized",
+    "target": "what the loss trains toward",
     "model": "parameters and gradients",
     "gradient": "what each term asks of each part of the network, weighted",
     "speed": "how fast, and how large",
@@ -35,11 +35,11 @@ GROUPS = {
 }
 
 TERMS = {
-    "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalised",
+    "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalized",
     "cmpo": "KL from the clipped-MPO policy to the root's policy",
     "ppo_clip": "PPO's clipped surrogate of the policy gradient",
     "mpo": "KL from the unclipped MPO policy to the root's policy",
-    "kl_to_behaviour": "KL from the policy that acted to the root's policy, as its excess over the former's entropy",
+    "kl_to_behavior": "KL from the policy that acted to the root's policy, as its excess over the former's entropy",
     "ppo_value": "half the squared error of the root's value, clipped around what it was",
     "value": "categorical cross-entropy of the root's value, as its excess over the target's entropy",
     "policy": "KL from the search's policy to the root's policy",
@@ -87,14 +87,14 @@ _TABLE = (
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
     ("act/entropy_share", "share", "of log A in the same, A the legal actions; where there are two or more"),
     ("act/choice_share", "share", "of the roots with two legal actions or more; at 0 act/entropy_share is undefined"),
-    ("act/kl_to_behaviour", "nats", "KL from the policy that acted to the policy of now, in the batch"),
+    ("act/kl_to_behavior", "nats", "KL from the policy that acted to the policy of now, in the batch"),
     ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
     ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),
     (
         "act/observation_size",
         "1",
         "root mean square, over the batch's rows, of the number of an observation for which it is largest; before any "
-        "normalisation; not logged for booleans and images in bytes",
+        "normalization; not logged for booleans and images in bytes",
     ),
     ("act/observation_deviation", "1", "standard deviation of the number of an observation that varies most; the same"),
     (
@@ -111,12 +111,12 @@ _TABLE = (
     ("target/value_size", "return", "mean absolute value of the value targets"),
     ("target/value_square", "return²", "mean square of the value targets"),
     ("target/replay_age", "env steps", "mean age of the batch's steps: the replayed share times the ring's mean age"),
-    ("target/advantage_mean", "1", "mean of the normalised advantages"),
+    ("target/advantage_mean", "1", "mean of the normalized advantages"),
     ("target/advantage_scale", "return", "root of the moving second moment by which advantages are divided"),
-    ("target/advantage_deviation", "1", "root mean square of the normalised advantages; 1 when the scale is right"),
+    ("target/advantage_deviation", "1", "root mean square of the normalized advantages; 1 when the scale is right"),
     ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
     ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: how much the improvement asks for"),
-    ("target/clipped_advantages", "share", "actions whose normalised advantage the CMPO bound clips"),
+    ("target/clipped_advantages", "share", "actions whose normalized advantage the CMPO bound clips"),
     ("target/search_kl", "nats", "KL from the search's policy to the network's: how much the search asks for"),
     ("target/search_entropy", "nats", "entropy of the search's policy"),
     ("target/value_change", "return", "mean distance between a return and the search's value of the same row"),
@@ -170,7 +170,7 @@ _TABLE = (
     ("eval/return_error", "reward", "standard error of that mean"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
-    ("eval/human_normalised", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
+    ("eval/human_normalized", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
     ("eval/cut_short", "fraction", "evaluation episodes that count as they stood at evaluation.max_steps, if any"),
 )

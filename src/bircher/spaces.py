@@ -92,7 +92,7 @@ def layout_notes(shape: tuple[int, ...], layout: Layout) -> list[str]:
         case "channels_middle":
             how = f"{shape[1]} channels between height and width and turned to {turned}"
         case "no_channels":
-            how = f"grey pictures without a channel and become {turned}"
+            how = f"gray pictures without a channel and become {turned}"
         case "frames_first":
             how = f"{shape[0]} stacked frames and turned to {turned}"
         case "frames_channels_first":

@@ -145,7 +145,7 @@ class Trajectory(NamedTuple):
     legal_actions: Bool[Array, "*BT A"]
     action: Int[Array, "*BT"]
     extras: Mapping[str, Array]
-    """What the agent wants kept with each row, such as ``behaviour_logits``."""
+    """What the agent wants kept with each row, such as ``behavior_logits``."""
 
     @classmethod
     def of(cls, timestep: TimeStep, action: Array, extras: Mapping[str, Array]) -> Trajectory:
@@ -182,7 +182,7 @@ class PolicyTarget(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the loss trains towards, for each transition; no gradient flows through any of it."""
+    """What the loss trains toward, for each transition; no gradient flows through any of it."""
 
     value: Float[Array, "B T"]
     reward: Float[Array, "B T"]

@@ -86,16 +86,16 @@ def targets(
     shares: tuple[float, float],
     baseline: str = "value",
 ) -> dict[str, np.ndarray]:
-    """Value, normalised advantage, CMPO policy, mask and priority, for a fresh normaliser, by the definitions alone."""
+    """Value, normalized advantage, CMPO policy, mask and priority, for a fresh normalizer, by the definitions alone."""
     seen = looked_at(model, rows, discount)
     rows = type(rows)(*(np.asarray(x) if not isinstance(x, dict) else x for x in rows))
     q, v = seen["q"], seen["v"]
     batch, length = rows.reward.shape[0], rows.reward.shape[1] - 1
-    legal, behaviour_logits = rows.legal_actions, np.asarray(rows.extras["behaviour_logits"], float)
-    behaviour = masked_softmax(behaviour_logits, legal)
+    legal, behavior_logits = rows.legal_actions, np.asarray(rows.extras["behavior_logits"], float)
+    behavior = masked_softmax(behavior_logits, legal)
     uniform = legal / legal.sum(-1, keepdims=True)
     prior = (1 - sum(shares)) * masked_softmax(seen["policy_logits"], legal)
-    prior += shares[0] * behaviour + shares[1] * uniform
+    prior += shares[0] * behavior + shares[1] * uniform
 
     value, mask = np.zeros((batch, length)), np.zeros((batch, length), bool)
     for b in range(batch):
@@ -111,7 +111,7 @@ def targets(
                 if s == length or leads_nowhere(rows, b, s):
                     break
                 a = rows.action[b, s]
-                weight *= after * lambda_ * min(1.0, prior[b, s, a] / behaviour[b, s, a])
+                weight *= after * lambda_ * min(1.0, prior[b, s, a] / behavior[b, s, a])
     advantage = value - v[:, :-1]
     scale = np.sqrt((advantage[mask] ** 2).mean())
     base = (prior * q).sum(-1) if baseline == "expected_q" else v
@@ -141,7 +141,7 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
                 continue
             prediction = predict(model, roots[b, t])
             logits, a = np.asarray(prediction.policy_logits, float), int(rows.action[b, t])
-            pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras["behaviour_logits"][b, t], float))
+            pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras["behavior_logits"][b, t], float))
             terms["policy_gradient"][b, t] = -min(1, pi[a] / pi_b[a]) * target["advantage"][b, t] * np.log(pi[a])
             terms["cmpo"][b, t] = excess(target["policy"][b, t], logits)
             value_logits = np.asarray(prediction.value_logits, float)

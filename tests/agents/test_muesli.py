@@ -22,7 +22,7 @@ MODEL = random_model(0)
 TERMS = ("policy_gradient", "cmpo", "model_policy", "value", "model_value", "model_reward")
 
 
-AGENT = muesli_agent(discount=DISCOUNT)
+AGENT = muesli_agent(gamma=DISCOUNT)
 
 
 def targets_of(agent):
@@ -31,7 +31,7 @@ def targets_of(agent):
 
 
 def compiled_targets(**settings):
-    return quick_jit(targets_of(muesli_agent(discount=DISCOUNT, **settings)))
+    return quick_jit(targets_of(muesli_agent(gamma=DISCOUNT, **settings)))
 
 
 exact_targets = quick_jit(targets_of(AGENT))
@@ -50,14 +50,14 @@ def test_targets_equal_the_slow_reference(seed):
     np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), expected["policy"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(target.priority, expected["priority"], rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(target.reward, rows.reward[:, 1:])
-    assert float(state.normaliser.scale(1e-12)) == pytest.approx(expected["scale"], rel=1e-3)
+    assert float(state.normalizer.scale(1e-12)) == pytest.approx(expected["scale"], rel=1e-3)
 
 
 def test_targets_with_other_settings_equal_the_slow_reference():
     rows = random_rows(11, BATCH, LENGTH)
     settings = {"clip_bound": 0.5, "baseline": "expected_q"}
     other = compiled_targets(
-        cmpo=settings, returns={"lambda": 0.5}, prior={"behaviour_share": 0.3, "uniform_share": 0.1}
+        cmpo=settings, returns={"lambda": 0.5}, prior={"behavior_share": 0.3, "uniform_share": 0.1}
     )
     target, _ = other(MODEL, rows, jax.random.key(0))
     expected = reference.targets(MODEL, rows, DISCOUNT, 0.5, 0.5, (0.3, 0.1), "expected_q")
@@ -186,7 +186,7 @@ def test_a_disabled_term_is_absent_and_costs_nothing():
     rows = random_rows(6, BATCH, LENGTH)
     target, _ = exact_targets(MODEL, rows, jax.random.key(0))
     off = {name: {"enabled": False} for name in TERMS if name.startswith("model")}
-    fewer = muesli_agent(discount=DISCOUNT, losses=off)
+    fewer = muesli_agent(gamma=DISCOUNT, losses=off)
     assert set(fewer.weights) == {"policy_gradient", "cmpo", "value"}
 
     def cost(agent):
@@ -207,10 +207,10 @@ def test_default_weights_are_the_papers():
         "model_policy": 1.0, "model_value": 0.25, "model_reward": 1.0,
     }  # fmt: skip
     config = actor_critic.MuesliConfig()
-    assert (config.discount, config.cmpo.clip_bound, config.returns.lambda_) == (0.995, 1.0, 0.95)
-    assert (config.prior.behaviour_share, config.prior.uniform_share) == (0.03, 0.003)
+    assert (config.gamma, config.cmpo.clip_bound, config.returns.lambda_) == (0.995, 1.0, 0.95)
+    assert (config.prior.behavior_share, config.prior.uniform_share) == (0.03, 0.003)
     assert (config.advantage.decay, config.advantage.epsilon) == (0.99, 1e-12)
-    assert (config.target_update_rate, config.acts_with, config.normalise_observations) == (0.1, "target", False)
+    assert (config.target_update_rate, config.acts_with, config.normalize_observations) == (0.1, "target", False)
     model = ModelConfig()
     assert (model.unroll_steps, model.num_atoms, model.support, model.latent_gradient_scale) == (5, 601, 300.0, 0.5)
 
@@ -228,7 +228,7 @@ def test_acting_samples_the_policy_and_keeps_its_logits():
     many = jax.tree.map(lambda x: jnp.repeat(x, 4000, 0), one)
     output, carry = AGENT.act(policy, Carry(), many, jax.random.key(0), "explore", 0.0)
     logits = MODEL.predict(MODEL.represent(one.observation)).policy_logits[0]
-    np.testing.assert_allclose(output.extras["behaviour_logits"][0], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.extras["behavior_logits"][0], logits, rtol=1e-4, atol=1e-5)
     frequencies = np.bincount(output.action, minlength=ACTIONS) / 4000
     np.testing.assert_allclose(frequencies, jax.nn.softmax(logits), atol=0.03)
     greedy, _ = AGENT.act(policy, Carry(), many, jax.random.key(0), "greedy", 0.0)
@@ -242,7 +242,7 @@ def test_illegal_actions_are_never_taken():
     for mode in ("explore", "greedy"):
         output, _ = AGENT.act(policy_of(AGENT, MODEL), Carry(), many, jax.random.key(0), mode, 0.0)
         assert (output.action != best).all()
-        assert (jax.nn.softmax(output.extras["behaviour_logits"])[:, best] == 0).all()
+        assert (jax.nn.softmax(output.extras["behavior_logits"])[:, best] == 0).all()
 
 
 @pytest.mark.parametrize("broken", [
@@ -254,9 +254,9 @@ def test_other_spaces_are_refused(broken):
         AGENT.init(jax.random.key(0), broken)
 
 
-def test_normalised_observations_act_and_learn_alike():
+def test_normalized_observations_act_and_learn_alike():
     """Shifted and stretched observations give the same latents once their statistics are known."""
-    agent = muesli_agent(discount=DISCOUNT, normalise_observations=True)
+    agent = muesli_agent(gamma=DISCOUNT, normalize_observations=True)
     rows = random_rows(8, BATCH, LENGTH)
     moved = rows._replace(observation=rows.observation * 50.0 + 7.0)
     targets = quick_jit(lambda policy, rows: agent.targets(policy, batch_of(rows), jax.random.key(0)))
@@ -270,12 +270,12 @@ def test_normalised_observations_act_and_learn_alike():
 def test_a_search_takes_part_in_acting_after_training_only():
     """Exploring and learning are those of an agent without one."""
     agent = actor_critic.make(
-        actor_critic.MuesliConfig(discount=DISCOUNT),
+        actor_critic.MuesliConfig(gamma=DISCOUNT),
         SMALL,
         actor_critic.MuesliLosses(),
         SearchConfig(num_simulations=8),
     )
-    plain = actor_critic.make(actor_critic.MuesliConfig(discount=DISCOUNT), SMALL, actor_critic.MuesliLosses())
+    plain = actor_critic.make(actor_critic.MuesliConfig(gamma=DISCOUNT), SMALL, actor_critic.MuesliLosses())
     rows = jax.tree.map(lambda x: x[:, 0], random_rows(3, 64, 2))
     rows = TimeStep(*rows[:6], rows.legal_actions, jnp.zeros(64, bool))
     acting = policy_of(agent, MODEL)
@@ -293,9 +293,7 @@ def test_a_search_takes_part_in_acting_after_training_only():
 def test_in_a_game_of_two_the_next_value_is_the_opponents():
     """The look-ahead is r - gamma v: the sign of the turn is in the agent's discount."""
     alone, two = (
-        actor_critic.make(
-            actor_critic.MuesliConfig(discount=DISCOUNT), SMALL, actor_critic.MuesliLosses(), None, players
-        )
+        actor_critic.make(actor_critic.MuesliConfig(gamma=DISCOUNT), SMALL, actor_critic.MuesliLosses(), None, players)
         for players in (1, 2)
     )
     assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)

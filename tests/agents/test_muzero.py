@@ -198,7 +198,7 @@ def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
     rows = random_rows(4, BATCH, LENGTH)
     legal = rows.legal_actions | ~rows.legal_actions.any(-1, keepdims=True)
     rows = rows._replace(legal_actions=legal)
-    fresh = agent_of(name, reanalyse_fraction=1.0)
+    fresh = agent_of(name, reanalyze_fraction=1.0)
     key = jax.random.key(9)
     blank = {"search_policy": jnp.zeros((*rows.reward.shape, ACTIONS)), "search_value": jnp.zeros(rows.reward.shape)}
     first = targets_of(fresh, rows._replace(extras=blank), 9, model)
@@ -214,7 +214,7 @@ def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
     second = targets_of(agent_of(name), rows._replace(extras=stored), 9, model)
     np.testing.assert_allclose(first.value, second.value, atol=1e-4)
     np.testing.assert_allclose(first.policy.weights, second.policy.weights, atol=1e-4)
-    half = targets_of(agent_of(name, reanalyse_fraction=0.5), rows._replace(extras=blank), 9, model)
+    half = targets_of(agent_of(name, reanalyze_fraction=0.5), rows._replace(extras=blank), 9, model)
     assert float(jnp.abs(half.policy.weights[: BATCH // 2]).max()) == 0
     assert float(half.policy.weights[BATCH // 2 :].sum(-1).min()) == pytest.approx(1, abs=1e-4)
 
@@ -328,6 +328,6 @@ def test_settings_that_cannot_work_are_refused():
 
 def test_defaults_are_the_papers():
     config, table = muzero.MuZeroConfig(), muzero.MuZeroLosses()
-    assert (config.discount, config.returns.steps, config.temperature.values) == (0.997, 10, (1.0, 0.5, 0.25))
+    assert (config.gamma, config.returns.steps, config.temperature.values) == (0.997, 10, (1.0, 0.5, 0.25))
     assert table.weights() == {"policy": 1, "model_policy": 1, "value": 0.25, "model_value": 0.25, "model_reward": 1}
     assert dataclasses.is_dataclass(agent_of().init(jax.random.key(0), SPEC).params)

@@ -43,13 +43,13 @@ def softmax(x):
 
 
 def test_ppo_clip_is_the_lesser_of_two_surrogates():
-    logits, behaviour = numbers((4, 7, ACTIONS), 0), numbers((4, 7, ACTIONS), 1)
+    logits, behavior = numbers((4, 7, ACTIONS), 0), numbers((4, 7, ACTIONS), 1)
     action = np.random.default_rng(2).integers(0, ACTIONS, (4, 7))
     advantage = numbers((4, 7), 3)
-    found = loss_terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behaviour, advantage)), 0.2)
+    found = loss_terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behavior, advantage)), 0.2)
     clipped = 0
     for b, t in np.ndindex(4, 7):
-        ratio = softmax(logits[b, t])[action[b, t]] / softmax(behaviour[b, t])[action[b, t]]
+        ratio = softmax(logits[b, t])[action[b, t]] / softmax(behavior[b, t])[action[b, t]]
         bounded = min(max(ratio, 0.8), 1.2)
         clipped += bounded != ratio
         assert float(found[b, t]) == pytest.approx(-min(ratio * advantage[b, t], bounded * advantage[b, t]), rel=1e-4)
@@ -62,12 +62,10 @@ def test_ppo_clip_is_the_lesser_of_two_surrogates():
 def test_ppo_clip_stops_only_what_goes_further(ratio, advantage, learns):
     """Beyond the bound no gradient is left in the advantage's direction, and all of it back."""
     logits = jnp.zeros((1, 1, 2))
-    behaviour = (
-        jnp.log(jnp.asarray([[[0.5 / ratio, 1 - 0.5 / ratio]]])) if ratio > 0.5 else jnp.asarray([[[20.0, 0.0]]])
-    )
+    behavior = jnp.log(jnp.asarray([[[0.5 / ratio, 1 - 0.5 / ratio]]])) if ratio > 0.5 else jnp.asarray([[[20.0, 0.0]]])
 
     def term(x):
-        return loss_terms.ppo_clip(x, jnp.zeros((1, 1), int), behaviour, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
+        return loss_terms.ppo_clip(x, jnp.zeros((1, 1), int), behavior, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
 
     assert (float(jnp.abs(jax.grad(term)(logits)).max()) > 1e-3) == learns
 
@@ -84,11 +82,11 @@ def test_ppo_value_is_the_greater_of_two_errors(clip):
         assert float(found[b, t]) == pytest.approx(max(errors) / 2, rel=1e-4)
 
 
-def test_the_penalty_is_the_divergence_from_the_behaviour():
-    logits, behaviour = numbers((3, 4, ACTIONS), 0), numbers((3, 4, ACTIONS), 1)
-    found = loss_terms.kl_to_behaviour(jnp.asarray(logits), jnp.asarray(behaviour))
+def test_the_penalty_is_the_divergence_from_the_behavior():
+    logits, behavior = numbers((3, 4, ACTIONS), 0), numbers((3, 4, ACTIONS), 1)
+    found = loss_terms.kl_to_behavior(jnp.asarray(logits), jnp.asarray(behavior))
     for b, t in np.ndindex(3, 4):
-        p, q = softmax(behaviour[b, t]), softmax(logits[b, t])
+        p, q = softmax(behavior[b, t]), softmax(logits[b, t])
         assert float(found[b, t]) == pytest.approx((p * np.log(p / q)).sum(), rel=1e-3, abs=1e-5)
 
 
@@ -132,7 +130,7 @@ def slow_v_trace(rows, value, ratio, lambda_):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_returns_without_a_model_are_the_slow_references(kind, seed):
     rows = random_rows(seed, BATCH, LENGTH)
-    agent = ppo(returns={"kind": kind, "lambda": 0.7}, advantage={"normalisation": "none"})
+    agent = ppo(returns={"kind": kind, "lambda": 0.7}, advantage={"normalization": "none"})
     target, _ = quick_jit(agent.targets)(policy_of(agent), batch_of(rows), jax.random.key(0))
     plain = jax.tree.map(np.asarray, rows)
     latent = MODEL.represent(rows.observation)
@@ -143,7 +141,7 @@ def test_returns_without_a_model_are_the_slow_references(kind, seed):
         goal = advantage + value[:, :-1]
     else:
         pi = reference.masked_softmax(prediction.policy_logits, plain.legal_actions)
-        pi_b = softmax(rows.extras["behaviour_logits"])
+        pi_b = softmax(rows.extras["behavior_logits"])
         chosen = np.asarray(rows.action)[..., None]
         ratio = (np.take_along_axis(pi, chosen, -1) / np.take_along_axis(pi_b, chosen, -1))[..., 0]
         goal, of_gradient = slow_v_trace(plain, value, ratio, 0.7)
@@ -304,22 +302,26 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
         ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_value.weight": 0.0}, "losses.cmpo needs the look-ahead"),
         ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_reward.enabled": False}, "give losses.model_reward a"),
         ("ppo", {"losses.mpo.weight": 1.0, "losses.model_reward.weight": 0.0}, "losses.mpo needs"),
-        ("ppo", {"losses.cmpo.weight": 0.01, "optimiser.pieces": 1}, "optimiser.pieces=1 cuts sequences shorter"),
+        (
+            "ppo",
+            {"losses.cmpo.weight": 0.01, "optimizer.segment_length": 1},
+            "optimizer.segment_length=1 cuts sequences shorter",
+        ),
         ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace needs"),
         ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead needs"),
         ("muesli", {"losses.model_reward.enabled": False}, "losses.model_reward a weight"),
         ("ppo", {"search.num_simulations": 9}, "search.num_simulations=9 needs the look-ahead"),
         ("ppo", {"model.policy_horizon": 9}, "policy_horizon=9 is more than the unroll_steps"),
-        ("ppo", {"optimiser.pieces": 5}, "optimiser.pieces=5 must divide"),
+        ("ppo", {"optimizer.segment_length": 5}, "optimizer.segment_length=5 must divide"),
         ("muesli", {"losses.model_reward.weight": 0}, "losses.cmpo needs .* give losses.model_reward a weight"),
         ("pg", {"losses.model_value.weight": 0}, "agent.returns.kind=retrace needs .* give losses.model_value a"),
         ("muzero", {"losses.model_value.weight": 0}, "muzero searches with .* give losses.model_value a weight"),
         ("muzero", {"losses.model_reward.enabled": False}, "give losses.model_reward a weight above 0"),
-        ("muzero", {"optimiser.kl_stop": 0.01}, "optimiser.kl_stop=0.01 needs the policy that acted, which muzero"),
-        ("muesli", {"optimiser.kl_stop": 0.01}, "optimiser.kl_stop=0.01 leaves out .* epochs × minibatches = 1"),
+        ("muzero", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 needs the policy that acted, which muzero"),
+        ("muesli", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 leaves out .* epochs × minibatches = 1"),
         ("ppo", {"agent.clip.value": 0.2}, "agent.clip.value=0.2 clips the ppo_value term alone"),
         ("ppo", {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0}, "give losses.ppo_value a weight above 0"),
-        ("ppo", {"env.num_envs": 9}, "optimiser.minibatches=16 does not divide env.num_envs=9"),
+        ("ppo", {"env.num_envs": 9}, "optimizer.minibatches=16 does not divide env.num_envs=9"),
     ],
 )
 def test_a_mixture_without_what_it_needs_is_refused_by_name(agent, settings, words):
@@ -328,9 +330,9 @@ def test_a_mixture_without_what_it_needs_is_refused_by_name(agent, settings, wor
 
 
 def test_the_same_settings_stand_where_they_do_something():
-    used = {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0.5, "optimiser.kl_stop": 0.02}
+    used = {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0.5, "optimizer.target_kl": 0.02}
     found = compose("toy/cliff", {"agent": "ppo", **used})
-    assert (found.agent.clip.value, found.optimiser.kl_stop) == (0.2, 0.02)
+    assert (found.agent.clip.value, found.optimizer.target_kl) == (0.2, 0.02)
     without = {"losses.cmpo.weight": 0, "losses.model_policy.weight": 0, "agent.returns.kind": "v_trace"}
     alone = compose("toy/cliff", {"agent": "muesli", **without, "losses.model_reward.weight": 0})
     assert set(alone.losses.weights()) == {"policy_gradient", "value", "model_value"}, "nothing looks ahead"
@@ -345,14 +347,16 @@ def test_a_mixture_gets_what_its_terms_need():
         "cmpo", "model_policy", "model_value", "model_reward"
     }  # fmt: skip
     assert mixed.losses.weights()["model_reward"] == 1.0
-    assert plain.optimiser.pieces == 1 and mixed.optimiser.pieces == 16
-    own = compose("CartPole-v1", {"agent": "ppo", **given, "losses.model_value.weight": 0.5, "optimiser.pieces": 8})
-    assert own.losses.weights()["model_value"] == 0.5 and own.optimiser.pieces == 8
+    assert plain.optimizer.segment_length == 1 and mixed.optimizer.segment_length == 16
+    own = compose(
+        "CartPole-v1", {"agent": "ppo", **given, "losses.model_value.weight": 0.5, "optimizer.segment_length": 8}
+    )
+    assert own.losses.weights()["model_value"] == 0.5 and own.optimizer.segment_length == 8
     again = compose("CartPole-v1", mixed.model_dump(mode="json", by_alias=True, exclude={"env"}))
-    assert again.losses == mixed.losses and again.optimiser == mixed.optimiser
+    assert again.losses == mixed.losses and again.optimizer == mixed.optimizer
 
 
-def test_policies_are_learnt_over_their_own_horizon():
+def test_policies_are_learned_over_their_own_horizon():
     rows = random_rows(5, BATCH, LENGTH)
     weights = {"model_policy": {"weight": 0.1}, "model_value": {"weight": 0.1}, "model_reward": {"weight": 0.1}}
     found = {}
@@ -366,22 +370,22 @@ def test_policies_are_learnt_over_their_own_horizon():
     assert float(jnp.abs(found[3, None]["model_policy"] - found[1, None]["model_policy"]).max()) > 1e-3
 
 
-def test_the_penalised_gradient_has_both_terms():
+def test_the_penalized_gradient_has_both_terms():
     agent = agent_of(TRPOPenaltyConfig(), TRPOPenaltyLosses())
     assert set(agent.weights) == {
-        "policy_gradient", "kl_to_behaviour", "value", "model_policy", "model_value", "model_reward"
+        "policy_gradient", "kl_to_behavior", "value", "model_policy", "model_value", "model_reward"
     }  # fmt: skip
 
 
 def test_ppo_deals_out_every_rollout_once_an_epoch():
-    found = compose("toy/cliff", {"agent": "ppo", "env.num_envs": 64, "optimiser.epochs": 3})
-    assert found.optimiser.batch_size == 4 and found.optimiser.minibatches == 16
-    assert updates_per_iteration(found.optimiser, 64 * found.loop.rollout_length) == 3 * 16
-    said = {"optimiser.batch_size": 1, "optimiser.updates_per_step": 1 / 32}
-    mine = compose("toy/cliff", {"agent": "ppo", **said}).optimiser
+    found = compose("toy/cliff", {"agent": "ppo", "env.num_envs": 64, "optimizer.epochs": 3})
+    assert found.optimizer.batch_size == 4 and found.optimizer.minibatches == 16
+    assert updates_per_iteration(found.optimizer, 64 * found.loop.rollout_length) == 3 * 16
+    said = {"optimizer.batch_size": 1, "optimizer.updates_per_step": 1 / 32}
+    mine = compose("toy/cliff", {"agent": "ppo", **said}).optimizer
     assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 32)
-    half = compose("toy/cliff", {"agent": "ppo", "optimiser.batch_size": 3}).optimiser
-    assert half.batch_size == 3 and half.updates_per_step == found.optimiser.updates_per_step * 2 * 4 / 3
+    half = compose("toy/cliff", {"agent": "ppo", "optimizer.batch_size": 3}).optimizer
+    assert half.batch_size == 3 and half.updates_per_step == found.optimizer.updates_per_step * 2 * 4 / 3
 
 
 def test_a_model_of_policies_alone_has_no_head_for_rewards():

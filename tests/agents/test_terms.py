@@ -87,9 +87,9 @@ def policy_gradient_of(ratio: float, advantage: float) -> tuple[float, np.ndarra
     logits = jnp.array([[[0.4, -0.3, 0.1]]])
     log_pi = jax.nn.log_softmax(logits)[0, 0]
     share = jnp.exp(log_pi[1]) / ratio
-    behaviour = jnp.log(jnp.array([[[0.3 * (1 - share), share, 0.7 * (1 - share)]]]))
+    behavior = jnp.log(jnp.array([[[0.3 * (1 - share), share, 0.7 * (1 - share)]]]))
     value, gradient = jax.value_and_grad(
-        lambda x: loss_terms.policy_gradient(x, jnp.array([[1]]), behaviour, jnp.full((1, 1), advantage))[0, 0]
+        lambda x: loss_terms.policy_gradient(x, jnp.array([[1]]), behavior, jnp.full((1, 1), advantage))[0, 0]
     )(logits)
     return float(value), np.asarray(gradient)[0, 0]
 

@@ -104,7 +104,7 @@ class Spaces(Counter):
 
 
 class Painted(Counter):
-    """A counter whose picture [20, 30, 3] has one colour: red 10 times the time, green 10 times the index, blue 100."""
+    """A counter whose picture [20, 30, 3] has one color: red 10 times the time, green 10 times the index, blue 100."""
 
     metadata = {"render_modes": ["rgb_array"]}
 

@@ -33,12 +33,12 @@ BOTH = {
 ASKED = {
     "paper": {"repeat_action_probability": 0.25, "full_action_space": True, "noop_max": 1, "use_fire_reset": False,
               "img_height": 96, "img_width": 96, "gray_scale": False},
-    "usual": {"repeat_action_probability": 0.0, "full_action_space": False, "noop_max": 30, "use_fire_reset": True,
+    "dqn": {"repeat_action_probability": 0.0, "full_action_space": False, "noop_max": 30, "use_fire_reset": True,
               "img_height": 84, "img_width": 84, "gray_scale": True},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("protocol", "actions", "shape"), [("paper", 18, (96, 96, 3)), ("usual", 4, (84, 84, 1))])
+@pytest.mark.parametrize(("protocol", "actions", "shape"), [("paper", 18, (96, 96, 3)), ("dqn", 4, (84, 84, 1))])
 def test_a_protocol_sets_all_that_envpool_would_otherwise(protocol, actions, shape):
     env = registry.make("Breakout-v5", 2, seed=0, protocol=protocol)
     config = env._pool.config
@@ -59,9 +59,9 @@ def test_a_protocol_sets_all_that_envpool_would_otherwise(protocol, actions, sha
 
 def test_rows_are_the_pools_own_with_channels_last():
     actions = np.random.default_rng(0).integers(0, 18, (40, 3))
-    env = registry.make("Pong-v5", 3, seed=4, max_steps=25, observation=seen(size=(40, 30), grey=False))
+    env = registry.make("Pong-v5", 3, seed=4, max_steps=25, observation=seen(size=(40, 30), gray=False))
     rows = rollout(env, 40, actions)
-    settings = atari.config("paper", seen(size=(40, 30), grey=False), {})
+    settings = atari.config("paper", seen(size=(40, 30), gray=False), {})
     pool = envpool.make_gymnasium(
         "Pong-v5", num_envs=3, seed=registry.seeds(4, "train", 3), **{**settings, "max_episode_steps": 25}
     )
@@ -79,7 +79,7 @@ def test_rows_are_the_pools_own_with_channels_last():
 
 def test_a_lost_life_is_no_end_and_the_last_one_is():
     """Random actions lose Breakout's five lives within a few hundred steps."""
-    env = registry.make("Breakout-v5", 4, seed=0, protocol="usual")
+    env = registry.make("Breakout-v5", 4, seed=0, protocol="dqn")
     pool, rng, lives, losses, deaths = env._pool, np.random.default_rng(0), np.full(4, 5), 0, 0
     pool.reset()
     for _ in range(500):
@@ -97,7 +97,7 @@ def test_a_lost_life_is_no_end_and_the_last_one_is():
 def test_rewards_are_whole_unless_clipped():
     actions = np.random.default_rng(1).integers(0, 6, (120, 4))
     whole, clipped, half = (
-        rollout(registry.make("SpaceInvaders-v5", 4, seed=0, protocol="usual", reward_clip=bound), 120, actions)
+        rollout(registry.make("SpaceInvaders-v5", 4, seed=0, protocol="dqn", reward_clip=bound), 120, actions)
         for bound in (None, 1.0, 0.5)
     )
     assert set(np.unique(whole.reward)) >= {0, 5, 10}
@@ -111,15 +111,15 @@ def test_only_the_papers_actions_stick_and_only_the_usual_starts_differ():
     frames = rollout(registry.make("Pong-v5", 6, seed=0), 30, actions).observation
     assert (frames[0] == frames[0, :1]).all(), "a start of the paper's protocol differs"
     assert len({frame.tobytes() for frame in frames[30]}) > 3, "no action sticks"
-    frames = rollout(registry.make("Pong-v5", 6, seed=0, protocol="usual"), 30, actions % 6).observation
+    frames = rollout(registry.make("Pong-v5", 6, seed=0, protocol="dqn"), 30, actions % 6).observation
     assert len({frame.tobytes() for frame in frames[30]}) > 3, "all games begin after as many no-ops"
-    still = registry.make("Pong-v5", 6, seed=0, protocol="usual", options={"noop_max": 1})
+    still = registry.make("Pong-v5", 6, seed=0, protocol="dqn", options={"noop_max": 1})
     frames = rollout(still, 30, actions % 6).observation
     assert (frames == frames[:, :1]).all() and (frames[0] != frames[30]).any()
 
 
 def test_frames_are_stacked_by_the_house():
-    env = registry.make("Pong-v5", 2, seed=0, stack=4, observation=seen(grey=True, size=(20, 16)))
+    env = registry.make("Pong-v5", 2, seed=0, stack=4, observation=seen(gray=True, size=(20, 16)))
     assert env.spec.observation.shape == (20, 16, 4) and env.spec.action_repeat == 4
     rows = rollout(env, 6)
     np.testing.assert_array_equal(rows.observation[6, ..., :3], rows.observation[5, ..., 1:])
@@ -132,7 +132,7 @@ def test_ids(env_id):
     assert atari.canonical(env_id) == env_id.removeprefix("ALE/")
 
 
-def test_ids_that_are_none_have_neighbours():
+def test_ids_that_are_none_have_neighbors():
     with pytest.raises(UnknownEnvironment, match="named like Breakout-v5 here"):
         registry.resolve("Breakout-v4")
     with pytest.raises(UnknownEnvironment):
@@ -151,11 +151,11 @@ def test_known_says_what_the_spec_would():
 @pytest.mark.parametrize(
     ("env_id", "arguments", "sentence"),
     [
-        ("CartPole-v1", {"protocol": "usual"}, "env.protocol=usual is for Atari games, such as Breakout-v5, not Cart"),
+        ("CartPole-v1", {"protocol": "dqn"}, "env.protocol=dqn is for Atari games, such as Breakout-v5, not Cart"),
         ("Breakout-v5", {"observation": ObservationConfig()}, "no observation but its screen: set observation=pixels"),
-        ("Breakout-v5", {"options": {"gray_scale": False}}, "gray_scale of an Atari game is set by observation.grey"),
+        ("Breakout-v5", {"options": {"gray_scale": False}}, "gray_scale of an Atari game is set by observation.gray"),
         ("Breakout-v5", {"options": {"reward_clip": True}}, "reward_clip of an Atari game is set by env.reward_clip"),
-        ("Breakout-v5", {"options": {"colour": 1}}, "cannot be made with options.*colour"),
+        ("Breakout-v5", {"options": {"color": 1}}, "cannot be made with options.*color"),
     ],
 )
 def test_what_cannot_be_had_is_refused(env_id, arguments, sentence):
@@ -170,12 +170,12 @@ def test_options_go_over_the_protocol():
     env.close()
 
 
-def test_human_normalised_scores():
+def test_human_normalized_scores():
     """By hand: Breakout's random player has 1.7 and its human 30.5, Skiing's -17098.1 and -4336.9."""
-    assert atari.human_normalised("Breakout-v5", 1.7) == 0 and atari.human_normalised("Breakout-v5", 30.5) == 1
-    assert atari.human_normalised("Breakout-v5", 404.0) == pytest.approx(402.3 / 28.8)
-    assert atari.human_normalised("Skiing-v5", -30_000.0) == pytest.approx(-12_901.9 / 12_761.2)
-    assert atari.human_normalised("Adventure-v5", 1.0) is atari.human_normalised("Breakout-MinAtar", 1.0) is None
+    assert atari.human_normalized("Breakout-v5", 1.7) == 0 and atari.human_normalized("Breakout-v5", 30.5) == 1
+    assert atari.human_normalized("Breakout-v5", 404.0) == pytest.approx(402.3 / 28.8)
+    assert atari.human_normalized("Skiing-v5", -30_000.0) == pytest.approx(-12_901.9 / 12_761.2)
+    assert atari.human_normalized("Adventure-v5", 1.0) is atari.human_normalized("Breakout-MinAtar", 1.0) is None
     assert all(found.human > found.random for found in atari.scores().values())
 
 

@@ -61,7 +61,7 @@ def test_a_crash_is_terminal_with_its_final_observation():
 
 
 def test_a_crash_on_the_last_allowed_step_is_told_as_truncation_only():
-    """EnvPool's own behaviour, documented in the adapter; if it changes for the better, so may the documentation."""
+    """EnvPool's own behavior, documented in the adapter; if it changes for the better, so may the documentation."""
     death = int(np.argmax(fall().terminal[:, 0]))
     assert fall(max_steps=death + 1).terminal[death, 0]
     rows = fall(max_steps=death)

@@ -203,8 +203,8 @@ def test_options_are_those_of_pgx():
     assert registry.spec("go_9x9", options={"history_length": 1}).observation.shape == (9, 9, 3)
     with pytest.raises(UnsupportedEnvironment, match="hex cannot be made with options {'size': 5}"):
         registry.spec("hex", options={"size": 5})
-    with pytest.raises(UnsupportedEnvironment, match="connect_four cannot be made with options.*colour"):
-        registry.spec("connect_four", options={"colour": "red"})
+    with pytest.raises(UnsupportedEnvironment, match="connect_four cannot be made with options.*color"):
+        registry.spec("connect_four", options={"color": "red"})
 
 
 def test_a_game_is_made_without_its_pictures_and_without_the_other_games():

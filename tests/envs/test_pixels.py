@@ -42,7 +42,7 @@ def test_a_picture_is_the_same_shrunk_at_once_or_from_the_whole(env_id, at_once,
     """What spares the whole picture's copy rests on how Gymnasium's own environments draw: held here."""
     quieten()
     envs = [
-        Pixels(gymnasium.make(env_id, render_mode="rgb_array"), size, grey=False, keep_whole=whole)
+        Pixels(gymnasium.make(env_id, render_mode="rgb_array"), size, gray=False, keep_whole=whole)
         for whole in (False, True)
     ]
     assert envs[0]._at_once == at_once and not envs[1]._at_once
@@ -65,8 +65,8 @@ def test_resizing_averages_areas():
     assert resized(picture, (80, 60)).shape == (80, 60, 3)
 
 
-def test_grey_is_luma():
-    env = Pixels(Painted(index=10, render_mode="rgb_array"), (4, 6), grey=True)
+def test_gray_is_luma():
+    env = Pixels(Painted(index=10, render_mode="rgb_array"), (4, 6), gray=True)
     observation, _ = env.reset(seed=0)
     assert observation.shape == (4, 6, 1) == env.observation_space.shape
     for time in range(5):
@@ -92,14 +92,14 @@ def test_drawing_changes_nothing_about_the_lander():
     actions = np.random.default_rng(1).integers(0, 4, (90, 2))
     options = {"seed": 3, "backend": "gymnasium"}
     state = rollout(registry.make("LunarLander-v3", 2, **options), 90, actions)
-    rows = rollout(registry.make("LunarLander-v3", 2, observation=seen(grey=True), **options), 90, actions)
+    rows = rollout(registry.make("LunarLander-v3", 2, observation=seen(gray=True), **options), 90, actions)
     assert state.last.any()
     assert_same_rows(rows._replace(observation=state.observation), state)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "FrozenLake-v1"])
 def test_contract_and_stacking(env_id):
-    env = registry.make(env_id, 2, seed=0, max_steps=4, observation=seen(size=(8, 12), grey=True), stack=3)
+    env = registry.make(env_id, 2, seed=0, max_steps=4, observation=seen(size=(8, 12), gray=True), stack=3)
     assert registry.describe(env.spec.observation) == "uint8 (8, 12, 3)"
     assert registry.resolve(env_id, None, seen()) == "gymnasium"
     check_env(env, 12)

@@ -28,7 +28,7 @@ for env_id in IDS:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder that Python does not search, whose modules and ids are forgotten afterwards."""
+    """A current folder that Python does not search, whose modules and ids are forgotten afterward."""
     before, ids = set(sys.modules), set(gymnasium.registry)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
@@ -112,7 +112,7 @@ def test_the_command_finds_a_module_of_the_current_folder(folder: Path) -> None:
     assert done.returncode == 2 and done.stderr.startswith("bircher: mime cannot be imported: ModuleNotFoundError")
 
 
-ATARI = "Atari games are named like Pong-v5 here, and env.protocol=usual plays them as DQN did"
+ATARI = "Atari games are named like Pong-v5 here, and env.protocol=dqn plays them as DQN did"
 
 
 @pytest.mark.parametrize(

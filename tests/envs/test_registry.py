@@ -122,8 +122,8 @@ def test_numbers_below_one_are_refused(name, number):
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "FrozenLake-v1"])
 def test_unknown_options_are_one_sentence(env_id):
-    with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made with options.*colour") as caught:
-        registry.make(env_id, 1, seed=0, options={"colour": "red"})
+    with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made with options.*color") as caught:
+        registry.make(env_id, 1, seed=0, options={"color": "red"})
     assert "\n" not in str(caught.value)
 
 

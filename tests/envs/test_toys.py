@@ -85,8 +85,8 @@ def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
     assert len(set(rows.observation[0, :, 0, :, 0].argmax(-1))) > 1, "every ball starts in the same column"
     assert rows.terminal[9].all() and (rows.reward[9] == 1).all() and (rows.reward[:9] == 0).all()
     lost = play(env, lambda image: 2 - catch(image), 9)
-    off_centre = lost.observation[0, :, 0, :, 0].argmax(-1) != 2
-    assert off_centre.any() and (lost.reward[9, off_centre] == -1).all()
+    off_center = lost.observation[0, :, 0, :, 0].argmax(-1) != 2
+    assert off_center.any() and (lost.reward[9, off_center] == -1).all()
 
 
 def test_nim_rows_by_hand():
@@ -130,8 +130,8 @@ def test_state_is_plain_arrays_that_can_be_continued():
 
 
 def test_unknown_option_is_refused():
-    with pytest.raises(UnsupportedEnvironment, match="toy/chain was given options.*'colour'"):
-        registry.make("toy/chain", 1, seed=0, options={"colour": "red"})
+    with pytest.raises(UnsupportedEnvironment, match="toy/chain was given options.*'color'"):
+        registry.make("toy/chain", 1, seed=0, options={"color": "red"})
 
 
 def test_recall_asks_for_the_cue_when_nobody_can_count_on_it():

@@ -109,7 +109,7 @@ def test_maxima_are_those_of_reduce_window_with_their_gradient(shape):
 
 
 def test_equal_maxima_share_no_gradient_and_lose_none():
-    """Screens have large areas of one colour."""
+    """Screens have large areas of one color."""
     y, pullback = jax.vjp(max_pool, jnp.zeros((1, 6, 5, 1)))
     (gradient,) = pullback(jnp.ones_like(y))
     assert float(gradient.sum()) == y.size

@@ -68,7 +68,7 @@ def test_the_latent_is_h_and_c_and_heads_see_h():
     np.testing.assert_array_equal(model.predict(latent).value_logits, model.predict(other).value_logits)
     action = jnp.asarray([0, 1, 2])
     assert float(jnp.abs(model.value(model.step(latent, action)) - model.value(model.step(other, action))).max()) > 1e-3
-    # c of the root is learnt by what is predicted after it.
+    # c of the root is learned by what is predicted after it.
     gradient = jax.grad(lambda latent: model.value(model.step(latent, action)).sum())(latent)
     assert float(jnp.abs(gradient[:, 6:]).max()) > 1e-4
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bircher.agents import muzero
-from bircher.networks.encoders import feature_points, halvings_of, make_torso
+from bircher.networks.encoders import halvings_of, make_torso, spatial_softmax
 from bircher.networks.layers import FAINT, scale_latent
 from bircher.networks.model import ModelConfig
 from bircher.search import SearchConfig
@@ -72,20 +72,20 @@ def test_feature_points_against_a_plain_loop():
                 sum(share[i, j] * (-1 + 2 * j / 3) for i, j in cells),
                 sum(share[i, j] * x[b, i, j, c] for i, j in cells),
             )
-            np.testing.assert_allclose([point[b, c] for point in feature_points(jnp.asarray(x))], by_hand, atol=1e-6)
+            np.testing.assert_allclose([point[b, c] for point in spatial_softmax(jnp.asarray(x))], by_hand, atol=1e-6)
 
 
 def test_a_feature_points_place_follows_what_it_shows():
     """And its strength does not change with the place."""
     dot = jnp.full((7, 9, 1), -5.0).at[2, 3, 0].set(20.0)
-    row, column, strength = feature_points(dot)
-    moved = feature_points(jnp.roll(dot, (3, 2), axis=(0, 1)))
+    row, column, strength = spatial_softmax(dot)
+    moved = spatial_softmax(jnp.roll(dot, (3, 2), axis=(0, 1)))
     np.testing.assert_allclose([*row, *column, *strength], [-1 + 2 * 2 / 6, -1 + 2 * 3 / 8, 20], atol=1e-4)
     np.testing.assert_allclose([*moved[0], *moved[1], *moved[2]], [-1 + 2 * 5 / 6, -1 + 2 * 5 / 8, 20], atol=1e-4)
 
 
 def test_the_network_of_feature_points_has_three_numbers_a_channel():
-    torso = abstract_torso(ModelConfig(torso="feature_points", latent_width=9), image(48, 72, 6))
+    torso = abstract_torso(ModelConfig(torso="spatial_softmax", latent_width=9), image(48, 72, 6))
     by_hand = (6 * 6 * 6 * 16 + 16) + (3 * 3 * 16 * 32 + 32) + (3 * 32 * 256 + 256)
     assert parameters(torso) == by_hand + 257 * 9 and torso.num_features == 256
 
@@ -121,7 +121,7 @@ def test_muzeros_latent_is_an_image_halved(side, halvings, grid):
     [
         ("dqn_cnn", "mlp", 20),
         ("nature_cnn", "mlp", 36),
-        ("feature_points", "mlp", 9),
+        ("spatial_softmax", "mlp", 9),
         ("impala", "lstm", 11),
         ("muzero_resnet", "convolution", 11),
         ("muzero_resnet", "mlp", 11),
@@ -195,14 +195,14 @@ def test_bytes_of_an_image_are_scaled_once_and_nothing_else_is():
     np.testing.assert_array_equal(model.represent(memory), model.represent(memory.astype(jnp.float32)))
 
 
-@pytest.mark.parametrize("name", ["muesli", "muesli, normalised", "muzero"])
+@pytest.mark.parametrize("name", ["muesli", "muesli, normalized", "muzero"])
 def test_agents_hand_bytes_to_the_network_as_they_are(name):
     spec, config = image(6, 5, 2), config_of(torso="small_cnn", unroll_steps=1)
     if name == "muzero":
         agent = muzero.make(muzero.MuZeroConfig(), config, muzero.MuZeroLosses(), SearchConfig(num_simulations=2))
         policy = Policy(drawn_model(0, config, spec), ())
     else:
-        agent = muesli_agent(config, normalise_observations="normalised" in name)
+        agent = muesli_agent(config, normalize_observations="normalized" in name)
         policy = Policy(drawn_model(0, config, spec), agent.init(KEY, spec).state)
     values = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 2)).astype(np.uint8)
     flag, number, legal = jnp.zeros(4, bool), jnp.zeros(4), jnp.ones((4, ACTIONS), bool)
@@ -214,8 +214,8 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
         return agent.look(policy, agent.encode(policy, rows)[:, 0], legal, KEY).prior
 
     found = quick_jit(priors)(values)
-    # Normalised, before anything was seen by a variance of 1 and the floor: bytes no more, and scaled no further.
-    scale = math.sqrt(1 + FAINT**2) if "normalised" in name else 255.0
+    # Normalized, before anything was seen by a variance of 1 and the floor: bytes no more, and scaled no further.
+    scale = math.sqrt(1 + FAINT**2) if "normalized" in name else 255.0
     np.testing.assert_allclose(found, quick_jit(priors)((values / scale).astype(np.float32)), rtol=1e-3, atol=1e-5)
 
 

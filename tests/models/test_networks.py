@@ -253,7 +253,7 @@ def test_the_gradient_into_each_dynamics_step_is_halved():
 def test_observation_statistics_are_those_of_all_valid_rows():
     rng = np.random.default_rng(0)
     statistics, seen = ObservationStatistics.zero(SPEC), []
-    np.testing.assert_allclose(statistics.normalise(jnp.full((2, 4), 3.0)), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(statistics.normalize(jnp.full((2, 4), 3.0)), 3.0, rtol=1e-5)
     for _ in range(4):
         x = rng.normal([1, -50, 0, 3], [1, 2, 100, 0.1], size=(3, 5, 4)).astype(np.float32)
         mask = rng.uniform(size=(3, 5)) > 0.3
@@ -263,12 +263,12 @@ def test_observation_statistics_are_those_of_all_valid_rows():
     assert float(statistics.count) == len(rows)
     np.testing.assert_allclose(statistics.mean, rows.mean(0), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(statistics.variance, rows.var(0), rtol=1e-3)
-    normalised = np.asarray(statistics.normalise(jnp.asarray(rows, jnp.float32)))
-    np.testing.assert_allclose([normalised.mean(0), normalised.std(0)], [[0] * 4, [1] * 4], atol=1e-2)
-    assert float(statistics.normalise(jnp.full((1, 4), 1e9)).max()) == 10.0
+    normalized = np.asarray(statistics.normalize(jnp.asarray(rows, jnp.float32)))
+    np.testing.assert_allclose([normalized.mean(0), normalized.std(0)], [[0] * 4, [1] * 4], atol=1e-2)
+    assert float(statistics.normalize(jnp.full((1, 4), 1e9)).max()) == 10.0
 
 
-def test_a_pictures_pixels_are_normalised_each_by_its_own_and_faint_ones_stay_faint():
+def test_a_pictures_pixels_are_normalized_each_by_its_own_and_faint_ones_stay_faint():
     """The background goes; a pixel that flickers by one of 255 is not blown up to what a moving thing is."""
     rng = np.random.default_rng(0)
     x = np.zeros((6, 50, 3, 4, 1), np.uint8)
@@ -277,10 +277,10 @@ def test_a_pictures_pixels_are_normalised_each_by_its_own_and_faint_ones_stay_fa
     x[..., 1, 1, 0] = 120 * rng.integers(0, 2, (6, 50))
     spec = EnvSpec("test/picture", jax.ShapeDtypeStruct((3, 4, 1), np.uint8), Discrete(2))
     statistics = ObservationStatistics.zero(spec).update(jnp.asarray(x), jnp.ones((6, 50), bool))
-    found = np.asarray(statistics.normalise(jnp.asarray(x)))
+    found = np.asarray(statistics.normalize(jnp.asarray(x)))
     values = x[..., 1, 1, 0].astype(float)
     by_hand = (values - values.mean()) / np.sqrt(values.var() + 16.0**2)
     np.testing.assert_allclose(found[..., 1, 1, 0], by_hand, rtol=1e-4, atol=1e-4)
     assert np.abs(found[..., 0, :, :]).max() < 1e-3 and np.abs(found[..., 1, 0, 0]).max() < 0.07
-    as_numbers = statistics.normalise(jnp.asarray(x, jnp.float32))
+    as_numbers = statistics.normalize(jnp.asarray(x, jnp.float32))
     assert float(jnp.abs(as_numbers[..., 1, 0, 0]).max()) > 0.9, "what is no picture has no such floor"

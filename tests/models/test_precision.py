@@ -42,11 +42,11 @@ def rows_of(spec):
     rng = np.random.default_rng(1)
     if spec is IMAGE:
         rows = rows._replace(observation=jnp.asarray(rng.integers(0, 256, (4, 7, 12, 12, 2)), jnp.uint8))
-    searched = {"search_policy": jax.nn.softmax(rows.extras["behaviour_logits"]), "search_value": rows.reward}
+    searched = {"search_policy": jax.nn.softmax(rows.extras["behavior_logits"]), "search_value": rows.reward}
     return rows._replace(extras={**rows.extras, **searched})
 
 
-def learnt(agent, model, rows, spec):
+def learned(agent, model, rows, spec):
     """Every term's mean, and the gradient of their weighted sum."""
     state = agent.init(KEY, spec).state
     target, _ = agent.targets(Policy(model, state), batch_of(rows), KEY)
@@ -70,7 +70,7 @@ def test_losses_agree_and_gradients_are_float32(name, network):
         agent = agent_of(name, in_precision(config, precision))
         # The same numbers in either.
         model = drawn_model(5, in_precision(config, precision), spec)
-        found[precision] = quick_jit(lambda model, agent=agent: learnt(agent, model, rows, spec))(model)
+        found[precision] = quick_jit(lambda model, agent=agent: learned(agent, model, rows, spec))(model)
     (total, terms, gradient, target), (low, low_terms, low_gradient, low_target) = found.values()
     assert float(total) != float(low), "nothing was computed in another precision"
     for term in terms:

@@ -16,7 +16,7 @@ from builders import ACTIONS, SMALL, SPEC
 
 def found(config: ModelConfig, spec: EnvSpec = SPEC, **settings) -> dict[str, network_summary.Part]:
     model = jax.eval_shape(lambda: Model(spec, config, jax.random.key(0), **settings))
-    return {part.name: part for part in network_summary.summarise(model, spec)}
+    return {part.name: part for part in network_summary.summarize(model, spec)}
 
 
 def layer(inputs: int, outputs: int) -> int:

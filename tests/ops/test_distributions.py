@@ -33,12 +33,12 @@ def masked_softmax(x, legal) -> np.ndarray:
 
 
 @given(logits, logits, some_legal, st.sampled_from([(0.03, 0.003), (0.0, 0.0), (0.5, 0.5)]))
-def test_the_mixture_prior(target, behaviour, legal, shares):
+def test_the_mixture_prior(target, behavior, legal, shares):
     """A policy over the legal actions, each of its three parts with its share."""
-    prior = np.asarray(mixture(target, behaviour, legal, *shares))
+    prior = np.asarray(mixture(target, behavior, legal, *shares))
     uniform = legal / legal.sum()
     rest = 1 - sum(shares)
-    expected = rest * masked_softmax(target, legal) + shares[0] * masked_softmax(behaviour, legal) + shares[1] * uniform
+    expected = rest * masked_softmax(target, legal) + shares[0] * masked_softmax(behavior, legal) + shares[1] * uniform
     np.testing.assert_allclose(prior, expected, rtol=1e-4, atol=1e-6)
     assert prior.sum() == pytest.approx(1, abs=1e-5)
     assert (prior[~legal] == 0).all()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bircher.ops import distributions, improvement
-from bircher.ops.improvement import AdvantageNormaliser
+from bircher.ops.improvement import AdvantageNormalizer
 from bircher.types import PolicyTarget
 
 ACTIONS = 6
@@ -92,7 +92,7 @@ def expected_sum(num_samples: int) -> float:
 
 @pytest.mark.parametrize(("num_samples", "published"), [(1, 1.69), (2, 1.43), (4, 1.21), (16, 1.047), (64, 1.011)])
 def test_sampled_weights_sum_as_published(num_samples, published):
-    """Consistent, not unbiased: z is 1.69, and the sums fall towards 1 (1.68 is a sampled 1.69)."""
+    """Consistent, not unbiased: z is 1.69, and the sums fall toward 1 (1.68 is a sampled 1.69)."""
     assert (PRIOR * np.exp(np.clip(ADVANTAGE, -1, 1))).sum() == pytest.approx(1.69, abs=0.005)
     assert expected_sum(num_samples) == pytest.approx(published, abs=0.02)
     actions = np.random.default_rng(1).choice(ACTIONS, p=PRIOR, size=(40_000, num_samples))
@@ -151,10 +151,10 @@ def test_dense_of_many_actions_gives_the_same_without_a_table_of_pairs(monkeypat
     assert program.memory_analysis().temp_size_in_bytes < 64 * 2**20
 
 
-def test_the_normaliser_is_a_bias_corrected_second_moment():
+def test_the_normalizer_is_a_bias_corrected_second_moment():
     """Against a plain loop: no mean subtracted, masked rows left out (trap 14), the correction as Adam's."""
     rng = np.random.default_rng(0)
-    state, moment, decay = AdvantageNormaliser.zero(), 0.0, 0.9
+    state, moment, decay = AdvantageNormalizer.zero(), 0.0, 0.9
     assert float(state.scale(1e-12)) == 1.0
     for n in range(1, 8):
         advantage = rng.normal(5.0, 2.0, size=(3, 4)).astype(np.float32)
@@ -168,8 +168,8 @@ def test_the_normaliser_is_a_bias_corrected_second_moment():
 
 
 def test_an_update_without_a_valid_row_changes_nothing():
-    state = AdvantageNormaliser.zero().update(jnp.array([3.0]), jnp.array([True]), 0.9)
+    state = AdvantageNormalizer.zero().update(jnp.array([3.0]), jnp.array([True]), 0.9)
     after = state.update(jnp.array([1e9]), jnp.array([False]), 0.9)
     assert float(after.scale(1e-12)) == float(state.scale(1e-12)) == pytest.approx(3.0)
-    untouched = AdvantageNormaliser.zero().update(jnp.array([1e9]), jnp.array([False]), 0.9)
+    untouched = AdvantageNormalizer.zero().update(jnp.array([1e9]), jnp.array([False]), 0.9)
     assert float(untouched.scale(1e-12)) == 1.0

@@ -16,7 +16,7 @@ BATCH, LENGTH = 40, 7
 
 retrace = jax.jit(jax.vmap(returns.retrace))
 lambda_returns = jax.jit(jax.vmap(returns.lambda_returns))
-generalised_advantages = jax.jit(jax.vmap(returns.generalised_advantages))
+generalized_advantages = jax.jit(jax.vmap(returns.generalized_advantages))
 v_trace = jax.jit(jax.vmap(returns.v_trace))
 
 
@@ -145,7 +145,7 @@ def test_n_step_returns_equal_rlax(n):
     np.testing.assert_allclose(ours, oracle, rtol=1e-5, atol=1e-5)
 
 
-def test_generalised_advantages():
+def test_generalized_advantages():
     x = sequences(6, "r", "discount", "c", "v_tm1", "v")
     r, discount, weight, v_tm1, v = (value.astype(float) for value in x.values())
     expected = np.zeros((BATCH, LENGTH))
@@ -155,14 +155,14 @@ def test_generalised_advantages():
             for t in range(start, LENGTH):
                 expected[b, start] += factor * (r[b, t] + discount[b, t] * v[b, t] - v_tm1[b, t])
                 factor *= discount[b, t] * weight[b, t]
-    np.testing.assert_allclose(generalised_advantages(*x.values()), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(generalized_advantages(*x.values()), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_generalised_advantages_equal_rlax():
+def test_generalized_advantages_equal_rlax():
     x = sequences(7, "r", "discount", "c", "v")
     values = np.concatenate([sequences(8, "v")["v"][:, :1], x["v"]], axis=1)
     oracle = jax.vmap(rlax.truncated_generalized_advantage_estimation)(x["r"], x["discount"], x["c"], values)
-    ours = generalised_advantages(x["r"], x["discount"], x["c"], values[:, :-1], values[:, 1:])
+    ours = generalized_advantages(x["r"], x["discount"], x["c"], values[:, :-1], values[:, 1:])
     np.testing.assert_allclose(ours, oracle, rtol=1e-5, atol=1e-5)
 
 

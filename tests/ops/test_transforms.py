@@ -58,7 +58,7 @@ def test_what_the_papers_supports_cover(support, reach):
 @pytest.mark.parametrize("support", SUPPORTS)
 @given(st.floats(-1.2, 1.2))
 def test_two_hot_round_trip_over_the_whole_support_and_beyond(support, share):
-    """Two neighbours at most, mass 1, and h(x) as expectation; beyond the ends all of it lies on the end."""
+    """Two neighbors at most, mass 1, and h(x) as expectation; beyond the ends all of it lies on the end."""
     middle, half = (support.high + support.low) / 2, (support.high - support.low) / 2
     scaled = middle + share * half
     x = float(signed_parabolic(jnp.float32(scaled))) if support.transform else scaled

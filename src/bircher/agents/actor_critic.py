@@ -1,4 +1,4 @@
-"""PPO as its users know it: fresh data only, generalised advantages, several epochs of shuffled minibatches.
+"""PPO as its users know it: fresh data only, generalized advantages, several epochs of shuffled minibatches.
 
 "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347).  Any of Muesli's
 terms can be given a weight beside its own.
@@ -38,7 +38,7 @@ from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, PolicyTarget, 
 class PolicyAgentState(eqx.Module):
     """What these agents keep beside their parameters."""
 
-    normaliser: improvement.AdvantageNormaliser
+    normalizer: improvement.AdvantageNormalizer
     statistics: ObservationStatistics | None
 
 
@@ -62,20 +62,20 @@ class _Seen(NamedTuple):
     """pi_prior(a|s) / pi_b(a|s) of the actions taken."""
 
 
-def normalised(state: PolicyAgentState, observation: Array) -> Array:
+def normalized(state: PolicyAgentState, observation: Array) -> Array:
     """Observations as the network is given them: as they were stored, or by their running mean and deviation."""
-    return observation if state.statistics is None else state.statistics.normalise(observation)
+    return observation if state.statistics is None else state.statistics.normalize(observation)
 
 
 def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
     """The latents of rows, with the memory that stands in them."""
-    return model.encode_rows(normalised(state, rows.observation), initial_memory(rows), rows.first, burn_in)
+    return model.encode_rows(normalized(state, rows.observation), initial_memory(rows), rows.first, burn_in)
 
 
 def policy_targets(
     config: PolicyAgentConfig, wanted: TargetSpec, discount: float, burn_in: int, policy: Policy, batch: Batch, key: Key
 ) -> tuple[Targets, PolicyAgentState]:
-    """Multi-step returns, normalised advantages and improved policies, all from the target network.
+    """Multi-step returns, normalized advantages and improved policies, all from the target network.
 
     `discount` is gamma, negative where the next value is the opponent's; the rows' own discounts tell the same.
     `Targets.policy` covers all T + 1 rows, for the model's unroll may end on the last; the others T.
@@ -86,7 +86,7 @@ def policy_targets(
     state = _observe(policy.state, rows, mask)
     seen = _seen(config, wanted, discount, policy.params, state, rows)
     value, raw_advantage = _returns(config, seen, rows, ends)
-    normaliser, shift, scale = _normalisation(config.advantage, state.normaliser, raw_advantage, mask)
+    normalizer, shift, scale = _normalization(config.advantage, state.normalizer, raw_advantage, mask)
     chosen = raw_advantage
     if config.advantage.source == "look_ahead":
         assert seen.q is not None
@@ -110,7 +110,7 @@ def policy_targets(
         priority=jnp.abs(jnp.where(mask, raw_advantage, 0.0)).max(-1),
         extras=extras,
     )
-    return jax.lax.stop_gradient(result), PolicyAgentState(normaliser, state.statistics)
+    return jax.lax.stop_gradient(result), PolicyAgentState(normalizer, state.statistics)
 
 
 def _seen(
@@ -123,17 +123,17 @@ def _seen(
 ) -> _Seen:
     latent = encoded(model, state, rows)
     prediction = model.predict(latent)
-    behaviour_logits = rows.extras["behaviour_logits"]
+    behavior_logits = rows.extras["behavior_logits"]
     prior = distributions.mixture_prior(
-        prediction.policy_logits, behaviour_logits, rows.legal_actions,
-        config.prior.behaviour_share, config.prior.uniform_share,
+        prediction.policy_logits, behavior_logits, rows.legal_actions,
+        config.prior.behavior_share, config.prior.uniform_share,
     )  # fmt: skip
-    behaviour = jax.nn.softmax(behaviour_logits)
+    behavior = jax.nn.softmax(behavior_logits)
     return _Seen(
         value=model.value_support.mean(prediction.value_logits),
         prior=prior,
         q=model.look_ahead(latent, discount) if wanted.look_ahead else None,
-        ratio=distributions.select(prior, rows.action) / distributions.select(behaviour, rows.action),
+        ratio=distributions.select(prior, rows.action) / distributions.select(behavior, rows.action),
     )
 
 
@@ -141,14 +141,14 @@ def _returns(
     config: PolicyAgentConfig, seen: _Seen, rows: Trajectory, ends: Bool[Array, "B R"]
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """The value target of each root row, and how far it lies above v^ (for V-trace: the return of its gradient)."""
-    reward, discounts = rows.reward[:, 1:], config.discount * rows.discount[:, 1:]
+    reward, discounts = rows.reward[:, 1:], config.gamma * rows.discount[:, 1:]
     lambda_, value = config.returns.lambda_, seen.value
     going = (~ends).astype(jnp.float32)
     # A sequence's last row belongs to what follows: its action's ratio and q are not used.
     c = going * lambda_ * jnp.minimum(seen.ratio, 1.0)
     if config.returns.kind == "gae":
         traces = lambda_ * going[:, 1:]
-        advantage = jax.vmap(returns.generalised_advantages)(reward, discounts, traces, value[:, :-1], value[:, 1:])
+        advantage = jax.vmap(returns.generalized_advantages)(reward, discounts, traces, value[:, :-1], value[:, 1:])
         return advantage + value[:, :-1], advantage
     if config.returns.kind == "v_trace":
         rho = jnp.minimum(seen.ratio, 1.0)
@@ -175,32 +175,32 @@ def improved_policy(
     CMPO's policy over all actions (also where targets sample some), else MPO's, else the prior itself.  A batch's
     deviation is not known here: the moving one of all batches stands for it.
     """
-    advantage = _q_advantage(config.cmpo, prior, q, value) / _known_scale(config.advantage, state.normaliser)
+    advantage = _q_advantage(config.cmpo, prior, q, value) / _known_scale(config.advantage, state.normalizer)
     if wanted.cmpo:
         return improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound)
     return _mpo(config, prior, advantage) if wanted.mpo else prior
 
 
-def _normalisation(
+def _normalization(
     config: AdvantageConfig,
-    normaliser: improvement.AdvantageNormaliser,
+    normalizer: improvement.AdvantageNormalizer,
     advantage: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
-) -> tuple[improvement.AdvantageNormaliser, Array, Array]:
+) -> tuple[improvement.AdvantageNormalizer, Array, Array]:
     """The moving scale after this batch, what is subtracted from its advantages, and what they are divided by."""
-    by_batch = config.normalisation == "batch"
+    by_batch = config.normalization == "batch"
     shift = losses.masked_mean(advantage, mask) if by_batch else jnp.zeros(())
-    normaliser = normaliser.update(advantage - shift, mask, config.decay)
-    scale = _known_scale(config, normaliser)
+    normalizer = normalizer.update(advantage - shift, mask, config.decay)
+    scale = _known_scale(config, normalizer)
     if by_batch:
         deviation = jnp.sqrt(losses.masked_mean(jnp.square(advantage - shift), mask)) + 1e-8
         scale = deviation / config.factor
-    return normaliser, shift, scale
+    return normalizer, shift, scale
 
 
-def _known_scale(config: AdvantageConfig, normaliser: improvement.AdvantageNormaliser) -> Array:
+def _known_scale(config: AdvantageConfig, normalizer: improvement.AdvantageNormalizer) -> Array:
     """What advantages are divided by, as far as the state knows."""
-    scale = jnp.ones(()) if config.normalisation == "none" else normaliser.scale(config.epsilon)
+    scale = jnp.ones(()) if config.normalization == "none" else normalizer.scale(config.epsilon)
     return scale / config.factor
 
 
@@ -227,7 +227,7 @@ def _cmpo(config: CMPOConfig, prior: Array, q_advantage: Array, key: Key) -> Pol
 def _observe(state: PolicyAgentState, rows: Trajectory, mask: Array) -> PolicyAgentState:
     if state.statistics is None:
         return state
-    return PolicyAgentState(state.normaliser, state.statistics.update(rows.observation[:, :-1], mask))
+    return PolicyAgentState(state.normalizer, state.statistics.update(rows.observation[:, :-1], mask))
 
 
 def make(
@@ -239,35 +239,35 @@ def make(
 ) -> Agent:
     """One of these agents as a tuple of pure functions.
 
-    It learns and explores without a search; one with at least one simulation takes part in acting afterwards only.
+    It learns and explores without a search; one with at least one simulation takes part in acting afterward only.
     """
     weights = loss_config.weights()
     enabled = frozenset(weights)
     wanted = products(config, enabled)
     imagines = wanted.look_ahead or loss_terms.need(enabled, "unroll")
-    discount = muzero.signed_discount(config.discount, num_players)
+    discount = muzero.model_discount_of(config.gamma, num_players)
     simulations = search_config.num_simulations if search_config is not None else 0
     if "model_reward" not in enabled:
         model_config = model_config.model_copy(update={"reward_head": False})  # nothing would ever move it
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)
-        statistics = ObservationStatistics.of(spec) if config.normalise_observations else None
+        statistics = ObservationStatistics.of(spec) if config.normalize_observations else None
         model = Model(spec, model_config, key, loss_terms.need(enabled, "projection"), imagines)
-        return Policy(model, PolicyAgentState(improvement.AdvantageNormaliser.zero(), statistics))
+        return Policy(model, PolicyAgentState(improvement.AdvantageNormalizer.zero(), statistics))
 
     def act(
         policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Carry]:
         del progress
         model: Model = policy.params
-        latent, memory = model.encode(normalised(policy.state, timestep.observation), carry.memory, timestep.first)
+        latent, memory = model.encode(normalized(policy.state, timestep.observation), carry.memory, timestep.first)
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
         if mode != "explore" and simulations:
             action = searched(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
         else:
             action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
-        extras = {"behaviour_logits": logits, **memory_extras(carry.memory)}
+        extras = {"behavior_logits": logits, **memory_extras(carry.memory)}
         return ActOutput(action.astype(jnp.int32), extras), carry._replace(memory=memory)
 
     def searched(
@@ -314,13 +314,13 @@ def policy_look(
     legal_actions: Array,
     key: Key,
 ) -> LookAhead:
-    """The one-step look-ahead of B latents, and the policy learnt towards where the network's own had acted."""
+    """The one-step look-ahead of B latents, and the policy learned toward where the network's own had acted."""
     del key
     model: Model = policy.params
     prediction = model.predict(latent)
     value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
     logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
-    shares = config.prior.behaviour_share, config.prior.uniform_share
+    shares = config.prior.behavior_share, config.prior.uniform_share
     prior = distributions.mixture_prior(logits, logits, legal_actions, *shares)
     improved = improved_policy(config, wanted, policy.state, prior, q, value)
     return LookAhead(value, jax.nn.softmax(logits), q, improved)
@@ -398,10 +398,10 @@ class TRPOPenaltyConfig(BaselineConfig):
 
 
 class TRPOPenaltyLosses(BaselineLosses):
-    """Terms of the penalised policy gradient."""
+    """Terms of the penalized policy gradient."""
 
     policy_gradient: Term = Term()
-    kl_to_behaviour: Term = Term()
+    kl_to_behavior: Term = Term()
 
 
 class MuesliConfig(PolicyAgentConfig):
@@ -425,10 +425,10 @@ class PPOConfig(PolicyAgentConfig):
     """PPO's own settings; the defaults are the paper's for Atari where it has them."""
 
     name: Literal["ppo"] = "ppo"
-    discount: Annotated[float, Field(ge=0, le=1)] = 0.99
-    prior: PriorConfig = PriorConfig(behaviour_share=0.0, uniform_share=0.0)
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
+    prior: PriorConfig = PriorConfig(behavior_share=0.0, uniform_share=0.0)
     returns: ReturnConfig = ReturnConfig.model_validate({"kind": "gae"})
-    advantage: AdvantageConfig = AdvantageConfig(normalisation="batch")
+    advantage: AdvantageConfig = AdvantageConfig(normalization="batch")
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     acts_with: Literal["target", "online"] = "online"
     policy_target: Literal["cmpo", "prior"] = "prior"

@@ -64,10 +64,10 @@ class AgentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    discount: Annotated[float, Field(ge=0, le=1)]
+    gamma: Annotated[float, Field(ge=0, le=1)]
     """gamma for each environment step."""
     target_update_rate: Annotated[float, Field(gt=0, le=1)]
-    """How far the target network moves towards the online one at each update."""
+    """How far the target network moves toward the online one at each update."""
 
 
 class Carry(NamedTuple):
@@ -104,7 +104,7 @@ class Act(Protocol):
 
 
 class BuildTargets(Protocol):
-    """Computes the targets that an agent learns towards."""
+    """Computes the targets that an agent learns toward."""
 
     def __call__(self, policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, Any]:
         """Targets without gradient, and the agent's new state.
@@ -119,7 +119,7 @@ class BuildTargets(Protocol):
 
 
 class Loss(Protocol):
-    """What an agent minimises."""
+    """What an agent minimizes."""
 
     def __call__(
         self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, /, measured: Array | bool = True
@@ -137,7 +137,7 @@ class LookAhead(NamedTuple):
     q_values: Float[Array, "B A"]
     """Of each action, by look-ahead or search; actions that a search left out have its completed values."""
     improved: Float[Array, "B A"]
-    """The policy that the agent learns towards."""
+    """The policy that the agent learns toward."""
 
 
 class Agent(NamedTuple):
@@ -163,8 +163,8 @@ class Agent(NamedTuple):
     """(policy, latent, legal actions, key) -> what its model says; None for an agent without a model"""
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None
     """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
-    keeps_behaviour: bool = False
-    """Whether rows hold `behaviour_logits`, from which the distance to the policy that acted is measured"""
+    keeps_behavior: bool = False
+    """Whether rows hold `behavior_logits`, from which the distance to the policy that acted is measured"""
 
 
 def require_discrete(name: str, spec: EnvSpec) -> None:

@@ -38,7 +38,7 @@ class MPOTargetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """eta: normalised advantages are divided by it."""
+    """eta: normalized advantages are divided by it."""
 
 
 class ClipConfig(BaseModel):
@@ -56,14 +56,14 @@ class PriorConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    behaviour_share: Annotated[float, Field(ge=0, le=1)] = 0.03
+    behavior_share: Annotated[float, Field(ge=0, le=1)] = 0.03
     uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.003
 
     @model_validator(mode="after")
     def _leaves_the_target_a_share(self) -> PriorConfig:
-        if self.behaviour_share + self.uniform_share > 1:
+        if self.behavior_share + self.uniform_share > 1:
             raise ValueError(
-                f"behaviour_share + uniform_share must be at most 1, not {self.behaviour_share + self.uniform_share:g}"
+                f"behavior_share + uniform_share must be at most 1, not {self.behavior_share + self.uniform_share:g}"
             )
         return self
 
@@ -74,7 +74,7 @@ class ReturnConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["retrace", "v_trace", "gae"] = "retrace"
-    """Retrace with the model's q^ (Muesli); V-trace with v^ alone; or generalised advantages, for fresh data only."""
+    """Retrace with the model's q^ (Muesli); V-trace with v^ alone; or generalized advantages, for fresh data only."""
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
 
 
@@ -85,19 +85,19 @@ class AdvantageConfig(BaseModel):
 
     source: Literal["return", "look_ahead"] = "return"
     """What the policy gradient compares with v^: the multi-step return, or the model's own q^(s, a)."""
-    normalisation: Literal["moving", "batch", "none"] = "moving"
+    normalization: Literal["moving", "batch", "none"] = "moving"
     """By the moving second moment (Muesli), by a batch's mean and deviation (PPO), or not at all."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """beta_var of the moving second moment."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-12
     factor: Annotated[float, Field(gt=0)] = 1.0
-    """What normalised advantages are multiplied by: for finding out what depends on their scale."""
+    """What normalized advantages are multiplied by: for finding out what depends on their scale."""
 
 
 class PolicyAgentConfig(AgentConfig):
     """What these agents' settings are; each has its own defaults."""
 
-    discount: Annotated[float, Field(ge=0, le=1)] = 0.995
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.995
     cmpo: CMPOConfig = CMPOConfig()
     mpo: MPOTargetConfig = MPOTargetConfig()
     clip: ClipConfig = ClipConfig()
@@ -109,7 +109,7 @@ class PolicyAgentConfig(AgentConfig):
     """Which network acts, in training and evaluation."""
     policy_target: Literal["cmpo", "prior"] = "cmpo"
     """What the model's policies learn: the improved policy, or the prior's own; with the cmpo term always the first."""
-    normalise_observations: bool = False
+    normalize_observations: bool = False
     """Whether observations are scaled by their running mean and deviation."""
 
 
@@ -120,7 +120,7 @@ class PolicyLosses(LossTable):
     ppo_clip: Term = OFF
     cmpo: Term = OFF
     mpo: Term = OFF
-    kl_to_behaviour: Term = OFF
+    kl_to_behavior: Term = OFF
     entropy: Term = OFF
     value: Term = OFF
     ppo_value: Term = OFF
@@ -152,6 +152,6 @@ def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: 
         wants.append("agent.advantage.source=look_ahead")
     if simulations:
         wants.append(f"search.num_simulations={simulations}")
-    missing = loss_terms.unlearnt(names, reward_head)
+    missing = loss_terms.unlearned(names, reward_head)
     if wants and missing:
-        raise ValueError(f"{wants[0]} needs the look-ahead of a model that is learnt: give {missing} a weight above 0")
+        raise ValueError(f"{wants[0]} needs the look-ahead of a model that is learned: give {missing} a weight above 0")

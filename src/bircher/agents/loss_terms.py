@@ -54,9 +54,9 @@ class LossInputs(NamedTuple):
         return self.rows.action[:, : self.logits.shape[1]]
 
     @property
-    def behaviour_logits(self) -> Float[Array, "B T A"]:
+    def behavior_logits(self) -> Float[Array, "B T A"]:
         """Of the policy that took it."""
-        return self.rows.extras["behaviour_logits"][:, : self.logits.shape[1]]
+        return self.rows.extras["behavior_logits"][:, : self.logits.shape[1]]
 
 
 class Rule(NamedTuple):
@@ -69,7 +69,7 @@ class Rule(NamedTuple):
 def policy_gradient(
     logits: Float[Array, "B T A"],
     action: Int[Array, "B T"],
-    behaviour_logits: Float[Array, "B T A"],
+    behavior_logits: Float[Array, "B T A"],
     advantage: Float[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """-sg(min(1, pi(a|s) / pi_b(a|s))) adv log pi(a|s), a sample of -E_pi[adv] (Muesli, equation 10).
@@ -78,14 +78,14 @@ def policy_gradient(
     pi exceeds pi_b.
     """
     log_probability = distributions.log_probability(logits, action)
-    ratio = jnp.exp(log_probability - distributions.log_probability(behaviour_logits, action))
+    ratio = jnp.exp(log_probability - distributions.log_probability(behavior_logits, action))
     return -jax.lax.stop_gradient(jnp.minimum(ratio, 1.0)) * advantage * log_probability
 
 
 def ppo_clip(
     logits: Float[Array, "B T A"],
     action: Int[Array, "B T"],
-    behaviour_logits: Float[Array, "B T A"],
+    behavior_logits: Float[Array, "B T A"],
     advantage: Float[Array, "B T"],
     clip: float,
 ) -> Float[Array, "B T"]:
@@ -94,7 +94,7 @@ def ppo_clip(
     "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7.
     """
     log_probability = distributions.log_probability(logits, action)
-    ratio = jnp.exp(log_probability - distributions.log_probability(behaviour_logits, action))
+    ratio = jnp.exp(log_probability - distributions.log_probability(behavior_logits, action))
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
 
 
@@ -115,15 +115,15 @@ def distilled(policy: Float[Array, "B T A"], logits: Float[Array, "B T A"]) -> F
     """KL(target, pi) at the root; as excess for sampled targets.
 
     With CMPO's policy it is Muesli's `cmpo` (equation 9), with a search's MuZero's `policy`, and with
-    pi_prior exp(adv / eta) / z the `mpo` of "Maximum a Posteriori Policy Optimisation" by Abdolmaleki et al. 2018
+    pi_prior exp(adv / eta) / z the `mpo` of "Maximum a Posteriori Policy Optimization" by Abdolmaleki et al. 2018
     (https://arxiv.org/abs/1806.06920).
     """
     return losses.excess_cross_entropy(policy, logits)
 
 
-def kl_to_behaviour(logits: Float[Array, "B T A"], behaviour_logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+def kl_to_behavior(logits: Float[Array, "B T A"], behavior_logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
     """KL(pi_b, pi): the penalty in place of a trust region (TRPO, https://arxiv.org/abs/1502.05477, section 4)."""
-    return losses.excess_cross_entropy(jax.nn.softmax(behaviour_logits), logits)
+    return losses.excess_cross_entropy(jax.nn.softmax(behavior_logits), logits)
 
 
 def _over_depths(values: Float[Array, "K B T"], mask: Bool[Array, "K B T"]) -> Float[Array, "B T"]:
@@ -183,7 +183,7 @@ def consistency(
 
 def _ppo_clip(p: LossInputs) -> Array:
     assert p.clips is not None
-    return ppo_clip(p.logits, p.action, p.behaviour_logits, p.target.advantage, p.clips.ratio)
+    return ppo_clip(p.logits, p.action, p.behavior_logits, p.target.advantage, p.clips.ratio)
 
 
 def _ppo_value(p: LossInputs) -> Array:
@@ -198,13 +198,13 @@ _PROJECTION: frozenset[Need] = frozenset({"projection"})
 
 TABLE: dict[str, Rule] = {
     "policy_gradient": Rule(
-        lambda p: policy_gradient(p.logits, p.action, p.behaviour_logits, p.target.advantage)
+        lambda p: policy_gradient(p.logits, p.action, p.behavior_logits, p.target.advantage)
     ),
     "ppo_clip": Rule(_ppo_clip),
     "policy": Rule(lambda p: distilled(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
     "cmpo": Rule(lambda p: distilled(p.unrolled.policy[0], p.logits), _LOOK),
     "mpo": Rule(lambda p: distilled(p.target.extras["mpo_policy"], p.logits), _LOOK),
-    "kl_to_behaviour": Rule(lambda p: kl_to_behaviour(p.logits, p.behaviour_logits)),
+    "kl_to_behavior": Rule(lambda p: kl_to_behavior(p.logits, p.behavior_logits)),
     "entropy": Rule(lambda p: entropy(p.logits)),
     "value": Rule(lambda p: value(p.model, p.unrolled)),
     "ppo_value": Rule(_ppo_value),
@@ -228,10 +228,10 @@ def needing(what: Need) -> tuple[str, ...]:
     return tuple(name for name, rule in TABLE.items() if what in rule.needs)
 
 
-def unlearnt(names: Collection[str], reward_head: bool) -> str:
+def unlearned(names: Collection[str], reward_head: bool) -> str:
     """What is missing among these terms for a look-ahead, q^ = r^ + gamma v^ of imagined states, as settings."""
-    learnt = ("model_value", "model_reward") if reward_head else ("model_value",)
-    return ", ".join(f"losses.{name}" for name in learnt if name not in names)
+    learned = ("model_value", "model_reward") if reward_head else ("model_value",)
+    return ", ".join(f"losses.{name}" for name in learned if name not in names)
 
 
 def build(names: Collection[str], products: LossInputs) -> dict[str, Float[Array, "B T"]]:

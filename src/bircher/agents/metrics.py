@@ -144,10 +144,10 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, held: LossInputs
     prior = target.extras["prior"][:, :length]
     policy = jax.nn.softmax(held.logits)
     log_ratio = distributions.log_probability(held.logits, held.action) - distributions.log_probability(
-        held.behaviour_logits, held.action
+        held.behavior_logits, held.action
     )
     metrics = common_metrics(held) | {
-        "act/kl_to_behaviour": mean(distributions.kl_divergence(jax.nn.softmax(held.behaviour_logits), policy)),
+        "act/kl_to_behavior": mean(distributions.kl_divergence(jax.nn.softmax(held.behavior_logits), policy)),
         "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
         "target/advantage_mean": mean(target.advantage),

@@ -40,7 +40,7 @@ from bircher.search import Root, SearchConfig, SearchResult, Simulate, Step, com
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
-def signed_discount(discount: float, num_players: int) -> float:
+def model_discount_of(discount: float, num_players: int) -> float:
     """gamma, negative where each next value is the opponent's."""
     return discount if num_players == 1 else -discount
 
@@ -55,7 +55,7 @@ def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: B
 
 
 def simulator(model: Model, discount: float) -> Simulate:
-    """One step of the model from a latent; `discount` as `signed_discount` gives it."""
+    """One step of the model from a latent; `discount` as `model_discount_of` gives it."""
 
     def simulate(latent: Float[Array, "B latent"], action: Int[Array, " B"]) -> Step:
         following = model.step(latent, action)
@@ -99,7 +99,7 @@ def muzero_targets(
     config: ReturnConfig, discount: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
     key: Key, minibatches: int = 1,
 ) -> Targets:  # fmt: skip
-    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalysed share of each minibatch.
+    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalyzed share of each minibatch.
 
     `model` is the target network and `plan` a search with it: (latents [N, …], legal actions [N, A], key=…) ->
     SearchResult. The batch holds `minibatches` equal minibatches, one after the other.
@@ -108,7 +108,7 @@ def muzero_targets(
     ends = episode_ends(rows)
     mask = root_mask(ends, burn_in)
     latent = encoded(model, rows)
-    policy, value = _reanalysed(fraction, minibatches, plan, latent, rows, key)
+    policy, value = _reanalyzed(fraction, minibatches, plan, latent, rows, key)
     if config.bootstrap == "network":
         value = model.value(latent)
     target, known = _returns(config, discount, rows, ends, value)
@@ -125,7 +125,7 @@ def muzero_targets(
     return jax.lax.stop_gradient(result)
 
 
-def _reanalysed(
+def _reanalyzed(
     fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
 ) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
     """The searches' policies and values.
@@ -205,14 +205,14 @@ class MuZeroConfig(AgentConfig):
     """MuZero's own settings; the defaults are the paper's for Atari."""
 
     name: Literal["muzero", "gumbel_muzero"] = "muzero"
-    discount: Annotated[float, Field(ge=0, le=1)] = 0.997
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.997
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """How far the target network, which reanalyses, moves towards the online one at each update."""
+    """How far the target network, which reanalyzes, moves toward the online one at each update."""
     temperature: TemperatureConfig = TemperatureConfig()
     random_action_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of training's actions drawn uniformly from the legal ones; no return looks past such an action."""
     returns: ReturnConfig = ReturnConfig()
-    reanalyse_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    reanalyze_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each minibatch whose policies and bootstraps come from a fresh search with the target network.
 
     Replayed sequences are searched first, and fresh ones only where the share is larger than `replay.fraction`.
@@ -241,7 +241,7 @@ def make(
 ) -> Agent:
     """MuZero or Gumbel MuZero as a tuple of pure functions; without simulations it acts by its network alone."""
     weights = loss_config.weights()
-    discount = signed_discount(config.discount, num_players)
+    discount = model_discount_of(config.gamma, num_players)
     plan = planner(config, search_config, discount)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
@@ -259,7 +259,7 @@ def make(
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, tuple]:
         return muzero_targets(
-            config.returns, config.discount, config.reanalyse_fraction, model_config.burn_in,
+            config.returns, config.gamma, config.reanalyze_fraction, model_config.burn_in,
             partial(plan, policy.params, mode="sample"), policy.params, batch, key, minibatches,
         ), ()  # fmt: skip
 
@@ -323,7 +323,7 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) 
     """(model, latent [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
 
     Without simulations it is what the network alone says.  `temperature` multiplies the noise by which Gumbel's search
-    draws its action; PUCT's visits are drawn from afterwards.
+    draws its action; PUCT's visits are drawn from afterward.
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
     return partial(_plan, searcher, search_config, discount)

@@ -83,7 +83,7 @@ def unroll(
     """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
 
     Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
-    on a terminal row, towards 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
+    on a terminal row, toward 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
     return, nor where the targets' own `value_mask` says that there is none.  Policy: rows where an action counts.
     With `absorbing` values and rewards go on behind a terminal row.  Without `mask_illegal` the policy must learn
     that illegal actions get no probability: a search knows which they are at its root alone.

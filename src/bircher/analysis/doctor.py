@@ -1,7 +1,7 @@
 """Why a run does not learn: numbered red flags, read from what it logged, each with evidence, cause and a setting.
 
 A flag is a function of the lines of ``metrics.jsonl`` so far and of a few facts of the configuration; so the same
-flags are raised while a run learns and afterwards, and a test can plant each.
+flags are raised while a run learns and afterward, and a test can plant each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ actions are alike, whatever was done; it sees nothing where observations are out
 resolved or foretold, values explain nothing and no action seems better than another."""
 
 
-HOLDING_BACK = ("entropy", "kl_to_behaviour")
+HOLDING_BACK = ("entropy", "kl_to_behavior")
 """Terms that have nothing to learn themselves."""
 DOMINANT, DOMINANT_MEASURES, DOMINANT_UPDATES, FADED = 0.95, 3, 500, 0.1
 """A share is measured on few sequences and seldom.  PPO's value had 0.80 to 0.93 in a sound run of LunarLander-v3."""
@@ -55,7 +55,7 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         return
     weights = dict(zip(facts.terms, facts.weights, strict=False))
     for term in facts.terms:
-        # Terms that have been learnt ask for nothing, and are not drowned: PPO's value, once CartPole is solved.
+        # Terms that have been learned ask for nothing, and are not drowned: PPO's value, once CartPole is solved.
         others = [f"gradient/{other}_encoder" for other in facts.terms if other not in (term, *HOLDING_BACK)]
         shares = series(unfaded(lines, others, FADED), f"gradient/{term}_share")
         weight, greatest = weights.get(term), max((weights[name] for name in weights if name != term), default=0.0)
@@ -66,7 +66,7 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             # What the term would have at the weight of the others.
             if share < HEAVY_SHARE or share * greatest / weight > (1 - share):
                 continue
-            change = f"from {weight:g} towards {greatest:g}, the greatest of the others"
+            change = f"from {weight:g} toward {greatest:g}, the greatest of the others"
         if _dominates(run):
             share = float(np.median(run.values))
             yield Flag(
@@ -105,7 +105,7 @@ def entropy_collapse(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             2, "entropy collapse",
             f"entropy fell to {early[-1]:.1%} of log A within the first {COLLAPSE_BEFORE:.0%} of the steps",
             "the policy became certain before values could tell actions apart",
-            "give losses.entropy.weight a value such as 0.01, or lower optimiser.learning_rate",
+            "give losses.entropy.weight a value such as 0.01, or lower optimizer.learning_rate",
         )  # fmt: skip
 
 
@@ -120,11 +120,11 @@ def entropy_stuck(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             3, "entropy stuck",
             f"entropy never fell below {share.min():.0%} of log A in the second half of the steps",
             "nothing that the policy is taught tells one action from another, or an entropy term holds it back",
-            "lower losses.entropy.weight, raise optimiser.learning_rate, and see whether rewards are ever met",
+            "lower losses.entropy.weight, raise optimizer.learning_rate, and see whether rewards are ever met",
         )  # fmt: skip
 
 
-UNEXPLAINED, UNEXPLAINED_UPDATES, LEARNT = -0.05, 1000, 0.01
+UNEXPLAINED, UNEXPLAINED_UPDATES, Learned = -0.05, 1000, 0.01
 """A constant explains 0, and so does a value where nothing can be foretold.  Within a hundredth of a nat of its targets
 a value is right: where all returns are alike, as on a solved CartPole, its last digits explain less than nothing."""
 
@@ -132,7 +132,7 @@ a value is right: where all returns are alike, as on a solved CartPole, its last
 def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Values predict returns worse than a constant would."""
     coarse = is_coarse(lines, facts)  # then the loss is small whatever the value says
-    wrong = [line for line in lines if coarse or line.get("loss/value", math.inf) > LEARNT]
+    wrong = [line for line in lines if coarse or line.get("loss/value", math.inf) > Learned]
     explained = series(wrong, "target/explained_variance")
     late = explained.since(explained.env_steps.max(initial=0.0) / 2)
     if late.updates >= UNEXPLAINED_UPDATES and float(np.median(late.values)) < UNEXPLAINED:
@@ -140,7 +140,7 @@ def unexplained(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             4, "values explain nothing",
             f"explained variance is {np.median(late.values):.2f}, the median over the last {late.updates:,} updates",
             "the value learns too slowly, its targets move faster than it can follow, or it fits what was chance",
-            "raise losses.value.weight; lower agent.target_update_rate, agent.returns.lambda or optimiser.epochs",
+            "raise losses.value.weight; lower agent.target_update_rate, agent.returns.lambda or optimizer.epochs",
         )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def idle_cmpo(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         yield Flag(
             5, "idle CMPO",
             f"CMPO's policy is within {run.values.max():.0e} nats of its prior over the last {run.updates:,} updates",
-            "normalised advantages of the model are all near 0: q^ is the same for every action",
+            "normalized advantages of the model are all near 0: q^ is the same for every action",
             "see gradient/model_reward_share and gradient/model_value_share; raise losses.model_value.weight",
         )  # fmt: skip
 
@@ -193,7 +193,7 @@ def spike(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
                 f"the gradient's norm was {norm.values[at]:.3g} at learner step {norm.learner_steps[at]:,.0f}, "
                 f"{norm.values[at] / usual:.0f} times its median before",
                 "a step that was too large, or a reward far beyond those before it",
-                "lower optimiser.learning_rate or optimiser.update_clip, and see target/support_overflow",
+                "lower optimizer.learning_rate or optimizer.update_clip, and see target/support_overflow",
             )  # fmt: skip
             return
 
@@ -203,7 +203,7 @@ STALE = 1.0
 
 def stale_replay(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """What is replayed was done by another policy than the one that learns from it."""
-    distance = series(lines, "act/kl_to_behaviour").since(0.5 * facts.steps)
+    distance = series(lines, "act/kl_to_behavior").since(0.5 * facts.steps)
     age = series(lines, "target/replay_age").since(0.5 * facts.steps)
     if facts.replay_fraction and len(distance) and len(age) and distance.values.mean() > STALE:
         yield Flag(
@@ -228,7 +228,7 @@ def blind(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             13, "blind encoder",
             f"latents of different observations differ by {run.values.max():.4f} at most, over {run.updates:,} updates",
             "nearly all of an observation is the same in every row, and drowns what is not",
-            "agent.normalise_observations=true, or another model.torso; rewards and values cannot be told from this",
+            "agent.normalize_observations=true, or another model.torso; rewards and values cannot be told from this",
         )  # fmt: skip
 
 

@@ -94,14 +94,14 @@ def waiting(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             11, "learner waits for environments",
             f"acting takes {mean:.0%} of the time",
             "environments are slow beside the updates",
-            "more env.num_envs or env.num_threads, loop=pipeline, or more optimiser.updates_per_step for the same wait",
+            "more env.num_envs or env.num_threads, loop=pipeline, or more optimizer.updates_per_step for the same wait",
         )  # fmt: skip
     elif 1 - mean > LEARNING and facts.replay_fraction == 0:
         yield Flag(
             11, "environments wait for the learner",
             f"learning takes {1 - mean:.0%} of the time",
             "updates are slow beside the environments",
-            "fewer optimiser.epochs, larger minibatches, a smaller network, or loop=pipeline",
+            "fewer optimizer.epochs, larger minibatches, a smaller network, or loop=pipeline",
         )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ FORETOLD = 0.5
 
 
 def memoryless(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Equal observations and actions are followed by different rewards, nothing is learnt, and nothing is remembered.
+    """Equal observations and actions are followed by different rewards, nothing is learned, and nothing is remembered.
 
     A random environment looks the same, so that the flag needs an agent that does not improve.
     """
@@ -175,7 +175,7 @@ LARGE, SMALL, LINES = 50.0, 1e-2, 3
 OFFSET, SURE = 10.0, 5.0
 """Root mean square, in standard deviations, above which what is constant drowns what varies; and the root mean square
 above which that was seen to prevent all learning: at 10 ± 0.1, 30 ± 1, 1,000 ± 70.  Without an offset a scale of 10,000
-was learnt from, so that large numbers alone are a fault only where returns do not rise."""
+was learned from, so that large numbers alone are a fault only where returns do not rise."""
 
 
 def observations_out_of_scale(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -192,7 +192,7 @@ def observations_out_of_scale(lines: Sequence[Line], facts: Facts) -> Iterator[F
     if facts.normalizes_observations is None:
         scaling = f"{scaling[3:]} (gymnasium.wrappers.TransformObservation): this agent has no setting for it"
     else:
-        scaling = f"agent.normalise_observations=true, {scaling}"
+        scaling = f"agent.normalize_observations=true, {scaling}"
     yield Flag(
         14, "observations far from unit scale",
         f"the largest number of an observation has a root mean square of {plain(size)}, and the one that varies most "

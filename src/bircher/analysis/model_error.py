@@ -108,7 +108,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
     reached = jnp.cumprod(windows(going, depths, length), axis=0).astype(bool) & in_range
     predicts_reward = model.heads.reward is not None
-    value, outcome, error = _outcomes(rows, seen.value, ends, agent.discount, predicts_reward)
+    value, outcome, error = _outcomes(rows, seen.value, ends, agent.model_discount, predicts_reward)
 
     latents = model.unroll(latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
@@ -201,8 +201,8 @@ def _deviation(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[A
 
 
 def _correlation(x: Float[Array, "B T"], y: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    def centred(values: Array) -> Array:
+    def centered(values: Array) -> Array:
         return values - _mean(values, mask, axes=None)
 
-    product = _mean(centred(x) * centred(y), mask, axes=None)
+    product = _mean(centered(x) * centered(y), mask, axes=None)
     return product / jnp.maximum(_deviation(x, mask) * _deviation(y, mask), 1e-12)

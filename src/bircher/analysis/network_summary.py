@@ -89,7 +89,7 @@ def part_of(path: tuple) -> str:
     return next(PARTS[field] for field in reversed(fields) if field in PARTS)
 
 
-def summarise(model: PyTree, spec: EnvSpec) -> list[Part]:
+def summarize(model: PyTree, spec: EnvSpec) -> list[Part]:
     """Every part of a model, or of its shapes, in the order of `PARTS`; the parts it does not have are left out."""
     sizes = dict.fromkeys(PARTS.values(), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(model, _is_array)):

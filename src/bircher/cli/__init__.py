@@ -193,7 +193,7 @@ def config(
     """Print every setting and its value as YAML: save it, edit it, pass it back with --config.
 
     \b
-    bircher config LunarLander-v3 agent.discount=0.999 > mine.yaml
+    bircher config LunarLander-v3 agent.gamma=0.999 > mine.yaml
     bircher config LunarLander-v3 model.latent_width=256 --summary
     """
     with exit_on_error():

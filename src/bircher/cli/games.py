@@ -142,9 +142,9 @@ def _tell(report: Report) -> None:
     least, most = min(report.returns), max(report.returns)
     print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
     print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
-    if report.human_normalised is not None:
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalised.items())
-        print(f"human-normalised (0 a random player, 1 a human): {scores}")
+    if report.human_normalized is not None:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalized.items())
+        print(f"human-normalized (0 a random player, 1 a human): {scores}")
     if report.cut_short:
         print(f"cut short: {report.cut_short} of {report.episodes} episodes, which count as they stood then")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")

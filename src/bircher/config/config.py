@@ -27,7 +27,7 @@ from bircher.replay import base
 from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.training.evaluator import EvaluationConfig
-from bircher.training.optimizer import OptimiserConfig, require_memory_rows, require_rows, updates_per_iteration
+from bircher.training.optimizer import OptimizerConfig, require_memory_rows, require_rows, updates_per_iteration
 
 LOOPS = ("synchronous", "pipeline")
 OBSERVATIONS = ("state", "pixels")
@@ -36,7 +36,7 @@ DEBUG = {
     "steps": 64,
     "env": {"num_envs": 2},
     "loop": {"rollout_length": 8},
-    "optimiser": {"batch_size": 2, "updates_per_step": 1 / 16, "minibatches": 1, "epochs": 1},
+    "optimizer": {"batch_size": 2, "updates_per_step": 1 / 16, "minibatches": 1, "epochs": 1},
     "replay": {"capacity": 1024},
     "evaluation": {"count": 0},
 }
@@ -51,7 +51,7 @@ class LoopConfig(BaseModel):
     name: Literal["synchronous", "pipeline"] = "synchronous"
     """`pipeline` makes a rollout while it learns from the one before, on two cores; its policy is one rollout older."""
     rollout_length: int = Field(16, ge=1, le=2**20)
-    """T, the steps of each environment in a rollout; also the length of the sequences learnt from."""
+    """T, the steps of each environment in a rollout; also the length of the sequences learned from."""
 
 
 class CheckpointConfig(BaseModel):
@@ -89,7 +89,7 @@ class Config(BaseModel):
     search: SearchConfig
     model: ModelConfig = ModelConfig.model_validate({})
     replay: ReplayConfig = ReplayConfig.model_validate({})
-    optimiser: OptimiserConfig = OptimiserConfig.model_validate({})
+    optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     loop: LoopConfig = LoopConfig.model_validate({})
     checkpoint: CheckpointConfig = CheckpointConfig.model_validate({})
     evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
@@ -102,18 +102,18 @@ class Config(BaseModel):
             raise ValueError(
                 f"env.num_envs × loop.rollout_length is {rollout:,} steps a rollout: expected at most 2,147,483,647"
             )
-        updates_per_iteration(self.optimiser, rollout)
-        require_rows(self.optimiser, self.loop.rollout_length)
+        updates_per_iteration(self.optimizer, rollout)
+        require_rows(self.optimizer, self.loop.rollout_length)
         base.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
         if self.model.memory != "none":
-            require_memory_rows(self.optimiser, self.model.burn_in, self.loop.rollout_length)
+            require_memory_rows(self.optimizer, self.model.burn_in, self.loop.rollout_length)
             if self.replay.symmetries:
                 raise ValueError(
                     "replay.symmetries=true turns rows, and what model.memory holds of them it cannot turn"
                 )
         weights = self.losses.weights()
         if not weights:
-            raise ValueError("losses has no term enabled that has a weight: nothing would be learnt")
+            raise ValueError("losses has no term enabled that has a weight: nothing would be learned")
         if "model_reward" in weights and not self.model.reward_head:
             raise ValueError(
                 "model.reward_head=false leaves losses.model_reward nothing to learn: "
@@ -151,16 +151,16 @@ class PolicyRun(Config):
     def _has_what_it_needs(self) -> PolicyRun:
         names = frozenset(self.losses.weights())
         requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
-        optimiser = self.optimiser
-        if optimiser.kl_stop is not None and optimiser.epochs * optimiser.minibatches == 1:
+        optimizer = self.optimizer
+        if optimizer.target_kl is not None and optimizer.epochs * optimizer.minibatches == 1:
             raise ValueError(
-                f"optimiser.kl_stop={optimiser.kl_stop:g} leaves out the rest of a batch's updates, and of "
+                f"optimizer.target_kl={optimizer.target_kl:g} leaves out the rest of a batch's updates, and of "
                 "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
             )
-        pieces, steps = optimiser.pieces, self.model.unroll_steps
+        pieces, steps = optimizer.segment_length, self.model.unroll_steps
         if pieces is not None and pieces < steps and loss_terms.need(names, "unroll"):
             raise ValueError(
-                f"optimiser.pieces={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
+                f"optimizer.segment_length={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
                 "(model.unroll_steps)"
             )
         return self
@@ -181,12 +181,12 @@ class MuZeroRun(Config):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> MuZeroRun:
-        name, missing = self.agent.name, loss_terms.unlearnt(self.losses.weights(), self.model.reward_head)
+        name, missing = self.agent.name, loss_terms.unlearned(self.losses.weights(), self.model.reward_head)
         if missing:
-            raise ValueError(f"{name} searches with a model that is learnt: give {missing} a weight above 0")
-        if self.optimiser.kl_stop is not None:
+            raise ValueError(f"{name} searches with a model that is learned: give {missing} a weight above 0")
+        if self.optimizer.target_kl is not None:
             raise ValueError(
-                f"optimiser.kl_stop={self.optimiser.kl_stop:g} needs the policy that acted, which {name} does not keep"
+                f"optimizer.target_kl={self.optimizer.target_kl:g} needs the policy that acted, which {name} does not keep"
             )
         return self
 

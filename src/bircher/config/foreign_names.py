@@ -13,7 +13,7 @@ _NAMES_ELSEWHERE = {
     "steps": (
         "total_timesteps total_steps max_steps_total max_env_step total_env_steps num_env_steps total_transitions"
     ),
-    "steps and optimiser.updates_per_step": "training_steps",
+    "steps and optimizer.updates_per_step": "training_steps",
     "episodes": "max_episodes num_episodes n_episodes total_episodes",
     "seed": "random_seed",
     "device=gpu": "cuda use_gpu train_on_gpu",
@@ -31,18 +31,18 @@ _NAMES_ELSEWHERE = {
     "env.reward_clip=1": "clip_rewards clip_reward reward_clipping",
     "env.options": "env_kwargs",
     "env.protocol": "sticky_actions repeat_action_probability full_action_space noop_max",
-    "observation.grey": "gray_scale grayscale",
+    "observation.gray": "gray_scale grayscale",
     "observation.size": "resize screen_size observation_shape",
-    "agent.normalise_observations": "normalize_obs norm_obs normalize_observation normalize_input",
+    "agent.normalize_observations": "normalize_obs norm_obs normalize_observation normalize_input",
     # The agent
-    "agent.discount": "discount discount_factor gamma",
+    "agent.gamma": "discount discount_factor gamma",
     "agent.returns.lambda": "gae_lambda td_lambda retrace_lambda lam",
     "agent.returns.steps": "td_steps n_step",
     "agent.returns.kind=gae": "use_gae",
     "agent.returns.kind=v_trace": "vtrace",
     "agent.clip.ratio": "clip_range clip_coef clip_eps clip_ratio clip_epsilon ppo_clip",
     "agent.clip.value": "clip_range_vf clip_vloss vf_clip_coef",
-    "agent.advantage.normalisation": "norm_adv normalize_advantage normalize_advantages",
+    "agent.advantage.normalization": "norm_adv normalize_advantage normalize_advantages",
     "agent.cmpo.clip_bound": "cmpo_clip cmpo.clip advantage_clip advantage_clip_min advantage_clip_max",
     "agent.cmpo.samples": "num_cmpo_samples cmpo_samples",
     "agent.advantage.decay": "beta_var variance_decay",
@@ -54,7 +54,7 @@ _NAMES_ELSEWHERE = {
     "agent.temperature.moves": "temperature_threshold",
     "agent.temperature.changes": "manual_temperature_decay threshold_training_steps_for_final_temperature",
     "agent.random_action_share": "random_exploration_rate eps_greedy",
-    "agent.reanalyse_fraction": "reanalyze_ratio reanalyse_ratio reanalyze_fraction revisit_policy_search_rate",
+    "agent.reanalyze_fraction": "reanalyze_ratio reanalyze_ratio reanalyze_fraction revisit_policy_search_rate",
     "agent.returns.bootstrap=network": "use_last_model_value",
     # Loss terms
     "losses.entropy.weight": (
@@ -107,16 +107,16 @@ _NAMES_ELSEWHERE = {
     "replay.priority_exponent": "per_alpha priority_alpha priority_prob_alpha use_priority per",
     "replay.importance_exponent": "per_beta priority_beta priority_prob_beta",
     # The optimizer and its updates
-    "optimiser.learning_rate": "learning_rate lr lr_init",
-    "optimiser.final_learning_rate": "anneal_lr lr_decay_rate lr_decay_steps lr_piecewise_constant_decay",
-    "optimiser.weight_decay": "weight_decay",
-    "optimiser.epsilon": "adam_eps adam_epsilon",
-    "optimiser.gradient_clip_bound": "max_grad_norm grad_clip grad_clip_value clip_grad_norm",
-    "optimiser.batch_size": "batch_size minibatch_size mini_batch_size",
-    "optimiser.minibatches": "num_minibatches n_minibatches",
-    "optimiser.epochs": "n_epochs num_epochs update_epochs ppo_epochs",
-    "optimiser.updates_per_step": "update_per_collect replay_ratio utd_ratio gradient_steps train_freq",
-    "optimiser.kl_stop": "target_kl",
+    "optimizer.learning_rate": "learning_rate lr lr_init",
+    "optimizer.final_learning_rate": "anneal_lr lr_decay_rate lr_decay_steps lr_piecewise_constant_decay",
+    "optimizer.weight_decay": "weight_decay",
+    "optimizer.epsilon": "adam_eps adam_epsilon",
+    "optimizer.gradient_clip_bound": "max_grad_norm grad_clip grad_clip_value clip_grad_norm",
+    "optimizer.batch_size": "batch_size minibatch_size mini_batch_size",
+    "optimizer.minibatches": "num_minibatches n_minibatches",
+    "optimizer.epochs": "n_epochs num_epochs update_epochs ppo_epochs",
+    "optimizer.updates_per_step": "update_per_collect replay_ratio utd_ratio gradient_steps train_freq",
+    "optimizer.target_kl": "target_kl",
     # Rollouts
     "loop.rollout_length": (
         "unroll_length n_steps num_steps rollout_steps rollout_len sequence_length game_segment_length bptt_horizon"

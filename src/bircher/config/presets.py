@@ -226,13 +226,13 @@ def read_layer(path: str | Path) -> dict[str, Any]:
 
 
 COUNTS = (
-    ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimiser", "minibatches"),
-    ("optimiser", "epochs"), ("replay", "capacity"),
+    ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimizer", "minibatches"),
+    ("optimizer", "epochs"), ("replay", "capacity"),
 )  # fmt: skip
 """Settings that others follow from."""
 
 
-DERIVED = (("optimiser", "batch_size"), ("optimiser", "updates_per_step"), ("replay", "capacity"))
+DERIVED = (("optimizer", "batch_size"), ("optimizer", "updates_per_step"), ("replay", "capacity"))
 """Settings that PPO derives from others unless they are set; null derives them again over a file that sets them."""
 
 
@@ -269,18 +269,18 @@ def complete(
     if not all(_is_count(everything[section][name]) for section, name in COUNTS):
         return dict(merged)  # refused by name, later
     filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
-    said = {name for layer in given for name in layer.get("optimiser", {})}
-    optimiser = _deal(everything, "batch_size" not in said)
-    for name in said & optimiser.keys():
-        del optimiser[name]
-    if "pieces" not in said and everything["model"]["memory"] != "none":
-        optimiser["pieces"] = None  # a memory learns through whole sequences
-    elif "pieces" not in said and (
+    said = {name for layer in given for name in layer.get("optimizer", {})}
+    optimizer = _deal(everything, "batch_size" not in said)
+    for name in said & optimizer.keys():
+        del optimizer[name]
+    if "segment_length" not in said and everything["model"]["memory"] != "none":
+        optimizer["segment_length"] = None  # a memory learns through whole sequences
+    elif "segment_length" not in said and (
         filled["losses"] or _weighted(merged.get("losses", {}), loss_terms.needing("unroll"))
     ):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
-        optimiser["pieces"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
-    filled["optimiser"] = optimiser
+        optimizer["segment_length"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
+    filled["optimizer"] = optimizer
     if not any("capacity" in layer.get("replay", {}) for layer in given):
         rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
         filled["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
@@ -307,12 +307,12 @@ def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
     """Sequences a minibatch and updates a step by which an epoch is the rollout once; `equally` refuses a remainder."""
-    optimiser, envs = everything["optimiser"], everything["env"]["num_envs"]
-    minibatches = optimiser["minibatches"]
+    optimizer, envs = everything["optimizer"], everything["env"]["num_envs"]
+    minibatches = optimizer["minibatches"]
     if equally and envs % minibatches:
         raise ConfigError(
-            f"optimiser.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
+            f"optimizer.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
             "environment's rollout to equal minibatches"
         )
     steps = envs * everything["loop"]["rollout_length"]
-    return {"batch_size": envs // minibatches, "updates_per_step": optimiser["epochs"] * minibatches / steps}
+    return {"batch_size": envs // minibatches, "updates_per_step": optimizer["epochs"] * minibatches / steps}

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from bircher.envs.config import ObservationConfig
 from bircher.errors import UnsupportedEnvironment
 
-ProtocolName = Literal["paper", "usual"]
+ProtocolName = Literal["paper", "dqn"]
 
 SCORES = Path(__file__).with_name("atari_human_random.csv")
 """Random and human scores of the 57 games: the table of DeepMind's dqn_zoo (`dqn_zoo/atari_data.py`, Apache-2.0;
@@ -49,7 +49,7 @@ class Protocol(NamedTuple):
     """How the games are played: the picture where nothing else is said, and EnvPool's settings."""
 
     size: tuple[int, int]
-    grey: bool
+    gray: bool
     settings: Mapping[str, Any]
 
 
@@ -68,7 +68,7 @@ PROTOCOLS: dict[str, Protocol] = {
         False,
         {"repeat_action_probability": 0.25, "full_action_space": True, "noop_max": 1, "use_fire_reset": False},
     ),
-    "usual": Protocol(
+    "dqn": Protocol(
         (84, 84),
         True,
         {"repeat_action_probability": 0.0, "full_action_space": False, "noop_max": 30, "use_fire_reset": True},
@@ -80,7 +80,7 @@ game uses, up to 30 no-ops at the start, then FIRE, and nothing sticky.  A lost 
 ELSEWHERE = {
     "img_height": "observation.size",
     "img_width": "observation.size",
-    "gray_scale": "observation.grey",
+    "gray_scale": "observation.gray",
     "stack_num": "env.stack",
     "max_episode_steps": "env.max_steps",
     "reward_clip": "env.reward_clip",
@@ -115,7 +115,7 @@ def canonical(source: object) -> str | None:
     return env_id if env_id in ids() else None
 
 
-def human_normalised(env_id: str, score: float) -> float | None:
+def human_normalized(env_id: str, score: float) -> float | None:
     """A score with a random player's as 0 and a human's as 1; None where there is no human's.
 
     (score - random) / (human - random), as in "Human-level control through deep reinforcement learning" by Mnih et al.
@@ -138,12 +138,12 @@ def config(
             raise UnsupportedEnvironment(f"env.options.{name} of an Atari game is set by {setting}")
     chosen = PROTOCOLS[protocol or "paper"]
     size = (observation.size if observation else None) or chosen.size
-    grey = observation.grey if observation else None
-    picture = {"img_height": size[0], "img_width": size[1], "gray_scale": chosen.grey if grey is None else grey}
+    gray = observation.gray if observation else None
+    picture = {"img_height": size[0], "img_width": size[1], "gray_scale": chosen.gray if gray is None else gray}
     return {**COMMON, **chosen.settings, **picture, **options}
 
 
 def summary(env_id: str) -> tuple[str, str]:
     """Observation and actions by the paper's protocol in words, without the tenth of a second that its ROM takes."""
-    (height, width), grey, _ = PROTOCOLS["paper"]
-    return f"uint8 ({height}, {width}, {1 if grey else 3})", f"discrete, {FEWER_ACTIONS.get(env_id, 18)} actions"
+    (height, width), gray, _ = PROTOCOLS["paper"]
+    return f"uint8 ({height}, {width}, {1 if gray else 3})", f"discrete, {FEWER_ACTIONS.get(env_id, 18)} actions"

@@ -22,14 +22,14 @@ class ObservationConfig(BaseModel):
     """`state` is what the environment itself gives; `pixels` is a picture of it, Gymnasium's or Atari's screen."""
     size: tuple[int, int] | None = None
     """Height and width that pictures are brought to; null takes 64 × 64, in Atari what the protocol says."""
-    grey: bool | None = None
-    """One channel instead of three; null keeps the colours, in Atari it takes what the protocol says."""
+    gray: bool | None = None
+    """One channel instead of three; null keeps the colors, in Atari it takes what the protocol says."""
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> ObservationConfig:
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size={list(self.size)} is no picture: expected height and width of at least 1")
-        for name in ("size", "grey"):
+        for name in ("size", "gray"):
             if self.name == "state" and getattr(self, name) is not None:
                 raise ValueError(f"{name} is a picture's: set observation=pixels with it, or leave it null")
         return self
@@ -57,10 +57,10 @@ class EnvConfig(BaseModel):
     """Which adapter; null takes the quickest that has the environment."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
-    protocol: Literal["paper", "usual"] | None = None
-    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `usual`: no-ops at the start."""
+    protocol: Literal["paper", "dqn"] | None = None
+    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `dqn`: no-ops at the start."""
     reward_clip: float | None = Field(None, gt=0)
-    """Rewards are learnt from within ± this; evaluations count them whole, the returns of training do not."""
+    """Rewards are learned from within ± this; evaluations count them whole, the returns of training do not."""
     layout: LayoutSetting = "auto"
     """`auto` turns pictures to height, width and channels and keeps Discrete observations as integers.  `as_given`
     leaves arrays as they are and makes Discrete observations one-hot, as runs of the version before had them."""

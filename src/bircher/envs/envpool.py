@@ -8,7 +8,7 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
   nothing else in the row tells. Such a row bootstraps. It concerns one row in ``max_steps`` at most.
 - Environment i of a pool with seed s has seed s + i, so a list of hashed seeds is passed instead.
 - Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
-- Atari's frames come as [channels, height, width], and are turned here; its drawing is the whole screen in colour.
+- Atari's frames come as [channels, height, width], and are turned here; its drawing is the whole screen in color.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class EnvPoolEnv:
         return handle, self._row(received)
 
     def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
-        """The screens of an Atari game as they are now, whole and in colour; None for other environments.
+        """The screens of an Atari game as they are now, whole and in color; None for other environments.
 
         No program that steps the pool may still be running.
         """
@@ -157,7 +157,7 @@ class EnvPoolEnv:
         return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._game else None
 
     def close(self) -> None:
-        """Let the pool and its threads go; no program made from this environment may run afterwards."""
+        """Let the pool and its threads go; no program made from this environment may run afterward."""
         _open_pools.pop(id(self._pool), None)
         self._pool = self._recv = self._step = None
 

@@ -44,7 +44,7 @@ def picture(observation: ObservationConfig | None) -> Picture | None:
     """How an environment is drawn for an agent that sees this; None where it sees the environment's own numbers."""
     if observation is None or observation.name == "state":
         return None
-    return Picture(observation.size or SIZE, bool(observation.grey))
+    return Picture(observation.size or SIZE, bool(observation.gray))
 
 
 def drawing_env(

@@ -127,7 +127,7 @@ def preset_name(env_id: EnvSource) -> str:
 def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
     """Seeds of ``count`` environments, each a 31-bit number that is not negative.
 
-    They come from a hash of (seed, role, index, generation), since neighbouring seeds share environments: i of seed s
+    They come from a hash of (seed, role, index, generation), since neighboring seeds share environments: i of seed s
     would be i - 1 of seed s + 1. The lowest bit is 0 for the role ``train`` and 1 for every other, so that no
     evaluation ever has a seed of any training.
     """

@@ -21,10 +21,10 @@ from bircher.envs.contract import as_array, describe
 from bircher.errors import ContractBreach
 
 Frame = UInt8[np.ndarray, "_ _ _"]
-"""A picture [height, width, channels]: red, green and blue, or grey alone."""
+"""A picture [height, width, channels]: red, green and blue, or gray alone."""
 
 LUMA = np.array([77, 150, 29], np.uint16)
-"""Red, green and blue in grey, in 256ths (ITU-R BT.601: 0.299, 0.587, 0.114)."""
+"""Red, green and blue in gray, in 256ths (ITU-R BT.601: 0.299, 0.587, 0.114)."""
 
 SHRUNK_AT_ONCE = (
     "gymnasium.envs.box2d.lunar_lander",
@@ -38,19 +38,19 @@ _drawing = threading.Lock()
 
 
 class Pixels(gymnasium.Wrapper):
-    """An environment whose observations are its pictures, uint8 [height, width, 3], or [height, width, 1] if grey.
+    """An environment whose observations are its pictures, uint8 [height, width, 3], or [height, width, 1] if gray.
 
     The environment must draw to arrays (`render_mode="rgb_array"`). `whole`, asked for by `keep_whole`, is the last
     picture at its own size: for videos, since a second drawing may differ from the first.
     """
 
-    def __init__(self, env: gymnasium.Env, size: tuple[int, int], grey: bool, keep_whole: bool = False):
+    def __init__(self, env: gymnasium.Env, size: tuple[int, int], gray: bool, keep_whole: bool = False):
         super().__init__(env)
-        self._size, self._grey = size, grey
+        self._size, self._gray = size, gray
         self._at_once = type(env.unwrapped).__module__ in SHRUNK_AT_ONCE and not keep_whole
         self._keep_whole = keep_whole
         self.whole: Frame | None = None
-        self.observation_space = spaces.Box(0, 255, (*size, 1 if grey else 3), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (*size, 1 if gray else 3), np.uint8)
 
     def reset(self, **kwargs: Any) -> tuple[Frame, dict[str, Any]]:
         """Start an episode; its first picture."""
@@ -64,7 +64,7 @@ class Pixels(gymnasium.Wrapper):
 
     def _seen(self) -> Frame:
         picture = self._drawn()
-        return (picture @ LUMA >> 8).astype(np.uint8)[..., None] if self._grey else picture
+        return (picture @ LUMA >> 8).astype(np.uint8)[..., None] if self._gray else picture
 
     def _drawn(self) -> Frame:
         with _surfaces_shrunk(self._size) if self._at_once else nullcontext():
@@ -85,7 +85,7 @@ def as_picture(rendered: Any) -> Frame:
 
 
 def resized(picture: Frame, size: tuple[int, int]) -> Frame:
-    """A picture of three colours brought to another height and width: a smaller one by averages over areas."""
+    """A picture of three colors brought to another height and width: a smaller one by averages over areas."""
     import pygame
 
     height, width, _ = picture.shape
@@ -120,7 +120,7 @@ def _surfaces_shrunk(size: tuple[int, int]) -> Iterator[None]:
 def quieten() -> None:
     """Keep pygame, which draws most frames, from greeting, from catching signals, and from asking for sound or screen.
 
-    Processes started afterwards inherit it.
+    Processes started afterward inherit it.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")

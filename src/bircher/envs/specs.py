@@ -134,7 +134,7 @@ def advice(env_id: str, known_ids: Sequence[str]) -> str:
     game = atari_game(env_id)
     if game in known_ids:
         screen = " and show their screen, not their memory" if "-ram" in env_id else ""
-        return f"; Atari games are named like {game} here{screen}, and env.protocol=usual plays them as DQN did"
+        return f"; Atari games are named like {game} here{screen}, and env.protocol=dqn plays them as DQN did"
     if env_id.startswith(MINIGRID):
         return f"; install the package minigrid and write minigrid:{env_id}"
     close = close_names(env_id, known_ids)
@@ -170,7 +170,7 @@ def quiet_bounds():
     And the one about a render mode that a class does not list, which may draw all the same.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*initialised with render_mode='rgb_array' that is not in.*")
+        warnings.filterwarnings("ignore", message=".*initialized with render_mode='rgb_array' that is not in.*")
         warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered.*")
         yield
 

@@ -38,7 +38,7 @@ class Picture(NamedTuple):
     """How an environment is drawn for the agent."""
 
     size: tuple[int, int]
-    grey: bool
+    gray: bool
 
 
 class Named(gymnasium.Wrapper):

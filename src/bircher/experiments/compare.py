@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
 
     @property
     def telling(self) -> dict[str, str]:
-        """Those of them that change what is learnt."""
+        """Those of them that change what is learned."""
         return {name: word for name, word in self.settings.items() if not is_free(name)}
 
 
@@ -170,7 +170,7 @@ def steps(env: str, settings: Sequence[str] = ()) -> list[Variant]:
     Raises:
       ConfigError, UnknownEnvironment: step 4 cannot be composed.
     """
-    pieces = f"optimiser.pieces={shown(compose(env, [*_FOURTH, *settings]).optimiser.pieces)}"
+    pieces = f"optimizer.segment_length={shown(compose(env, [*_FOURTH, *settings]).optimizer.segment_length)}"
     prior = ("agent=ppo", "agent.policy_target=prior", "model.unroll_steps=1", pieces, *_POLICY_MODEL)
     return [
         Variant("1 ppo", ("agent=ppo",)),
@@ -296,8 +296,8 @@ def findings(cells: Sequence[Job], title: str, notes: Sequence[str] = ()) -> rep
             seconds = float(np.mean([lines[cell][-1]["wall_seconds"] for cell in own]))
             rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds))
     floors = {env: _untrained([lines[cell] for cell in cells if cell.env == env]) for env in envs}
-    scaled = statistics.normalised(scores, floors) if len(envs) > 1 else scores
-    unit = "normalised return" if len(envs) > 1 else "return"
+    scaled = statistics.normalized(scores, floors) if len(envs) > 1 else scores
+    unit = "normalized return" if len(envs) > 1 else "return"
     aggregates = {
         f"IQM of runs, {unit}": {agent: statistics.iqm(scaled[agent], generator) for agent in agents},
         f"median over environments of mean {unit}": {
@@ -353,7 +353,7 @@ def _cautions(rows: Sequence[report.Row], envs: Sequence[str]) -> list[str]:
             )
     if len(envs) > 1:
         said.append(
-            "Normalised: 0 is the return of training's first episodes, 1 that of the best agent, in each environment."
+            "Normalized: 0 is the return of training's first episodes, 1 that of the best agent, in each environment."
         )
     return said
 

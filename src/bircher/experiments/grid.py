@@ -123,16 +123,16 @@ def plan(
 PLANNED = ("agent", "agent.name", "seed", "env.id")
 """What a plan sets itself."""
 FREE = ("device", "checkpoint.", "evaluation.", "env.num_threads")
-"""What may differ in a run that is there already: nothing learnt depends on it."""
+"""What may differ in a run that is there already: nothing learned depends on it."""
 
 
 def is_free(name: str) -> bool:
-    """Whether a setting changes nothing that is learnt."""
+    """Whether a setting changes nothing that is learned."""
     return name.startswith(FREE)
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two runs differ, but for those that change nothing learnt."""
+    """The settings in which two runs differ, but for those that change nothing learned."""
     first, second = (flat(config.model_dump(mode="json", by_alias=True)) for config in (one, other))
     names = (name for name in sorted(first.keys() | second.keys()) if not is_free(name))
     return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}

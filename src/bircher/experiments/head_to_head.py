@@ -188,7 +188,7 @@ def _player(name: str, agent: LoadedAgent, env: Env, mode: Mode, overrides: Sequ
         raise UnsuitableOpponent(f"{name} plays {other.spec.id}, and its opponent {agent.spec.id}")
     if other.spec.observation != agent.spec.observation:
         raise UnsuitableOpponent(
-            f"{name} learnt from other observations of {other.spec.id} than its opponent: "
+            f"{name} learned from other observations of {other.spec.id} than its opponent: "
             f"{other.spec.observation.shape}, not {agent.spec.observation.shape}"
         )
     return other.player(mode, name)

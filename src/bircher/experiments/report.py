@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from bircher.experiments.statistics import Band, Estimate
 
-COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
+ColorS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
 DASHES = ("-", "--", ":")
-"""For more agents than there are colours."""
+"""For more agents than there are colors."""
 COLUMNS, CROWDED = 3, 5
 """Most panels side by side; and the agents from which on shades would hide each other, and names the curves."""
 
@@ -31,10 +31,10 @@ def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
         if number % columns == 1 % columns:
             axes.set_ylabel("return of training episodes")
         for index, (name, band) in enumerate(agents.items()):
-            dash = DASHES[index // len(COLOURS) % len(DASHES)]
-            axes.plot(band.x, band.mean, dash, color=_colour(index), linewidth=1.4, label=_label(name))
+            dash = DASHES[index // len(ColorS) % len(DASHES)]
+            axes.plot(band.x, band.mean, dash, color=_color(index), linewidth=1.4, label=_label(name))
             if not crowded:
-                axes.fill_between(band.x, band.low, band.high, color=_colour(index), alpha=0.18, linewidth=0)
+                axes.fill_between(band.x, band.low, band.high, color=_color(index), alpha=0.18, linewidth=0)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)
@@ -52,8 +52,8 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
     for number, (title, agents) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number, title=title)
         for place, found in enumerate(agents.values()):
-            axes.plot([found.low, found.high], [place, place], color=_colour(place), linewidth=6, alpha=0.4)
-            axes.plot([found.value], [place], "o", color=_colour(place))
+            axes.plot([found.low, found.high], [place, place], color=_color(place), linewidth=6, alpha=0.4)
+            axes.plot([found.value], [place], "o", color=_color(place))
         axes.set_yticks(range(len(agents)), [_label(name) for name in agents])
         axes.set_ylim(len(agents) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
@@ -65,8 +65,8 @@ def _label(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+def _color(index: int) -> str:
+    return ColorS[index % len(ColorS)]
 
 
 def _figure(width: float, height: float) -> Any:

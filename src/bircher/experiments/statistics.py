@@ -68,7 +68,7 @@ def resampled(values: Sequence[float], generator: np.random.Generator) -> Float[
     return _row(values)[generator.integers(len(values), size=(RESAMPLES, len(values)))]
 
 
-def normalised(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
+def normalized(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
     """Every agent's scores with 0 for `floor` and 1 for the best agent's mean in each environment.
 
     Returns of different games are no numbers to be averaged; where no agent is above the floor, all are 0.

@@ -112,10 +112,10 @@ COLUMNS, ROWS, HEIGHT = 7, 6, 7
 BOTTOM = sum(1 << HEIGHT * column for column in range(COLUMNS))
 BOARD = BOTTOM * ((1 << ROWS) - 1)
 COLUMN = (1 << ROWS) - 1
-CENTRE = COLUMN << 3 * HEIGHT
-NEAR_CENTRE = COLUMN << 2 * HEIGHT | COLUMN << 4 * HEIGHT
+Center = COLUMN << 3 * HEIGHT
+NEAR_Center = COLUMN << 2 * HEIGHT | COLUMN << 4 * HEIGHT
 ORDER = (3, 2, 4, 1, 5, 0, 6)
-"""Columns from the centre outwards: the better ones come first, so that more is cut off."""
+"""Columns from the center outwards: the better ones come first, so that more is cut off."""
 WIN = 1000
 """Worth of a win, less the stones on the board when it comes; every estimate is well below it."""
 MAX_DEPTH = 42
@@ -149,12 +149,12 @@ def playable(mask: int) -> int:
 
 
 def estimate(mine: int, theirs: int) -> int:
-    """Worth of a position that is searched no further: squares that would complete four, and stones in the centre."""
+    """Worth of a position that is searched no further: squares that would complete four, and stones in the center."""
     mask = mine | theirs
     threats = winning_squares(mine, mask).bit_count() - winning_squares(theirs, mask).bit_count()
-    centre = (mine & CENTRE).bit_count() - (theirs & CENTRE).bit_count()
-    near = (mine & NEAR_CENTRE).bit_count() - (theirs & NEAR_CENTRE).bit_count()
-    return 8 * threats + 2 * centre + near
+    center = (mine & Center).bit_count() - (theirs & Center).bit_count()
+    near = (mine & NEAR_Center).bit_count() - (theirs & NEAR_Center).bit_count()
+    return 8 * threats + 2 * center + near
 
 
 class Search:

@@ -30,7 +30,7 @@ class ModelConfig(TorsoConfig):
     memory_width: int = Field(128, gt=0, le=2**20)
     """Units of that LSTM; each row that is kept holds twice as many numbers."""
     burn_in: int = Field(0, ge=0)
-    """First rows of each sequence that only bring the memory up to date: nothing is learnt from them (R2D2)."""
+    """First rows of each sequence that only bring the memory up to date: nothing is learned from them (R2D2)."""
     head_widths: tuple[int, ...] = ()
     """Hidden layers of each head."""
     unroll_steps: int = Field(5, ge=1, le=1000)
@@ -42,7 +42,7 @@ class ModelConfig(TorsoConfig):
     transform: bool = True
     """Whether values and rewards pass the signed hyperbolic h before they become categories."""
     policy_horizon: int | None = Field(None, ge=1)
-    """Steps over which the model's policies are learnt, at most K; None: all K."""
+    """Steps over which the model's policies are learned, at most K; None: all K."""
     value_head: Literal["categorical", "tanh", "scalar"] = "categorical"
     """`tanh` learns a scalar in [-1, 1] by squared error, for games that are won or lost; `scalar` any (PPO)."""
     reward_head: bool = True

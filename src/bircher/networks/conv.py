@@ -96,7 +96,7 @@ def directly(
 def by_pairs(
     x: Float[Array, "B H W inputs"], kernel: Float[Array, "k k inputs outputs"], pad: bool
 ) -> Float[Array, "B h w outputs"]:
-    """The same of stride 1, two neighbouring columns taken for one with twice the channels."""
+    """The same of stride 1, two neighboring columns taken for one with twice the channels."""
     size, _, inputs, outputs = kernel.shape
     count, height, width, _ = x.shape
     before = (size - 1) // 2 if pad else 0
@@ -194,7 +194,7 @@ def _max_pool_backward(x: Array, gradient: Array) -> tuple[Array]:
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _neighbours(x: Array, axis: int) -> tuple[Array, Array, Array]:
+def _neighbors(x: Array, axis: int) -> tuple[Array, Array, Array]:
     """Entries 2k, 2k + 1 and 2k + 2 of each window along an axis; before the first of an odd axis stands -inf."""
     axis += x.ndim
     if x.shape[axis] % 2:
@@ -211,13 +211,13 @@ def _with_one_more(x: Array, axis: int, first: bool, value: float = -math.inf) -
 
 
 def _thirds(x: Array, axis: int) -> Array:
-    first, second, third = _neighbours(x, axis)
+    first, second, third = _neighbors(x, axis)
     return jnp.maximum(jnp.maximum(first, second), third)
 
 
 def _to_the_largest(x: Array, gradient: Array, axis: int) -> Array:
     """The gradient of `_thirds`, each window's at the first of its largest entries."""
-    first, second, third = _neighbours(x, axis)
+    first, second, third = _neighbors(x, axis)
     length, axis = x.shape[axis], axis + x.ndim
     to_first = (first >= second) & (first >= third)
     to_second = ~to_first & (second >= third)

@@ -119,7 +119,7 @@ class LSTMDynamics(Dynamics):
 class GridDynamics(Dynamics):
     """Next latent = scaled(blocks(latent + convolution(relu(convolution(latent) + planes of the action)))) over a grid.
 
-    An action's planes are learnt, one for each hidden channel: MuZero's one-hot planes under a convolution are a case.
+    An action's planes are learned, one for each hidden channel: MuZero's one-hot planes under a convolution are a case.
     """
 
     from_latent: Convolution

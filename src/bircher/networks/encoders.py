@@ -190,9 +190,9 @@ STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 
 """Channels, side and stride of the convolutions of `StridedTorso`."""
 POINTED = ((16, 6, 3), (32, 3, 1))
 """The same of `PointsTorso`."""
-LEAST = {"dqn_cnn": 20, "nature_cnn": 36, "feature_points": 2, "impala": 1, "muzero_resnet": 2}
+LEAST = {"dqn_cnn": 20, "nature_cnn": 36, "spatial_softmax": 2, "impala": 1, "muzero_resnet": 2}
 """Least height and width: what kernels without padding fit into, and two places where there is something to tell."""
-DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "feature_points": 256}
+DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "spatial_softmax": 256}
 """Units of the layer behind the convolutions."""
 SMALL = 8
 """Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
@@ -261,10 +261,10 @@ class PointsTorso(FlatTorso):
         *before, last = self.convolutions
         for convolution in before:
             observation = jax.nn.relu(convolution(observation))
-        return jnp.concatenate(feature_points(last(observation)), axis=-1)
+        return jnp.concatenate(spatial_softmax(last(observation)), axis=-1)
 
 
-def feature_points(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
+def spatial_softmax(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
     """Mean row, mean column, both in [-1, 1], and mean value, of each channel under its own softmax over the image."""
     share = jax.nn.softmax(x.astype(jnp.float32), axis=(-3, -2))
     rows, columns = (jnp.linspace(-1.0, 1.0, length) for length in x.shape[-3:-1])
@@ -327,7 +327,7 @@ class MuZeroTorso(Torso):
 
     "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
     (https://arxiv.org/abs/1911.08265), appendix F: from 96 × 96 by four halvings to 6 × 6, the first convolution with
-    half the channels.  Without its batch normalisation: here residual blocks begin near the identity.
+    half the channels.  Without its batch normalization: here residual blocks begin near the identity.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -397,7 +397,7 @@ class TorsoConfig(BaseModel):
         "identity",
         "dqn_cnn",
         "nature_cnn",
-        "feature_points",
+        "spatial_softmax",
         "impala",
         "muzero_resnet",
     ] = "auto"
@@ -420,7 +420,7 @@ class TorsoConfig(BaseModel):
     section_blocks: int = Field(2, ge=1, le=200)
     """Residual blocks of each section of `impala`."""
     dense_width: int | None = Field(None, gt=0)
-    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `feature_points` or `impala` and the latent; null: 512
+    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `spatial_softmax` or `impala` and the latent; null: 512
     for `nature_cnn`, else 256."""
     halvings: int | None = Field(None, ge=1, le=16)
     """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
@@ -464,7 +464,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         case "dqn_cnn" | "nature_cnn":
             dense = config.dense_width or DENSE[name]
             return StridedTorso(shape, STRIDED[name], dense, width, key)
-        case "feature_points":
+        case "spatial_softmax":
             return PointsTorso(shape, config.dense_width or DENSE[name], width, key)
         case "impala":
             dense = config.dense_width or DENSE[name]

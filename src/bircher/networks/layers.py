@@ -236,7 +236,7 @@ class ObservationStatistics(eqx.Module):
         merged = self.variance * (1 - share) + variance * share + jnp.square(difference) * share * (1 - share)
         return ObservationStatistics(total, self.mean + difference * share, merged)
 
-    def normalise(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
+    def normalize(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
         """(x - mean) / deviation, cut at 10 deviations; of a picture's bytes, pixel by pixel, with `FAINT` added."""
         bytes_of_an_image = observation.dtype == jnp.uint8 and self.mean.ndim == 3
         least = FAINT**2 if bytes_of_an_image else 1e-8

@@ -74,7 +74,7 @@ class Model(eqx.Module):
     """Between a latent and the heads, where a grid is read by a convolution."""
     heads: Heads
     projection: Projection | None
-    """Only where latents that are learnt are held against encoded ones: the `consistency` term."""
+    """Only where latents that are learned are held against encoded ones: the `consistency` term."""
     value_support: Support | Bounded | Unbounded
     reward_support: Support
     latent_gradient_scale: float = eqx.field(static=True)
@@ -104,8 +104,8 @@ class Model(eqx.Module):
             config.latent_width if self.reader else self.visible, spec.num_actions, self.value_support.num_atoms,
             config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
         )  # fmt: skip
-        learnt = project and not isinstance(self.representation, IdentityTorso)
-        self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learnt else None
+        learned = project and not isinstance(self.representation, IdentityTorso)
+        self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learned else None
         self.latent_gradient_scale, self.dtype = config.latent_gradient_scale, config.dtype
         self.layout = unturned_layout(spec)
         self.is_image = len(spaces.turned_shape(spec.observation.shape, self.layout)) == 3

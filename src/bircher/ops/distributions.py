@@ -41,18 +41,18 @@ def kl_divergence(p: Float[Array, "*B A"], q: Float[Array, "*B A"]) -> Float[Arr
 
 def mixture_prior(
     target_logits: Float[Array, "*B A"],
-    behaviour_logits: Float[Array, "*B A"],
+    behavior_logits: Float[Array, "*B A"],
     legal_actions: Bool[Array, "*B A"],
-    behaviour_share: float,
+    behavior_share: float,
     uniform_share: float,
 ) -> Float[Array, "*B A"]:
-    """Prior policy as a mixture of the target network's, the behaviour's and the uniform policy.
+    """Prior policy as a mixture of the target network's, the behavior's and the uniform policy.
 
-    Probabilities.  The rest, 1 - behaviour_share - uniform_share, is the target network's.  It bounds the
+    Probabilities.  The rest, 1 - behavior_share - uniform_share, is the target network's.  It bounds the
     importance ratio and keeps every legal action in reach (Muesli, appendix, as re-implementers cite it).
     """
     target = jax.nn.softmax(mask_logits(target_logits, legal_actions))
-    behaviour = jax.nn.softmax(mask_logits(behaviour_logits, legal_actions))
+    behavior = jax.nn.softmax(mask_logits(behavior_logits, legal_actions))
     legal = legal_actions.astype(target.dtype)
     uniform = legal / jnp.maximum(legal.sum(-1, keepdims=True), 1.0)
-    return (1 - behaviour_share - uniform_share) * target + behaviour_share * behaviour + uniform_share * uniform
+    return (1 - behavior_share - uniform_share) * target + behavior_share * behavior + uniform_share * uniform

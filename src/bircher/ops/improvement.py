@@ -86,7 +86,7 @@ def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
     return (jax.nn.one_hot(target.actions, num_actions) * target.weights[..., None]).sum(-2)
 
 
-class AdvantageNormaliser(eqx.Module):
+class AdvantageNormalizer(eqx.Module):
     """Moving second moment of G^v - v^_prior, by whose root both terms' advantages are divided (section 4.5).
 
     No mean is subtracted; bias correction as in Adam; one number for all.
@@ -97,16 +97,16 @@ class AdvantageNormaliser(eqx.Module):
     """beta^n, for the bias correction."""
 
     @classmethod
-    def zero(cls) -> AdvantageNormaliser:
+    def zero(cls) -> AdvantageNormalizer:
         """The state before any advantage was seen."""
         return cls(jnp.zeros(()), jnp.ones(()))
 
-    def update(self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float) -> AdvantageNormaliser:
+    def update(self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float) -> AdvantageNormalizer:
         """One step of the moving average over the rows in `mask`; unchanged where none is valid."""
         count = mask.sum()
         moment = jnp.where(mask, jnp.square(advantage), 0.0).sum() / jnp.maximum(count, 1)
         rate = jnp.where(count > 0, 1.0 - decay, 0.0)
-        return AdvantageNormaliser(
+        return AdvantageNormalizer(
             self.second_moment + rate * (moment - self.second_moment), self.decay_product * (1.0 - rate)
         )
 

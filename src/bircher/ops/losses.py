@@ -17,8 +17,8 @@ def excess_cross_entropy(target: Float[Array, "*B n"], logits: Float[Array, "*B 
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     mass = target.sum(-1, keepdims=True)
-    normalised = target / jnp.maximum(mass, 1e-12)
-    log_target = jnp.log(jnp.maximum(normalised, jnp.finfo(jnp.float32).tiny))
+    normalized = target / jnp.maximum(mass, 1e-12)
+    log_target = jnp.log(jnp.maximum(normalized, jnp.finfo(jnp.float32).tiny))
     return (target * (jax.lax.stop_gradient(log_target) - log_probabilities)).sum(-1)
 
 

@@ -69,7 +69,7 @@ def n_step_returns(
     return target
 
 
-def generalised_advantages(
+def generalized_advantages(
     r_t: Float[Array, " T"],
     discount_t: Float[Array, " T"],
     lambda_t: Float[Array, " T"],

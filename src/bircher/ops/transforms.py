@@ -50,7 +50,7 @@ class Support(eqx.Module):
 
     @property
     def width(self) -> float:
-        """Distance between neighbouring atoms."""
+        """Distance between neighboring atoms."""
         return (self.high - self.low) / (self.num_atoms - 1)
 
     def scale(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -86,7 +86,7 @@ class Support(eqx.Module):
 
 
 class Bounded(eqx.Module):
-    """A scalar in [-1, 1] as the tanh of one logit, learnt by squared error: the value of a game won or lost.
+    """A scalar in [-1, 1] as the tanh of one logit, learned by squared error: the value of a game won or lost.
 
     The other form of MuZero's value (appendix F), with the same methods as `Support`.
     """
@@ -107,7 +107,7 @@ class Bounded(eqx.Module):
 
 
 class Unbounded(eqx.Module):
-    """A scalar as it is, learnt by squared error: the value of PPO, with the same methods as `Support`."""
+    """A scalar as it is, learned by squared error: the value of PPO, with the same methods as `Support`."""
 
     num_atoms: int = eqx.field(static=True, default=1)
 

@@ -4,7 +4,7 @@ Rows are kept as they came, T for each rollout of T + 1 (the last row is the nex
 Sampled sequences never cross the ring's seam; where a row inside one is ``first``, the agents cut.
 
 Draws are uniform, or proportional to priorities: "Prioritized Experience Replay" by Schaul et al. 2016
-(https://arxiv.org/abs/1511.05952), section 3.3.  flashbax's own prioritised buffer is not used: it rounds the greatest
+(https://arxiv.org/abs/1511.05952), section 3.3.  flashbax's own prioritized buffer is not used: it rounds the greatest
 priority to a whole number, and sums kept by adding differences drift until they lead to what must not be drawn.
 """
 
@@ -35,7 +35,7 @@ class ReplayConfig(BaseModel):
 
     capacity: int = Field(100_000, gt=0, lt=2**53)
     """Steps kept, over all environments."""
-    place: Literal["device", "host"] = "device"
+    device: Literal["device", "host"] = "device"
     """Where: beside the networks, or in the host's memory, with what the next updates are given drawn ahead."""
     fraction: float = Field(0.75, ge=0.0, le=1.0)
     """Share of each batch drawn from replay; the rest is fresh (Muesli: 0.75, large runs 0.95)."""
@@ -43,7 +43,7 @@ class ReplayConfig(BaseModel):
     """alpha: sequences are drawn in proportion to their priority to this power; 0 draws uniformly, as Muesli does."""
     importance_exponent: float = Field(1.0, ge=0.0, le=1.0)
     """beta: how much of the bias of such draws importance weights undo, 1 is all; without effect if alpha is 0."""
-    observation_bytes: int | None = Field(None, gt=0)
+    compressed_bytes: int | None = Field(None, gt=0)
     """Room for each observation on average, kept compressed without loss in the host's memory; null: kept as it is."""
     symmetries: bool = False
     """Whether each sequence of a batch is turned by a random symmetry of the board: for games that have some."""
@@ -52,7 +52,7 @@ class ReplayConfig(BaseModel):
     def _has_something_to_draw(self) -> ReplayConfig:
         for name, value, idle in (
             ("priority_exponent", f"{self.priority_exponent:g}", 0),
-            ("observation_bytes", f"{self.observation_bytes}", None),
+            ("compressed_bytes", f"{self.compressed_bytes}", None),
         ):
             if getattr(self, name) != idle and not self.fraction:
                 raise ValueError(
@@ -63,10 +63,10 @@ class ReplayConfig(BaseModel):
 
     @model_validator(mode="after")
     def _compresses_on_the_host(self) -> ReplayConfig:
-        if self.observation_bytes is not None and self.place != "host":
+        if self.compressed_bytes is not None and self.device != "host":
             raise ValueError(
-                f"observation_bytes={self.observation_bytes} compresses in the host's memory: set replay.place=host, "
-                "or leave observation_bytes at null"
+                f"compressed_bytes={self.compressed_bytes} compresses in the host's memory: set replay.device=host, "
+                "or leave compressed_bytes at null"
             )
         return self
 
@@ -99,7 +99,7 @@ class Replay(NamedTuple):
     """(state) -> whether a whole sequence can be drawn; asked too early, flashbax gives rows of zeros"""
     capacity: int
     """Steps it really holds: the same number for every environment."""
-    prioritised: bool
+    prioritized: bool
     """Whether draws go by priority."""
     forget: Callable[[Any, Array], Any] | None = None
     """(state, n) -> state; none but the newest n rows of each environment are drawn from.  None where draws have no

@@ -1,9 +1,9 @@
 """A replay apart from the networks, in the host's memory: what the next rollout's updates will be given is drawn ahead.
 
     turn i, on the host:     priorities of rollout i  ->  rollout i is stored  ->  draws for rollout i + 1
-    meanwhile, elsewhere:    rollout i + 1 is made, and rollout i learnt from where draws are uniform
+    meanwhile, elsewhere:    rollout i + 1 is made, and rollout i learned from where draws are uniform
 
-So draws know nothing of the rollout that they are learnt from beside, and with priorities all draws of one rollout
+So draws know nothing of the rollout that they are learned from beside, and with priorities all draws of one rollout
 are by those of the rollouts before.  What was drawn is part of the state: a run can be had again, and resumed, bit
 for bit.
 """

@@ -113,7 +113,7 @@ class Compressed(NamedTuple):
 
 
 def rows_kept_compressed(
-    ring: Replay, observation: PyTree, num_envs: int, rollout_length: int, context: int, observation_bytes: int
+    ring: Replay, observation: PyTree, num_envs: int, rollout_length: int, context: int, compressed_bytes: int
 ) -> Replay:
     """A replay with room for so many bytes of each step's observation, over a ring that can `forget`.
 
@@ -125,8 +125,8 @@ def rows_kept_compressed(
     """
     codec, forget = _Codec(observation, num_envs, rollout_length), ring.forget
     assert forget is not None
-    length, blocks = ring.capacity // num_envs, -(-ring.capacity * observation_bytes // BLOCK)
-    _require_room(codec, blocks, observation_bytes, ring.capacity, context)
+    length, blocks = ring.capacity // num_envs, -(-ring.capacity * compressed_bytes // BLOCK)
+    _require_room(codec, blocks, compressed_bytes, ring.capacity, context)
 
     def init(row: Trajectory) -> Compressed:
         zeros = partial(jnp.zeros, dtype=jnp.int32)
@@ -171,13 +171,13 @@ def _written(arena: Array, codes: Array, begin: Array, used: Array) -> Array:
     return jax.lax.dynamic_update_slice(arena, jnp.where(mine, codes, before), (begin, 0))
 
 
-def _require_room(codec: _Codec, blocks: int, observation_bytes: int, steps: int, context: int) -> None:
+def _require_room(codec: _Codec, blocks: int, compressed_bytes: int, steps: int, context: int) -> None:
     """A sequence is held, whatever its codes' lengths.
 
     It reaches back over some rollouts, and needs another's room at the arena's end, where a rollout may find too
     little.
     """
-    product = f"replay.observation_bytes={observation_bytes:,} times {steps:,} steps held"
+    product = f"replay.compressed_bytes={compressed_bytes:,} times {steps:,} steps held"
     if blocks + codec.max_blocks > np.iinfo(np.int32).max:
         raise ConfigError(f"{product} is more than 128 GiB: lower one of them")
     rollouts = -(-(context + 1) // codec.rollout_length) + 2
@@ -185,7 +185,7 @@ def _require_room(codec: _Codec, blocks: int, observation_bytes: int, steps: int
         least = -(-rollouts * codec.max_blocks * BLOCK // steps)
         raise ConfigError(
             f"{product} is less than {rollouts} rollouts that cannot be compressed: "
-            f"expected replay.observation_bytes={least} or more, or a larger replay.capacity"
+            f"expected replay.compressed_bytes={least} or more, or a larger replay.capacity"
         )
 
 

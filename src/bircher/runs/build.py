@@ -43,7 +43,7 @@ from bircher.types import EnvSpec
 from bircher.types import Key
 from bircher.types import TimeStep
 
-LEARNT_FROM = ("train", "check", "diagnose")
+Learned_FROM = ("train", "check", "diagnose")
 """Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
 
 
@@ -68,7 +68,7 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
       UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
     """
     env = config.env
-    clip = env.reward_clip if role in LEARNT_FROM else None
+    clip = env.reward_clip if role in Learned_FROM else None
     try:
         return registry.make(
             env.id if source is None else source,
@@ -186,7 +186,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
         )
     agent = make_agent(config, spec)
     learn = learner.Learner(
-        agent, spec, learner.LearnerConfig(config.optimiser, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate, config.env.stack))  # fmt: skip
+        agent, spec, learner.LearnerConfig(config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate, config.env.stack))  # fmt: skip
     template = jax.eval_shape(learn.init, jax.random.key(0), _rows(spec, config.env.num_envs))
     return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.without_replay, template))
 
@@ -276,8 +276,8 @@ def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str
     free = devices.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if not parts.learner.replay_on_host else "in the host's memory"
     text = f"the replay of {parts.learner.replay.capacity:,} steps takes {size(replay)} {place}"
-    if config.replay.observation_bytes is not None:
-        text += f", with {config.replay.observation_bytes:,} bytes for each observation, compressed"
+    if config.replay.compressed_bytes is not None:
+        text += f", with {config.replay.compressed_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:
         raise NotEnoughMemory(
             f"{text}, and at least as much again while a checkpoint is written, and {size(free)} are left: "

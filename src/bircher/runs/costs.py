@@ -28,18 +28,18 @@ def require_memory(config: Config, parts: Parts, device: devices.Device) -> None
     networks = num_bytes(parts.saved) + num_bytes(parts.saved.params)  # and the gradients
     if networks > free:
         raise NotEnoughMemory(
-            f"the networks, their optimiser and their gradients take {size(networks)} on the {device.platform}, and "
+            f"the networks, their optimizer and their gradients take {size(networks)} on the {device.platform}, and "
             f"{size(free)} are left: lower {_widest(config)}"
         )
     if parts.learner.replay_on_host:
         return  # the batches are part of the replay's size
-    optimiser = config.optimiser
+    optimizer = config.optimizer
     row = num_bytes(parts.template.replay) / parts.learner.replay.capacity
-    batch = optimiser.batch_size * optimiser.minibatches * (config.loop.rollout_length + 1) * row
+    batch = optimizer.batch_size * optimizer.minibatches * (config.loop.rollout_length + 1) * row
     if batch > free:
         raise NotEnoughMemory(
             f"the sequences of an update take {size(batch)} on the {device.platform}, and {size(free)} are left: lower "
-            f"optimiser.batch_size={optimiser.batch_size:,} or optimiser.minibatches={optimiser.minibatches:,}"
+            f"optimizer.batch_size={optimizer.batch_size:,} or optimizer.minibatches={optimizer.minibatches:,}"
         )
 
 
@@ -57,8 +57,8 @@ def update_sentence(config: Config, taken: int, device: devices.Device) -> str:
     text = f"acting and an update take {size(taken)} while they run"
     if free is not None and taken > free:
         raise NotEnoughMemory(
-            f"{text}, and {size(free)} are left on the {device.platform}: lower optimiser.batch_size="
-            f"{config.optimiser.batch_size:,}, model.unroll_steps={config.model.unroll_steps} or {_widest(config)}"
+            f"{text}, and {size(free)} are left on the {device.platform}: lower optimizer.batch_size="
+            f"{config.optimizer.batch_size:,}, model.unroll_steps={config.model.unroll_steps} or {_widest(config)}"
         )
     return text if taken >= SAID_FROM else ""
 

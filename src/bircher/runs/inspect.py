@@ -207,7 +207,7 @@ def parts_of(config: Config, spec: EnvSpec) -> list[Part]:
     """Every part of the network that the agent has in an environment, as the agent makes it."""
     agent = build.make_agent(config, spec)
     policy = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec))
-    return network_summary.summarise(policy.params, spec)
+    return network_summary.summarize(policy.params, spec)
 
 
 def describe(config: Config) -> str:

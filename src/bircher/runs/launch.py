@@ -85,7 +85,7 @@ def start(config: Config, source: EnvSource | None = None, out: str | Path | Non
 def resume(
     path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), source: EnvSource | None = None
 ) -> Training:
-    """A run from its last checkpoint on: counters, optimiser, normaliser, keys and replay as they were.
+    """A run from its last checkpoint on: counters, optimizer, normalizer, keys and replay as they were.
 
     On pure environments also the episodes go on as they were; others begin fresh ones.
 
@@ -202,7 +202,7 @@ def prepare_to_play(path: str | Path) -> None:
     try:
         devices.use_device(directory.read_config(path).device)
     except DeviceError:
-        devices.use_device(None)  # What learnt on one device plays on any.
+        devices.use_device(None)  # What learned on one device plays on any.
     devices.keep_programs()
 
 

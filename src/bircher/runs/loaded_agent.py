@@ -1,4 +1,4 @@
-"""An agent that has learnt something: acts on NumPy observations, and is evaluated."""
+"""An agent that has learned something: acts on NumPy observations, and is evaluated."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class LoadedAgent:
     ):
         self.config, self.spec, self.policy, self.source = config, spec, policy, source
         self.env_steps = env_steps
-        """Environment steps that it has learnt from."""
+        """Environment steps that it has learned from."""
         self._agent = agent
         self._acted = 0
         self._remembers = bool(jax.tree.leaves(jax.eval_shape(lambda: agent.start(1).memory)))
@@ -359,7 +359,7 @@ def load(
 ) -> LoadedAgent:
     """The agent of a run's last checkpoint; `env` only where the run was given a callable.
 
-    `overrides` are settings of the search, such as `search.num_simulations=200`: how it acts, not what it learnt.
+    `overrides` are settings of the search, such as `search.num_simulations=200`: how it acts, not what it learned.
 
     Raises:
       RunFolderError: the folder holds no run, or no checkpoint yet.

@@ -75,15 +75,15 @@ class GradientMonitor:
     """Norms, shares and cosines of the terms' gradients on sequences of the replay."""
 
     def __init__(self, parts: Parts, config: Config):
-        agent, optimiser = parts.agent, config.optimiser
-        size = min(optimiser.batch_size, SEQUENCES)
+        agent, optimizer = parts.agent, config.optimizer
+        size = min(optimizer.batch_size, SEQUENCES)
 
         def measure(train: TrainState, rows: Trajectory, key: jax.Array) -> term_gradients.TermGradients:
             target_key, cut_key, loss_key = jax.random.split(key, 3)
             batch = Batch(rows, jnp.full(size, -1), jnp.ones(size))
             targets, _ = agent.targets(Policy(train.target_params, train.agent_state), batch, target_key)
-            if optimiser.window is not None:
-                batch, targets = crop_sequences(cut_key, batch, targets, optimiser.window)
+            if optimizer.crop_length is not None:
+                batch, targets = crop_sequences(cut_key, batch, targets, optimizer.crop_length)
             progress = jnp.minimum(train.counters.env_steps / config.steps, 1.0)
             return term_gradients.measure(agent, train.params, train.agent_state, batch, targets, loss_key, progress)
 
@@ -136,7 +136,7 @@ def facts(config: Config) -> doctor.Facts:
         replay_capacity=replay.capacity,
         replay_fraction=replay.fraction,
         rewards_clipped=config.env.reward_clip is not None,
-        normalizes_observations=getattr(config.agent, "normalise_observations", None),
+        normalizes_observations=getattr(config.agent, "normalize_observations", None),
         atom_distance=model.make_support().width if categorical else 0.0,
         transform=model.transform,
         memory=model.memory != "none",
@@ -173,7 +173,7 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
     acting, memory = usual("speed/acting_share"), series(lines, "speed/memory_bytes").values
     norms = series(lines, "model/gradient_norm").values
     speed = [f"{usual(f'speed/{name}_per_second'):,.0f} {word}" for name, word in _SPEEDS]
-    replay, optimiser = config.replay, config.optimiser
+    replay, optimizer = config.replay, config.optimizer
     share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
     gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
@@ -183,20 +183,20 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
             (f"{memory.max() / 2**20:,.0f} MiB at most: " if len(memory) else "")
             + f"lower replay.capacity (now {replay.capacity:,}), env.num_envs (now {config.env.num_envs}), "
             + (
-                "more optimiser.minibatches" if _deals(config) else f"optimiser.batch_size (now {optimiser.batch_size})"
+                "more optimizer.minibatches" if _deals(config) else f"optimizer.batch_size (now {optimizer.batch_size})"
             ),
         ),
         (
             "the loss explodes?",
-            f"{gradients}lower optimiser.learning_rate (now {optimiser.learning_rate:g}), or "
+            f"{gradients}lower optimizer.learning_rate (now {optimizer.learning_rate:g}), or "
             + (
-                f"optimiser.gradient_clip_bound (now {optimiser.gradient_clip_bound:g})"
-                if optimiser.gradient_clip == "norm"
-                else f"optimiser.gradient_clip=norm (now {optimiser.gradient_clip})"
+                f"optimizer.gradient_clip_bound (now {optimizer.gradient_clip_bound:g})"
+                if optimizer.gradient_clip == "norm"
+                else f"optimizer.gradient_clip=norm (now {optimizer.gradient_clip})"
             ),
         ),
         (
-            "nothing is learnt?",
+            "nothing is learned?",
             f"{course(lines)}an act/entropy_share near 1 was taught nothing, near 0 it stopped exploring "
             "(losses.entropy.weight); then more steps, and `bircher diagnose` for the model",
         ),
@@ -230,12 +230,12 @@ def _mean_of_first(returns: np.ndarray, ended: np.ndarray, least: float) -> floa
 
 def _deals(config: Config) -> bool:
     """Whether rollouts are dealt out in epochs, from which updates and batches follow."""
-    return config.optimiser.epochs > 1
+    return config.optimizer.epochs > 1
 
 
 def quicker(config: Config, acts: bool) -> list[str]:
     """What would make a run quicker that mostly acts, or mostly learns."""
-    updates = f"optimiser.epochs (now {config.optimiser.epochs})" if _deals(config) else "optimiser.updates_per_step"
+    updates = f"optimizer.epochs (now {config.optimizer.epochs})" if _deals(config) else "optimizer.updates_per_step"
     advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
     advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
     evaluations = config.evaluation.count
@@ -301,9 +301,9 @@ class Averages:
 
 def scores(report: Report) -> dict[str, float]:
     """An evaluation's numbers by their glossary names."""
-    normalised, some = report.human_normalised, {}
-    if normalised is not None:
-        some["eval/human_normalised"] = normalised["mean"]
+    normalized, some = report.human_normalized, {}
+    if normalized is not None:
+        some["eval/human_normalized"] = normalized["mean"]
     if report.episodes > 1:
         some["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
     if report.cut_short:

@@ -205,7 +205,7 @@ class Training:
         """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
 
         Raises:
-          RunFailed: an environment or a number failed; what was learnt before is saved.
+          RunFailed: an environment or a number failed; what was learned before is saved.
           CheckpointError: the disk did not take a checkpoint.
         """
         with contextlib.ExitStack() as stack:
@@ -273,7 +273,7 @@ class Training:
 
     def _loop(self) -> None:
         """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
-        # From here on: a checkpoint of what compiling took would hold nothing learnt.
+        # From here on: a checkpoint of what compiling took would hold nothing learned.
         self._saved_at = time.monotonic()
         while True:
             iterations = 0 if self._stop.requested else self._next_iterations()
@@ -377,9 +377,9 @@ class Training:
         self._saver.save(parts, meta, counters, last)
 
     def _save_after_failure(self) -> str:
-        """Keep what was learnt, unless that is not finite itself; says what is kept."""
+        """Keep what was learned, unless that is not finite itself; says what is kept."""
         if self._train is None:
-            return "nothing was learnt yet"
+            return "nothing was learned yet"
         while self._begun:
             self._read(self._begun.pop(0), failed=True)
         if not bool(jax.jit(learner.all_finite)(learner.without_replay(self._train))):
@@ -390,7 +390,7 @@ class Training:
             self._saver.wait()
         except CheckpointError as error:
             return f"{error}; {self._saver.kept()}"
-        return f"what was learnt in {self._counters['env_steps']:,} steps is saved in {self.path}"
+        return f"what was learned in {self._counters['env_steps']:,} steps is saved in {self.path}"
 
     def _loaded_agent(self) -> LoadedAgent:
         policy = learner.acting_policy(self._agent, self._train)

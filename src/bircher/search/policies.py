@@ -82,7 +82,7 @@ def puct_search(
 ) -> SearchResult:
     """MuZero's search: each simulation follows the greatest Q + U to an edge not yet visited, and expands it.
 
-    U(s, a) = P(s, a) sqrt(N(s)) / (1 + N(s, a)) (c_1 + log((N(s) + c_2 + 1) / c_2)) and Q normalised by `tree_min_max`
+    U(s, a) = P(s, a) sqrt(N(s)) / (1 + N(s, a)) (c_1 + log((N(s) + c_2 + 1) / c_2)) and Q normalized by `tree_min_max`
     (MuZero, appendix B); ties go to the lower action.  N(s) counts the evaluation of s itself, the root's too.
 
     Args:
@@ -147,7 +147,7 @@ def gumbel_search(
     actions too.
 
     Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise, and `noise_scale`
-    multiplies it: at 1 an action is drawn as from the prior, towards 0 it is the one that seems best.
+    multiplies it: at 1 an action is drawn as from the prior, toward 0 it is the one that seems best.
     """
     require_simulations(num_simulations)
     legal = searched_actions(root.legal_actions)

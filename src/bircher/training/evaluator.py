@@ -83,14 +83,14 @@ class Report(NamedTuple):
     cut_short: int
     """Episodes that were not over at the evaluation's own limit, and count as they stood there."""
     wall_seconds: float
-    human_normalised: dict[str, float] | None = None
+    human_normalized: dict[str, float] | None = None
     """Mean, median and IQM with a random player's score as 0 and a human's as 1; None where no human's is known."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it; without `human_normalised` where there is none."""
+        """As JSON holds it; without `human_normalized` where there is none."""
         known = self._asdict()
-        if self.human_normalised is None:
-            del known["human_normalised"]
+        if self.human_normalized is None:
+            del known["human_normalized"]
         return known
 
 
@@ -144,7 +144,7 @@ class Evaluator:
             np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)
         )
         wall = time.perf_counter() - began
-        return summarise(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, all_cut_short, wall)
+        return summarize(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, all_cut_short, wall)
 
     def close(self) -> None:
         """Close the environments that are kept for the next call."""
@@ -228,7 +228,7 @@ def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy
     return jax.jit(play)
 
 
-def summarise(
+def summarize(
     env: str, agent: str, seed: int, mode: Mode,
     returns: np.ndarray, lengths: np.ndarray, cut_short: np.ndarray, wall_seconds: float,
 ) -> Report:  # fmt: skip
@@ -237,7 +237,7 @@ def summarise(
     middle = {
         "mean": float(np.mean(returns)), "median": float(np.median(returns)), "iqm": float(interquartile_mean(returns)),
     }  # fmt: skip
-    normalised = {name: atari.human_normalised(env, value) for name, value in middle.items()}
+    normalized = {name: atari.human_normalized(env, value) for name, value in middle.items()}
     return Report(
         env=env,
         agent=agent,
@@ -252,7 +252,7 @@ def summarise(
         env_steps=int(np.sum(lengths)),
         cut_short=int(np.sum(cut_short)),
         wall_seconds=round(wall_seconds, 3),
-        human_normalised={name: value for name, value in normalised.items() if value is not None} or None,
+        human_normalized={name: value for name, value in normalized.items() if value is not None} or None,
     )
 
 

@@ -5,7 +5,7 @@ Read from top to bottom, this file is what an update is:
     Learner.update            store the rollout, then run its updates
       run_updates             one scan over batches
         _update_on_batch      assemble a batch, compute its targets once, return new priorities to the replay
-          _run_sgd            epochs x minibatches steps towards the same targets
+          _run_sgd            epochs x minibatches steps toward the same targets
             _sgd_step         one step of the optimizer and of the target network
               agent.loss      the loss terms (agents/loss_terms.py), added up by ops.losses.combine
 
@@ -45,16 +45,16 @@ from bircher.replay.batching import (
 )
 from bircher.replay.prefetch import HostReplayState, NextBatches, PriorityUpdate
 from bircher.training.optimizer import (
-    OptimiserConfig,
+    OptimizerConfig,
     learning_rate,
-    make_optimiser,
+    make_optimizer,
     require_rows,
     updates_per_iteration,
 )
 from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
 
-DISTANCE = "act/kl_to_behaviour"
-"""The metric that `optimiser.kl_stop` is compared with."""
+DISTANCE = "act/kl_to_behavior"
+"""The metric that `optimizer.target_kl` is compared with."""
 
 
 class TrainState(eqx.Module):
@@ -63,7 +63,7 @@ class TrainState(eqx.Module):
     params: PyTree
     target_params: PyTree
     agent_state: PyTree
-    optimiser_state: Any
+    optimizer_state: Any
     replay: Any
     key: Key
     counters: Counters
@@ -74,7 +74,7 @@ class TrainState(eqx.Module):
 class LearnerConfig(NamedTuple):
     """The settings of a learner."""
 
-    optimizer: OptimiserConfig
+    optimizer: OptimizerConfig
     replay: ReplayConfig
     num_envs: int
     rollout_length: int
@@ -109,7 +109,7 @@ def make_replay(
     Raises:
       ValueError: the capacity does not hold one sequence of every environment.
     """
-    size, context = config.observation_bytes, stack - 1
+    size, context = config.compressed_bytes, stack - 1
     replay = replay_base.make(
         num_envs, rollout_length, config.capacity, config.priority_exponent, context, weighted=size is not None
     )
@@ -130,14 +130,14 @@ class Learner:
         """
         optimizer, replay = config.optimizer, config.replay
         require_rows(optimizer, config.rollout_length)
-        if optimizer.kl_stop is not None and not agent.keeps_behaviour:
-            raise ValueError(f"optimiser.kl_stop needs the policy that acted, which {agent.name} does not keep")
+        if optimizer.target_kl is not None and not agent.keeps_behavior:
+            raise ValueError(f"optimizer.target_kl needs the policy that acted, which {agent.name} does not keep")
         self.agent, self.spec, self.config = agent, spec, config
         self.updates_per_iteration = updates_per_iteration(optimizer, config.num_envs * config.rollout_length)
-        self.replay_on_host = replay.place == "host"
+        self.replay_on_host = replay.device == "host"
         """Whether the replay is in the host's memory, with the next batches drawn in advance."""
         self._num_batches = self.updates_per_iteration // (optimizer.epochs * optimizer.minibatches)
-        self._optimizer = make_optimiser(optimizer)
+        self._optimizer = make_optimizer(optimizer)
         self._replay = make_replay(replay, spec.observation, config.num_envs, config.rollout_length, config.stack)
         self._batch_spec = BatchSpec(
             num_envs=config.num_envs,
@@ -147,7 +147,7 @@ class Learner:
             importance_exponent=replay.importance_exponent,
         )
         self._symmetries = spec.symmetries if replay.symmetries else ()
-        self._measures_all = optimizer.kl_stop is not None  # the distance at which updates stop is a measurement
+        self._measures_all = optimizer.target_kl is not None  # the distance at which updates stop is a measurement
 
     @property
     def replay(self) -> Replay | View:
@@ -168,7 +168,7 @@ class Learner:
             params=policy.params,
             target_params=jax.tree.map(jnp.copy, policy.params),
             agent_state=policy.state,
-            optimiser_state=self._optimizer.init(policy.params),
+            optimizer_state=self._optimizer.init(policy.params),
             replay=(),
             key=key,
             counters=Counters.zero(),
@@ -292,7 +292,7 @@ class Learner:
         priorities, replay = None, state.replay
         if not on_host:
             replay = self._replay.update_priority(replay, batch.indices, targets.priority)
-        elif self._replay.prioritised:
+        elif self._replay.prioritized:
             priorities = PriorityUpdate(batch.indices, targets.priority)
         state = replace(state, agent_state=agent_state, replay=replay)
         state, metrics = self._run_sgd(state, batch, targets, sound, update_key, measured)
@@ -301,27 +301,27 @@ class Learner:
     def _run_sgd(
         self, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, measured: Array
     ) -> tuple[TrainState, UpdateMetrics]:
-        """Run epochs x minibatches steps towards the same targets."""
+        """Run epochs x minibatches steps toward the same targets."""
         config = self.config.optimizer
         count = config.epochs * config.minibatches
         keys = jax.random.split(key, count)
-        if config.window is not None:
+        if config.crop_length is not None:
             # fold_in with a number that no step's key has.
-            batch, targets = crop_sequences(jax.random.fold_in(key, count), batch, targets, config.window)
-        if count == 1 and config.pieces is None:
+            batch, targets = crop_sequences(jax.random.fold_in(key, count), batch, targets, config.crop_length)
+        if count == 1 and config.segment_length is None:
             return self._sgd_step(state, batch, targets, sound, keys[0], measured)
         index = self._minibatches(jax.random.fold_in(key, count + 1))
-        if config.pieces is not None:
-            batch, targets = split_sequences(batch, targets, config.pieces)
+        if config.segment_length is not None:
+            batch, targets = split_sequences(batch, targets, config.segment_length)
         packings = Packings.fresh()
 
         def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]) -> tuple[tuple, tuple]:
             (state, stopped), (index, key, measured) = carry, inputs
             part = take(batch, index), _select_targets(targets, index)
             new, metrics = self._sgd_step(state, *part, sound, key, measured)
-            if config.kl_stop is None:
+            if config.target_kl is None:
                 return (new, stopped), packings.pack(metrics)
-            stopped |= metrics.seen[DISTANCE] > config.kl_stop
+            stopped |= metrics.seen[DISTANCE] > config.target_kl
             kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learned(state), _learned(new))
             new = replace(eqx.tree_at(_learned, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
             counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
@@ -334,9 +334,9 @@ class Learner:
     def _minibatches(self, key: Key) -> Array:
         """Return which sequences, or parts of them, each step uses: [epochs x minibatches, items]."""
         config, sequences = self.config.optimizer, self._batch_spec.sequences
-        if config.pieces is None:
+        if config.segment_length is None:
             return jnp.tile(jnp.arange(sequences).reshape(config.minibatches, -1), (config.epochs, 1))
-        items = sequences * (self.config.rollout_length // config.pieces)
+        items = sequences * (self.config.rollout_length // config.segment_length)
         order = jnp.stack([jax.random.permutation(k, items) for k in jax.random.split(key, config.epochs)])
         return order.reshape(config.epochs * config.minibatches, -1)
 
@@ -354,18 +354,18 @@ class Learner:
             return total, (term_metrics, metrics)
 
         (total, (always, seen)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        step, optimiser_state = self._optimizer.update(gradients, state.optimiser_state, state.params)
+        step, optimizer_state = self._optimizer.update(gradients, state.optimizer_state, state.params)
         rate = learning_rate(config.optimizer, state.counters.env_steps, config.total_steps)
         step = jax.tree.map(lambda x: -rate * x, step)
         params = optax.apply_updates(state.params, step)
         target_params = optax.incremental_update(params, state.target_params, config.target_update_rate)
         norm = optax.tree.norm(gradients)
         finite = sound & jnp.isfinite(total) & jnp.isfinite(norm)
-        new = (params, target_params, optimiser_state)
-        old = (state.params, state.target_params, state.optimiser_state)
-        params, target_params, optimiser_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+        new = (params, target_params, optimizer_state)
+        old = (state.params, state.target_params, state.optimizer_state)
+        params, target_params, optimizer_state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
         always |= {"model/learning_rate": rate, "model/gradient_norm": norm}
-        if self._replay.prioritised:
+        if self._replay.prioritized:
             always |= {
                 "target/priority_mean": targets.priority.mean(),
                 "target/importance_least": batch.importance.min(),
@@ -374,7 +374,7 @@ class Learner:
             state,
             params=params,
             target_params=target_params,
-            optimiser_state=optimiser_state,
+            optimizer_state=optimizer_state,
             counters=state.counters._replace(learner_steps=state.counters.learner_steps + 1),
             non_finite=state.non_finite + ~finite,
         )
@@ -393,7 +393,7 @@ def _stored_rows(rollout: Trajectory) -> Trajectory:
 
 
 def _learned(state: TrainState) -> tuple:
-    return state.params, state.target_params, state.agent_state, state.optimiser_state
+    return state.params, state.target_params, state.agent_state, state.optimizer_state
 
 
 def _norms(before: PyTree, params: PyTree) -> dict[str, Array]:

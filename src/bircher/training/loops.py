@@ -12,7 +12,7 @@ Which policy collects which rollout is fixed, however the iterations are cut int
 takes.  So a run is repeatable, and resumes bit for bit, as with the synchronous loop.  The price is that the policy
 that acts is one rollout older.
 
-With `replay.place=host` the update itself is two programs (`HostReplayUpdate`):
+With `replay.device=host` the update itself is two programs (`HostReplayUpdate`):
 
     networks' device:   learn from r_i and the batches for it  |   collect r_{i+1}      |  learn from r_{i+1} ...
     host, a thread:     (priorities;) store r_i, draw the batches for r_{i+1}, copy them to the device

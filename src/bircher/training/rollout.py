@@ -129,7 +129,7 @@ def collect_rollout(
         return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
 
     state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
-    # The last row's behaviour is needed for the prior there.  Its key is not used up: the next rollout draws the
+    # The last row's behavior is needed for the prior there.  Its key is not used up: the next rollout draws the
     # action there again, so that the stream does not depend on where rollouts are cut.
     _, act_key = jax.random.split(state.key)
     output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)

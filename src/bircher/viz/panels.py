@@ -63,12 +63,12 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
         top = 2 * LINE + row * LINE
         chosen = action == thought.action
         pen.text((8, top + 3), name(action), fill=CHOSEN if chosen else TEXT)
-        for offset, share, colour in (
+        for offset, share, color in (
             (2, thought.prior[action], PRIOR),
             (LINE // 2, thought.improved[action], CHOSEN if chosen else IMPROVED),
         ):
             length = round(room * float(np.clip(share, 0, 1)))
-            pen.rectangle((LABEL, top + offset, LABEL + length, top + offset + LINE // 2 - 4), fill=colour)
+            pen.rectangle((LABEL, top + offset, LABEL + length, top + offset + LINE // 2 - 4), fill=color)
         pen.text((LABEL + room + 8, top + 5), f"{float(thought.improved[action]):.2f}", fill=FAINT)
     return np.asarray(image)
 
@@ -146,7 +146,7 @@ class Tree(NamedTuple):
 
 
 def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Sequence[str] = ()) -> str:
-    """The tree as SVG: a disc for each node, its area by visits, its colour by value; the best line in bold.
+    """The tree as SVG: a disc for each node, its area by visits, its color by value; the best line in bold.
 
     Beside an edge: the action, as `describe` names it, its prior and, where it has one, its reward; in a node its
     visits and below it its value. `head` are lines of text above the tree, such as a board.
@@ -207,7 +207,7 @@ def _radius(visits: int, most: int) -> float:
     return 5 + 15 * (visits / max(most, 1)) ** 0.5
 
 
-def _colour(value: float, low: float, high: float) -> str:
+def _color(value: float, low: float, high: float) -> str:
     """From red through white to blue, as the value goes from the least in the tree to the greatest."""
     share = 0.5 if high <= low else (value - low) / (high - low)
     red, blue = (255, int(510 * share)) if share < 0.5 else (int(510 * (1 - share)), 255)
@@ -219,7 +219,7 @@ def _disc(
 ) -> str:
     x, y, radius = place[0], top + place[1] * LEVEL, _radius(visits, most)
     return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{_colour(value, low, high)}" '
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{_color(value, low, high)}" '
         f'stroke="black" stroke-width="{2.5 if best else 0.7}"/>'
         f'<text x="{x:.1f}" y="{y + 3:.1f}" text-anchor="middle">{visits}</text>'
         f'<text x="{x:.1f}" y="{y + radius + 10:.1f}" text-anchor="middle" fill="#333">{value:.2f}</text>'

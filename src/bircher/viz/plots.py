@@ -89,13 +89,13 @@ def _training_curve(
 def curves_by_depth(
     panels: Mapping[str, tuple[list[tuple[str, list[float | None]]], float | None]],
     depths: list[int],
-    learnt: int,
+    learned: int,
     title: str,
     picture_path: str | Path,
 ) -> Path:
     """Draw named lines over the model's depth, a panel each, with the level of knowing nothing where there is one.
 
-    None leaves a gap. `learnt` is the depth that training unrolls to. Returns the picture's path.
+    None leaves a gap. `learned` is the depth that training unrolls to. Returns the picture's path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ def curves_by_depth(
             axes.plot(depths, np.array(values, float), "o-", markersize=3, linewidth=1.2, label=label)
         if level is not None:
             axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label="standard deviation")
-        axes.axvline(learnt + 0.5, color="tab:gray", linestyle=":", linewidth=1)
+        axes.axvline(learned + 0.5, color="tab:gray", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
@@ -206,7 +206,7 @@ def render_episode(
 def draw_observation(observation: Any) -> Frame:
     """One observation ``[height, width]`` or ``[height, width, channels]`` as a picture, enlarged.
 
-    Bytes of 1 or 3 channels are taken as pixels; else each channel has its colour, and where several are set
+    Bytes of 1 or 3 channels are taken as pixels; else each channel has its color, and where several are set
     the last one shows.
 
     Raises:
@@ -224,8 +224,8 @@ def draw_observation(observation: Any) -> Frame:
         picture = np.broadcast_to(grid, (*grid.shape[:2], 3))
     else:
         picture = np.full((*grid.shape[:2], 3), 16, np.uint8)
-        for channel, colour in enumerate(_colours(grid.shape[-1])):
-            picture[grid[..., channel] > 0] = colour
+        for channel, color in enumerate(_colors(grid.shape[-1])):
+            picture[grid[..., channel] > 0] = color
     scale = math.ceil(_SIDE / max(picture.shape[:2]))
     return np.ascontiguousarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
 
@@ -235,7 +235,7 @@ def _columns(lines: list[dict[str, Any]], *names: str) -> list[tuple[float, ...]
     return [tuple(line[name] for name in names) for line in lines if math.isfinite(line.get(names[1], math.nan))]
 
 
-def _colours(count: int) -> np.ndarray:
+def _colors(count: int) -> np.ndarray:
     """Well-separated hues, [count, 3] bytes."""
     from matplotlib.colors import hsv_to_rgb
 

@@ -32,7 +32,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Write what is held back and free what is held; nothing is written afterwards."""
+        """Write what is held back and free what is held; nothing is written afterward."""
         ...
 
 
