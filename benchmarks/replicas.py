@@ -107,8 +107,11 @@ def program(config: Config, env: Any):
 
     def advance(train, state, progress, knob, iterations):
         agent = agent_of(config, env.spec.num_players, knob)
-        learn = learner.Learner(
-            agent, env.spec, learner.LearnerConfig(config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate))  # fmt: skip
+        settings = learner.LearnerConfig(
+            config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
+            config.agent.target_update_rate,
+        )  # fmt: skip
+        learn = learner.Learner(agent, env.spec, settings)
         loop = loops.synchronous(agent, env, learn, config.loop.rollout_length, config.steps)
         return loop.advance(train, state, progress, iterations)
 

@@ -72,7 +72,7 @@ def measure(settings: config.Config, runs: int) -> dict[str, list[float]]:
 
     roll_program = jax.jit(roll)
     learn_program = jax.jit(parts.learner.update)
-    search_program = jax.jit(bare_search(settings, parts.agent.gamma))
+    search_program = jax.jit(bare_search(settings, parts.agent.model_discount))
     act_program = jax.jit(bare_acts(parts.agent, settings))
     timed = bare.Times()
 

@@ -15,9 +15,8 @@ from bircher.types import Batch, Policy
 def main(iterations: int = 200) -> list[float]:
     """Train for so many rollouts of 64 environments and 16 steps; returns each one's mean episode length."""
     env = registry.make("CartPole-v1", num_envs=64, seed=0)
-    agent = actor_critic.make(
-        actor_critic.MuesliConfig(), ModelConfig(num_atoms=51, support=20), actor_critic.MuesliLosses()
-    )
+    model = ModelConfig(num_atoms=51, support=20)
+    agent = actor_critic.make(actor_critic.MuesliConfig(), model, actor_critic.MuesliLosses())
     (params, state), optimizer = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)
     learned = (params, params, state, optimizer.init(params))  # online, target, agent's state, moments
 

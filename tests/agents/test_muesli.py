@@ -296,7 +296,7 @@ def test_in_a_game_of_two_the_next_value_is_the_opponents():
         actor_critic.make(actor_critic.MuesliConfig(gamma=DISCOUNT), SMALL, actor_critic.MuesliLosses(), None, players)
         for players in (1, 2)
     )
-    assert (alone.discount, two.discount) == (DISCOUNT, -DISCOUNT)
+    assert (alone.model_discount, two.model_discount) == (DISCOUNT, -DISCOUNT)
     observation, legal = jax.random.normal(jax.random.key(1), (5, 4)), jnp.ones((5, 3), bool)
     latent = MODEL.represent(observation)
     looks = [agent.look(policy_of(agent, MODEL), latent, legal, jax.random.key(0)) for agent in (alone, two)]

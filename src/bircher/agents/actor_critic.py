@@ -73,18 +73,24 @@ def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: in
 
 
 def policy_targets(
-    config: PolicyAgentConfig, wanted: TargetSpec, discount: float, burn_in: int, policy: Policy, batch: Batch, key: Key
+    config: PolicyAgentConfig,
+    wanted: TargetSpec,
+    model_discount: float,
+    burn_in: int,
+    policy: Policy,
+    batch: Batch,
+    key: Key,
 ) -> tuple[Targets, PolicyAgentState]:
     """Multi-step returns, normalized advantages and improved policies, all from the target network.
 
-    `discount` is gamma, negative where the next value is the opponent's; the rows' own discounts tell the same.
+    `model_discount` is gamma, negative where the next value is the opponent's; the discounts of the rows agree with it.
     `Targets.policy` covers all T + 1 rows, for the model's unroll may end on the last; the others T.
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
     mask = root_mask(ends, burn_in)
     state = _observe(policy.state, rows, mask)
-    seen = _seen(config, wanted, discount, policy.params, state, rows)
+    seen = _seen(config, wanted, model_discount, policy.params, state, rows)
     value, raw_advantage = _returns(config, seen, rows, ends)
     normalizer, shift, scale = _normalization(config.advantage, state.normalizer, raw_advantage, mask)
     chosen = raw_advantage
@@ -116,7 +122,7 @@ def policy_targets(
 def _seen(
     config: PolicyAgentConfig,
     wanted: TargetSpec,
-    discount: float,
+    model_discount: float,
     model: Model,
     state: PolicyAgentState,
     rows: Trajectory,
@@ -132,7 +138,7 @@ def _seen(
     return _Seen(
         value=model.value_support.mean(prediction.value_logits),
         prior=prior,
-        q=model.look_ahead(latent, discount) if wanted.look_ahead else None,
+        q=model.look_ahead(latent, model_discount) if wanted.look_ahead else None,
         ratio=distributions.select(prior, rows.action) / distributions.select(behavior, rows.action),
     )
 
@@ -245,7 +251,7 @@ def make(
     enabled = frozenset(weights)
     wanted = products(config, enabled)
     imagines = wanted.look_ahead or loss_terms.need(enabled, "unroll")
-    discount = muzero.model_discount_of(config.gamma, num_players)
+    model_discount = muzero.model_discount_of(config.gamma, num_players)
     simulations = search_config.num_simulations if search_config is not None else 0
     if "model_reward" not in enabled:
         model_config = model_config.model_copy(update={"reward_head": False})  # nothing would ever move it
@@ -276,18 +282,18 @@ def make(
         assert search_config is not None
         model: Model = policy.params
         root = muzero.search_root(model, latent, legal_actions)
-        simulate = muzero.simulator(model, discount)
+        simulate = muzero.simulator(model, model_discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
         del minibatches  # every sequence is treated alike
-        return policy_targets(config, wanted, discount, model_config.burn_in, policy, batch, key)
+        return policy_targets(config, wanted, model_discount, model_config.burn_in, policy, batch, key)
 
     loss = partial(policy_loss, config, model_config, enabled)
-    look = partial(policy_look, config, wanted, discount)
+    look = partial(policy_look, config, wanted, model_discount)
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
-        config.acts_with == "target", discount,
+        config.acts_with == "target", model_discount,
         look if imagines else None, searched if simulations else None, True,
     )  # fmt: skip
 
@@ -308,7 +314,7 @@ def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> TargetSpec:
 def policy_look(
     config: PolicyAgentConfig,
     wanted: TargetSpec,
-    discount: float,
+    model_discount: float,
     policy: Policy,
     latent: Array,
     legal_actions: Array,
@@ -318,7 +324,7 @@ def policy_look(
     del key
     model: Model = policy.params
     prediction = model.predict(latent)
-    value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, discount)
+    value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, model_discount)
     logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
     shares = config.prior.behavior_share, config.prior.uniform_share
     prior = distributions.mixture_prior(logits, logits, legal_actions, *shares)

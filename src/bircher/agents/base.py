@@ -157,8 +157,8 @@ class Agent(NamedTuple):
     """The weight of each term that takes part; must name exactly the terms that `loss` returns"""
     acts_with_target: bool
     """Whether the target network acts"""
-    discount: float = 1.0
-    """gamma, negative where the turn changes hands at every step"""
+    model_discount: float = 1.0
+    """The factor between consecutive states of the model: gamma, negative where the next state is the opponent's"""
     look: Callable[[Policy, Array, Array, Key], LookAhead] | None = None
     """(policy, latent, legal actions, key) -> what its model says; None for an agent without a model"""
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None

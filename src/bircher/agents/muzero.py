@@ -40,9 +40,9 @@ from bircher.search import Root, SearchConfig, SearchResult, Simulate, Step, com
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 
-def model_discount_of(discount: float, num_players: int) -> float:
-    """gamma, negative where each next value is the opponent's."""
-    return discount if num_players == 1 else -discount
+def model_discount_of(gamma: float, num_players: int) -> float:
+    """Return the factor between consecutive states of the model: gamma, negative where the next is the opponent's."""
+    return gamma if num_players == 1 else -gamma
 
 
 def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: Bool[Array, "B A"]) -> Root:
@@ -54,8 +54,8 @@ def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: B
     return Root(logits, model.value_support.mean(prediction.value_logits), latent, legal)
 
 
-def simulator(model: Model, discount: float) -> Simulate:
-    """One step of the model from a latent; `discount` as `model_discount_of` gives it."""
+def simulator(model: Model, model_discount: float) -> Simulate:
+    """Return a function that takes one step of the model from a latent; see `model_discount_of`."""
 
     def simulate(latent: Float[Array, "B latent"], action: Int[Array, " B"]) -> Step:
         following = model.step(latent, action)
@@ -63,7 +63,7 @@ def simulator(model: Model, discount: float) -> Simulate:
         value = model.value_support.mean(prediction.value_logits)
         return Step(
             reward=model.reward(following),
-            discount=jnp.full(value.shape, discount),
+            discount=jnp.full(value.shape, model_discount),
             logits=prediction.policy_logits,
             value=value,
             latent=following,
@@ -96,7 +96,7 @@ def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B
 
 
 def muzero_targets(
-    config: ReturnConfig, discount: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
+    config: ReturnConfig, gamma: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
     key: Key, minibatches: int = 1,
 ) -> Targets:  # fmt: skip
     """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalyzed share of each minibatch.
@@ -111,7 +111,7 @@ def muzero_targets(
     policy, value = _reanalyzed(fraction, minibatches, plan, latent, rows, key)
     if config.bootstrap == "network":
         value = model.value(latent)
-    target, known = _returns(config, discount, rows, ends, value)
+    target, known = _returns(config, gamma, rows, ends, value)
     error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
     result = Targets(
         value=target,
@@ -151,10 +151,10 @@ def _reanalyzed(
 
 
 def _returns(
-    config: ReturnConfig, discount: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
+    config: ReturnConfig, gamma: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """The value target of each root row, and whether there is one."""
-    reward, discounts, bootstrap = rows.reward[:, 1:], discount * rows.discount[:, 1:], value[:, 1:]
+    reward, discounts, bootstrap = rows.reward[:, 1:], gamma * rows.discount[:, 1:], value[:, 1:]
     random = rows.extras.get("random_action", jnp.zeros_like(ends))
     # What followed a random action says nothing of its state: the value before it is the search's own.
     going = (~(ends | random)[:, 1:]).astype(jnp.float32)
@@ -241,8 +241,8 @@ def make(
 ) -> Agent:
     """MuZero or Gumbel MuZero as a tuple of pure functions; without simulations it acts by its network alone."""
     weights = loss_config.weights()
-    discount = model_discount_of(config.gamma, num_players)
-    plan = planner(config, search_config, discount)
+    model_discount = model_discount_of(config.gamma, num_players)
+    plan = planner(config, search_config, model_discount)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)
@@ -281,7 +281,7 @@ def make(
         return plan(policy.params, latent, legal_actions, key, "greedy", keep_tree=True)
 
     searches = searched if search_config.num_simulations else None
-    return Agent(config.name, init, start, act, targets, loss, encode, weights, False, discount, look, searches)
+    return Agent(config.name, init, start, act, targets, loss, encode, weights, False, model_discount, look, searches)
 
 
 def muzero_act(
@@ -319,23 +319,23 @@ def muzero_look(model: Model, latent: Array, legal_actions: Array, found: Search
     )
 
 
-def planner(config: MuZeroConfig, search_config: SearchConfig, discount: float) -> Callable[..., SearchResult]:
+def planner(config: MuZeroConfig, search_config: SearchConfig, model_discount: float) -> Callable[..., SearchResult]:
     """(model, latent [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
 
     Without simulations it is what the network alone says.  `temperature` multiplies the noise by which Gumbel's search
     draws its action; PUCT's visits are drawn from afterward.
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
-    return partial(_plan, searcher, search_config, discount)
+    return partial(_plan, searcher, search_config, model_discount)
 
 
 def _plan(
-    searcher, config: SearchConfig, discount: float, model: Model, latent: Array, legal_actions: Array, key: Key,
+    searcher, config: SearchConfig, model_discount: float, model: Model, latent: Array, legal_actions: Array, key: Key,
     mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
     root = search_root(model, latent, legal_actions)
     if config.num_simulations:
-        arguments = config, root, simulator(model, discount), key, config.num_simulations
+        arguments = config, root, simulator(model, model_discount), key, config.num_simulations
         if searcher is search.gumbel_search:
             return searcher(*arguments, mode != "greedy", keep_tree, temperature)
         return searcher(*arguments, mode == "explore", keep_tree)

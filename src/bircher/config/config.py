@@ -157,11 +157,11 @@ class PolicyRun(Config):
                 f"optimizer.target_kl={optimizer.target_kl:g} leaves out the rest of a batch's updates, and of "
                 "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
             )
-        pieces, steps = optimizer.segment_length, self.model.unroll_steps
-        if pieces is not None and pieces < steps and loss_terms.need(names, "unroll"):
+        length, steps = optimizer.segment_length, self.model.unroll_steps
+        if length is not None and length < steps and loss_terms.need(names, "unroll"):
             raise ValueError(
-                f"optimizer.segment_length={pieces} cuts sequences shorter than the {steps} steps that the model is unrolled "
-                "(model.unroll_steps)"
+                f"optimizer.segment_length={length} cuts sequences shorter than the {steps} steps that the model is "
+                "unrolled (model.unroll_steps)"
             )
         return self
 
@@ -186,7 +186,8 @@ class MuZeroRun(Config):
             raise ValueError(f"{name} searches with a model that is learned: give {missing} a weight above 0")
         if self.optimizer.target_kl is not None:
             raise ValueError(
-                f"optimizer.target_kl={self.optimizer.target_kl:g} needs the policy that acted, which {name} does not keep"
+                f"optimizer.target_kl={self.optimizer.target_kl:g} needs the policy that acted, "
+                f"which {name} does not keep"
             )
         return self
 

@@ -420,8 +420,8 @@ class TorsoConfig(BaseModel):
     section_blocks: int = Field(2, ge=1, le=200)
     """Residual blocks of each section of `impala`."""
     dense_width: int | None = Field(None, gt=0)
-    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `spatial_softmax` or `impala` and the latent; null: 512
-    for `nature_cnn`, else 256."""
+    """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `spatial_softmax` or `impala` and the latent; null:
+    512 for `nature_cnn`, else 256."""
     halvings: int | None = Field(None, ge=1, le=16)
     """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
 

@@ -206,10 +206,10 @@ class Model(eqx.Module):
         # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
         return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
-    def look_ahead(self, latent: Float[Array, "*B latent"], discount: float) -> Float[Array, "*B A"]:
+    def look_ahead(self, latent: Float[Array, "*B latent"], model_discount: float) -> Float[Array, "*B A"]:
         """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
 
-        `discount` is gamma, negative where the next value is the opponent's.
+        `model_discount` is gamma, negative where the next value is the opponent's.
         """
         dynamics = self.dynamics
         assert dynamics is not None
@@ -217,7 +217,7 @@ class Model(eqx.Module):
 
         def look(added: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
             following = dynamics.after_each(latent, seen, added)
-            return self.reward(following) + discount * self.value(following)
+            return self.reward(following) + model_discount * self.value(following)
 
         # Of each action: a latent, and what the dynamics make of it before.
         one = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + seen.shape[-1])

@@ -90,8 +90,8 @@ def require_memory_rows(config: OptimizerConfig, burn_in: int, rollout_length: i
     """Refuse, for a network with memory, sequences that it could learn nothing through, as a ValueError."""
     if config.segment_length == 1:
         raise ValueError(
-            "optimizer.segment_length=1 leaves model.memory single rows, and nothing to remember: give at least 2, or null for "
-            "whole sequences"
+            "optimizer.segment_length=1 leaves model.memory single rows, and nothing to remember: give at "
+            "least 2, or null for whole sequences"
         )
     if burn_in >= rollout_length:
         raise ValueError(
@@ -114,7 +114,8 @@ def require_rows(config: OptimizerConfig, rollout_length: int) -> None:
         return
     if config.crop_length is not None:
         raise ValueError(
-            f"optimizer.segment_length={config.segment_length} and optimizer.crop_length={config.crop_length} exclude one another"
+            f"optimizer.segment_length={config.segment_length} and optimizer.crop_length={config.crop_length} "
+            "exclude one another"
         )
     if rollout_length % config.segment_length:
         raise ValueError(f"optimizer.segment_length={config.segment_length} must divide {rows}")
