@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import platform
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,16 @@ MOST_ITEMS = 20
 """Items of a list or mapping that are quoted."""
 DEEPEST = 6
 """Levels of a nested value that are quoted."""
+
+
+_said: set[str] = set()
+
+
+def say_once(sentence: str) -> None:
+    """Print a sentence to the standard error stream, unless it is empty or this process has printed it before."""
+    if sentence and sentence not in _said:
+        _said.add(sentence)
+        print(f"bircher: {one_line(sentence)}", file=sys.stderr)
 
 
 def one_line(text: str, limit: int = LONGEST_MESSAGE) -> str:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from bircher import renamed
+
 COUNTERS = {
     "env_steps": "decisions taken in the environments; reset rows do not count",
     "env_frames": "decisions times the action repeat",
@@ -258,7 +260,7 @@ def _numbers(content: Any) -> dict[str, float | int]:
     for name, value in content.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name} is not a number")
-        numbers[name] = value if value is not None and math.isfinite(value) else math.nan
+        numbers[renamed.METRICS.get(name, name)] = value if value is not None and math.isfinite(value) else math.nan
     # Nothing reads the frames of a line.
     if any(math.isnan(numbers.get(name, math.nan)) for name in COUNTERS if name != "env_frames"):
         raise ValueError("a counter is missing")

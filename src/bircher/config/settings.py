@@ -15,8 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from bircher import renamed
 from bircher.config import foreign_names
-from bircher.errors import BadYAML, ConfigError, near_setting, short, short_text, short_written
+from bircher.errors import BadYAML, ConfigError, near_setting, say_once, short, short_text, short_written
 
 MOST_LEVELS = 50
 """Levels of nesting."""
@@ -223,6 +224,10 @@ def nested(flat: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
             value = {part: value}
         _require_separate(tree, value, prefix)
         tree = merge(tree, value)
+    if prefix:
+        return tree
+    tree, notes = renamed.with_new_names(tree)
+    say_once(f"old names of settings: {'; '.join(notes)}" if notes else "")
     return tree
 
 

@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from bircher import renamed
 from bircher.errors import CheckpointError, DamagedCheckpoint, MismatchedCheckpoint
 
 _PLAIN = re.compile(r"/([A-Za-z0-9_.-]+/)*[A-Za-z0-9_.-]+")
@@ -204,11 +205,14 @@ def restore(checkpoint: str | Path, name: str, template: PyTree) -> PyTree:
         raise CheckpointError(f"{checkpoint} holds no part {name!r}, only {', '.join(parts(checkpoint)) or 'none'}")
     _verify(checkpoint, files)
     folder = checkpoint / name
-    saved = [_Leaf(path, tuple(shape), dtype, impl) for path, shape, dtype, impl in _read_json(folder / "leaves.json")]
+    table = _read_json(folder / "leaves.json")
+    saved = [_Leaf(renamed.leaf(path), tuple(shape), dtype, impl) for path, shape, dtype, impl in table]
     flat, structure = jax.tree_util.tree_flatten_with_path(template)
     _compare(folder, saved, [_describe(path, leaf) for path, leaf in flat])
     arrays = _read_arrays(folder, saved)
-    leaves = [_decode(leaf, array, like) for leaf, array, (_, like) in zip(saved, arrays, flat, strict=True)]
+    found = {leaf.path: (leaf, array) for leaf, array in zip(saved, arrays, strict=True)}
+    # By path: a new name may stand elsewhere in the order of a dictionary's keys.
+    leaves = [_decode(*found[_describe(path, like).path], like) for path, like in flat]
     return jax.tree.unflatten(structure, leaves)
 
 
