@@ -106,7 +106,7 @@ def test_tallies_follow_one_another():
     for tallies, died in (((short, long), 1), ((long, short), 1), ((short, long, failed), 4), ((short, short), 4)):
         total = Tally.zero()
         for tally in tallies:
-            total = total.then(tally)
+            total = total.merge(tally)
         assert int(total.died_at_longest) == died
         assert int(total.env_steps) == sum(int(tally.env_steps) for tally in tallies)
         assert int(total.failed) == (6 if failed in tallies else -1)

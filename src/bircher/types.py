@@ -232,7 +232,7 @@ class Tally(NamedTuple):
     died_at_longest: Int[Array, ""]
     """Episodes of that very length that ended in a death: nearly all where an environment calls its time limit one."""
 
-    def then(self, later: Tally) -> Tally:
+    def merge(self, later: Tally) -> Tally:
         """Both as one."""
         longest = jnp.maximum(self.longest, later.longest)
         died = [jnp.where(tally.longest == longest, tally.died_at_longest, 0) for tally in (self, later)]

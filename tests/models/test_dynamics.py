@@ -78,7 +78,7 @@ def test_a_memory_is_as_long_as_its_forget_gate_lets_it_be():
     model = drawn_model(3, RECURRENT, SPEC)
     latent, action = model.represent(jax.random.normal(KEY, (4,))), jnp.asarray(1)
     jacobian = np.asarray(jax.jacobian(lambda latent: model.step(latent, action))(latent))[6:, 6:]
-    forget = np.split(np.asarray(model.dynamics.seen(latent) + model.dynamics.from_action[1]), 4)[1]
+    forget = np.split(np.asarray(model.dynamics.latent_term(latent) + model.dynamics.from_action[1]), 4)[1]
     np.testing.assert_allclose(jacobian, np.diag(0.5 * sigmoid(forget + 1)), rtol=1e-4, atol=1e-6)
 
 

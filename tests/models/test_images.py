@@ -138,7 +138,7 @@ def test_every_part_of_every_network_gets_a_gradient(torso, dynamics, side):
         latent = model.represent(observation)
         latents = model.unroll(latent, actions)
         assert latent.shape == latents.shape[1:] and latent.dtype == latents.dtype == jnp.float32
-        features = model.read(latents)
+        features = model.head_input(latents)
         prediction = model.prediction(features)
         logits = (prediction.policy_logits, prediction.value_logits, model.reward_logits(features))
         return sum(jnp.square(x).mean() for x in logits) + model.look_ahead(latent, 0.9).mean(), latent
@@ -157,7 +157,7 @@ def test_a_memory_can_stand_between_features_and_latent(torso):
     features, latent = quick_jit(lambda x: (model.features(x), model.represent(x)))(observation)
     assert features.shape == (2, 3, model.representation.num_features)
     assert float(features.min()) >= 0 < float(features.max()), "behind a ReLU"
-    np.testing.assert_allclose(model.settle(features), latent, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.project(features), latent, rtol=1e-5, atol=1e-5)
     last = model.representation.mlp.layers[-1]
     np.testing.assert_allclose(scale_latent(features @ last.weight + last.bias), latent, rtol=1e-4, atol=1e-5)
 

@@ -121,7 +121,7 @@ def test_a_grids_latent_can_be_read_by_a_convolution(torso):
     latent = model.represent(jax.random.bernoulli(KEY, 0.5, (2, 5, *GRID.observation.shape)).astype(jnp.float32))
     channels = 3 if torso == "grid" else 2
     assert latent.shape == (2, 5, 30 * channels) and isinstance(model.reader, GridReader)
-    features, reader = model.read(latent), model.reader
+    features, reader = model.head_input(latent), model.reader
     kernel = reader.convolution.weight.reshape(4, 4, channels, 8)
     grid = latent.reshape(10, 6, 5, channels)
     oracle = jax.lax.conv_general_dilated(grid, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -220,7 +220,7 @@ def test_a_look_ahead_over_many_actions_is_made_in_pieces(monkeypatch, actions):
     model = drawn_model(3, SMALL, spec)
     latent = model.represent(jax.random.normal(KEY, (2, 7, 4)))
     whole = model.look_ahead(latent, 0.9)
-    width = latent.shape[-1] + model.dynamics.added().shape[-1]
+    width = latent.shape[-1] + model.dynamics.action_terms().shape[-1]
     monkeypatch.setattr("bircher.networks.model.LOOK_AHEAD_BYTES", 4 * 2 * 7 * width * 2 + 1)
     pieces = jax.make_jaxpr(lambda x: model.look_ahead(x, 0.9))(latent)
     assert "length=3" in str(pieces), "two actions at a time"

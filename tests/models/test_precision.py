@@ -93,7 +93,7 @@ def test_what_is_multiplied_is_bfloat16_and_what_comes_out_is_not(network):
     def everything(model, observation):
         latent = model.represent(observation)
         following = model.unroll(latent, jnp.zeros((2, 3), jnp.int32))
-        features = model.read(following)
+        features = model.head_input(following)
         return (
             latent,
             following,

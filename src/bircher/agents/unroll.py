@@ -102,7 +102,7 @@ def unroll(
     following = latents
     latents = jnp.concatenate([latent[None], latents])
     policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
-    features = model.read(latents)
+    features = model.head_input(latents)
     prediction = model.prediction(features)
     legal = windows(rows.legal_actions, depths, length)
     value = windows(target.value, depths, length) * has_return

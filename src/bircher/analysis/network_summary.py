@@ -123,7 +123,7 @@ def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch,
     """How each part is used, and with what."""
     observation = _batch(spec.observation.shape, spec.observation.dtype)
     latent = _like(lambda model, x: model.represent(x), model, observation)
-    features = _like(lambda model, x: model.read(x), model, latent)
+    features = _like(lambda model, x: model.head_input(x), model, latent)
     uses: dict[str, tuple[Callable, tuple[Batch, ...]]] = {ENCODER: (lambda m, x: m.represent(x), (observation,))}
     if model.memory is not None:
         shown, state = _like(lambda model, x: model.features(x), model, observation), 2 * model.memory.lstm.width
@@ -132,7 +132,7 @@ def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch,
     if model.dynamics is not None:
         uses["dynamics"] = (lambda m, x, action: m.step(x, action), (latent, _batch((), jnp.int32)))
     if model.reader is not None:
-        uses["reader"] = (lambda m, x: m.read(x), (latent,))
+        uses["reader"] = (lambda m, x: m.head_input(x), (latent,))
     uses["policy_head"] = (lambda m, x: m.heads.policy(x), (features,))
     uses["value_head"] = (lambda m, x: m.heads.value(x), (features,))
     if model.heads.reward is not None:

@@ -27,33 +27,34 @@ class Dynamics(eqx.Module):
     dtype: eqx.AbstractVar[jnp.dtype]
 
     @abstractmethod
-    def added(self) -> Float[Array, "A numbers"]:
+    def action_terms(self) -> Float[Array, "A numbers"]:
         """What each action adds: a row, for a grid a plane for each of its channels."""
 
     @abstractmethod
-    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
+    def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
         """What the latent adds."""
 
     @abstractmethod
-    def following(
+    def next_latent(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B numbers"]
     ) -> Float[Array, "*B latent"]:
         """The next latent, of the latent and both sums together."""
 
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        added = self.added().astype(self.dtype)
-        hidden = self.seen(latent.astype(self.dtype)) + jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
-        return self.following(latent, hidden)
+        added = self.action_terms().astype(self.dtype)
+        chosen = jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
+        hidden = self.latent_term(latent.astype(self.dtype)) + chosen
+        return self.next_latent(latent, hidden)
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
         """The next latent for every action."""
-        return self.after_each(latent, self.seen(latent.astype(self.dtype)), self.added())
+        return self.next_latents(latent, self.latent_term(latent.astype(self.dtype)), self.action_terms())
 
-    def after_each(
+    def next_latents(
         self, latent: Float[Array, "*B latent"], seen: Float[Array, "*B numbers"], added: Float[Array, "A numbers"]
     ) -> Float[Array, "*B A latent"]:
         """The next latent for each of some actions, of what the latent and what each of them adds."""
-        return self.following(latent[..., None, :], seen[..., None, :] + added.astype(self.dtype))
+        return self.next_latent(latent[..., None, :], seen[..., None, :] + added.astype(self.dtype))
 
 
 class DynamicsMLP(Dynamics):
@@ -72,13 +73,13 @@ class DynamicsMLP(Dynamics):
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
         self.dtype = dtype
 
-    def added(self) -> Float[Array, "A width"]:
+    def action_terms(self) -> Float[Array, "A width"]:
         return self.from_action
 
-    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
+    def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B width"]:
         return self.from_latent(latent)
 
-    def following(
+    def next_latent(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B width"]
     ) -> Float[Array, "*B latent"]:
         return scale_latent(latent + self.rest(jax.nn.relu(hidden)))
@@ -102,14 +103,14 @@ class LSTMDynamics(Dynamics):
         self.from_action = jax.random.normal(action_key, (num_actions, 4 * width)) * 0.5
         self.dtype = dtype
 
-    def added(self) -> Float[Array, "A gates"]:
+    def action_terms(self) -> Float[Array, "A gates"]:
         return self.from_action
 
-    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B gates"]:
+    def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B gates"]:
         hidden, _ = jnp.split(latent, 2, axis=-1)
         return self.from_hidden(hidden)
 
-    def following(
+    def next_latent(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B gates"]
     ) -> Float[Array, "*B latent"]:
         _, cell = jnp.split(latent, 2, axis=-1)
@@ -140,17 +141,17 @@ class GridDynamics(Dynamics):
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
         self.shape, self.dtype = shape, dtype
 
-    def added(self) -> Float[Array, "A cells"]:
+    def action_terms(self) -> Float[Array, "A cells"]:
         return self.from_action
 
     def _grid(self, x: Float[Array, "*B numbers"]) -> Float[Array, "*B H W C"]:
         return x.reshape(*x.shape[:-1], *self.shape[:2], -1)
 
-    def seen(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B cells"]:
+    def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B cells"]:
         hidden = self.from_latent(self._grid(latent))
         return hidden.reshape(*hidden.shape[:-3], -1)
 
-    def following(
+    def next_latent(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B cells"]
     ) -> Float[Array, "*B latent"]:
         grid = self._grid(latent) + self.last(jax.nn.relu(self._grid(hidden)))

@@ -111,7 +111,7 @@ class Model(eqx.Module):
         self.is_image = len(spaces.turned_shape(spec.observation.shape, self.layout)) == 3
 
     def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
-        """What an observation of whatever type, as stored, shows; a memory may stand between this and `settle`.
+        """What an observation of whatever type, as stored, shows; a memory may stand between this and `project`.
 
         Bytes of an image are scaled to [0, 1], here and nowhere else; those of a vector, such as a machine's RAM, are
         left as they are.  Pictures of another layout are turned.
@@ -123,13 +123,13 @@ class Model(eqx.Module):
         x = observation.astype(jnp.float32) / 255.0 if bytes_of_an_image else observation
         return self.representation.encode(x.astype(self.dtype))
 
-    def settle(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
+    def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
         """The latent of features, in [-1, 1]."""
         return self.representation.project(features).astype(jnp.float32)
 
     def represent(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
         """h: the latent of an observation, in [-1, 1]; what a memory adds to it, `encode` and `encode_rows` know."""
-        return self.settle(self.features(observation))
+        return self.project(self.features(observation))
 
     def encode(
         self,
@@ -141,7 +141,7 @@ class Model(eqx.Module):
         features = self.features(observation)
         if self.memory is not None and not isinstance(state, tuple):
             features, state = self.memory(features, state, first)
-        return self.settle(features), state
+        return self.project(features), state
 
     def encode_rows(
         self,
@@ -154,14 +154,14 @@ class Model(eqx.Module):
         features = self.features(observation)
         if self.memory is not None and not isinstance(state, tuple):
             features = self.memory.rows(features, state, first, burn_in)
-        return self.settle(features)
+        return self.project(features)
 
     def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         """g: the latent after an action; its reward is `reward_logits` of the result."""
         assert self.dynamics is not None
         return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
 
-    def read(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
+    def head_input(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
         """What the heads look at: the latent itself, of an LSTM's h, or a convolution's reading of its grid."""
         seen = latent[..., : self.visible].astype(self.dtype)
         return seen if self.reader is None else self.reader(seen)
@@ -180,11 +180,11 @@ class Model(eqx.Module):
         """The reward got on arriving in a latent that `step` returned; 0 where none is predicted."""
         if self.heads.reward is None:
             return jnp.zeros(latent.shape[:-1])
-        return self.reward_support.mean(self.reward_logits(self.read(latent)))
+        return self.reward_support.mean(self.reward_logits(self.head_input(latent)))
 
     def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
         """The value of a latent."""
-        return self.value_support.mean(self.value_logits(self.read(latent)))
+        return self.value_support.mean(self.value_logits(self.head_input(latent)))
 
     def prediction(self, features: Float[Array, "*B features"]) -> Prediction:
         """Logits of policy and value, of a latent's features."""
@@ -192,7 +192,7 @@ class Model(eqx.Module):
 
     def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
         """f: logits of policy and value in a latent."""
-        return self.prediction(self.read(latent))
+        return self.prediction(self.head_input(latent))
 
     def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
         """The latents after each of K actions, from a latent onwards."""
@@ -213,10 +213,10 @@ class Model(eqx.Module):
         """
         dynamics = self.dynamics
         assert dynamics is not None
-        added, seen = dynamics.added(), dynamics.seen(latent.astype(self.dtype))
+        added, seen = dynamics.action_terms(), dynamics.latent_term(latent.astype(self.dtype))
 
         def look(added: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
-            following = dynamics.after_each(latent, seen, added)
+            following = dynamics.next_latents(latent, seen, added)
             return self.reward(following) + model_discount * self.value(following)
 
         # Of each action: a latent, and what the dynamics make of it before.

@@ -62,7 +62,7 @@ class Progress(eqx.Module):
         newly = (self.tally.failed < 0) & (tally.failed >= 0)
         return Progress(
             self.iterations + 1,
-            self.tally.then(tally),
+            self.tally.merge(tally),
             jax.tree.map(jnp.add, self.metrics, metrics),
             jnp.where(newly, env_steps, self.failed_at),
         )
