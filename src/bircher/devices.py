@@ -1,4 +1,4 @@
-"""The machine under a run: its devices, its memory, and where compiled programs are kept."""
+"""Devices, memory and the cache of compiled programs of the machine that a run uses."""
 
 from __future__ import annotations
 

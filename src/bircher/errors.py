@@ -1,4 +1,8 @@
-"""Every error that bircher raises on purpose, one class for each meaning, and the words of their messages."""
+"""Every error that bircher raises on purpose, and the words of their messages.
+
+Each class has one meaning, and each message is one sentence.  The functions quote user input on one line and find the
+names that a user may have meant.  Nothing here imports JAX or Gymnasium, because worker processes load this module.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Metrics over a run: the lines of ``metrics.jsonl`` as arrays, one metric at a time."""
+"""The glossary of metrics, and the lines of ``metrics.jsonl``.
+
+The glossary has every metric that a run may log, with its unit.  A metric's group is the word before the slash.  A new
+metric is a line in the table below; a new loss term is a line in ``TERMS``, and appears under ``loss/`` and
+``weighted/``.  The second half reads ``metrics.jsonl``, as lines or as one array for each metric.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""From an environment's own observations and actions to the agent's arrays, and back.
+"""Conversion between an environment's own observations and actions and the agent's arrays.
 
 The adapters use these functions in training and evaluation, and a loaded agent uses them when it acts.  Nothing here
-imports JAX: worker processes load this module, and little else.
+imports JAX, because worker processes load this module.
+
+Pictures are [height, width, channels] for the agent.  The layout of an environment's pictures is recognized by the
+shape, and for small, flat or stacked arrays also by being a picture: uint8 with the bounds 0 and 255.  The rules are in
+docs/pixels.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What flows between the rooms: specifications, rows, batches and targets.
+"""The data that packages exchange: specifications, rows, batches and targets.
 
 The index convention, written once.  A *row* is one observation with everything known when it was
 seen; ``reward`` and ``discount`` are those got on *arriving* there and ``action`` is the one chosen

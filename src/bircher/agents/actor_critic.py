@@ -1,7 +1,17 @@
-"""PPO as its users know it: fresh data only, generalized advantages, several epochs of shuffled minibatches.
+"""Agents that learn a policy without a search: Muesli, PPO, and the baselines of Muesli's paper.
 
-"Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347).  Any of Muesli's
-terms can be given a weight beside its own.
+They share one set of pure functions: how they act, their targets, their loss.  They differ in settings and in the
+weights of the loss terms.
+
+- Muesli: "Muesli: Combining Improvements in Policy Optimization" by Hessel et al. 2021 (https://arxiv.org/abs/2104.06159).
+  Equation numbers are those of this paper.
+- PPO: "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with
+  fresh data only, generalized advantages, and several epochs of shuffled minibatches.  Each of Muesli's terms can be
+  added to it by a weight.
+- The baselines of Muesli's figure 1a (section 5): a policy gradient, the same with a penalty, and MPO.  The paper does
+  not say exactly how they were updated.  Assumed is: the network, model, replay, returns and normalization of Muesli,
+  and another loss of the root's policy.  None of them distills a policy into the model: their `model_policy` learns
+  the prior.
 """
 
 from __future__ import annotations

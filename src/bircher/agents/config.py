@@ -1,4 +1,4 @@
-"""Settings of the agents that learn a policy without a search: Muesli, PPO and the paper's baselines."""
+"""Settings of the agents that learn a policy without a search: Muesli, PPO and the baselines of its paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every loss term, by name: a function of what the agent computed once for all of them, and what it needs.
+"""Every loss term by name: a function of the inputs that the agent computes once for all of them.
 
 A term returns ``[B, T]``, one number for each root row; `learner` averages over valid rows and weighs.  `TABLE` is the
 one list: an agent is a choice of weights over it.

@@ -1,4 +1,4 @@
-"""What is measured of updates and their targets, and when."""
+"""Metrics of updates and of their targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MuZero and Gumbel MuZero: planning with a learned model.
+"""MuZero and Gumbel MuZero: planning with a learned model, and the targets that searches give.
 
 "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
 (https://arxiv.org/abs/1911.08265); "Policy Improvement by Planning with Gumbel" by Danihelka et al. 2022

@@ -1,4 +1,4 @@
-"""The model unrolled along the actions taken, beside the targets that it should meet at every depth."""
+"""The model unrolled along the actions that were taken, with its targets at every depth."""
 
 from __future__ import annotations
 

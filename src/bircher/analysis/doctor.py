@@ -1,8 +1,4 @@
-"""Why a run does not learn: numbered red flags, read from what it logged, each with evidence, cause and a setting.
-
-A flag is a function of the lines of ``metrics.jsonl`` so far and of a few facts of the configuration; so the same
-flags are raised while a run learns and afterward, and a test can plant each.
-"""
+"""The doctor: numbered red flags, found in what a run logged, each with evidence, likely cause and a setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Red flags of numbers that a network cannot resolve: observations and rewards far from the scale that it expects."""
+"""Red flags, and the rules that compare a run's log with them; `doctor` has the others.
+
+These rules are about evaluations, waiting times, ends of episodes, and about observations and rewards far from the
+scale that a network expects.
+"""
 
 from __future__ import annotations
 

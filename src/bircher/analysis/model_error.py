@@ -1,4 +1,7 @@
-"""What a model knows: unrolled along real episodes, held against what happened, depth by depth."""
+"""The model's errors: its predictions, unrolled along real episodes, compared with what happened, depth by depth.
+
+`ambiguity` measures whether rewards differ after the same observation and action.
+"""
 
 from __future__ import annotations
 

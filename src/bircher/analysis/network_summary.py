@@ -1,4 +1,7 @@
-"""What each part of a network holds and costs, from its trace: nothing is allocated, run or compiled."""
+"""Parameters, memory and floating-point operations of each part of a network, counted from its trace.
+
+Nothing is allocated, run or compiled.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each loss term asks of each part of the network: its gradient's norm and share, and which terms disagree."""
+"""Gradients of each loss term in each part of the network: norms, shares, and which terms disagree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `bircher`: thin, and quick to refuse.
+"""The command `bircher`.
 
 Exit status: 0 done, 1 failed while running, 2 refused before it began, 130 stopped by the user.
 """

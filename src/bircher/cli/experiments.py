@@ -1,4 +1,4 @@
-"""The commands that make and compare many runs."""
+"""The commands that start and compare many runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that play: an agent by itself, against opponents, against other runs, and against a person."""
+"""The commands that play games: against opponents, other runs and people."""
 
 from __future__ import annotations
 

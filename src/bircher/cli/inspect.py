@@ -1,4 +1,4 @@
-"""The commands that look into an agent: its model, and its searches."""
+"""The commands that inspect an installation, a run, its model and its searches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, exit statuses, and how an error is told."""
+"""What the commands share: options, exit statuses, and how errors are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One configuration for a run, composed of the models that stand beside the code they configure.
+"""The configuration of a run, composed of the settings models that are next to the code they configure.
 
 Later layers win: defaults, the preset (found by the environment's id), a file, single settings.  Everything is refused
 before anything is compiled: an unknown key with the nearest valid name, a wrong type or range with what is expected,

@@ -1,4 +1,7 @@
-"""What PPO's own settings imply, and what a mixture of it with Muesli's terms needs, where nobody said otherwise."""
+"""Presets: the YAML files of settings that come with the package, by environment and agent.
+
+`complete` adds the settings of PPO that follow from others, and those that a mixture with Muesli's terms needs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Dotted settings: read from text, held against pydantic models, and refused in one sentence."""
+"""Settings as nested dictionaries: read from YAML and dotted overrides, and checked against pydantic models.
+
+YAML from users is read here and nowhere else.  It is restricted to plain data of bounded size.  A setting that is wrong
+is refused in one sentence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atari's games as EnvPool has them: their ids, the protocols that they are played by, and scores by a human's measure.
+"""Atari games in EnvPool: their ids, the evaluation protocols, and human-normalized scores.
 
 "Revisiting the Arcade Learning Environment: Evaluation Protocols and Open Problems for General Agents" by Machado et
 al. 2018 (https://arxiv.org/abs/1709.06009) is where sticky actions come from.

@@ -1,4 +1,4 @@
-"""The environment protocol: pure functions of a state, B environments at a time."""
+"""The environment protocol: pure functions of a state, for B environments at a time."""
 
 from __future__ import annotations
 

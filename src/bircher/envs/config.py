@@ -1,4 +1,4 @@
-"""Which environment a run plays, as settings."""
+"""Settings of the environment, and of what the agent observes."""
 
 from __future__ import annotations
 

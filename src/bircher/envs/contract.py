@@ -1,7 +1,7 @@
 """The contract of a Gymnasium environment, checked at every reset and step.
 
-Valid values pass through a few comparisons of types and shapes. A sentence is only built where one of them fails.
-Nothing here imports JAX: worker processes load this module.
+Valid values pass a few comparisons of types and shapes.  A sentence is built only where one of them fails.  Nothing
+here imports JAX, because worker processes load this module.
 """
 
 from __future__ import annotations

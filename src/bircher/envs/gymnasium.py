@@ -1,4 +1,8 @@
-"""The first steps of one Gymnasium environment, played before a run so that a breach is found before compilation."""
+"""Any Gymnasium environment, stepped outside the compiled program through an ordered callback.
+
+`probe` plays the first step of one environment before a run, so that an environment that breaks its contract is found
+before anything is compiled.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """gymnax: environments written in JAX, stepped and reset inside the compiled program.
 
-gymnax's own ``step`` hides the final observation behind the next episode's first one; so its parts are used. A death
-on the last allowed step is a death here, since gymnax tells both.
+gymnax's own ``step`` replaces the final observation by the first one of the next episode, so its parts are called
+instead.  A termination on the last allowed step is a termination here, since gymnax reports both.  gymnax is imported
+without the plotting libraries that only its drawing needs, because they take longer to import than all the rest.
 """
 
 from __future__ import annotations

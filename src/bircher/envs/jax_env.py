@@ -1,4 +1,4 @@
-"""Environments that are JAX functions of one episode, made into B of them inside a compiled program."""
+"""Environments written as JAX functions of one episode, vectorized to B of them inside a compiled program."""
 
 from __future__ import annotations
 

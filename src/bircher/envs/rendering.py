@@ -1,4 +1,4 @@
-"""Pictures of Gymnasium environments as observations, drawn where they are stepped.
+"""Pictures of Gymnasium environments as observations, drawn in the process that steps them.
 
 Nothing here imports JAX: worker processes load this module, and little else.
 """

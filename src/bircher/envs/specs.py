@@ -1,4 +1,7 @@
-"""Gymnasium's spaces as specifications and as arrays."""
+"""Gymnasium's registry of ids, and its spaces as specifications.
+
+A module that registers ids when it is imported is imported here.  An unknown id is answered with the nearest ids.
+"""
 
 from __future__ import annotations
 

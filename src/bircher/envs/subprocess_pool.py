@@ -1,8 +1,8 @@
-"""Gymnasium environments stepped in this process, or in a few others side by side.
+"""Gymnasium environments stepped in this process, or in a few worker processes.
 
-A worker is a fresh interpreter that holds some of the environments and speaks over its standard input and output.
-It knows neither JAX nor the script that runs, so a script needs no guard; it ends when its input ends, also where
-the training is killed.
+A worker is a fresh interpreter that has some of the environments and communicates over its standard input and output.
+It loads neither JAX nor the user's script, so a script needs no guard.  It ends when its input ends, also where the
+training is killed.  Nothing here imports JAX.
 """
 
 from __future__ import annotations

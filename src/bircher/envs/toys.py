@@ -1,4 +1,4 @@
-"""Small hand-made environments whose every reward is known: what the tests hold adapters, targets and agents against.
+"""Small environments whose every reward is known, for the tests of adapters, targets and agents.
 
     id                     observation              actions            what happens
     toy/counter            (b, t, action before)    2, all alike       n steps, then death

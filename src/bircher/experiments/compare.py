@@ -1,4 +1,8 @@
-"""Agents compared: which runs, what they say together, and where that is written."""
+"""Comparison of agents: which runs are made or found, and what they show together.
+
+Runs that exist are found and named by the settings in which they differ.  The protocol `from PPO to Muesli` adds one of
+Muesli's parts at a time.
+"""
 
 from __future__ import annotations
 

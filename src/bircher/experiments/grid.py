@@ -1,4 +1,4 @@
-"""Many runs from one command: each a folder and a process of its own, some side by side, and any of them resumable."""
+"""Many runs from one command: each has its own directory and process, several run at a time, all can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs against opponents, against each other, and against a person."""
+"""Games between saved runs, and of runs against opponents and people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison as one Markdown table, and as one HTML page that needs nothing beside it."""
+"""A comparison as a Markdown table, and as an HTML page with its charts, in one file."""
 
 from __future__ import annotations
 

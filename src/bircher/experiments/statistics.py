@@ -1,8 +1,4 @@
-"""Agents against one another over environments and seeds: what can be said of few runs, with its uncertainty.
-
-Statistics as in rliable: "Deep Reinforcement Learning at the Edge of the Statistical Precipice" by Agarwal et al. 2021
-(https://arxiv.org/abs/2108.13264).  A run counts as one number, the mean return of its final agent.
-"""
+"""Statistics of agents over environments and seeds, with the uncertainty of few runs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Boards as text, and moves as a person types them.
-
-X (in chess the capitals) moves first, O second.  Columns are letters from the left, rows numbers from the top; in chess
-from below, as is usual there.
-"""
+"""Boards as text, and moves as a person types them."""
 
 from __future__ import annotations
 

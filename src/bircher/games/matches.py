@@ -1,4 +1,9 @@
-"""Matches: many games of one player against another side by side, each in both seats, and what came of them."""
+"""Matches of many games in both seats, and ratings.
+
+A player rated 400 points higher scores 10 points for each of the other's: the expected score is
+1 / (1 + 10^(-difference / 400)) (Elo 1978; as a model of paired comparisons, Bradley and Terry 1952,
+https://doi.org/10.1093/biomet/39.3-4.324).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opponents by name, for measuring agents against: random, exact, searching; one that cannot play is refused."""
+"""Opponents by name: random, exact and searching players.  One that cannot play a game is refused."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Who plays a game of two: an agent, or an opponent that knows the rules.
-
-A player decides for M games at once.  It sees the rows, as an agent does, and the games themselves, as an agent does
-not: their true states, which only opponents with the rules look at.
-"""
+"""Players of a two-player game: an agent, or an opponent that knows the rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Plain Monte-Carlo tree search on the true rules: no network, every leaf is judged by one game played at random."""
+"""Players that compute on the true rules: minimax, alpha-beta search, and Monte-Carlo tree search.
+
+Minimax solves tic-tac-toe.  Monte-Carlo tree search has no network: it judges each leaf by one random game.
+Alpha-beta search plays Connect Four to a given depth, on bitboards.  A bit of a whole number is a square: column c and
+row r, counted from below, is bit 7 c + r; the seventh bit of each column stays empty, so that no line runs from the top
+of one column to the foot of the next (Pascal Pons, "Solving Connect 4", http://blog.gamesolver.org).  All numbers are
+those of the player to move.
+"""
 
 from __future__ import annotations
 

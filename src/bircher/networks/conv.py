@@ -1,4 +1,4 @@
-"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be quick.
+"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be fast (docs/networks.md).
 
 Equinox's convolution is NCHW, slower on a CPU: so ours.
 """

@@ -1,4 +1,7 @@
-"""Projections that hold imagined latents against encoded ones."""
+"""Transitions of the latent under an action, and the projection of a self-consistency loss.
+
+Latents are float32.  Products are computed in the network's precision.
+"""
 
 from __future__ import annotations
 

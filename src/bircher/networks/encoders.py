@@ -1,6 +1,7 @@
-"""Representations: from an observation to a latent vector in [-1, 1], by way of its features.
+"""Encoders (torsos): from an observation to its features, and from features to a latent vector in [-1, 1].
 
-Torsos for images are in `images.py`; here are their settings and the choice among all of them.
+There are torsos for vectors, for small grids and for images: those of DQN, IMPALA and MuZero, and a spatial softmax,
+whose features are positions in the image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Running mean and deviation of observations."""
+"""Layers that work on any leading axes: linear layers, an LSTM, and running statistics of observations.
+
+Every leaf is an array, and parameters are float32.  A layer computes in the precision of its input: bfloat16 input
+is multiplied in bfloat16 and gives bfloat16.  Equinox's own MLP and Sequential have functions as leaves, which a moving
+average over parameters cannot use.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learned model: represent, step and predict, the papers' h, g and f."""
+"""The learned model: represent, step and predict, the papers' h, g and f, with the heads that predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy improvement: a prior reshaped by advantages, and the scale that advantages are measured in.
+"""Policy improvement: a prior reweighted by advantages, and the scale of advantages.
 
 "Muesli: Combining Improvements in Policy Optimization" by Hessel et al. 2021 (https://arxiv.org/abs/2104.06159).
 """

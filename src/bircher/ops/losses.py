@@ -1,4 +1,4 @@
-"""Loss terms over rows: categorical cross-entropies as excess, masked means, and how terms are combined."""
+"""Losses over rows: categorical cross-entropies as excess, masked means, and how terms are combined."""
 
 from __future__ import annotations
 

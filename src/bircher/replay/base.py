@@ -1,4 +1,4 @@
-"""Replay of sequences: a bounded ring for each environment, over flashbax.
+"""Replay of sequences: a bounded ring buffer for each environment, over flashbax.
 
 Rows are kept as they came, T for each rollout of T + 1 (the last row is the next rollout's first).
 Sampled sequences never cross the ring's seam; where a row inside one is ``first``, the agents cut.

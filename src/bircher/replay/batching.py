@@ -1,4 +1,4 @@
-"""Which sequences an update is given: fresh ones and replayed ones, in fixed shares, each with its importance."""
+"""The batch of an update: fresh and replayed sequences in fixed shares, each with its importance weight."""
 
 from __future__ import annotations
 

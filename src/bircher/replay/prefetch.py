@@ -1,4 +1,4 @@
-"""A replay apart from the networks, in the host's memory: what the next rollout's updates will be given is drawn ahead.
+"""A replay in the host's memory: the batches of the next rollout's updates are sampled in advance.
 
     turn i, on the host:     priorities of rollout i  ->  rollout i is stored  ->  draws for rollout i + 1
     meanwhile, elsewhere:    rollout i + 1 is made, and rollout i learned from where draws are uniform

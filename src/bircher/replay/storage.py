@@ -1,16 +1,20 @@
-"""Observations kept compressed, without loss, in an arena of bytes: as many of the newest as find room in it.
+"""Storage of observations in the replay: stacked frames stored once each, and compressed observations.
 
-    arena   [blocks, BLOCK]   a code for each environment's rollout, one behind the other, round and round
-    ring    its rows, and in each observation's place where its rollout's code is, and which of it this one is
+Stacked observations are stored as single frames and joined again when they are sampled.  Compressed observations are
+stored without loss in an arena of bytes:
 
-One code for many frames, since each is much like the one before: on Atari a quarter to a half of what single ones take,
-and made and read in about half the time.  A sequence is read from the two or three rollouts that it lies in.
+    arena   [blocks, BLOCK]   a code for each environment's rollout, one after the other, in a circle
+    ring    the rows, with the position of the rollout's code and the row's index in it in place of the observation
 
-A rollout takes the place of the oldest, however many that are: what was overwritten is drawn no more.  So the ring's
-capacity is how many steps are held where the codes are as short as was hoped, and fewer are where they are longer.
+Each code holds many frames, because successive frames are similar: on Atari the code has a quarter to a half of the
+bytes of separate codes, and is made and read in about half the time.  A sequence is read from the two or three
+rollouts that contain it.
 
-Compressing is a callback on the host that reads and writes XLA's own buffers, and pure: a state is a pytree of arrays
-as that of any other replay.
+A rollout overwrites the oldest ones, however many they are; overwritten rows are not sampled any more.  So the capacity
+is the number of steps where codes are as short as expected, and fewer steps are stored where they are longer.
+
+Compression is a callback on the host that reads and writes XLA's own buffers, and it is pure: the state is a pytree of
+arrays, as that of any other replay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run; here everything that cannot work is refused before it is compiled."""
+"""From a configuration to the parts of a run.  What cannot work is refused here, before anything is compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will cost, said before it is paid: its evaluations at the start, its time after the first seconds."""
+"""What a run will cost: its memory, its evaluations and its time, said before they are spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checkpoints written beside the loop: it goes on with the next chunk while the last state is brought to the disk."""
+"""A run's directory: `config.yaml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`.
+
+`Saver` writes checkpoints on a thread: the loop goes on while the last state is written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One fresh episode as frames and as a video: what `bircher watch` and `bircher.watch` share."""
+"""Analyses of saved runs: the model's errors, one decision's search, the network's parts, an episode as a video.
+
+They load the run and pass agents, rows and metrics to `analysis`, which never opens a run's directory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run begins: anew, or from its last checkpoint.  Whatever cannot work is refused here."""
+"""The start of a run: a new one, or from its last checkpoint.  Everything that cannot work is refused here."""
 
 from __future__ import annotations
 

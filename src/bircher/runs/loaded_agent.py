@@ -1,4 +1,4 @@
-"""An agent that has learned something: acts on NumPy observations, and is evaluated."""
+"""A saved agent: it acts on an environment's own observations and masks, and is evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics to every writer, sentences to the console."""
+"""Logging of a run: metrics to every writer, sentences to the console, gradients by term, and red flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of an installed package: its adapters, agents, checkpoints, and a short training."""
+"""Checks of an installed package: versions, devices, adapters, agents, checkpoints, and a short training."""
 
 from __future__ import annotations
 

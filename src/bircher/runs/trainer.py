@@ -1,4 +1,8 @@
-"""A run from its start, or from its last checkpoint, to its end: the loop with all that stands around it."""
+"""A run from its start to its end: the loop, and what surrounds it.
+
+Python looks at the device after each chunk of iterations.  Ctrl-C and termination set a flag, so that the loop ends
+where what was learned can be saved.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every search takes and gives."""
+"""The inputs and the result of every search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MuZero's and Gumbel MuZero's search over a learned model.
+"""MuZero's and Gumbel MuZero's search over a learned model, and the Q-values that they use.
 
 "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
 (https://arxiv.org/abs/1911.08265); "Policy improvement by planning with Gumbel" by Danihelka et al. 2022

@@ -1,4 +1,4 @@
-"""A tree that grows by one node a simulation, for B elements at once.
+"""A tree that grows by one node in each simulation, for B elements at a time.
 
 The loop is ours and not mctx's for the sake of speed; what it computes is the same, number by number.  Statistics are
 kept by node and not by edge (an edge's visits and value are its child's), with nodes before elements in memory: the

@@ -1,4 +1,4 @@
-"""Plain UCT on a true simulator: an opponent that needs no learning."""
+"""UCT on a true simulator: an opponent that needs no learning."""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
-"""Saved states: named parts, each a pytree of arrays, written by Orbax and sealed by a SHA-256 manifest.
+"""Checkpoints: named parts, each a pytree of arrays, written by Orbax and sealed by a SHA-256 manifest.
 
     folder/checkpoint-00000012/
-        meta.json              whatever the caller wants beside the arrays
+        meta.json              what the caller adds to the arrays
         train/leaves.json      path, shape and type of every leaf, in order
         train/arrays/…         Orbax's own files
         manifest.json          every file above: SHA-256 and bytes; written last
 
-A checkpoint grows under a temporary name, is brought to the disk and then renamed, and only then are older
-ones removed: a kill at any moment leaves the last good one.  Orbax restores a flipped byte without a word,
-so what is read is held against the manifest first.  Nothing is ever unpickled.
+A checkpoint is written under a temporary name, flushed to the disk and then renamed.  Only then are older ones removed,
+so that a kill at any moment leaves the last complete one.  Orbax restores a flipped byte without an error, so the files
+are compared with the manifest first.  Nothing is ever unpickled.
+
+Orbax passes paths to tensorstore, which interprets `[`, `%` and other characters, and to etils, which reads `gs:` as a
+cloud's address.  Users may name their folders as they like, so Orbax gets another path to the same folder.
 """
 
 from __future__ import annotations

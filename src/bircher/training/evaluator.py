@@ -1,4 +1,4 @@
-"""How good an agent is: whole episodes in environments that training never saw, and their statistics.
+"""Evaluation: whole episodes in environments that training never saw, and their statistics.
 
 Statistics as in rliable: "Deep Reinforcement Learning at the Edge of the Statistical Precipice" by Agarwal et al. 2021
 (https://arxiv.org/abs/2108.13264).

@@ -1,4 +1,4 @@
-"""One rollout: environment and acting inside one program."""
+"""A rollout: environment and agent in one compiled program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search tree as a picture: SVG, drawn from plain arrays."""
+"""An agent's predictions drawn next to the frame, and search trees as SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames on a screen."""
+"""Learning curves, videos of episodes, and frames in a window."""
 
 from __future__ import annotations
 

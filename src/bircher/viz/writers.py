@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, TensorBoard events, and a display in the terminal."""
+"""Writers of metrics: JSON lines, TensorBoard events, and a display in the terminal."""
 
 from __future__ import annotations
 
