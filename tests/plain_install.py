@@ -88,8 +88,8 @@ CALLABLE = """
 from pathlib import Path
 
 import bircher
-from bircher import viz
-from bircher.run import begin, loaded
+from bircher.runs import launch, loaded_agent
+from bircher.viz import plots
 from my_envs import MarkedCorridor
 
 SMALL = {small!r}
@@ -98,9 +98,9 @@ run = bircher.train(MarkedCorridor, out="runs/callable", **SMALL)
 agent = bircher.load(run.path, env=MarkedCorridor)
 assert int(agent.act(MarkedCorridor().reset(seed=0)[0])) in (1, 2)
 assert bircher.evaluate(agent, episodes=2).episodes == 2
-frames = loaded.episode_frames(agent, 0)
-assert viz.write_video(frames, Path("runs/callable/video.mp4"), 10).stat().st_size > 0
-assert begin.plot(Path(run.path)).stat().st_size > 0
+frames = loaded_agent.episode_frames(agent, 0)
+assert plots.write_video(frames, Path("runs/callable/video.mp4"), 10).stat().st_size > 0
+assert launch.plot(Path(run.path)).stat().st_size > 0
 assert bircher.resume(run.path, env=MarkedCorridor, steps=768).counters["env_steps"] >= 768
 """
 

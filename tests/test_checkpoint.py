@@ -243,7 +243,7 @@ def test_a_save_that_cannot_be_read_back_is_an_error_at_once(tmp_path: Path, mon
 SAVE_FOR_EVER = """
     import sys
     import jax.numpy as jnp
-    from bircher import array_files, checkpoint, plain_paths
+    from bircher.training import checkpoint
     for number in range(10**6):
         state = {"number": jnp.int32(number), "weight": jnp.full(50_000, number, jnp.float32)}
         checkpoint.save(sys.argv[1], {"train": state}, {"number": number})
@@ -279,7 +279,7 @@ def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path) -> None:
 FULL_DISK = """
     import resource, sys
     import jax, jax.numpy as jnp
-    from bircher import array_files, checkpoint, plain_paths
+    from bircher.training import checkpoint
     checkpoint.save(sys.argv[1], {"train": jnp.zeros(4)}, {"good": True})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:

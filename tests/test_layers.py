@@ -108,14 +108,13 @@ def test_packages_have_no_circle() -> None:
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_go_downward(path: Path) -> None:
     module = module_of(path)
-    room = room_of(module)
-    assert room in LEVELS, f"{path.name} is in no room of docs/design/architecture.md"
+    package = package_of(module)
+    assert package in LAYERS, f"{path.name} is in no layer of {PAGE.name}"
     for imported, line in imports_of(path):
-        if imported.split(".")[0] != "bircher" or room_of(imported) == room:
-            continue
-        below = LEVELS.get(room_of(imported))
-        assert below is not None, f"{module}:{line} imports {imported}, in no room of docs/design/architecture.md"
-        assert below < LEVELS[room], f"{module}:{line} (level {LEVELS[room]}) imports {imported}"
+        if imported.split(".")[0] == "bircher":
+            layer = LAYERS.get(package_of(imported))
+            assert layer is not None, f"{module}:{line} imports {imported}, which is in no layer of {PAGE.name}"
+            assert layer <= LAYERS[package], f"{module}:{line} (layer {LAYERS[package]}) imports {imported}"
 
 
 def test_imports_have_no_circle() -> None:

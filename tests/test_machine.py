@@ -36,9 +36,9 @@ def test_memory_that_was_freed_in_pieces_is_given_back() -> None:
 ARENAS = """
 import ctypes, sys, threading
 import numpy as np
-from bircher import machine
+from bircher import devices
 if sys.argv[1] == "shared":
-    machine.share_arenas()
+    devices.share_arenas()
 here = threading.Barrier(6)
 def take():
     kept = [np.ones(500) for _ in range(100)]
@@ -65,7 +65,7 @@ def test_threads_share_an_arena_where_the_process_is_ours() -> None:
 
 def test_compiled_programs_are_kept_where_the_user_wants() -> None:
     """In a process of its own: JAX opens its cache once."""
-    script = "from bircher import machine; machine.keep_programs(); import jax; jax.jit(lambda x: x + 1)(1.0)"
+    script = "from bircher import devices; devices.keep_programs(); import jax; jax.jit(lambda x: x + 1)(1.0)"
     with tempfile.TemporaryDirectory() as place:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
         subprocess.run([sys.executable, "-c", script], env={**environment, "BIRCHER_CACHE": place}, check=True)

@@ -14,7 +14,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_import_names_the_supported_platforms():
-    result = run("import bircher.run.begin")
+    result = run("import bircher.runs.launch")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("bircher.errors.UnsupportedPlatform: " + SENTENCE)
 

@@ -205,8 +205,8 @@ import sys
 import jax, numpy as np
 assert len(jax.devices()) == 2
 jax.config.update("jax_default_device", jax.devices()[1])
-from bircher import checkpoint, config
-from bircher.run import assembly, begin
+from bircher.config import config
+from bircher.runs import launch
 from test_resume import run_to, state_of
 from tiny import SETTINGS
 
@@ -216,13 +216,13 @@ def where(tree):
 # An arena of 160 blocks: in 50 rollouts of 4 codes some are forgotten.
 replay = {"replay.device": "host", "replay.capacity": 1024, "replay.compressed_bytes": 10}
 composed = config.compose("toy/catch", {**SETTINGS, "steps": 800, "seed": 1, **replay})
-training = begin.start(composed, out=sys.argv[1] + "/whole")
+training = launch.start(composed, out=sys.argv[1] + "/whole")
 whole = training.run()
 assert where(training._train.replay) == {"cpu:0"}, where(training._train.replay)
 assert where(training._train.params) == {"cpu:1"}, where(training._train.params)
-half = run_to(begin.start(composed, out=sys.argv[1] + "/half"), 300)
+half = run_to(launch.start(composed, out=sys.argv[1] + "/half"), 300)
 assert half.stopped
-again = begin.resume(half.path)
+again = launch.resume(half.path)
 assert where(again._origin.train.replay) == {"cpu:0"}
 found, expected = state_of(again.run().path), state_of(whole.path)
 for name, value in expected.items():

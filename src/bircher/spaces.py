@@ -5,7 +5,7 @@ imports JAX, because worker processes load this module.
 
 Pictures are [height, width, channels] for the agent.  The layout of an environment's pictures is recognized by the
 shape, and for small, flat or stacked arrays also by being a picture: uint8 with the bounds 0 and 255.  The rules are in
-docs/pixels.md.
+docs/guide/pixels_and_atari.md.
 """
 
 from __future__ import annotations

@@ -257,6 +257,8 @@ def _check_shapes() -> None:
 
 def type_checked(function: Any) -> Any:
     """Let beartype check the calls of a function; as in the language itself, a float may be given as an int."""
-    from beartype import BeartypeConf, beartype
-
+    try:
+        from beartype import BeartypeConf, beartype
+    except ImportError:  # not a dependency: the checks need it, a run does not
+        return function
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)

@@ -54,7 +54,7 @@ _NAMES_ELSEWHERE = {
     "agent.temperature.moves": "temperature_threshold",
     "agent.temperature.changes": "manual_temperature_decay threshold_training_steps_for_final_temperature",
     "agent.random_action_share": "random_exploration_rate eps_greedy",
-    "agent.reanalyze_fraction": "reanalyze_ratio reanalyze_ratio reanalyze_fraction revisit_policy_search_rate",
+    "agent.reanalyze_fraction": "reanalyze_ratio revisit_policy_search_rate",
     "agent.returns.bootstrap=network": "use_last_model_value",
     # Loss terms
     "losses.entropy.weight": (

@@ -23,6 +23,7 @@ from jax.experimental import io_callback
 from bircher.envs.base import Actions, EnvState, num_legal, row
 from bircher.envs.config import SIZE, ObservationConfig
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, float_leaves, not_finite
+from bircher.envs.rendering import takes_render_mode
 from bircher.envs.specs import action_spec, described, draws, observation_spec, quiet_bounds
 from bircher.envs.subprocess_pool import (
     Here,
@@ -34,7 +35,6 @@ from bircher.envs.subprocess_pool import (
     maker,
     named,
     source_name,
-    takes_render_mode,
 )
 from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
 from bircher.spaces import LayoutSetting, decode_action, encode_observation

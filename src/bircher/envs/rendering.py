@@ -5,6 +5,7 @@ Nothing here imports JAX: worker processes load this module, and little else.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
@@ -127,3 +128,14 @@ def quieten() -> None:
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def takes_render_mode(source: Any) -> bool:
+    """Whether `render_mode` can be given to the source: to every id, and to a callable by its signature."""
+    if isinstance(source, str):
+        return True
+    try:
+        parameters = inspect.signature(source).parameters
+    except ValueError:  # a class or function in C may have no signature
+        return False
+    return "render_mode" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())

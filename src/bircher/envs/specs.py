@@ -23,7 +23,7 @@ from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import load_env_creator
 
 from bircher.envs import atari
-from bircher.envs.subprocess_pool import takes_render_mode
+from bircher.envs.rendering import takes_render_mode
 from bircher.errors import UnknownEnvironment
 from bircher.spaces import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
 from bircher.types import Continuous, Discrete, EnvSpec, Unsupported

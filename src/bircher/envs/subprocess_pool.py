@@ -8,7 +8,6 @@ training is killed.  Nothing here imports JAX.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import pickle
 import subprocess
@@ -26,7 +25,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jaxtyping import Bool, Float
 
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, finite_number, float_leaves, not_finite
-from bircher.envs.rendering import Frame, Pixels, as_picture, quieten
+from bircher.envs.rendering import Frame, Pixels, as_picture, quieten, takes_render_mode
 from bircher.errors import ContractBreach, EnvironmentFailure
 from bircher.spaces import LayoutSetting, encoding_of, misfit
 
@@ -154,17 +153,6 @@ def maker(
 def named(make: Maker, index: int, layout: LayoutSetting = "auto") -> Named:
     """An environment that tells its index where it fails."""
     return Named(make(), index, layout)
-
-
-def takes_render_mode(source: Source) -> bool:
-    """Whether `render_mode` can be given to the source: to every id, and to a callable by its signature."""
-    if isinstance(source, str):
-        return True
-    try:
-        parameters = inspect.signature(source).parameters
-    except ValueError:  # a class or function in C may have no signature
-        return False
-    return "render_mode" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def source_name(source: Source) -> str:

@@ -1,4 +1,6 @@
-"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be fast (docs/networks.md).
+"""Convolutions and pooling of images [..., H, W, C], in the forms that were measured to be fast.
+
+The measurements are in docs/guide/networks.md.
 
 Equinox's convolution is NCHW, slower on a CPU: so ours.
 """

@@ -45,8 +45,8 @@ class Dynamics(eqx.Module):
 
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
         added = self.action_terms().astype(self.dtype)
-        chosen = jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
-        hidden = self.latent_term(latent.astype(self.dtype)) + chosen
+        hidden = self.latent_term(latent.astype(self.dtype))
+        hidden = hidden + jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
         return self.next_latent(latent, hidden)
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:

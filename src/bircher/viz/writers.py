@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -101,7 +102,13 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the events."""
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError:
+            # tensorboardX leaves the file open where the flush fails, and Python 3.13 would print that at exit.
+            with contextlib.suppress(OSError):
+                self._events._py_recordio_writer.close()
+            raise
 
     def _add(self, env_steps: int, **content: Any) -> None:
         """Append one event; every ten seconds events are brought to the disk."""
