@@ -11,7 +11,7 @@ from bircher.analysis import doctor
 from bircher.runs import logger
 
 FACTS = doctor.Facts(100_000, 20.0, ("cmpo", "value", "model_reward"), 60_000, 0.75, atom_distance=0.8)
-PARTS = ("encoder", "dynamics", "policy_head", "value_head", "reward_head")
+PARTS = ("encoder", "memory", "dynamics", "policy_head", "value_head", "reward_head")
 SHARES = {"cmpo": 0.2, "value": 0.5, "model_reward": 0.3}
 
 
@@ -422,3 +422,12 @@ def test_low_weights_of_the_other_terms_make_no_weight_heavy():
 
 def test_a_heavy_term_without_most_of_the_gradient_is_no_fault():
     assert doctor.examine(healthy(), FACTS._replace(weights=(1.0, 1000.0, 1.0))) == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_without_a_gradient_is_named(part: str) -> None:
+    story = healthy()
+    for term in SHARES:
+        set_all(story, f"gradient/{term}_{part}", 0.0)
+    (flag,) = doctor.examine(story, FACTS)
+    assert flag.number == 6 and f"the {part.replace('_', ' ')} " in flag.evidence

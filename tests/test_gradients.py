@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from bircher import metrics
 from bircher.agents.base import weights_at
-from bircher.analysis import term_gradients
+from bircher.analysis import network_summary, term_gradients
+from bircher.networks.config import ModelConfig
+from bircher.networks.model import Model
 from bircher.ops import losses
-from builders import batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
+from builders import SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, NOW = 4, 6, 0.3
 PARTS = {
@@ -75,3 +78,20 @@ def test_without_any_gradient_shares_are_nothing():
         term_gradients.TermGradients({"encoder": zeros}, zeros, jnp.zeros((2, 2))), ("value", "cmpo")
     )
     assert told["gradient/value_share"] == 0.0 and not any("cosine" in name for name in told)
+
+
+def test_every_part_of_a_recurrent_model_is_in_the_glossary() -> None:
+    """Every parameter belongs to a part; the reader of grids is the only part that this model does not have."""
+    config = ModelConfig(memory="lstm", memory_width=4, latent_width=6)
+    model = Model(SPEC, config, jax.random.key(0), project=True)
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_array))
+    assert {network_summary.part_of(path) for path, _ in leaves} == {
+        "encoder",
+        "memory",
+        "dynamics",
+        "policy_head",
+        "value_head",
+        "reward_head",
+        "projection",
+    }
+    assert set(network_summary.PART_OF_FIELD.values()) == set(metrics.PARTS)

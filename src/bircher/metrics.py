@@ -60,6 +60,7 @@ TERMS = {
 
 PARTS = {
     "encoder": "the representation",
+    "memory": "the recurrent memory of an agent with `model.memory`",
     "dynamics": "the dynamics",
     "reader": "what reads a latent for the heads",
     "policy_head": "the policy's head",

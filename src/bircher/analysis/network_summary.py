@@ -61,7 +61,7 @@ def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
 
 
 ENCODER = "encoder"
-PARTS = {
+PART_OF_FIELD = {
     "representation": ENCODER,
     "memory": "memory",
     "dynamics": "dynamics",
@@ -71,7 +71,7 @@ PARTS = {
     "reward": "reward_head",
     "projection": "projection",
 }
-"""The parts of a network by the name of the field that holds them."""
+"""The part of `metrics.PARTS` that the field of a model belongs to."""
 
 
 class Part(NamedTuple):
@@ -89,12 +89,12 @@ def part_of(path: tuple) -> str:
     """The part that a parameter belongs to, by its path in the model."""
     fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
     # The innermost of these names: heads.policy is a part, heads is not.
-    return next(PARTS[field] for field in reversed(fields) if field in PARTS)
+    return next(PART_OF_FIELD[field] for field in reversed(fields) if field in PART_OF_FIELD)
 
 
 def summarize(model: PyTree, spec: EnvSpec) -> list[Part]:
-    """Every part of a model, or of its shapes, in the order of `PARTS`; the parts it does not have are left out."""
-    sizes = dict.fromkeys(PARTS.values(), 0)
+    """Return every part that a model, or its shapes, has, in the order of `PART_OF_FIELD`."""
+    sizes = dict.fromkeys(PART_OF_FIELD.values(), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(model, _is_array)):
         sizes[part_of(path)] += leaf.size
     uses = _uses(model, spec)
