@@ -73,3 +73,9 @@ def test_metrics_of_old_runs_have_their_new_names(tmp_path: Path) -> None:
 def test_paths_of_saved_arrays_have_their_new_names() -> None:
     assert renamed.leaf(".optimiser_state[0].mu") == ".optimizer_state[0].mu"
     assert renamed.leaf(".params.heads.policy") == ".params.heads.policy"
+
+
+@pytest.mark.parametrize("old", [*renamed.SETTINGS, *renamed.METRICS])
+def test_the_changelog_lists_every_rename(old: str) -> None:
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"| `{old}`" in changelog
