@@ -181,7 +181,7 @@ def _drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
     return Pixels(env, *picture, keep_whole)
 
 
-START = "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import bircher.envs.workers as it; it.serve()"
+START = f"import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import {__name__} as it; it.serve()"
 """What a worker runs: the packages are found where this process finds them."""
 PATIENCE = 5.0
 """Seconds in which a worker that is to end must have ended, before it is killed."""
