@@ -27,13 +27,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 Key = jax.Array
-"""A typed key of ``jax.random.key``; who receives one consumes it."""
+"""A typed key of ``jax.random.key``.  A function that receives one consumes it."""
 
 
 class Discrete(NamedTuple):
     """An action space of ``num_actions`` choices, 0 … num_actions - 1.
 
-    The environment itself may count from another ``start``: its action is the agent's plus ``start``.
+    The environment may count from another number, ``start``: its action is the agent's action plus ``start``.
     """
 
     num_actions: int
@@ -55,7 +55,7 @@ class Continuous(NamedTuple):
 
 
 class Unsupported(NamedTuple):
-    """A space that no adapter turns into arrays; ``description`` is what the environment says."""
+    """A space that no adapter converts to arrays; ``description`` is the environment's own text for it."""
 
     description: str
 
@@ -64,21 +64,20 @@ class Unsupported(NamedTuple):
 
 
 class Symmetry(NamedTuple):
-    """A way to turn or mirror a board that changes nothing about the game."""
+    """A rotation or reflection of a board that leaves the game unchanged."""
 
     cells: tuple[int, ...]
-    """Cell i of the turned board is cell ``cells[i]`` of the board, row by row."""
+    """Cell i of the transformed board is cell ``cells[i]`` of the original board, row by row."""
     actions: tuple[int, ...]
-    """Action a on the turned board is action ``actions[a]`` on the board."""
+    """Action a on the transformed board is action ``actions[a]`` on the original board."""
 
 
 class EnvSpec(NamedTuple):
-    """What an environment takes and gives, without its batch axis.
+    """The observations and actions of an environment, without its batch axis.
 
-    ``observation`` is a pytree of ``jax.ShapeDtypeStruct`` (one leaf for a plain array) or an
-    ``Unsupported``; ``max_steps`` the number of actions after which an episode is truncated, or None.
-    ``num_players`` is 2 for games of alternating turns and opposite rewards: observation, value and reward are those
-    of the player to move.
+    ``observation`` is a pytree of ``jax.ShapeDtypeStruct`` (one leaf for a plain array) or an ``Unsupported``.
+    ``max_steps`` is the number of actions after which an episode is truncated, or None.  ``num_players`` is 2 for games
+    of alternating turns and opposite rewards.  Observation, value and reward are then those of the player to move.
     """
 
     id: str
@@ -87,27 +86,32 @@ class EnvSpec(NamedTuple):
     max_steps: int | None = None
     num_players: int = 1
     symmetries: tuple[Symmetry, ...] = ()
-    """Of an observation [height, width, channels], what leaves it as it is among them; () where none are known."""
+    """The symmetries of a board observation [height, width, channels], among them the identity; () if none are known.
+    """
     action_repeat: int = 1
-    """Frames of the environment that each action lasts: what `env_frames` counts."""
+    """Frames of the environment for which each action is repeated; `env_frames` counts these frames."""
     encoding: PyTree = None
-    """An ``envs.encoding.Encoding`` for each observation array: how the environment's own observation becomes it.  None
+    """A ``spaces.Encoding`` for each observation array, which computes it from the environment's own observation.  None
     where the two are the same."""
     observation_space: str = ""
     """The environment's own observation space as its package prints it; "" where it has none."""
     action_space: str = ""
-    """The same of its action space."""
+    """The environment's own action space as its package prints it; "" where it has none."""
     advice: str = ""
-    """What a user can do whose observation space is not supported."""
+    """A sentence for users whose observation space is not supported, with a way to make it so."""
 
     @property
     def action_start(self) -> int:
-        """The environment's own number of its first discrete action; 0 for any other action space."""
+        """Return the environment's own number of its first discrete action, or 0 for any other action space."""
         return self.action.start if isinstance(self.action, Discrete) else 0
 
     @property
     def num_actions(self) -> int:
-        """Number of discrete actions; an error for any other action space."""
+        """Return the number of discrete actions.
+
+        Raises:
+          TypeError: the action space is not discrete.
+        """
         if not isinstance(self.action, Discrete):
             raise TypeError(f"{self.id} has {self.action} actions, not discrete ones")
         return self.action.num_actions
@@ -116,16 +120,16 @@ class EnvSpec(NamedTuple):
 class TimeStep(NamedTuple):
     """One row of each of B environments, before an action is chosen there.
 
-    ``failed`` is raised by an adapter whose environment threw an exception inside a compiled program;
-    the row's other fields are then meaningless.
+    An adapter sets ``failed`` where its environment raised an exception inside a compiled program.  The row's other
+    fields are then meaningless.
     """
 
     observation: PyTree[Array]
     """[B, ...]"""
     reward: Float[Array, "*B"]
-    """Got on arriving here; 0 on a first row."""
+    """Reward for arriving here; 0 on a first row."""
     discount: Float[Array, "*B"]
-    """0 where the episode died here, 1 otherwise, -1 where the turn changes hands."""
+    """0 where the episode terminated here, -1 where the player to move changed, and 1 otherwise."""
     first: Bool[Array, "*B"]
     last: Bool[Array, "*B"]
     terminal: Bool[Array, "*B"]
@@ -145,44 +149,44 @@ class Trajectory(NamedTuple):
     legal_actions: Bool[Array, "*BT A"]
     action: Int[Array, "*BT"]
     extras: Mapping[str, Array]
-    """What the agent wants kept with each row, such as ``behavior_logits``."""
+    """Arrays that the agent stores with each row, such as ``behavior_logits``."""
 
     @classmethod
     def of(cls, timestep: TimeStep, action: Array, extras: Mapping[str, Array]) -> Trajectory:
-        """The row of a time step once the action there is known."""
+        """Return the row of a time step, given the action that was chosen there."""
         fields = timestep._asdict()
         del fields["failed"]
         return cls(**fields, action=action, extras=extras)
 
 
 class Batch(NamedTuple):
-    """Sequences for one update: T + 1 rows each, the last of them only to bootstrap from."""
+    """Sequences for one update, of T + 1 rows each.  The last row is used only for the bootstrap."""
 
     trajectory: Trajectory
     """[B, T + 1, ...]"""
     indices: Int[Array, " B"]
-    """Where in the replay each sequence begins; -1 where that is not kept."""
+    """Position in the replay where each sequence begins; -1 where the position is not recorded."""
     importance: Float[Array, " B"]
     """Importance weight of each sequence: 1 for a fresh one, and 1 on average over the replayed ones of a minibatch."""
 
 
 class Prediction(NamedTuple):
-    """What the prediction network says of a latent: logits of policy and of the categorical value."""
+    """The output of the prediction network for a latent: logits of the policy and of the categorical value."""
 
     policy_logits: Float[Array, "*BT A"]
     value_logits: Float[Array, "*BT atoms"]
 
 
 class PolicyTarget(NamedTuple):
-    """An improved policy as weighted actions: what CMPO, completed Q-values, visits and samples give."""
+    """An improved policy as weighted actions, from CMPO, completed Q-values, visit counts or samples."""
 
     actions: Int[Array, "*BT N"]
     weights: Float[Array, "*BT N"]
-    """Sum to 1 over N, or nearly so for sampled actions."""
+    """Weight of each action; they sum to 1 over N, or nearly so for sampled actions."""
 
 
 class Targets(NamedTuple):
-    """What the loss trains toward, for each transition; no gradient flows through any of it."""
+    """The targets of the loss for each transition.  No gradient flows through any of them."""
 
     value: Float[Array, "B T"]
     reward: Float[Array, "B T"]
@@ -190,52 +194,54 @@ class Targets(NamedTuple):
     advantage: Float[Array, "B T"]
     policy: PolicyTarget
     mask: Bool[Array, "B T"]
-    """Rows whose action counts: False on last rows and whatever is not to be trained on."""
+    """True on rows whose action is trained on; False on last rows and on rows that are excluded for another reason."""
     priority: Float[Array, " B"]
-    """What a replay with priorities will draw the sequence by; at least 0."""
+    """Priority of each sequence in a prioritized replay; at least 0."""
     extras: Mapping[str, Array]
-    """Whatever else an agent's own terms need, [B, T, ...]."""
+    """Further arrays that the agent's own loss terms need, [B, T, ...]."""
 
 
 class Policy(NamedTuple):
-    """All that acting and looking ahead need: parameters, and state without a gradient."""
+    """Everything that acting and looking ahead need: the parameters, and the state that has no gradient."""
 
     params: PyTree
     state: PyTree
 
 
 class ActOutput(NamedTuple):
-    """Actions of B environments and what is kept beside them."""
+    """Actions of B environments, and the arrays that are stored with them."""
 
     action: Int[Array, " B"]
     extras: Mapping[str, Array]
 
 
-_SUMS = ("return_sum", "last_reward_sum")
+_FLOAT_SUMS = ("return_sum", "last_reward_sum")
+"""Fields of `Tally` that are floats; the others are whole numbers."""
 
 
 class Tally(NamedTuple):
-    """Sums over one rollout."""
+    """Counts and sums over one rollout."""
 
     env_steps: Int[Array, ""]
-    """Decisions; the step after an end is a reset and does not count."""
+    """Decisions.  The step after the end of an episode is a reset and does not count."""
     episodes: Int[Array, ""]
     return_sum: Float[Array, ""]
-    """In games of two the returns of who moved first."""
+    """Sum of the episodes' returns; in two-player games, of the returns of the player who moved first."""
     length_sum: Int[Array, ""]
     last_reward_sum: Float[Array, ""]
-    """Of the rewards of the steps that ended episodes."""
+    """Sum of the rewards of the steps that ended episodes."""
     failed: Int[Array, ""]
-    """The first environment that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
+    """The first environment that failed, and its cause, encoded by `rollout.failure_code`; -1 where none failed."""
     longest: Int[Array, ""]
-    """Actions of the longest episode that ended; 0 where none did."""
+    """Actions of the longest episode that ended; 0 where none ended."""
     died_at_longest: Int[Array, ""]
-    """Episodes of that very length that ended in a death: nearly all where an environment calls its time limit one."""
+    """Episodes of exactly that length that ended in termination: nearly all of them where an environment reports its
+    time limit as termination."""
 
     def merge(self, later: Tally) -> Tally:
-        """Both as one."""
+        """Combine the counts and sums of two consecutive rollouts."""
         longest = jnp.maximum(self.longest, later.longest)
-        died = [jnp.where(tally.longest == longest, tally.died_at_longest, 0) for tally in (self, later)]
+        deaths = [jnp.where(tally.longest == longest, tally.died_at_longest, 0) for tally in (self, later)]
         return Tally(
             env_steps=self.env_steps + later.env_steps,
             episodes=self.episodes + later.episodes,
@@ -244,18 +250,18 @@ class Tally(NamedTuple):
             last_reward_sum=self.last_reward_sum + later.last_reward_sum,
             failed=jnp.where(self.failed >= 0, self.failed, later.failed),
             longest=longest,
-            died_at_longest=died[0] + died[1],
+            died_at_longest=deaths[0] + deaths[1],
         )
 
     @classmethod
     def zero(cls) -> Tally:
-        """Of nothing yet, in buffers of its own."""
-        none = {name: jnp.zeros((), jnp.float32 if name in _SUMS else jnp.int32) for name in cls._fields}
-        return cls(**none | {"failed": jnp.full((), -1, jnp.int32)})
+        """Return the tally of an empty rollout, in new arrays (donated buffers must not be shared)."""
+        zeros = {name: jnp.zeros((), jnp.float32 if name in _FLOAT_SUMS else jnp.int32) for name in cls._fields}
+        return cls(**zeros | {"failed": jnp.full((), -1, jnp.int32)})
 
 
 class Counters(NamedTuple):
-    """What has been done so far; never a bare ``step``."""
+    """How much a run has done so far.  No counter is called only ``step``, because there are several."""
 
     env_steps: Array
     """Decisions taken; reset rows do not count."""
@@ -266,5 +272,5 @@ class Counters(NamedTuple):
 
     @classmethod
     def zero(cls) -> Counters:
-        """All counters at zero, as arrays of their own (donated buffers must not be shared)."""
+        """Return all counters at zero, in new arrays (donated buffers must not be shared)."""
         return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))

@@ -11,30 +11,38 @@ ILLEGAL = -1e9
 
 
 def mask_logits(logits: Float[Array, "*B A"], legal_actions: Bool[Array, "*B A"]) -> Float[Array, "*B A"]:
-    """Logits with illegal actions out of reach."""
+    """Return the logits with `ILLEGAL` in place of those of illegal actions."""
     return jnp.where(legal_actions, logits, ILLEGAL)
 
 
 def log_probability(logits: Float[Array, "*B A"], action: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """log pi(action)."""
+    """Return log pi(action) of the policy softmax(logits)."""
     return select(jax.nn.log_softmax(logits), action)
 
 
 def select(values: Float[Array, "*B A"], action: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """The entry of each action; a masked sum, which is quicker than a gather for the few actions there are."""
-    # where, not a product: an illegal action's infinity must not reach the others.
+    """Return the entry of each action in `values`.
+
+    It is a masked sum, which is faster than a gather for a small number of actions.
+    """
+    # `where` and not a product, because an illegal action's infinity must not reach the others.
     chosen = action[..., None] == jnp.arange(values.shape[-1])
     return jnp.where(chosen, values, 0.0).sum(-1)
 
 
 def entropy(logits: Float[Array, "*B A"]) -> Float[Array, "*B"]:
-    """Entropy in nats."""
+    """Return the entropy of softmax(logits) in nats."""
     log_probabilities = jax.nn.log_softmax(logits)
     return -(jnp.exp(log_probabilities) * log_probabilities).sum(-1)
 
 
 def kl_divergence(p: Float[Array, "*B A"], q: Float[Array, "*B A"]) -> Float[Array, "*B"]:
-    """KL(p, q) in nats, of probabilities; 0 log 0 is 0."""
+    """Return KL(p, q) in nats.
+
+    Args:
+      p: probabilities, where 0 log 0 is taken as 0.
+      q: probabilities.
+    """
     tiny = jnp.finfo(jnp.float32).tiny
     return (p * (jnp.log(jnp.maximum(p, tiny)) - jnp.log(jnp.maximum(q, tiny)))).sum(-1)
 
@@ -46,10 +54,10 @@ def mixture_prior(
     behavior_share: float,
     uniform_share: float,
 ) -> Float[Array, "*B A"]:
-    """Prior policy as a mixture of the target network's, the behavior's and the uniform policy.
+    """Return the probabilities of a mixture of the target network's, the behavior and the uniform policy.
 
-    Probabilities.  The rest, 1 - behavior_share - uniform_share, is the target network's.  It bounds the
-    importance ratio and keeps every legal action in reach (Muesli, appendix, as re-implementers cite it).
+    The target network's policy has the share that is left, 1 - behavior_share - uniform_share.  The mixture bounds the
+    importance ratio and gives every legal action some probability (Muesli, appendix, as re-implementers cite it).
     """
     target = jax.nn.softmax(mask_logits(target_logits, legal_actions))
     behavior = jax.nn.softmax(mask_logits(behavior_logits, legal_actions))

@@ -16,14 +16,18 @@ from bircher.types import Key, PolicyTarget
 def cmpo_policy(
     prior: Float[Array, "*B A"], advantage: Float[Array, "*B A"], clip_bound: float | None
 ) -> Float[Array, "*B A"]:
-    """Clipped MPO policy, pi_CMPO(a) = pi_prior(a) exp(clip(adv(a), -c, c)) / z (equation 7).
+    """Return the clipped MPO policy, pi_CMPO(a) = pi_prior(a) exp(clip(adv(a), -c, c)) / z (equation 7).
 
     Its total variation from the prior is at most tanh(c / 2), whatever the number of actions (theorem 4.1).
 
     Args:
       prior: probabilities.
-      advantage: q^(s, a) - v^(s) *for each action*; one advantage per state would cancel in z.
-      clip_bound: c; None leaves advantages as they are (MPO's policy, whose distance from the prior has no bound).
+      advantage: q^(s, a) - v^(s) *for each action*.  One advantage per state would cancel in z.
+      clip_bound: c.  None leaves advantages unclipped, which gives MPO's policy, whose distance from the prior has no
+        bound.
+
+    Raises:
+      ValueError: the shapes of `prior` and `advantage` differ.
     """
     if prior.shape != advantage.shape:
         raise ValueError(
@@ -36,7 +40,7 @@ def cmpo_policy(
 
 
 def exact_target(probabilities: Float[Array, "*B A"]) -> PolicyTarget:
-    """A full policy as weights on every action."""
+    """Return the target that has every action with its probability as weight."""
     actions = jnp.broadcast_to(jnp.arange(probabilities.shape[-1]), probabilities.shape)
     return PolicyTarget(actions, probabilities)
 
@@ -44,10 +48,10 @@ def exact_target(probabilities: Float[Array, "*B A"]) -> PolicyTarget:
 def sampled_cmpo_weights(
     advantage: Float[Array, "*B N"], clip_bound: float, z_init: float = 1.0
 ) -> Float[Array, "*B N"]:
-    """Weights of N actions drawn from the prior, exp(clip(adv_i)) / (N z_i) (equations 11 and 12).
+    """Return the weights of N actions sampled from the prior, exp(clip(adv_i)) / (N z_i) (equations 11 and 12).
 
-    z_i = (z_init + sum over k != i of exp(clip(adv_k))) / N leaves the action's own sample out.  Consistent,
-    not unbiased: the weights' sum tends to 1 as N grows.
+    z_i = (z_init + sum over k != i of exp(clip(adv_k))) / N leaves the action's own sample out.  The estimate is
+    consistent but biased: the sum of the weights tends to 1 as N grows.
     """
     exponentials = jnp.exp(jnp.clip(advantage, -clip_bound, clip_bound))
     num_samples = advantage.shape[-1]
@@ -62,7 +66,7 @@ def sampled_cmpo_target(
     clip_bound: float,
     num_samples: int,
 ) -> PolicyTarget:
-    """CMPO by `num_samples` actions from the prior, for sampled distillation (equation 11)."""
+    """Return CMPO's policy as `num_samples` weighted actions from the prior, for distillation (equation 11)."""
     shape = (num_samples, *prior.shape[:-1])
     actions = jnp.moveaxis(jax.random.categorical(key, jnp.log(prior), shape=shape), 0, -1)
     sampled = jnp.take_along_axis(advantage, actions, axis=-1)
@@ -70,13 +74,14 @@ def sampled_cmpo_target(
 
 
 DENSE_PAIRS = 128 * 128
-"""Pairs of a target's action and an action up to which a comparison of each pair, quicker for few, is made."""
+"""Largest number of pairs (target's action, action) for which `dense` compares each pair, which is faster for few."""
 
 
 def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
-    """The target's weight on each action; repeated samples add up.
+    """Return the target's weight of each action; the weights of repeated samples are added.
 
-    Beyond `DENSE_PAIRS` weights are added in place: an exact target over 2,000 actions has 4 million pairs a row.
+    Beyond `DENSE_PAIRS` the weights are added in place, because an exact target over 2,000 actions has 4 million pairs
+    in each row.
     """
     if target.actions.shape[-1] * num_actions > DENSE_PAIRS:
         actions = target.actions.reshape(-1, target.actions.shape[-1])
@@ -87,9 +92,9 @@ def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
 
 
 class AdvantageNormalizer(eqx.Module):
-    """Moving second moment of G^v - v^_prior, by whose root both terms' advantages are divided (section 4.5).
+    """The moving second moment of G^v - v^_prior; the advantages of both terms are divided by its root (section 4.5).
 
-    No mean is subtracted; bias correction as in Adam; one number for all.
+    No mean is subtracted.  The bias is corrected as in Adam.  All states and actions share one number.
     """
 
     second_moment: Float[Array, ""]
@@ -98,11 +103,17 @@ class AdvantageNormalizer(eqx.Module):
 
     @classmethod
     def zero(cls) -> AdvantageNormalizer:
-        """The state before any advantage was seen."""
+        """Return the state before the first update."""
         return cls(jnp.zeros(()), jnp.ones(()))
 
     def update(self, advantage: Float[Array, "*B"], mask: Bool[Array, "*B"], decay: float) -> AdvantageNormalizer:
-        """One step of the moving average over the rows in `mask`; unchanged where none is valid."""
+        """Return the state after one step of the moving average, or an equal state where `mask` has no row.
+
+        Args:
+          advantage: G^v - v^_prior of each row.
+          mask: the rows that count.
+          decay: beta, the factor of the moving average.
+        """
         count = mask.sum()
         moment = jnp.where(mask, jnp.square(advantage), 0.0).sum() / jnp.maximum(count, 1)
         rate = jnp.where(count > 0, 1.0 - decay, 0.0)
@@ -111,7 +122,7 @@ class AdvantageNormalizer(eqx.Module):
         )
 
     def scale(self, epsilon: float) -> Float[Array, ""]:
-        """What an advantage is divided by; 1 before the first update."""
+        """Return the divisor of advantages, sqrt(second moment + epsilon), which is 1 before the first update."""
         correction = 1.0 - self.decay_product
         corrected = self.second_moment / jnp.where(correction > 0, correction, 1.0)
         return jnp.where(correction > 0, jnp.sqrt(corrected + epsilon), 1.0)

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float
 
 
 def excess_cross_entropy(target: Float[Array, "*B n"], logits: Float[Array, "*B n"]) -> Float[Array, "*B"]:
-    """Cross-entropy less the target's own entropy: KL where the target sums to 1, and 0 at its best.
+    """Return the cross-entropy minus the target's own entropy, which is a KL where the target sums to 1.
 
-    Same gradient as the cross-entropy, and nobody mistakes log n for a loss.  A target of mass m (sampled
-    actions) gives m KL(target / m, softmax(logits)).
+    It has the same gradient as the cross-entropy, and its minimum is 0 instead of the target's entropy.  A target of
+    mass m (sampled actions) gives m KL(target / m, softmax(logits)).
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     mass = target.sum(-1, keepdims=True)
@@ -23,7 +23,10 @@ def excess_cross_entropy(target: Float[Array, "*B n"], logits: Float[Array, "*B 
 
 
 def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"]) -> Float[Array, ""]:
-    """Mean over the rows in `mask`; 0 where there is none.  A NaN on a masked row does no harm."""
+    """Return the mean over the rows in `mask`, or 0 where `mask` has no row.
+
+    A NaN on a row outside the mask has no effect on the result.
+    """
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
@@ -33,7 +36,16 @@ def combine(
     mask: Bool[Array, "B T"],
     importance: Float[Array, " B"],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Weighted sum of the terms' means over valid rows, and each term unweighted and weighted.
+    """Combine loss terms to the weighted sum of their means over valid rows.
+
+    Args:
+      terms: each term for every row.
+      weights: the weight of each term.
+      mask: the valid rows.
+      importance: importance weight of each sequence.
+
+    Returns:
+      The sum, and the metrics `loss/…` (each mean without its weight) and `weighted/…` (with it).
 
     Raises:
       ValueError: the names of `terms` and `weights` differ.

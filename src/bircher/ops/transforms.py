@@ -14,61 +14,65 @@ from jaxtyping import Array, Bool, Float
 from bircher.ops import losses
 
 EPSILON = 1e-3
-"""Slope that h keeps at infinity, which makes it invertible."""
+"""Slope of h at infinity, which makes it invertible."""
 
 
 def signed_hyperbolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Float[Array, "*shape"]:
-    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + epsilon x."""
+    """Return h(x) = sign(x) (sqrt(|x| + 1) - 1) + epsilon x."""
     # x / (sqrt(|x| + 1) + 1) is the same number without the cancellation near 0.
     return x / (jnp.sqrt(jnp.abs(x) + 1) + 1) + epsilon * x
 
 
 def signed_parabolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Float[Array, "*shape"]:
-    """The inverse of `signed_hyperbolic`."""
+    """Return the inverse of `signed_hyperbolic`."""
     if epsilon == 0.0:
         return jnp.sign(x) * (jnp.square(jnp.abs(x) + 1) - 1)
     magnitude = jnp.abs(x)
-    # The root r = sqrt(|y| + 1) solves epsilon r^2 + r = |x| + 1 + epsilon; the form below does not cancel.
+    # The root r = sqrt(|y| + 1) solves epsilon r^2 + r = |x| + 1 + epsilon.  The form below has no cancellation.
     c = magnitude + 1 + epsilon
     root = 2 * c / (1 + jnp.sqrt(1 + 4 * epsilon * c))
     return jnp.sign(x) * jnp.maximum(root * root - 1, 0.0)
 
 
 class Support(eqx.Module):
-    """Atoms evenly spaced on [low, high] of h(x), and the two directions between them and scalars."""
+    """Atoms evenly spaced on [low, high] of h(x), with the conversions of scalars to distributions and back."""
 
     low: float = eqx.field(static=True)
     high: float = eqx.field(static=True)
     num_atoms: int = eqx.field(static=True)
     transform: bool = eqx.field(static=True, default=True)
-    """False leaves out h, so that the atoms are values themselves."""
+    """Whether h is applied.  If False, the atoms are values themselves."""
 
     @property
     def atoms(self) -> Float[Array, " atoms"]:
-        """The atoms, in units of h(x)."""
+        """Return the atoms, in units of h(x)."""
         return jnp.linspace(self.low, self.high, self.num_atoms, dtype=jnp.float32)
 
     @property
     def width(self) -> float:
-        """Distance between neighboring atoms."""
+        """Return the distance between neighboring atoms."""
         return (self.high - self.low) / (self.num_atoms - 1)
 
     def scale(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """A scalar in the atoms' units."""
+        """Return a scalar in the units of the atoms."""
         return signed_hyperbolic(x) if self.transform else x
 
     def two_hot(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape atoms"]:
-        """Weights on the two atoms around h(x) whose expectation is h(x); beyond the ends, on the end."""
+        """Return weights of the two atoms around h(x) whose expectation is h(x).
+
+        Beyond an end of the support, all the weight is on the atom at that end.
+        """
         scaled = jnp.clip(self.scale(x), self.low, self.high)
-        # A triangular kernel on an even grid is the two-hot vector: dense, so that it fuses with its consumer.
+        # A triangular kernel on an even grid is the two-hot vector.  As it is dense, XLA fuses it with its consumer.
         distance = (scaled[..., None] - self.low) / self.width - jnp.arange(self.num_atoms, dtype=jnp.float32)
         return jnp.maximum(1.0 - jnp.abs(distance), 0.0)
 
     def mean(self, logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
-        """The scalar of a categorical prediction: h^-1 of the expected atom, in this order."""
+        """Return the scalar of a categorical prediction, h^-1(expected atom)."""
         probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        # As distances from the middle, each times the surplus of the upper over its mirrored lower atom: equal
-        # logits give exactly 0 on a symmetric support, however the compiler orders the sum.
+        # The sum runs over distances from the middle.  Each is multiplied by the surplus of the upper atom's
+        # probability over that of its mirrored lower atom.  So equal logits give exactly 0 on a symmetric support, in
+        # whatever order the compiler adds.
         half = self.num_atoms // 2
         distance = self.width * ((self.num_atoms - 1) / 2 - jnp.arange(half, dtype=jnp.float32))
         surplus = probabilities[..., ::-1][..., :half] - probabilities[..., :half]
@@ -76,56 +80,56 @@ class Support(eqx.Module):
         return signed_parabolic(expected) if self.transform else expected
 
     def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
-        """Cross-entropy of a prediction with the two-hot target of x, as its excess over the target's entropy."""
+        """Return the cross-entropy of a prediction with the two-hot target of x, minus the target's entropy."""
         return losses.excess_cross_entropy(self.two_hot(x), logits)
 
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        """True where a target lies beyond the support and is clipped to its end."""
+        """Return True where a target lies beyond the support and is therefore clipped to its end."""
         scaled = self.scale(x)
         return (scaled < self.low) | (scaled > self.high)
 
 
 class Bounded(eqx.Module):
-    """A scalar in [-1, 1] as the tanh of one logit, learned by squared error: the value of a game won or lost.
+    """A scalar in [-1, 1] as the tanh of one logit, learned by squared error, for games that are won or lost.
 
-    The other form of MuZero's value (appendix F), with the same methods as `Support`.
+    This is the other form of MuZero's value (appendix F).  It has the same methods as `Support`.
     """
 
     num_atoms: int = eqx.field(static=True, default=1)
 
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
-        """The scalar of a prediction."""
+        """Return the scalar of a prediction, tanh(logit)."""
         return jnp.tanh(logits[..., 0].astype(jnp.float32))
 
     def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
-        """(x - tanh(logit))^2."""
+        """Return the squared error (x - tanh(logit))^2."""
         return jnp.square(x - self.mean(logits))
 
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        """True where a target lies beyond [-1, 1], which no logit can reach."""
+        """Return True where a target lies outside [-1, 1], which no logit can reach."""
         return jnp.abs(x) > 1.0 + 1e-6
 
 
 class Unbounded(eqx.Module):
-    """A scalar as it is, learned by squared error: the value of PPO, with the same methods as `Support`."""
+    """A scalar without a transformation, learned by squared error, as in PPO.  It has the same methods as `Support`."""
 
     num_atoms: int = eqx.field(static=True, default=1)
 
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
-        """The scalar of a prediction."""
+        """Return the scalar of a prediction."""
         return logits[..., 0].astype(jnp.float32)
 
     def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
-        """(x - prediction)^2."""
+        """Return the squared error (x - prediction)^2."""
         return jnp.square(x - self.mean(logits))
 
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
-        """False: any number can be reached."""
+        """Return False everywhere, because a prediction can be any number."""
         return jnp.zeros(x.shape, bool)
 
 
 def scale_gradient(x: Float[Array, "*shape"], scale: float) -> Float[Array, "*shape"]:
-    """x, with the gradient that flows back through it multiplied by `scale` (MuZero, appendix G)."""
+    """Return x, and multiply the gradient that flows back through it by `scale` (MuZero, appendix G)."""
     if scale == 1.0:
         return x
     return x * scale + jax.lax.stop_gradient(x) * (1.0 - scale)
