@@ -18,7 +18,7 @@ GROUPS = {name.rsplit(".", count)[0] for name in NAMES for count in range(1, nam
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(errors, "_said", set())
+    monkeypatch.setattr(errors, "_printed", set())
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.SETTINGS.items())

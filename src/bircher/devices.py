@@ -15,41 +15,41 @@ import jax
 from bircher.errors import DeviceError
 
 Device = Any
-"""A `jax.Device`, which type checkers do not take for a type."""
+"""A `jax.Device`, which type checkers do not accept as a type."""
 CACHE_VARIABLE = "BIRCHER_CACHE"
-"""Environment variable that moves the folder of compiled programs."""
+"""Environment variable with another folder for compiled programs."""
 CACHE_BYTES = 1 << 30
-"""Least recently used programs are removed beyond this."""
+"""Size of the cache in bytes beyond which the least recently used programs are removed."""
 
 
 _M_ARENA_MAX = -8
-"""In glibc's malloc.h."""
+"""The constant M_ARENA_MAX of glibc's malloc.h."""
 
 
 def use_device(device: str | None) -> Device:
-    """Make `cpu` or `gpu` (None: JAX's own choice) the device of everything that follows; returns it.
+    """Make `cpu` or `gpu` the default device of this process, and return it; None leaves the choice to JAX.
 
     Raises:
-      DeviceError: there is no such device; the message says what there is.
+      DeviceError: there is no such device.  The message lists the devices that there are.
     """
     if device == "cpu":
         stay_on_cpu()
     try:
-        found = jax.devices(device)[0]
+        chosen = jax.devices(device)[0]
     except RuntimeError as error:
         raise DeviceError(
             f"device={device} is not available: JAX finds only {', '.join(sorted({d.platform for d in jax.devices()}))}"
         ) from error
     if device is not None:
-        jax.config.update("jax_default_device", found)
-    return found
+        jax.config.update("jax_default_device", chosen)
+    return chosen
 
 
 def host() -> Device:
-    """The device of main memory: the CPU, also where networks are elsewhere.
+    """Return the CPU as a device, also where networks are on an accelerator.
 
     Raises:
-      DeviceError: JAX was told to leave the CPU out.
+      DeviceError: JAX was configured without the CPU.
     """
     try:
         return jax.local_devices(backend="cpu")[0]
@@ -61,20 +61,26 @@ def host() -> Device:
 
 
 def default() -> Device:
-    """The device of what is said to be on none."""
+    """Return the device of arrays for which no device is chosen."""
     return jax.config.values["jax_default_device"] or jax.local_devices()[0]
 
 
 def stay_on_cpu() -> None:
-    """Start no accelerator in this process: effective before JAX is first used, and unless JAX_PLATFORMS says more."""
+    """Start no accelerator in this process, unless JAX_PLATFORMS is set.
+
+    It has an effect only before JAX is first used.
+    """
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
 
 
 def keep_programs() -> Path | None:
-    """Turn the persistent compilation cache on, unless JAX's own settings have placed or forbidden it.
+    """Turn the persistent compilation cache on, unless JAX's own settings name a folder for it or turn it off.
 
-    Programs for a CPU are good for that kind of CPU only, so each kind has a folder of its own.
+    Programs for a CPU run only on that kind of CPU, so each kind has a separate folder.
+
+    Returns:
+      The folder, or None where the cache is not turned on here.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] or not settings["jax_enable_compilation_cache"]:
@@ -86,7 +92,7 @@ def keep_programs() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
     except OSError:
-        return None  # A home that cannot be written costs time, not the run.
+        return None  # Without a writable folder a run takes longer, but it does not fail.
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -94,7 +100,7 @@ def keep_programs() -> Path | None:
 
 
 def available_bytes(device: Device) -> int | None:
-    """Bytes that a run may still take on the device, or None where nobody says."""
+    """Return the number of bytes that a run can still allocate on the device, or None where it is unknown."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         limit = stats.get("bytes_limit")
@@ -104,7 +110,10 @@ def available_bytes(device: Device) -> int | None:
 
 
 def used_bytes(device: Device) -> int | None:
-    """Bytes that this process holds now: on a GPU the device's own, else of main memory; None where nobody says."""
+    """Return the number of bytes that this process uses now, or None where it is unknown.
+
+    On a GPU it is the device's memory, and otherwise main memory.
+    """
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_in_use")
     try:
@@ -114,27 +123,27 @@ def used_bytes(device: Device) -> int | None:
 
 
 def give_back() -> None:
-    """Give memory that was freed back to the system, where that can be asked for (glibc).
+    """Return freed memory to the operating system, where the C library has a function for it (glibc).
 
-    What writing a checkpoint frees, on threads of its own, stays with the process in pieces: with a checkpoint in 30
-    seconds a run of half an hour held a tenth more at its end.
+    Separate threads write checkpoints, and the memory that they free stays with the process in fragments.  With a
+    checkpoint every 30 seconds a run of half an hour used a tenth more memory at its end.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def share_arenas() -> None:
-    """Let all threads take memory from one arena (glibc), if few have begun: for a process that is ours alone.
+    """Make all threads allocate from one arena (glibc).  Call it early, and only in a process that runs nothing else.
 
-    Else each of the many that write checkpoints has its own, whose pages the little that stays keeps from the system,
-    and a run of half an hour grows by some hundredths.
+    Otherwise each of the many threads that write checkpoints has a separate arena.  A small remaining allocation then
+    keeps a whole page from the system, and a run of half an hour grows by some hundredths.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def host_bytes() -> int | None:
-    """Bytes of main memory, or None where the system does not tell."""
+    """Return the number of bytes of main memory, or None where it is unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -150,7 +159,7 @@ def _free_in_host() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """What a container's limit leaves (control groups, version 2)."""
+    """Return the bytes that are left below a container's limit (control groups, version 2), or None without a limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text(encoding="ascii"))
@@ -160,7 +169,7 @@ def _free_in_group() -> int | None:
 
 
 def _processor() -> str:
-    """A short name that differs between kinds of processor."""
+    """Return a short name that differs between kinds of processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -170,7 +179,10 @@ def _processor() -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest programs where there are too many: those that call EnvPool are never found again."""
+    """Remove the least recently used programs beyond `CACHE_BYTES`.
+
+    Programs that call EnvPool contain an object's address, so they are never found again and would accumulate.
+    """
     files = [(path, path.stat()) for path in folder.iterdir() if path.is_file()]
     excess = sum(stat.st_size for _, stat in files) - CACHE_BYTES
     for path, stat in sorted(files, key=lambda entry: max(entry[1].st_atime, entry[1].st_mtime)):

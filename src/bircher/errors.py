@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from bircher.renamed import SPELLINGS
+
 
 class UnsupportedEnvironment(ValueError):
-    """An environment that the agent cannot learn, with the reason in one sentence."""
+    """The agents cannot learn the environment; the message gives the reason in one sentence."""
 
 
 class CheckpointError(Exception):
@@ -22,31 +24,31 @@ class CheckpointError(Exception):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A file of a checkpoint is missing or is not what was written."""
+    """A file of a checkpoint is missing, or has changed since it was written."""
 
 
 class MismatchedCheckpoint(CheckpointError):
-    """A sound checkpoint of something else: another tree, shape or type than the template's."""
+    """A checkpoint is intact, but its tree, shapes or types are not those of the template."""
 
 
 class UnknownEnvironment(ValueError):
-    """No environment of this name; the message gives the nearest names."""
+    """There is no environment of this name; the message gives the nearest names."""
 
 
 class EnvContractError(AssertionError):
-    """An environment that does not keep the protocol; the message says which environment, row and field."""
+    """An environment violates the protocol of rows; the message gives the environment, the row and the field."""
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment raised or broke its contract; the message gives the environment's index and step."""
+    """An environment raised an exception or violated its contract; the message gives its index and step."""
 
 
 class ContractBreach(Exception):
-    """A value that Gymnasium's API or the environment's own spaces do not allow; the message says which."""
+    """An environment returned a value that Gymnasium's API or its own spaces do not allow; the message gives it."""
 
 
 class EvaluationFailed(RuntimeError):
-    """An environment raised, or gave a number that is not finite, while an agent was evaluated."""
+    """An environment raised an exception or returned a number that is not finite, while an agent was evaluated."""
 
 
 class EvaluationStopped(Exception):
@@ -54,27 +56,27 @@ class EvaluationStopped(Exception):
 
 
 class MoveError(ValueError):
-    """What was typed is no move that may be made; the message is one sentence."""
+    """The text that a player typed is not a legal move; the message is one sentence."""
 
 
 class UnknownOpponent(ValueError):
-    """No opponent of this name; the message gives those that there are, and the nearest."""
+    """There is no opponent of this name; the message gives all names and the nearest."""
 
 
 class UnsuitableOpponent(ValueError):
-    """An opponent that cannot play the game, or a game that takes none; the message is one sentence."""
+    """The opponent cannot play the game, or the game has no opponents; the message is one sentence."""
 
 
 class DeviceError(ValueError):
-    """The device that was asked for is not here, or not large enough."""
+    """The requested device is not available, or its memory is too small."""
 
 
 class BadYAML(ValueError):
-    """Text that is not YAML of plain data; the message is a short reason."""
+    """A text is not YAML of plain data; the message is a short reason."""
 
 
 class UnsupportedPlatform(ImportError):
-    """A module of Python that the package needs is missing on this operating system."""
+    """Python has no module of this name on this operating system, and the package needs it."""
 
     def __init__(self, module: str):
         system = platform.system() or "this platform"
@@ -82,49 +84,50 @@ class UnsupportedPlatform(ImportError):
 
 
 class NotEnoughMemory(ValueError):
-    """A replay that would not fit; the message names the numbers."""
+    """A replay does not fit into memory; the message gives the sizes."""
 
 
 class RunFolderError(ValueError):
-    """A folder that holds no run, or that cannot take one."""
+    """A folder is not a run directory, or a run cannot be written to it."""
 
 
 class RunFailed(RuntimeError):
-    """A run that could not go on; what it had learned is in its last checkpoint."""
+    """A run could not continue; the state of its training is in its last checkpoint."""
 
 
 class CheckFailed(Exception):
-    """A check that found something wrong; the message says what."""
+    """A check failed; the message describes the failure."""
 
 
 class NoDisplay(ValueError):
-    """There is no screen to open a window on."""
+    """No display is available to open a window."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one sentence: what was given, and what was expected."""
+    """A setting is invalid; the message is one sentence with the given value and the expected values."""
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
 
 
 LONGEST = 80
-"""Characters of a quoted value."""
+"""Largest number of characters of a quoted value."""
 LONGEST_MESSAGE = 1000
-"""Characters of a whole message."""
+"""Largest number of characters of a whole message."""
 MOST_ITEMS = 20
-"""Items of a list or mapping that are quoted."""
+"""Largest number of quoted items of a list or mapping."""
 DEEPEST = 6
-"""Levels of a nested value that are quoted."""
+"""Largest number of quoted levels of a nested value."""
 
 
-_said: set[str] = set()
+_printed: set[str] = set()
+"""The sentences that this process has printed."""
 
 
 def say_once(sentence: str) -> None:
     """Print a sentence to the standard error stream, unless it is empty or this process has printed it before."""
-    if sentence and sentence not in _said:
-        _said.add(sentence)
+    if sentence and sentence not in _printed:
+        _printed.add(sentence)
         print(f"bircher: {one_line(sentence)}", file=sys.stderr)
 
 
@@ -190,17 +193,22 @@ def _pruned(value: Any, depth: int = 0) -> Any:
 
 
 def near(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean …?` with the nearest candidates, or nothing where none is near."""
+    """Return `; did you mean …?` with the nearest candidates, or an empty string where no candidate is near."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(by_lower[match] for match in found)}?" if found else ""
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(by_lower[match] for match in matches)}?" if matches else ""
 
 
 def near_setting(key: str, known: Sequence[str], here: str | None = None) -> str:
-    """The setting that was meant: in another spelling, `here`, in another group, or the nearest by the whole name.
+    """Return the end of a message about an unknown setting, with the setting that the user may have meant.
+
+    In this order it is a setting with another spelling of the name, `here`, a setting with the same last part in
+    another group, or the one with the most similar name.
 
     Args:
-      here: what a name from elsewhere is called here, if it is such a name.
+      key: the unknown name.
+      known: the names of all settings.
+      here: the name of this package's setting, where `key` is the name of another code's setting.
     """
     by_spelling: dict[str, list[str]] = {}
     for name in known:
@@ -209,10 +217,10 @@ def near_setting(key: str, known: Sequence[str], here: str | None = None) -> str
     last = key.split(".")[-1]
     if here is not None and key not in by_spelling:
         return f"; here: {here}"
-    found = by_spelling.get(key) or [name for name in known if _spelling(name).split(".")[-1] == last]
-    if len(found) > 3:
-        found = difflib.get_close_matches(key, found, n=3, cutoff=0.0)
-    if not found:
+    matches = by_spelling.get(key) or [name for name in known if _spelling(name).split(".")[-1] == last]
+    if len(matches) > 3:
+        matches = difflib.get_close_matches(key, matches, n=3, cutoff=0.0)
+    if not matches:
         ends: dict[str, list[str]] = {}
         for spelling in by_spelling:
             ends.setdefault(spelling.split(".")[-1], []).append(spelling)
@@ -221,21 +229,17 @@ def near_setting(key: str, known: Sequence[str], here: str | None = None) -> str
         nearest = max(
             candidates, key=lambda name: _likeness(key, name) + _likeness(last, name.split(".")[-1]), default=""
         )
-        found = by_spelling.get(nearest, [])
-    return f"; did you mean {', '.join(found[:3])}?" if found else "; `bircher config ENV` shows every setting"
+        matches = by_spelling.get(nearest, [])
+    return f"; did you mean {', '.join(matches[:3])}?" if matches else "; `bircher config ENV` shows every setting"
 
 
 def _likeness(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 
-_SPELLINGS = (("-", "_"), (" ", "_"), ("/", "."), ("isation", "ization"), ("ise", "ize"), ("yse", "yze"),
-              ("our", "or"), ("grey", "gray"))  # fmt: skip
-
-
 def _spelling(name: str) -> str:
-    """A name in lower case, with American spelling, underscores between words and single dots between parts."""
+    """Return a name in lower case, with American spelling, underscores between words and single dots between parts."""
     name = name.strip().lower()
-    for variant, spelling in _SPELLINGS:
+    for variant, spelling in SPELLINGS:
         name = name.replace(variant, spelling)
     return ".".join(part for part in name.split(".") if part)

@@ -48,6 +48,11 @@ LEAVES = {
 """Old names within the paths of a checkpoint's arrays."""
 
 
+SPELLINGS = (("-", "_"), (" ", "_"), ("/", "."), ("isation", "ization"), ("ise", "ize"), ("yse", "yze"),
+             ("our", "or"), ("grey", "gray"))  # fmt: skip
+"""Other spellings within the names of settings, above all British ones, with those that are used here."""
+
+
 def leaf(path: str) -> str:
     """Return the path of a checkpoint's array under its new name."""
     for old, new in LEAVES.items():

@@ -21,15 +21,15 @@ Layout = Literal[
 ]
 
 SIDE = 16
-"""Least height and width from which a shape alone tells where the channels are."""
+"""Smallest height and width from which the shape alone determines which axis is the channels."""
 CHANNELS = 4
-"""A last axis of at most this many is taken for channels."""
+"""A last axis of at most this length is taken for channels."""
 SUSPICIOUS_CHANNELS = 16
-"""More channels than this, of a grid that has a shorter side, are worth a sentence."""
+"""A grid with more channels than this and with a shorter side is reported to the user."""
 
 
 def layout_of(shape: tuple[int, ...], is_picture: bool) -> Layout:
-    """The layout of an observation; `as_given` where nothing is to be turned."""
+    """Return the layout of an observation, or `as_given` where its axes stay as they are."""
     if len(shape) == 2:
         return "no_channels" if is_picture and min(shape) >= SIDE else "as_given"
     if len(shape) == 3:
@@ -48,8 +48,8 @@ def layout_of(shape: tuple[int, ...], is_picture: bool) -> Layout:
     return "as_given"
 
 
-def turned_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    """The shape of a picture [height, width, channels] that has this shape and layout in its environment."""
+def channels_last_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    """Return the shape [height, width, channels] of a picture that has this shape and layout in its environment."""
     match layout:
         case "channels_first":
             return (shape[1], shape[2], shape[0])
@@ -64,10 +64,14 @@ def turned_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     return shape
 
 
-def turn(value: Any, layout: Layout) -> Any:
-    """Pictures [..., height, width, channels] from arrays of a layout, of NumPy or JAX, with any leading axes.
+def to_channels_last(value: Any, layout: Layout) -> Any:
+    """Convert arrays of a layout to pictures [..., height, width, channels].
 
-    Stacked frames become channels, the oldest frame's first.
+    Stacked frames become channels, and the channels of the oldest frame are the first ones.
+
+    Args:
+      value: an array of NumPy or JAX, with any leading axes.
+      layout: the layout of its other axes.
     """
     lead = tuple(range(value.ndim - {"no_channels": 2, "channels_first": 3, "channels_middle": 3}.get(layout, 4)))
     n = len(lead)
@@ -79,34 +83,34 @@ def turn(value: Any, layout: Layout) -> Any:
         case "no_channels":
             return value[..., None]
         case "frames_first":
-            moved = value.transpose(*lead, n + 1, n + 2, n, n + 3)
+            frames_last = value.transpose(*lead, n + 1, n + 2, n, n + 3)
         case "frames_channels_first":
-            moved = value.transpose(*lead, n + 2, n + 3, n, n + 1)
+            frames_last = value.transpose(*lead, n + 2, n + 3, n, n + 1)
         case _:
             return value
-    return moved.reshape(*moved.shape[:-2], moved.shape[-2] * moved.shape[-1])
+    return frames_last.reshape(*frames_last.shape[:-2], frames_last.shape[-2] * frames_last.shape[-1])
 
 
 def layout_notes(shape: tuple[int, ...], layout: Layout) -> list[str]:
-    """How an observation of this shape is taken, in a sentence, where that is not as it is given."""
-    turned, leave = turned_shape(shape, layout), "set env.layout=as_given to leave them as they are"
+    """Return a sentence about how an observation of this shape is read, or nothing where it is used as it is given."""
+    result, leave = channels_last_shape(shape, layout), "set env.layout=as_given to leave them as they are"
     match layout:
         case "channels_first":
-            how = f"{shape[0]} channels first and turned to {turned}"
+            how = f"{shape[0]} channels first and turned to {result}"
         case "channels_middle":
-            how = f"{shape[1]} channels between height and width and turned to {turned}"
+            how = f"{shape[1]} channels between height and width and turned to {result}"
         case "no_channels":
-            how = f"gray pictures without a channel and become {turned}"
+            how = f"gray pictures without a channel and become {result}"
         case "frames_first":
-            how = f"{shape[0]} stacked frames and turned to {turned}"
+            how = f"{shape[0]} stacked frames and turned to {result}"
         case "frames_channels_first":
-            how = f"{shape[0]} stacked frames with {shape[1]} channels first and turned to {turned}"
+            how = f"{shape[0]} stacked frames with {shape[1]} channels first and turned to {result}"
         case _:
-            return _suspicion(shape)
+            return _unusual_shape_notes(shape)
     return [f"observations {shape} are taken as {how}; {leave}"]
 
 
-def _suspicion(shape: tuple[int, ...]) -> list[str]:
+def _unusual_shape_notes(shape: tuple[int, ...]) -> list[str]:
     if len(shape) == 3 and shape[2] > max(SUSPICIOUS_CHANNELS, min(shape[:2])) and max(shape[:2]) >= SIDE:
         height, width, channels = shape
         return [f"observations {shape} are taken as height {height}, width {width} and {channels} channels"]
@@ -120,15 +124,16 @@ LayoutSetting = Literal["auto", "as_given"]
 
 INT32 = np.iinfo(np.int32)
 EXACT = 2**24
-"""Up to here float32 holds every whole number."""
+"""Up to this number float32 represents every whole number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How one observation array of an environment becomes the array that the agent is given.
+    """The conversion of one observation array of an environment to the agent's array.
 
-    A Discrete observation, whose number only names a state, has the kind `index`: the agent's array is [1], int32, and
-    the network looks up a row of weights.  With `one_hot` it is a vector of zeros and a one, float32.
+    A Discrete observation, whose number is only the name of a state, has the kind `index`.  The agent's array is then
+    [1], int32, and the network looks up a row of weights.  With the kind `one_hot` the agent's array is a one-hot
+    vector, float32.
     """
 
     shape: tuple[int, ...]
@@ -139,34 +144,36 @@ class Encoding:
     """The environment's own type."""
     kind: Kind = "array"
     layout: Layout = "as_given"
-    """How a picture's axes lie in the environment's own array."""
+    """The order of a picture's axes in the environment's own array."""
     start: int = 0
     """The first value of a Discrete observation."""
     num_values: int = 0
-    """How many values a Discrete observation has; 0 for an array."""
+    """Number of values of a Discrete observation; 0 for an array."""
     stack: int = 1
-    """Observations that are joined along the last axis."""
+    """Number of observations that are joined along the last axis."""
 
     @property
     def encoded_shape(self) -> tuple[int, ...]:
-        """The shape of the agent's array."""
-        one = {"index": (1,), "one_hot": (self.num_values,)}.get(self.kind) or turned_shape(self.shape, self.layout)
+        """Return the shape of the agent's array."""
+        one = {"index": (1,), "one_hot": (self.num_values,)}.get(self.kind) or channels_last_shape(
+            self.shape, self.layout
+        )
         return (*one[:-1], self.stack * one[-1]) if self.stack > 1 else one
 
     @property
     def own_shape(self) -> tuple[int, ...]:
-        """The shape of the environment's observation, or of `stack` of them joined along the last axis."""
+        """Return the shape of the environment's observation, or of `stack` of them joined along the last axis."""
         if self.stack == 1:
             return self.shape
         return (*self.shape[:-1], self.stack * self.shape[-1]) if self.shape else (self.stack,)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain data."""
+        """Return the fields as plain data."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Encoding:
-        """The inverse of `to_json`."""
+        """Return the encoding that `to_json` wrote."""
         return cls(**{**saved, "shape": tuple(saved["shape"])})
 
 
@@ -178,10 +185,10 @@ class UnsupportedSpace:
 
 
 def encoding_of(space: Any, layout: LayoutSetting = "auto") -> Any:
-    """The Encoding of a Gymnasium observation space; a pytree of them for Dict and Tuple.
+    """Return the Encoding of a Gymnasium observation space, or a pytree of them for Dict and Tuple.
 
-    A part that is no array becomes an UnsupportedSpace.  With `layout=as_given` pictures are not turned, Discrete
-    observations are one-hot, and every integer is int32.
+    A part that is not an array becomes an UnsupportedSpace.  With `layout=as_given` the axes of pictures stay as they
+    are, Discrete observations are one-hot, and every integer is int32.
     """
     from gymnasium import spaces
 
@@ -201,13 +208,16 @@ def encoding_of(space: Any, layout: LayoutSetting = "auto") -> Any:
     if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)):
         dtype = device_dtype(space.dtype) if layout == "as_given" else _fitting_dtype(space)
         own = np.dtype(space.dtype)
-        turned = "as_given" if layout == "as_given" else layout_of(space.shape, _is_picture(space))
-        return Encoding(tuple(space.shape), str(dtype), str(own), layout=turned)
+        own_layout: Layout = "as_given" if layout == "as_given" else layout_of(space.shape, _is_picture(space))
+        return Encoding(tuple(space.shape), str(dtype), str(own), layout=own_layout)
     return UnsupportedSpace(str(space))
 
 
 def device_dtype(dtype: Any) -> np.dtype:
-    """The type an observation has on the device: bool and uint8 stay, floats float32, other integers int32."""
+    """Return the type of an observation on the device.
+
+    bool and uint8 stay, floats become float32, and other integers become int32.
+    """
     dtype = np.dtype(dtype)
     if dtype in (np.dtype(np.bool_), np.dtype(np.uint8)):
         return dtype
@@ -215,7 +225,7 @@ def device_dtype(dtype: Any) -> np.dtype:
 
 
 def _fitting_dtype(space: Any) -> np.dtype:
-    """`device_dtype`, or float32 for integers whose bounds leave int32."""
+    """Return `device_dtype` of the space's type, or float32 for integers whose bounds exceed int32."""
     dtype = device_dtype(space.dtype)
     if dtype != np.int32 or not hasattr(space, "low"):
         largest = np.max(space.nvec) + np.max(space.start) if hasattr(space, "nvec") else 0
@@ -230,9 +240,13 @@ def _is_picture(space: Any) -> bool:
 
 
 def encode_observation(encoding: Any, observation: Any) -> Any:
-    """The agent's arrays of an environment's observation, with any leading batch axes; `encoding` may be a pytree.
+    """Convert an environment's observation to the agent's arrays.
 
-    Arrays of JAX stay arrays of JAX.  What does not fit is for `misfit` to find.
+    Arrays of JAX stay arrays of JAX.  Values that do not fit are converted without an error; `misfit` finds them.
+
+    Args:
+      encoding: an `Encoding`, or a pytree of them.
+      observation: the observation, with any leading batch axes.
     """
     if isinstance(encoding, Mapping):
         return {key: encode_observation(part, observation[key]) for key, part in encoding.items()}
@@ -249,7 +263,7 @@ def encode_observation(encoding: Any, observation: Any) -> Any:
 
 def _encode_one(encoding: Encoding, value: Any) -> Any:
     if encoding.kind == "array":
-        return turn(value, encoding.layout).astype(encoding.dtype)
+        return to_channels_last(value, encoding.layout).astype(encoding.dtype)
     index = (value - encoding.start)[..., None]
     if encoding.kind == "one_hot":
         index = index == np.arange(encoding.num_values)
@@ -265,22 +279,22 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def decode_action(start: int, index: Any) -> np.ndarray:
-    """The environment's own actions of the agent's, which count from 0."""
+    """Return the environment's own actions for the agent's actions, which count from 0."""
     return np.asarray(np.asarray(index).astype(np.int64) + start)
 
 
 def misfit(encoding: Any, observation: Any) -> str | None:
-    """What an environment's observation holds that the agent's array would change in silence; None where it fits.
+    """Return a description of a value that the agent's array would silently change, or None where all values fit.
 
-    That is a Discrete value outside its space, a whole number outside int32, and a finite number that float32 makes
-    infinite.
+    Such a value is a Discrete value outside its space, a whole number outside int32, or a finite number that is
+    infinite in float32.
     """
     if isinstance(encoding, Mapping):
-        found = (misfit(part, observation[key]) for key, part in encoding.items())
-        return next((text for text in found if text), None)
+        texts = (misfit(part, observation[key]) for key, part in encoding.items())
+        return next((text for text in texts if text), None)
     if isinstance(encoding, tuple):
-        found = (misfit(part, item) for part, item in zip(encoding, observation, strict=True))
-        return next((text for text in found if text), None)
+        texts = (misfit(part, item) for part, item in zip(encoding, observation, strict=True))
+        return next((text for text in texts if text), None)
     if isinstance(encoding, UnsupportedSpace):
         return None
     value = np.atleast_1d(np.asarray(observation))
@@ -305,17 +319,17 @@ def _first(value: np.ndarray, where: np.ndarray) -> Any:
 
 
 def notes(encoding: Any) -> list[str]:
-    """What is done to an environment's observations that its user should know: a sentence each."""
+    """Return one sentence for each conversion of an environment's observations that its user should know of."""
     if isinstance(encoding, Mapping):
         return [text for part in encoding.values() for text in notes(part)]
     if isinstance(encoding, tuple):
         return [text for part in encoding for text in notes(part)]
     if not isinstance(encoding, Encoding):
         return []
-    found = layout_notes(encoding.shape, encoding.layout)
+    sentences = layout_notes(encoding.shape, encoding.layout)
     if encoding.kind == "array" and np.dtype(encoding.own_dtype).kind in "iu" and encoding.dtype == "float32":
-        found.append(
+        sentences.append(
             f"observations of {encoding.own_dtype} have bounds beyond int32 and are taken as float32, which is exact "
             f"up to {EXACT:,} only"
         )
-    return found
+    return sentences

@@ -18,7 +18,16 @@ from rollouts import rollout
 from bircher.agents.base import require_discrete
 from bircher.envs import registry
 from bircher.errors import UnsupportedEnvironment
-from bircher.spaces import Encoding, encode_observation, encoding_of, layout_of, misfit, notes, turn, turned_shape
+from bircher.spaces import (
+    Encoding,
+    channels_last_shape,
+    encode_observation,
+    encoding_of,
+    layout_of,
+    misfit,
+    notes,
+    to_channels_last,
+)
 
 BYTES = {"low": 0, "high": 255, "dtype": np.uint8}
 
@@ -164,7 +173,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("shape", "is_picture", "layout", "turned"), LAYOUTS)
 def test_layouts_are_recognized(shape, is_picture, layout, turned):
     assert layout_of(shape, is_picture) == layout
-    assert turned_shape(shape, layout) == turned
+    assert channels_last_shape(shape, layout) == turned
     space = spaces.Box(shape=shape, **BYTES) if is_picture else spaces.Box(0, 1, shape, np.int8)
     encoding = encoding_of(space)
     assert (encoding.layout, encoding.encoded_shape) == (layout, turned)
@@ -194,8 +203,8 @@ def test_a_turned_picture_keeps_every_pixel(layout, lengths, lead):
         "channels_middle": whole[..., 0, :, :, :],
         "no_channels": whole[..., 0, :, :, :1],
     }.get(layout, np.concatenate([whole[..., i, :, :, :] for i in range(frames)], axis=-1))
-    np.testing.assert_array_equal(turn(own, layout), expected)
-    assert turned_shape(own.shape[len(lead) :], layout) == expected.shape[len(lead) :]
+    np.testing.assert_array_equal(to_channels_last(own, layout), expected)
+    assert channels_last_shape(own.shape[len(lead) :], layout) == expected.shape[len(lead) :]
 
 
 def test_encodings_work_in_programs_and_are_saved():

@@ -57,7 +57,7 @@ def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
     from bircher import spaces
 
     layout = spaces.layout_of(shape, True)
-    turned = spaces.turned_shape(shape, layout)
+    turned = spaces.channels_last_shape(shape, layout)
     model, plain = (
         drawn_model(0, SMALL, EnvSpec("test/picture", jax.ShapeDtypeStruct(s, np.uint8), Discrete(2)))
         for s in (shape, turned)
@@ -65,6 +65,6 @@ def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
     pictures = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     found, expected = (
         model.represent(jnp.asarray(pictures)),
-        plain.represent(jnp.asarray(spaces.turn(pictures, layout))),
+        plain.represent(jnp.asarray(spaces.to_channels_last(pictures, layout))),
     )
     np.testing.assert_array_equal(found, expected)

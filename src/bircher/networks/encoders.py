@@ -442,7 +442,7 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
     Raises:
       ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
     """
-    shape = spaces.turned_shape(spec.observation.shape, unturned_layout(spec))
+    shape = spaces.channels_last_shape(spec.observation.shape, layout_without_encoding(spec))
     name, width = config.torso, latent_width or config.latent_width
     num_values = spec.encoding.num_values if names_states(spec) else 0
     if name == "auto":
@@ -481,7 +481,7 @@ def _fitting(config: TorsoConfig, shape: tuple[int, ...]) -> str:
     return "impala" if min(shape[:2]) >= IMAGE else "small_cnn"
 
 
-def unturned_layout(spec: EnvSpec) -> Layout:
+def layout_without_encoding(spec: EnvSpec) -> Layout:
     """How the axes of observations lie that no adapter has looked at; `as_given` where one has."""
     if spec.encoding is not None:
         return "as_given"

@@ -15,7 +15,7 @@ from bircher.errors import ConfigError
 from bircher.networks.config import ModelConfig
 from bircher.networks.conv import Convolution
 from bircher.networks.dynamics import Dynamics, Projection, make_dynamics
-from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, make_torso, unturned_layout
+from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, layout_without_encoding, make_torso
 from bircher.networks.layers import MLP, Linear, Memory
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.spaces import Layout
@@ -107,8 +107,8 @@ class Model(eqx.Module):
         learned = project and not isinstance(self.representation, IdentityTorso)
         self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learned else None
         self.latent_gradient_scale, self.dtype = config.latent_gradient_scale, config.dtype
-        self.layout = unturned_layout(spec)
-        self.is_image = len(spaces.turned_shape(spec.observation.shape, self.layout)) == 3
+        self.layout = layout_without_encoding(spec)
+        self.is_image = len(spaces.channels_last_shape(spec.observation.shape, self.layout)) == 3
 
     def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
         """What an observation of whatever type, as stored, shows; a memory may stand between this and `project`.
@@ -118,7 +118,7 @@ class Model(eqx.Module):
         """
         if isinstance(self.representation, IndexTorso):
             return self.representation.encode(observation, self.dtype)
-        observation = spaces.turn(observation, self.layout)
+        observation = spaces.to_channels_last(observation, self.layout)
         bytes_of_an_image = self.is_image and observation.dtype == jnp.uint8
         x = observation.astype(jnp.float32) / 255.0 if bytes_of_an_image else observation
         return self.representation.encode(x.astype(self.dtype))
