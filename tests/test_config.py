@@ -120,7 +120,7 @@ endless["a"] = endless
         ),
         ({"optimizer.learning_rate": 1e300}, r"of a magnitude from 1\.2e-38 to 3\.4e\+38$"),
         ({"model.torso_widths": range(3)}, r"^model\.torso_widths=range\(0, 3\) is not possible: expected a list"),
-        ({"env.options": {"a": object()}}, r"^env\.options\.a holds a value of type object: expected text, numbers"),
+        ({"env.options": {"a": object()}}, r"^env\.options\.a has a value of type object: expected text, numbers"),
         ({"env": endless}, r"^unknown setting env\.a\.a\.a"),
         ({"": 1}, "^unknown setting ''"),
         ({"env.id": "CartPole-v1"}, r"^env\.id=CartPole-v1 is given with the environment toy/cliff: leave one out"),

@@ -89,8 +89,8 @@ def test_presets_of_pictures() -> None:
     [
         (["observation=pixel"], "unknown observation 'pixel'; did you mean pixels"),
         (["observation=pixels", "observation.size=[64]"], r"observation.size=\[64\] is not possible: expected a list"),
-        (["observation.size=[8, 8]"], "observation.size is a picture's: set observation=pixels"),
-        (["observation=pixels", "observation.size=[0, 8]"], r"observation.size=\[0, 8\] is no picture"),
+        (["observation.size=[8, 8]"], "observation.size applies to pictures only: set observation=pixels"),
+        (["observation=pixels", "observation.size=[0, 8]"], r"observation.size=\[0, 8\] is not valid"),
         (["observation=pixels", "env.backend=gymnax"], "env.backend=gymnax cannot be had"),
         (["preset=lunarlander", "observation=pixels", "env.backend=envpool"], "env.backend=envpool cannot be had"),
     ],
@@ -109,6 +109,6 @@ def test_what_nothing_draws_is_refused_before_anything_is_made(env: str, tmp_pat
 
 
 def test_a_callable_is_drawn_where_it_can_be() -> None:
-    with pytest.raises(ConfigError, match="gray is a picture's"):
+    with pytest.raises(ConfigError, match="gray applies to pictures only"):
         compose(lambda: None, {"observation.gray": True})
     assert compose(lambda: None, {"observation": "pixels"}).preset == "default"

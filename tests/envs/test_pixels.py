@@ -142,7 +142,7 @@ def test_what_cannot_be_drawn_is_refused(source, backend, sentence):
 
 
 class Sketch(Painted):
-    """Draws something that is no picture."""
+    """An environment whose render returns something other than a picture."""
 
     def render(self):
         return np.zeros((4, 4), np.float32)
@@ -155,7 +155,7 @@ def test_a_picture_that_is_none_is_a_failure():
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"name": "state", "size": (4, 4)}, "size is a picture's"), ({"size": (0, 4)}, r"size=\[0, 4\] is no picture")],
+    [({"name": "state", "size": (4, 4)}, "size applies to pictures only"), ({"size": (0, 4)}, r"size=\[0, 4\] is not valid")],
 )
 def test_settings_that_fit_no_picture(settings, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -14,45 +14,46 @@ from bircher.errors import EnvContractError, UnsupportedEnvironment
 from bircher.types import Continuous, Discrete, EnvSpec, TimeStep, Unsupported
 
 EnvState = Any
-"""Arrays that a program threads through ``step``: the state of a pure environment, a handle of others."""
+"""Arrays that a program passes through ``step``: the state of a pure environment, or a handle to another one."""
 
 
 Actions = Int[Array, " B"] | Float[Array, "B *shape"]
-"""Actions of B environments: numbers of discrete ones, or vectors of continuous ones."""
+"""Actions of B environments: indices of discrete actions, or vectors of continuous ones."""
 
 
 @runtime_checkable
 class Env(Protocol):
-    """B environments stepped together.
+    """B environments that are stepped together.
 
-    After a ``last`` row the next ``step`` ignores the action given and returns the ``first`` row of a
-    new episode, with reward 0 and discount 1; so an episode of n actions is n + 1 rows everywhere.
+    After a ``last`` row the next ``step`` ignores its action and returns the ``first`` row of a new episode, with
+    reward 0 and discount 1. An episode of n actions therefore has n + 1 rows everywhere.
     """
 
     spec: EnvSpec
     num_envs: int
     pure: bool
-    """True where the state holds plain arrays only: it may then be saved, copied and scanned over."""
+    """True if the state contains only plain arrays. It may then be saved, copied and scanned over."""
 
     def reset(self) -> tuple[EnvState, TimeStep]:
-        """Start every environment anew, with the seeds the environment was made with; first rows.
+        """Restart every environment with the seeds from its construction, and return the first rows.
 
-        Not to be traced. A pure environment gives the same rows at every call; others must not be stepped by a running
-        program meanwhile, and EnvPool's go on with their random numbers instead of starting over.
+        This method must not be traced. A pure environment returns the same rows at every call. Others must not be
+        stepped by a running program during the call. EnvPool's continue their random numbers instead of restarting
+        them.
         """
         ...
 
     def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
-        """One row further; may be traced."""
+        """Step every environment and return the next state and rows; this method may be traced."""
         ...
 
     def close(self) -> None:
-        """Free what the environment holds outside the program."""
+        """Free the resources that the environment has outside the program."""
         ...
 
 
 def num_legal(spec: EnvSpec) -> int:
-    """Width of ``legal_actions``: the number of discrete actions, 0 for every other action space."""
+    """Return the width of ``legal_actions``: the number of discrete actions, or 0 for every other action space."""
     return spec.action.num_actions if isinstance(spec.action, Discrete) else 0
 
 
@@ -68,11 +69,11 @@ def row(
     legal_actions: Bool[Array, "B A"] | None = None,
     failed: Bool[Array, " B"] | None = None,
 ) -> TimeStep:
-    """The row that an adapter returns, with types and the conventions for reset rows enforced in one place.
+    """Return the row of an adapter, with the types and the conventions for first rows applied.
 
-    ``terminal`` wins where an episode died on its last allowed step; a first row has no past, so its
-    reward is 0, its discount 1 and it is not last, whatever the environment said. Where another player is to move
-    than before, which ``turned`` says, the discount is -1. ``legal_actions`` defaults to all.
+    ``terminal`` takes precedence over ``truncated`` when an episode terminates on its last allowed step. A first row
+    has reward 0 and discount 1 and is not last, whatever the environment returned. ``turned`` marks environments in
+    which the player to move has changed; the discount is -1 there. ``legal_actions`` defaults to all actions.
     """
     terminal = terminal & ~first
     last = (terminal | truncated) & ~first
@@ -92,14 +93,14 @@ def row(
 
 
 class StackState(NamedTuple):
-    """The wrapped environment's state beside the last n observations, joined."""
+    """The state of the wrapped environment, and the last n observations as one array."""
 
     inner: EnvState
     observation: PyTree[Array]
 
 
 class StackedEnv:
-    """An environment whose rows hold its last n observations; see ``stack_observations``."""
+    """An environment whose rows contain its last n observations; see ``stack_observations``."""
 
     def __init__(self, env: Env, n: int):
         if isinstance(env.spec.observation, Unsupported):
@@ -118,26 +119,26 @@ class StackedEnv:
         )
 
     def reset(self) -> tuple[StackState, TimeStep]:
-        """Start anew: n copies of each first observation."""
+        """Reset the environment and return first rows with n copies of each first observation."""
         state, timestep = self.env.reset()
         observation = jax.tree.map(self._copies, timestep.observation)
-        # Memory of its own: a program that is given state and row cannot take one array twice.
+        # The copy has separate memory: a program that donates state and row cannot take one array twice.
         return StackState(state, jax.tree.map(jnp.copy, observation)), timestep._replace(observation=observation)
 
     def step(self, state: StackState, action: Actions) -> tuple[StackState, TimeStep]:
-        """One row further: the oldest observation goes, the new one is joined on; on a first row n copies of it."""
+        """Step, drop the oldest observation and append the new one; a first row gets n copies of the new one."""
         inner, timestep = self.env.step(state.inner, action)
 
         def join(old: Array, new: Array) -> Array:
             first = timestep.first.reshape(-1, *[1] * (new.ndim - 1))
-            moved = jnp.concatenate([old[..., new.shape[-1] :], new], axis=-1)
-            return jnp.where(first, self._copies(new), moved)
+            shifted = jnp.concatenate([old[..., new.shape[-1] :], new], axis=-1)
+            return jnp.where(first, self._copies(new), shifted)
 
         observation = jax.tree.map(join, state.observation, timestep.observation)
         return StackState(inner, observation), timestep._replace(observation=observation)
 
     def failure(self) -> str | None:
-        """What went wrong in the wrapped environment; None while all is well, or where nothing can."""
+        """Return the error of the wrapped environment; None if there is none, or if it cannot fail."""
         return failure(self.env)
 
     def close(self) -> None:
@@ -149,25 +150,25 @@ class StackedEnv:
 
 
 def stack_observations(env: Env, n: int) -> Env:
-    """The environment with its last n observations joined along the last axis, oldest first.
+    """Return the environment with its last n observations concatenated along the last axis, oldest first.
 
-    Vectors are concatenated, images gain channels. A first row, which has no past, holds n copies of itself, so that
-    nothing of the episode before is seen. Raises UnsupportedEnvironment for observations without an axis.
+    Vectors become longer, images get more channels. A first row contains n copies of its observation, so that the
+    agent sees nothing of the previous episode. Raises UnsupportedEnvironment for observations without an axis.
     """
     return StackedEnv(env, n)
 
 
 def failure(env: Env) -> str | None:
-    """What an environment that ran into an exception says of it, or None."""
-    tell = getattr(env, "failure", None)
-    return tell() if tell is not None else None
+    """Return the error of an environment in which an exception occurred, or None."""
+    method = getattr(env, "failure", None)
+    return method() if method is not None else None
 
 
 def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
-    """Step an environment with random legal actions and hold every row against its specification and the protocol.
+    """Step an environment with random legal actions and compare every row with its specification and the protocol.
 
-    Raises EnvContractError at the first breach. Spaces that cannot be stepped (``Unsupported``) are checked as far as
-    they go: an observation not at all, an action space only at the reset.
+    Raises EnvContractError at the first breach. Unsupported spaces are checked only in part. With an unsupported
+    observation space no row is checked; with an unsupported action space only the rows of the reset are.
     """
     if env.spec.num_players not in (1, 2):
         raise EnvContractError(f"{env.spec.id}: num_players is {env.spec.num_players}, expected 1 or 2")
@@ -181,7 +182,7 @@ def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
     state, timestep = env.reset()
     before = _check_row(env, timestep, None, 0)
     if not before.first.all():
-        raise EnvContractError(f"{env.spec.id}: reset gives rows that are not first")
+        raise EnvContractError(f"{env.spec.id}: reset returns rows that are not first")
     if isinstance(env.spec.action, Unsupported):
         return
     step = jax.jit(lambda key, state, timestep: env.step(state, random_actions(env.spec, key, timestep)))
@@ -189,34 +190,40 @@ def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
     for index, key in enumerate(jax.random.split(jax.random.key(seed), steps), start=1):
         state, timestep = step(key, state, timestep)
         if jax.tree.map(jnp.shape, state) != shapes:
-            raise EnvContractError(f"{env.spec.id}: the state changes its shape at row {index}, so no scan can hold it")
+            raise EnvContractError(
+                f"{env.spec.id}: the state changes its shape at row {index}, so jax.lax.scan cannot carry it"
+            )
         before = _check_row(env, timestep, before, index)
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, timestep: TimeStep) -> jax.Array:
-    """Uniform actions for each of B rows: among the legal ones, or between the bounds and -1 and 1.
+    """Sample uniform actions for each of B rows.
 
-    Shape [B] for discrete actions, [B, *shape] for continuous ones.
+    Discrete actions are legal ones, shape [B]. Continuous ones lie within the bounds and within [-1, 1], shape
+    [B, *shape].
     """
     if isinstance(spec.action, Discrete):
-        # A last row asks for none, and may have no legal action left.
-        some = timestep.legal_actions | ~timestep.legal_actions.any(-1, keepdims=True)
-        return jax.random.categorical(key, jnp.where(some, 0.0, -jnp.inf))
+        # A last row needs no action and may have no legal one, so every action is allowed there.
+        allowed = timestep.legal_actions | ~timestep.legal_actions.any(-1, keepdims=True)
+        return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
     if not isinstance(spec.action, Continuous):
-        raise TypeError(f"{spec.id} has no actions that can be drawn: {spec.action}")
+        raise TypeError(f"actions of {spec.id} cannot be sampled: {spec.action}")
     low, high = (np.asarray(bound).reshape(spec.action.shape) for bound in (spec.action.low, spec.action.high))
     low, high = np.maximum(low, -1.0), np.minimum(high, 1.0)
     return jax.random.uniform(key, (*timestep.first.shape, *spec.action.shape), minval=low, maxval=high)
 
 
 def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int) -> TimeStep:
-    """One row of B environments against the specification, the protocol and the row before it; as NumPy."""
+    """Check one row of B environments against the specification, the protocol and the previous row.
+
+    Returns the row as NumPy arrays. Raises EnvContractError.
+    """
     rows = jax.tree.map(np.asarray, timestep)
 
-    def demand(holds: Any, sentence: str) -> None:
-        if not np.all(holds):
-            wrong = np.flatnonzero(~np.atleast_1d(holds)).tolist()
-            where = f" in environments {wrong}" if np.ndim(holds) else ""
+    def demand(condition: Any, sentence: str) -> None:
+        if not np.all(condition):
+            indices = np.flatnonzero(~np.atleast_1d(condition)).tolist()
+            where = f" in environments {indices}" if np.ndim(condition) else ""
             raise EnvContractError(f"{env.spec.id}, row {index}: {sentence}{where}")
 
     _check_shapes(env, rows, demand)
@@ -224,21 +231,22 @@ def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int
     demand(~(rows.first & rows.last), "first and last are both set")
     demand(~rows.terminal | rows.last, "terminal is set on a row that is not last")
     demand(~rows.first | (rows.reward == 0), "a first row has a reward")
-    turns = rows.discount == -1
-    demand(np.where(rows.terminal, rows.discount == 0, turns | (rows.discount == 1)), "discount does not fit terminal")
-    demand(~turns | (env.spec.num_players == 2), "discount is -1, and there is no second player")
+    other_player = rows.discount == -1
+    discount_fits = np.where(rows.terminal, rows.discount == 0, other_player | (rows.discount == 1))
+    demand(discount_fits, "discount does not fit terminal")
+    demand(~other_player | (env.spec.num_players == 2), "discount is -1, and there is no second player")
     demand(~rows.first | (rows.discount == 1), "a first row has a discount other than 1")
     demand(rows.last | (not num_legal(env.spec)) | rows.legal_actions.any(-1), "no action is legal")
     if before is not None:
-        demand(before.last == rows.first, "a row is first if and only if the one before it was last; it is not so")
+        demand(before.last == rows.first, "first does not equal last of the previous row")
     return rows
 
 
 def _check_shapes(env: Env, rows: TimeStep, demand: Any) -> None:
     count = env.num_envs
     expected = jax.tree.structure(env.spec.observation)
-    given = jax.tree.structure(rows.observation)
-    demand(expected == given, f"the observation has the structure {given}, the specification {expected}")
+    actual = jax.tree.structure(rows.observation)
+    demand(expected == actual, f"the observation has the structure {actual}, the specification {expected}")
     for leaf, like in zip(jax.tree.leaves(rows.observation), jax.tree.leaves(env.spec.observation), strict=True):
         same = leaf.shape == (count, *like.shape) and leaf.dtype == like.dtype
         demand(same, f"an observation is {leaf.dtype} {leaf.shape}, expected {like.dtype} {(count, *like.shape)}")

@@ -10,75 +10,78 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from bircher.spaces import LayoutSetting
 
 SIZE = (64, 64)
-"""Height and width of a picture where nothing else is said: small shapes stay legible, and networks stay small."""
+"""Default height and width of a picture: small shapes stay legible, and networks stay small."""
 
 
 class ObservationConfig(BaseModel):
-    """What the agent sees."""
+    """Settings of the agent's observations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["state", "pixels"] = "state"
-    """`state` is what the environment itself gives; `pixels` is a picture of it, Gymnasium's or Atari's screen."""
+    """`state` takes the environment's own observation; `pixels` takes a picture of it from Gymnasium or Atari."""
     size: tuple[int, int] | None = None
-    """Height and width that pictures are brought to; null takes 64 × 64, in Atari what the protocol says."""
+    """Height and width to which pictures are resized; null takes 64 × 64, or for Atari the size of the protocol."""
     gray: bool | None = None
-    """One channel instead of three; null keeps the colors, in Atari it takes what the protocol says."""
+    """Whether pictures have one channel instead of three; null keeps the colors, or for Atari follows the protocol."""
 
     @model_validator(mode="after")
-    def _can_be_drawn(self) -> ObservationConfig:
+    def _require_pixels(self) -> ObservationConfig:
         if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size={list(self.size)} is no picture: expected height and width of at least 1")
+            raise ValueError(f"size={list(self.size)} is not valid: expected height and width of at least 1")
         for name in ("size", "gray"):
             if self.name == "state" and getattr(self, name) is not None:
-                raise ValueError(f"{name} is a picture's: set observation=pixels with it, or leave it null")
+                raise ValueError(f"{name} applies to pictures only: set observation=pixels with it, or leave it null")
         return self
 
 
 class EnvConfig(BaseModel):
-    """Which environment, and how many of it."""
+    """Settings that select an environment and the number of its copies."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
     num_envs: int = Field(64, ge=1, le=2**17)
-    """Environments stepped together."""
+    """Number of environments that are stepped together."""
     max_steps: int | None = Field(None, ge=1)
-    """Actions after which an episode is truncated; null leaves the environment's own limit."""
+    """Number of actions after which an episode is truncated; null keeps the environment's own limit."""
     action_repeat: int | None = Field(None, ge=1, le=10_000)
-    """Steps that each action lasts, their rewards summed, in Gymnasium's environments; null: 1, Atari's 4."""
+    """Number of steps that each action lasts in Gymnasium's environments, with the rewards summed; null takes 1, or
+    for Atari 4."""
     stack: int = Field(1, ge=1, le=256)
-    """Observations joined along the last axis, the newest last."""
+    """Number of observations that are concatenated along the last axis, the newest last."""
     num_threads: int | None = Field(None, ge=1, le=1024)
-    """EnvPool's threads; null takes one a core."""
+    """Number of EnvPool's threads; null takes one per core."""
     num_workers: int | None = Field(None, ge=0, le=1024)
-    """Gymnasium's processes, 0 for none; null takes one a core for pictures, else none."""
+    """Number of Gymnasium's worker processes, or 0 for none; null takes one per core for pictures, otherwise 0."""
     backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
-    """Which adapter; null takes the quickest that has the environment."""
+    """Adapter that runs the environment; null takes the fastest one that has it."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
     protocol: Literal["paper", "dqn"] | None = None
-    """How Atari games are played; null is `paper`: sticky actions, all 18 of them.  `dqn`: no-ops at the start."""
+    """How Atari games are played.  `paper` (or null) has sticky actions and all 18 actions; `dqn` has no-ops at the
+    start."""
     reward_clip: float | None = Field(None, gt=0)
-    """Rewards are learned from within ± this; evaluations count them whole, the returns of training do not."""
+    """Bound to which the rewards of training are clipped, so that they lie within ± this value.  Evaluations count
+    rewards without clipping; the returns of training are sums of clipped rewards."""
     layout: LayoutSetting = "auto"
-    """`auto` turns pictures to height, width and channels and keeps Discrete observations as integers.  `as_given`
-    leaves arrays as they are and makes Discrete observations one-hot, as runs of the version before had them."""
+    """`auto` transposes pictures to height, width, channels and keeps Discrete observations as integers.  `as_given`
+    leaves arrays unchanged and makes Discrete observations one-hot, as in runs of the previous version."""
 
     @field_validator("options")
     @classmethod
     def _can_be_saved(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Refuse values that the run's `config.yaml` cannot hold."""
+        """Raise ValueError for values that the run's `config.yaml` cannot store."""
         for name, value in options.items():
             kind = next(_other_kinds(value), None)
             if kind is not None:
-                raise ValueError(f"{name} holds a value of type {kind}: expected text, numbers, true, false, null, or "
+                raise ValueError(f"{name} has a value of type {kind}: expected text, numbers, true, false, null, or "
                                  "lists and dictionaries of them")  # fmt: skip
         return options
 
 
 def _other_kinds(value: Any) -> Iterator[str]:
-    """Yield the types within a value that YAML has no form for."""
+    """Yield the types within a value that cannot be written as YAML."""
     if isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _other_kinds(item)

@@ -20,11 +20,11 @@ from gymnasium import spaces
 from bircher.errors import ContractBreach
 
 Check = Callable[[Any], Any]
-"""A function that returns an observation as its space describes it, or raises ContractBreach."""
+"""A function that returns an observation in the form that its space describes, or raises ContractBreach."""
 
 
 def observation_check(space: spaces.Space, name: str = "the observation") -> Check:
-    """The check of observations of one space; spaces that no adapter supports are not checked."""
+    """Return the check for observations of a space; the check accepts anything for an unsupported space."""
     if isinstance(space, spaces.Discrete):
         return _discrete_check(space, name)
     if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -52,8 +52,8 @@ def _array_check(space: spaces.Space, name: str) -> Check:
             raise ContractBreach(f"{name} is {describe(value)}, its space has {dtype} {shape}")
         converted = array.astype(dtype)
         if not floating and not np.array_equal(converted, array):
-            odd = array[converted != array].flat[0]
-            raise ContractBreach(f"{name} contains {odd}, which its space's {dtype} cannot hold")
+            lost_value = array[converted != array].flat[0]
+            raise ContractBreach(f"{name} contains {lost_value}, which its space's {dtype} cannot hold")
         return converted
 
     return check
@@ -117,7 +117,7 @@ def _tuple_check(parts: list[Check], name: str) -> Check:
 
 
 def float_leaves(space: spaces.Space, name: str = "the observation") -> Callable[[Any], Iterator[tuple[str, Any]]]:
-    """A function from an observation, or a batch of them, to its arrays of floats and their names."""
+    """Return a function that yields the name and the array of every float leaf of an observation or a batch."""
     children: list[tuple[Any, Any]] = []
     if isinstance(space, spaces.Dict):
         children = [(key, float_leaves(part, f"{name}[{key!r}]")) for key, part in space.spaces.items()]
@@ -135,12 +135,12 @@ def float_leaves(space: spaces.Space, name: str = "the observation") -> Callable
 
 
 def not_finite(name: str) -> str:
-    """The sentence about an observation, or a part of it, with NaN or infinity in it."""
+    """Return the error sentence for an observation, or a part of it, that contains NaN or infinity."""
     return f"{name} contains a number that is not finite"
 
 
 def describe(value: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words, for an error."""
     if isinstance(value, Mapping):
         return f"a dictionary with {_names(value)}" if value else "an empty dictionary"
     if value is None or isinstance(value, (bool, int, float, str, np.generic)):
@@ -158,27 +158,26 @@ def _names(keys: Any) -> str:
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """A value as an array; None where it is not one."""
+    """Return a value as an array, or None if it cannot be converted."""
     try:
         return np.asarray(value)
-    except Exception:  # whatever a foreign type raises when it is converted
+    except Exception:  # a foreign type may raise any exception when it is converted
         return None
 
 
 MASK = "action_mask"
-"""The key of `info` that holds the legal actions."""
+"""The key of `info` for the mask of legal actions."""
 RESET_VALUES = "2: observation, info"
 STEP_VALUES = "5: observation, reward, terminated, truncated, info"
 RESET_SIGNATURE = "reset(self, *, seed=None, options=None)"
 
 
 class Contract:
-    """The checks of one environment's return values against its spaces.
+    """Checks the values that one environment returns against its spaces.
 
-    `numbers_as_flags` has the names of the flags that were given as 0 or 1.
-
-    `reset` and `step` take what the environment returned. They return the same values, with rewards as floats, flags as
-    Python booleans, and an `info` that holds nothing but the mask of legal actions, if there is one.
+    `reset` and `step` take the tuples that the environment returned. They return the same values, with rewards as
+    floats, flags as Python booleans, and an `info` that contains only the mask of legal actions, if there is one.
+    `numbers_as_flags` contains the names of the flags that the environment returned as 0 or 1.
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
@@ -187,12 +186,12 @@ class Contract:
         self.numbers_as_flags: set[str] = set()
 
     def reset(self, result: Any) -> tuple[Any, dict[str, Any]]:
-        """Check the values of a reset; raises ContractBreach."""
+        """Check and return the values of a reset; raises ContractBreach."""
         observation, info = reset_values(result)
         return self._observation(observation), self._legal(info, last=False)
 
     def step(self, result: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Check the values of a step; raises ContractBreach."""
+        """Check and return the values of a step; raises ContractBreach."""
         if type(result) is not tuple or len(result) != 5 or type(result[4]) is not dict:
             result = step_values(result)
         observation, reward, terminated, truncated, info = result
@@ -206,7 +205,7 @@ class Contract:
         return observation, reward, terminated, truncated, self._legal(info, terminated or truncated) if info else {}
 
     def _boolean(self, name: str, value: Any) -> bool:
-        """A flag as a boolean, also of the whole numbers 0 and 1."""
+        """Return a flag as a boolean; the numbers 0 and 1 are accepted too."""
         array = as_array(value)
         if array is None or array.size != 1 or array.dtype.kind not in "biu" or array.item() not in (0, 1):
             raise ContractBreach(f"{name} is {describe(value)}, expected True or False")
@@ -215,7 +214,7 @@ class Contract:
         return bool(array.item())
 
     def _legal(self, info: Mapping[str, Any], last: bool) -> dict[str, Any]:
-        """The mask of legal actions as booleans; nothing where all are legal."""
+        """Return an `info` with the mask of legal actions as booleans, or an empty one if there is no mask."""
         mask = info.get(MASK)
         if mask is None or self._num_actions is None:
             return {}
@@ -229,29 +228,29 @@ class Contract:
 
 
 def call_reset(env: gymnasium.Env, kwargs: dict[str, Any]) -> Any:
-    """Reset an environment.
+    """Reset an environment and return its result.
 
-    Raises ContractBreach where the `reset` of the environment, or of one below it, does not take these arguments or
-    returned another number of values than the wrapper above it unpacks.
+    Raises ContractBreach if the `reset` of the environment, or of one inside it, does not take these arguments, or
+    returned a different number of values than the wrapper around it unpacks.
     """
     try:
         return env.reset(**kwargs)
     except (TypeError, ValueError) as error:
         sentence = _unpacking_breach(error, "reset", RESET_VALUES)
         if sentence is None and isinstance(error, TypeError):
-            found = (_refused_arguments(layer.reset, kwargs) for layer in _layers(env))
-            refused = next((text for text in found if text), None)
-            sentence = refused and f"reset cannot be called as Gymnasium calls it, {RESET_SIGNATURE}: {refused}"
+            reasons = (_argument_error(layer.reset, kwargs) for layer in _layers(env))
+            reason = next((text for text in reasons if text), None)
+            sentence = reason and f"reset cannot be called as Gymnasium calls it, {RESET_SIGNATURE}: {reason}"
         if sentence is None:
             raise
         raise ContractBreach(sentence) from error
 
 
 def call_step(env: gymnasium.Env, action: Any) -> Any:
-    """Step an environment.
+    """Step an environment and return its result.
 
-    Raises ContractBreach where an environment below it returned another number of values than the wrapper above that
-    one unpacks.
+    Raises ContractBreach if an environment inside it returned a different number of values than the wrapper around
+    that one unpacks.
     """
     try:
         return env.step(action)
@@ -263,7 +262,7 @@ def call_step(env: gymnasium.Env, action: Any) -> Any:
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """Yield an environment and all that it wraps."""
+    """Yield an environment and every environment that it wraps, from the outside in."""
     yield env
     while isinstance(env, gymnasium.Wrapper):
         env = env.env
@@ -271,18 +270,18 @@ def _layers(env: Any) -> Iterator[Any]:
 
 
 def _unpacking_breach(error: Exception, method: str, values: str) -> str | None:
-    """Return the sentence about what the environment below a wrapper returned, where the wrapper could not unpack it.
+    """Return the sentence about the result that a wrapper could not unpack; None for any other error.
 
-    It is recognized by Python's message and the place of the error, since a check between all layers would cost time at
-    every step and would hide an environment's own attributes from its wrapper.  None for any other error.
+    Such an error is recognized by Python's message and by the line where it occurred.  A check between all layers would
+    cost time at every step and would hide an environment's own attributes from its wrapper.
     """
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    wrapper = place and place.tb_frame.f_locals.get("self")
-    if place is None or not isinstance(wrapper, gymnasium.Wrapper) or place.tb_frame.f_code.co_name != method:
+    origin = error.__traceback__
+    while origin is not None and origin.tb_next is not None:
+        origin = origin.tb_next
+    wrapper = origin and origin.tb_frame.f_locals.get("self")
+    if origin is None or not isinstance(wrapper, gymnasium.Wrapper) or origin.tb_frame.f_code.co_name != method:
         return None
-    line = linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno)
+    line = linecache.getline(origin.tb_frame.f_code.co_filename, origin.tb_lineno)
     if line and f"{method}(" not in line:
         return None
     count = _COUNT.search(str(error))
@@ -292,8 +291,8 @@ def _unpacking_breach(error: Exception, method: str, values: str) -> str | None:
         returned = f"an object of type {kind[1]}"
     else:
         return None
-    below = wrapper.env
-    where = f" of {type(below).__name__}" if isinstance(below, gymnasium.Wrapper) else ""
+    inner = wrapper.env
+    where = f" of {type(inner).__name__}" if isinstance(inner, gymnasium.Wrapper) else ""
     return f"{method}{where} returned {returned}, Gymnasium has {values}"
 
 
@@ -301,7 +300,8 @@ _COUNT = re.compile(r"values to unpack \(expected (?P<expected>\d+)(?:, got (?P<
 _NOT_ITERABLE = re.compile(r"cannot unpack non-iterable (\w+) object")
 
 
-def _refused_arguments(function: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:
+def _argument_error(function: Callable[..., Any], kwargs: dict[str, Any]) -> str | None:
+    """Return Python's message if the function cannot be called with these arguments, or None."""
     try:
         inspect.signature(function).bind(**kwargs)
     except TypeError as error:
@@ -312,7 +312,7 @@ def _refused_arguments(function: Callable[..., Any], kwargs: dict[str, Any]) -> 
 
 
 def reset_values(result: Any) -> tuple[Any, Any]:
-    """The two values of a reset; raises ContractBreach."""
+    """Return the two values of a reset; raises ContractBreach."""
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         raise ContractBreach(f"reset returned {_count(result)}, Gymnasium has {RESET_VALUES}")
     if not isinstance(result[1], Mapping):
@@ -321,7 +321,7 @@ def reset_values(result: Any) -> tuple[Any, Any]:
 
 
 def step_values(result: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """The five values of a step; raises ContractBreach."""
+    """Return the five values of a step; raises ContractBreach."""
     if not isinstance(result, (tuple, list)) or len(result) != 5:
         raise ContractBreach(f"step returned {_count(result)}, Gymnasium has {STEP_VALUES}")
     if not isinstance(result[4], Mapping):
@@ -330,7 +330,7 @@ def step_values(result: Any) -> tuple[Any, Any, Any, Any, Any]:
 
 
 def finite_number(reward: Any) -> float:
-    """A reward as a float: a finite number, or an array of one; raises ContractBreach."""
+    """Return a reward as a float; raises ContractBreach unless it is a finite number or an array of one."""
     array = as_array(reward)
     if array is None or array.size != 1 or array.dtype.kind not in "biuf":
         raise ContractBreach(f"the reward is {describe(reward)}, expected one number")
@@ -347,8 +347,8 @@ def _boolean_mask(mask: Any, num_actions: int) -> np.ndarray:
             f'info["{MASK}"] is {describe(mask)}, expected a truth value for each of {num_actions} actions'
         )
     if not ((array == 0) | (array == 1)).all():
-        odd = array[(array != 0) & (array != 1)][0]
-        raise ContractBreach(f'info["{MASK}"] contains {odd}, expected 1 for a legal action and 0 for every other')
+        number = array[(array != 0) & (array != 1)][0]
+        raise ContractBreach(f'info["{MASK}"] contains {number}, expected 1 for a legal action and 0 for every other')
     return array.astype(bool)
 
 

@@ -42,21 +42,21 @@ def env_spec(
     protocol: ProtocolName | None = None,
     layout: LayoutSetting = "auto",
 ) -> EnvSpec:
-    """The specification of an EnvPool environment, without starting one.
+    """Return the specification of an EnvPool environment without starting one.
 
-    Raises UnsupportedEnvironment where it cannot go through the XLA handle.
+    Raises UnsupportedEnvironment if its values cannot pass through the XLA handle.
     """
     game = atari.canonical(env_id)
     native = envpool.make_spec(game or env_id, **_config(game, max_steps, options, observation, protocol))
     _refuse_wide(env_id, native)
     with quiet_bounds():
-        seen_space, action_space = native.observation_space, native.action_space
-    seen, encoding = observation_spec(seen_space, layout)
+        observation_space, action_space = native.observation_space, native.action_space
+    shapes, encoding = observation_spec(observation_space, layout)
     action = action_spec(action_space)
     limit = int(native.config.max_episode_steps)
     if game is None:
-        spec = EnvSpec(env_id, seen, action, limit, encoding=encoding)
-        return described(spec, seen_space, action_space)
+        spec = EnvSpec(env_id, shapes, action, limit, encoding=encoding)
+        return described(spec, observation_space, action_space)
     encoding = dataclasses.replace(encoding, layout="channels_first")
     repeat = int(native.config.frame_skip)
     return EnvSpec(game, encoded_shape(encoding), action, limit, action_repeat=repeat, encoding=encoding)
@@ -69,12 +69,12 @@ def _config(
     observation: ObservationConfig | None,
     protocol: ProtocolName | None,
 ) -> dict[str, Any]:
-    given = dict(options or {}) if game is None else atari.config(protocol, observation, options or {})
-    return {**given, **({} if max_steps is None else {"max_episode_steps": max_steps})}
+    settings = dict(options or {}) if game is None else atari.config(protocol, observation, options or {})
+    return {**settings, **({} if max_steps is None else {"max_episode_steps": max_steps})}
 
 
 def _refuse_wide(env_id: str, native: Any) -> None:
-    """Refuse what the handle cannot carry: 64-bit values, and several players."""
+    """Raise UnsupportedEnvironment for what the handle cannot transfer: 64-bit values, and several players."""
     arrays = {**native.state_array_spec, **native.action_array_spec}
     wide = [name for name, array in arrays.items() if np.dtype(array.dtype).itemsize == 8]
     if wide:
@@ -83,18 +83,18 @@ def _refuse_wide(env_id: str, native: Any) -> None:
             "use backend=gymnasium"
         )
     if native.config.max_num_players != 1:
-        raise UnsupportedEnvironment(f"{env_id} has several players, which the EnvPool adapter does not carry")
+        raise UnsupportedEnvironment(f"{env_id} has several players, which the EnvPool adapter does not support")
 
 
-# A compiled program holds a pool by its address alone, and outlives whatever Python object made it.
+# A compiled program refers to a pool by its address only and may outlive the Python object that made the pool.
 _open_pools: dict[int, Any] = {}
 
 
 class EnvPoolEnv:
-    """A pool of B environments; its state is the handle of the pool, which says nothing of the episodes.
+    """A pool of B environments; its state is the handle of the pool, which does not contain the episodes.
 
-    The pool lives until ``close``, even where nothing refers to this object any more; after that no program that steps
-    it may run.
+    The pool exists until ``close``, even if nothing refers to this object any more. After ``close`` no program that
+    steps it may run.
     """
 
     pure = False
@@ -123,15 +123,15 @@ class EnvPoolEnv:
             **_config(self._game, max_steps, options, observation, protocol),
             **({"render_mode": "rgb_array"} if self._game else {}),
         )
-        with quiet_bounds():  # the pool reads its observation space whenever a row comes
+        with quiet_bounds():  # the pool reads its observation space at every row
             self._handle, self._recv, _, self._step = self._pool.xla()
             _ = self._pool.observation_space
         _open_pools[id(self._pool)] = self._pool
 
     def reset(self) -> tuple[EnvState, TimeStep]:
-        """Start every environment anew; a second reset goes on with the random numbers of the first.
+        """Restart every environment and return the first rows; a second reset continues the random numbers.
 
-        No program that steps the pool may still be running: wait for its results first.
+        No program that steps the pool may still be running, so wait for its results first.
         """
         pool, recv, _ = self._open()
         pool.async_reset()
@@ -139,17 +139,20 @@ class EnvPoolEnv:
         return handle, self._row(received)
 
     def step(self, state: UInt8[Array, " H"], action: Actions) -> tuple[EnvState, TimeStep]:
-        """One row further; may be traced, and must then be called in the order of the episodes."""
+        """Step every environment and return the next rows.
+
+        This method may be traced; the program must then run the steps in the order of the episodes.
+        """
         _, _, step = self._open()
         if isinstance(self.spec.action, Discrete):
-            given = jnp.asarray(action, jnp.int32) + self.spec.action.start
+            native_action = jnp.asarray(action, jnp.int32) + self.spec.action.start
         else:
-            given = jnp.asarray(action, jnp.float32)
-        handle, received = step(state, given)
+            native_action = jnp.asarray(action, jnp.float32)
+        handle, received = step(state, native_action)
         return handle, self._row(received)
 
     def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
-        """The screens of an Atari game as they are now, whole and in color; None for other environments.
+        """Return the current screens of an Atari game, whole and in color; None for other environments.
 
         No program that steps the pool may still be running.
         """
@@ -157,7 +160,7 @@ class EnvPoolEnv:
         return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._game else None
 
     def close(self) -> None:
-        """Let the pool and its threads go; no program made from this environment may run afterward."""
+        """Close the pool and its threads; no program made from this environment may run afterward."""
         _open_pools.pop(id(self._pool), None)
         self._pool = self._recv = self._step = None
 
