@@ -46,77 +46,79 @@ from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, PolicyTarget, 
 
 
 class PolicyAgentState(eqx.Module):
-    """What these agents keep beside their parameters."""
+    """The state of these agents next to their parameters."""
 
     normalizer: improvement.AdvantageNormalizer
     statistics: ObservationStatistics | None
 
 
 class TargetSpec(NamedTuple):
-    """Which products the enabled terms ask for; nothing else is computed."""
+    """The quantities that the enabled loss terms need; nothing else is computed."""
 
     look_ahead: bool
-    """q^ of every action."""
+    """Whether q^ of every action is needed."""
     cmpo: bool
-    """The policy target is CMPO's; else it is the prior."""
+    """Whether the policy target is the CMPO policy; otherwise it is the prior."""
     mpo: bool
+    """Whether the policy target of MPO is needed."""
 
 
-class _Seen(NamedTuple):
-    """What the target network says of every row."""
+class _TargetOutputs(NamedTuple):
+    """The outputs of the target network for every row."""
 
     value: Float[Array, "B R"]
     prior: Float[Array, "B R A"]
     q: Float[Array, "B R A"] | None
     ratio: Float[Array, "B R"]
-    """pi_prior(a|s) / pi_b(a|s) of the actions taken."""
+    """pi_prior(a|s) / pi_b(a|s) of the actions that were taken."""
 
 
 def normalized(state: PolicyAgentState, observation: Array) -> Array:
-    """Observations as the network is given them: as they were stored, or by their running mean and deviation."""
+    """Return observations as the network takes them: unchanged, or scaled by their running mean and deviation."""
     return observation if state.statistics is None else state.statistics.normalize(observation)
 
 
 def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
-    """The latents of rows, with the memory that stands in them."""
+    """Encode rows into latents, starting from the memory that is stored in the first row of each sequence."""
     return model.encode_rows(normalized(state, rows.observation), initial_memory(rows), rows.first, burn_in)
 
 
 def policy_targets(
     config: PolicyAgentConfig,
-    wanted: TargetSpec,
+    target_spec: TargetSpec,
     model_discount: float,
     burn_in: int,
     policy: Policy,
     batch: Batch,
     key: Key,
 ) -> tuple[Targets, PolicyAgentState]:
-    """Multi-step returns, normalized advantages and improved policies, all from the target network.
+    """Compute multi-step returns, normalized advantages and improved policies with the target network.
 
-    `model_discount` is gamma, negative where the next value is the opponent's; the discounts of the rows agree with it.
-    `Targets.policy` covers all T + 1 rows, for the model's unroll may end on the last; the others T.
+    `model_discount` is gamma, negative where the next value is the opponent's. The discounts of the rows agree with it.
+    `Targets.policy` covers all T + 1 rows, because the model's unroll may end on the last row. The other targets
+    cover T rows.
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
     mask = root_mask(ends, burn_in)
     state = _observe(policy.state, rows, mask)
-    seen = _seen(config, wanted, model_discount, policy.params, state, rows)
-    value, raw_advantage = _returns(config, seen, rows, ends)
+    outputs = _target_outputs(config, target_spec, model_discount, policy.params, state, rows)
+    value, raw_advantage = _returns(config, outputs, rows, ends)
     normalizer, shift, scale = _normalization(config.advantage, state.normalizer, raw_advantage, mask)
     chosen = raw_advantage
     if config.advantage.source == "look_ahead":
-        assert seen.q is not None
-        chosen = (distributions.select(seen.q, rows.action) - seen.value)[:, :-1]
-    extras = {"prior": seen.prior, "advantage_scale": scale, "old_value": seen.value[:, :-1]}
-    target = improvement.exact_target(seen.prior)
-    if wanted.cmpo or wanted.mpo:
-        assert seen.q is not None
-        q_advantage = _q_advantage(config.cmpo, seen.prior, seen.q, seen.value) / scale
+        assert outputs.q is not None
+        chosen = (distributions.select(outputs.q, rows.action) - outputs.value)[:, :-1]
+    extras = {"prior": outputs.prior, "advantage_scale": scale, "old_value": outputs.value[:, :-1]}
+    target = improvement.exact_target(outputs.prior)
+    if target_spec.cmpo or target_spec.mpo:
+        assert outputs.q is not None
+        q_advantage = _q_advantage(config.cmpo, outputs.prior, outputs.q, outputs.value) / scale
         extras["q_advantage"] = q_advantage
-        if wanted.cmpo:
-            target = _cmpo(config.cmpo, seen.prior, q_advantage, key)
-        if wanted.mpo:
-            extras["mpo_policy"] = _mpo(config, seen.prior, q_advantage)[:, :-1]
+        if target_spec.cmpo:
+            target = _cmpo(config.cmpo, outputs.prior, q_advantage, key)
+        if target_spec.mpo:
+            extras["mpo_policy"] = _mpo(config, outputs.prior, q_advantage)[:, :-1]
     result = Targets(
         value=value,
         reward=rows.reward[:, 1:],
@@ -129,14 +131,15 @@ def policy_targets(
     return jax.lax.stop_gradient(result), PolicyAgentState(normalizer, state.statistics)
 
 
-def _seen(
+def _target_outputs(
     config: PolicyAgentConfig,
-    wanted: TargetSpec,
+    target_spec: TargetSpec,
     model_discount: float,
     model: Model,
     state: PolicyAgentState,
     rows: Trajectory,
-) -> _Seen:
+) -> _TargetOutputs:
+    """Apply the target network to every row."""
     latent = encoded(model, state, rows)
     prediction = model.predict(latent)
     behavior_logits = rows.extras["behavior_logits"]
@@ -145,56 +148,59 @@ def _seen(
         config.prior.behavior_share, config.prior.uniform_share,
     )  # fmt: skip
     behavior = jax.nn.softmax(behavior_logits)
-    return _Seen(
+    return _TargetOutputs(
         value=model.value_support.mean(prediction.value_logits),
         prior=prior,
-        q=model.look_ahead(latent, model_discount) if wanted.look_ahead else None,
+        q=model.look_ahead(latent, model_discount) if target_spec.look_ahead else None,
         ratio=distributions.select(prior, rows.action) / distributions.select(behavior, rows.action),
     )
 
 
 def _returns(
-    config: PolicyAgentConfig, seen: _Seen, rows: Trajectory, ends: Bool[Array, "B R"]
+    config: PolicyAgentConfig, outputs: _TargetOutputs, rows: Trajectory, ends: Bool[Array, "B R"]
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """The value target of each root row, and how far it lies above v^ (for V-trace: the return of its gradient)."""
+    """Return the value target of each root row, and its advantage over v^.
+
+    For V-trace the advantage is that of the return in its policy gradient.
+    """
     reward, discounts = rows.reward[:, 1:], config.gamma * rows.discount[:, 1:]
-    lambda_, value = config.returns.lambda_, seen.value
-    going = (~ends).astype(jnp.float32)
-    # A sequence's last row belongs to what follows: its action's ratio and q are not used.
-    c = going * lambda_ * jnp.minimum(seen.ratio, 1.0)
+    lambda_, value = config.returns.lambda_, outputs.value
+    continues = (~ends).astype(jnp.float32)
+    # The action of a sequence's last row belongs to the next sequence, so its ratio and q are not used.
+    c = continues * lambda_ * jnp.minimum(outputs.ratio, 1.0)
     if config.returns.kind == "gae":
-        traces = lambda_ * going[:, 1:]
+        traces = lambda_ * continues[:, 1:]
         advantage = jax.vmap(returns.generalized_advantages)(reward, discounts, traces, value[:, :-1], value[:, 1:])
         return advantage + value[:, :-1], advantage
     if config.returns.kind == "v_trace":
-        rho = jnp.minimum(seen.ratio, 1.0)
-        target, of_gradient = jax.vmap(returns.v_trace)(
-            reward, discounts, value[:, :-1], value[:, 1:], rho[:, :-1], c[:, :-1], going[:, 1:]
+        rho = jnp.minimum(outputs.ratio, 1.0)
+        target, gradient_return = jax.vmap(returns.v_trace)(
+            reward, discounts, value[:, :-1], value[:, 1:], rho[:, :-1], c[:, :-1], continues[:, 1:]
         )
-        return target, of_gradient - value[:, :-1]
-    assert seen.q is not None
-    taken, expected = distributions.select(seen.q, rows.action), (seen.prior * seen.q).sum(-1)
+        return target, gradient_return - value[:, :-1]
+    assert outputs.q is not None
+    taken, expected = distributions.select(outputs.q, rows.action), (outputs.prior * outputs.q).sum(-1)
     target = jax.vmap(returns.retrace)(reward, discounts, taken[:, 1:], expected[:, 1:], c[:, 1:])
     return target, target - value[:, :-1]
 
 
 def improved_policy(
     config: PolicyAgentConfig,
-    wanted: TargetSpec,
+    target_spec: TargetSpec,
     state: PolicyAgentState,
     prior: Float[Array, "*B A"],
     q: Float[Array, "*B A"],
     value: Float[Array, "*B"],
 ) -> Float[Array, "*B A"]:
-    """What a prior is drawn to, as `policy_targets` makes it, of single observations and by what the state knows.
+    """Return the policy that single observations are trained toward, as `policy_targets` computes it for a batch.
 
-    CMPO's policy over all actions (also where targets sample some), else MPO's, else the prior itself.  A batch's
-    deviation is not known here: the moving one of all batches stands for it.
+    It is the CMPO policy over all actions (also where targets sample some of them), else the MPO policy, else the
+    prior itself.  The deviation of a batch is not available here, so the moving one over all batches replaces it.
     """
-    advantage = _q_advantage(config.cmpo, prior, q, value) / _known_scale(config.advantage, state.normalizer)
-    if wanted.cmpo:
+    advantage = _q_advantage(config.cmpo, prior, q, value) / _moving_scale(config.advantage, state.normalizer)
+    if target_spec.cmpo:
         return improvement.cmpo_policy(prior, advantage, config.cmpo.clip_bound)
-    return _mpo(config, prior, advantage) if wanted.mpo else prior
+    return _mpo(config, prior, advantage) if target_spec.mpo else prior
 
 
 def _normalization(
@@ -203,19 +209,22 @@ def _normalization(
     advantage: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
 ) -> tuple[improvement.AdvantageNormalizer, Array, Array]:
-    """The moving scale after this batch, what is subtracted from its advantages, and what they are divided by."""
+    """Return the moving scale after this batch, and the shift and the scale of the batch's advantages.
+
+    An advantage is normalized by subtracting the shift and dividing by the scale.
+    """
     by_batch = config.normalization == "batch"
     shift = losses.masked_mean(advantage, mask) if by_batch else jnp.zeros(())
     normalizer = normalizer.update(advantage - shift, mask, config.decay)
-    scale = _known_scale(config, normalizer)
+    scale = _moving_scale(config, normalizer)
     if by_batch:
         deviation = jnp.sqrt(losses.masked_mean(jnp.square(advantage - shift), mask)) + 1e-8
         scale = deviation / config.factor
     return normalizer, shift, scale
 
 
-def _known_scale(config: AdvantageConfig, normalizer: improvement.AdvantageNormalizer) -> Array:
-    """What advantages are divided by, as far as the state knows."""
+def _moving_scale(config: AdvantageConfig, normalizer: improvement.AdvantageNormalizer) -> Array:
+    """Return the divisor of advantages, from the agent's state alone."""
     scale = jnp.ones(()) if config.normalization == "none" else normalizer.scale(config.epsilon)
     return scale / config.factor
 
@@ -223,6 +232,7 @@ def _known_scale(config: AdvantageConfig, normalizer: improvement.AdvantageNorma
 def _q_advantage(
     config: CMPOConfig, prior: Float[Array, "*B A"], q: Float[Array, "*B A"], value: Float[Array, "*B"]
 ) -> Float[Array, "*B A"]:
+    """Return the advantage of every action, q^ minus the baseline."""
     baseline = (prior * q).sum(-1) if config.baseline == "expected_q" else value
     return q - baseline[..., None]
 
@@ -230,10 +240,12 @@ def _q_advantage(
 def _mpo(
     config: PolicyAgentConfig, prior: Float[Array, "*B A"], q_advantage: Float[Array, "*B A"]
 ) -> Float[Array, "*B A"]:
+    """Return the MPO policy: pi_prior exp(adv / eta) / z."""
     return improvement.cmpo_policy(prior, q_advantage / config.mpo.temperature, None)
 
 
 def _cmpo(config: CMPOConfig, prior: Array, q_advantage: Array, key: Key) -> PolicyTarget:
+    """Return the CMPO target, exact or by samples from the prior."""
     if config.samples:
         assert config.clip_bound is not None
         return improvement.sampled_cmpo_target(key, prior, q_advantage, config.clip_bound, config.samples)
@@ -241,6 +253,7 @@ def _cmpo(config: CMPOConfig, prior: Array, q_advantage: Array, key: Key) -> Pol
 
 
 def _observe(state: PolicyAgentState, rows: Trajectory, mask: Array) -> PolicyAgentState:
+    """Add the observations of root rows to the running statistics, if the agent has them."""
     if state.statistics is None:
         return state
     return PolicyAgentState(state.normalizer, state.statistics.update(rows.observation[:, :-1], mask))
@@ -253,23 +266,24 @@ def make(
     search_config: SearchConfig | None = None,
     num_players: int = 1,
 ) -> Agent:
-    """One of these agents as a tuple of pure functions.
+    """Build one of these agents as a tuple of pure functions.
 
-    It learns and explores without a search; one with at least one simulation takes part in acting afterward only.
+    It learns and explores without a search.  A search with at least one simulation is used only when the agent acts
+    outside training.
     """
     weights = loss_config.weights()
     enabled = frozenset(weights)
-    wanted = products(config, enabled)
-    imagines = wanted.look_ahead or loss_terms.need(enabled, "unroll")
+    target_spec = required_targets(config, enabled)
+    uses_model = target_spec.look_ahead or loss_terms.any_needs(enabled, "unroll")
     model_discount = muzero.model_discount_of(config.gamma, num_players)
     simulations = search_config.num_simulations if search_config is not None else 0
     if "model_reward" not in enabled:
-        model_config = model_config.model_copy(update={"reward_head": False})  # nothing would ever move it
+        model_config = model_config.model_copy(update={"reward_head": False})  # no term would train it
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)
         statistics = ObservationStatistics.of(spec) if config.normalize_observations else None
-        model = Model(spec, model_config, key, loss_terms.need(enabled, "projection"), imagines)
+        model = Model(spec, model_config, key, loss_terms.any_needs(enabled, "projection"), uses_model)
         return Policy(model, PolicyAgentState(improvement.AdvantageNormalizer.zero(), statistics))
 
     def act(
@@ -296,41 +310,44 @@ def make(
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
-        del minibatches  # every sequence is treated alike
-        return policy_targets(config, wanted, model_discount, model_config.burn_in, policy, batch, key)
+        del minibatches  # all sequences have the same kind of targets
+        return policy_targets(config, target_spec, model_discount, model_config.burn_in, policy, batch, key)
 
     loss = partial(policy_loss, config, model_config, enabled)
-    look = partial(policy_look, config, wanted, model_discount)
+    look_ahead = partial(policy_look_ahead, config, target_spec, model_discount)
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
         config.acts_with == "target", model_discount,
-        look if imagines else None, searched if simulations else None, True,
+        look_ahead if uses_model else None, searched if simulations else None, True,
     )  # fmt: skip
 
 
 def policy_encode(policy: Policy, rows: Trajectory) -> Array:
-    """The latents of rows [B, R], with the memory that stands in them."""
+    """Encode rows [B, R] into latents, starting from the memory that is stored in the first row of each sequence."""
     return encoded(policy.params, policy.state, rows)
 
 
-def products(config: PolicyAgentConfig, enabled: frozenset[str]) -> TargetSpec:
-    """What the targets must hold for these terms."""
+def required_targets(config: PolicyAgentConfig, enabled: frozenset[str]) -> TargetSpec:
+    """Return the quantities that targets must contain for these terms."""
     cmpo = "cmpo" in enabled or ("model_policy" in enabled and config.policy_target == "cmpo")
     mpo = "mpo" in enabled
-    looks = config.returns.kind == "retrace" or config.advantage.source == "look_ahead"
-    return TargetSpec(look_ahead=cmpo or mpo or looks, cmpo=cmpo, mpo=mpo)
+    uses_q = config.returns.kind == "retrace" or config.advantage.source == "look_ahead"
+    return TargetSpec(look_ahead=cmpo or mpo or uses_q, cmpo=cmpo, mpo=mpo)
 
 
-def policy_look(
+def policy_look_ahead(
     config: PolicyAgentConfig,
-    wanted: TargetSpec,
+    target_spec: TargetSpec,
     model_discount: float,
     policy: Policy,
     latent: Array,
     legal_actions: Array,
     key: Key,
 ) -> LookAhead:
-    """The one-step look-ahead of B latents, and the policy learned toward where the network's own had acted."""
+    """Return the one-step look-ahead of B latents.
+
+    Its improved policy is computed as if the network's own policy had acted.
+    """
     del key
     model: Model = policy.params
     prediction = model.predict(latent)
@@ -338,7 +355,7 @@ def policy_look(
     logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
     shares = config.prior.behavior_share, config.prior.uniform_share
     prior = distributions.mixture_prior(logits, logits, legal_actions, *shares)
-    improved = improved_policy(config, wanted, policy.state, prior, q, value)
+    improved = improved_policy(config, target_spec, policy.state, prior, q, value)
     return LookAhead(value, jax.nn.softmax(logits), q, improved)
 
 
@@ -353,29 +370,29 @@ def policy_loss(
     key: Key,
     measured: Array | bool = True,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """The enabled terms, and what to log of them where it is measured."""
+    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `measured`."""
     del key
     rows = batch.trajectory
-    # The last row is encoded for the consistency term alone; without a term of the model nothing looks below the root.
-    used = slice(None if loss_terms.need(enabled, "projection") else -1)
-    latent = encoded(model, state, jax.tree.map(lambda x: x[:, used], rows), model_config.burn_in)
-    depth = model_config.unroll_steps if loss_terms.need(enabled, "unroll") else 0
+    # Only the consistency term needs the last row encoded.  Without a term of the model there is no unroll.
+    encoded_rows = slice(None if loss_terms.any_needs(enabled, "projection") else -1)
+    latent = encoded(model, state, jax.tree.map(lambda x: x[:, encoded_rows], rows), model_config.burn_in)
+    depth = model_config.unroll_steps if loss_terms.any_needs(enabled, "unroll") else 0
     unrolled = unroll(model, latent[:, : target.value.shape[1]], rows, target, depth)
     clips = loss_terms.Clips(config.clip.ratio, config.clip.value)
-    held = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon, clips)
-    seen = jax.lax.stop_gradient(held)
-    metrics = compute_if(measured, lambda: policy_metrics(config.cmpo.clip_bound, config.clip.ratio, seen))
-    return loss_terms.build(enabled, held), metrics
+    inputs = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon, clips)
+    constant = jax.lax.stop_gradient(inputs)
+    metrics = compute_if(measured, lambda: policy_metrics(config.cmpo.clip_bound, config.clip.ratio, constant))
+    return loss_terms.build(enabled, inputs), metrics
 
 
 class BaselineConfig(PolicyAgentConfig):
-    """The baselines' settings; the defaults are Muesli's."""
+    """Settings of the baselines; the defaults are those of Muesli."""
 
     policy_target: Literal["cmpo", "prior"] = "prior"
 
 
 class BaselineLosses(PolicyLosses):
-    """What Muesli's baselines have in common."""
+    """Loss terms that Muesli's baselines have in common."""
 
     value: Term = Term(weight=0.25)
     model_policy: Term = Term()
@@ -384,50 +401,50 @@ class BaselineLosses(PolicyLosses):
 
 
 class PGConfig(BaselineConfig):
-    """A policy gradient and nothing that holds it back."""
+    """Settings of a policy gradient without a penalty or a trust region."""
 
     name: Literal["pg"] = "pg"
 
 
 class PGLosses(BaselineLosses):
-    """Terms of the plain policy gradient."""
+    """Loss terms of the plain policy gradient."""
 
     policy_gradient: Term = Term()
 
 
 class MPOConfig(BaselineConfig):
-    """MPO: the root's policy is drawn to pi_prior exp(adv / eta) / z, unclipped."""
+    """Settings of MPO, which trains the root's policy toward pi_prior exp(adv / eta) / z, unclipped."""
 
     name: Literal["mpo"] = "mpo"
 
 
 class MPOLosses(BaselineLosses):
-    """Terms of MPO."""
+    """Loss terms of MPO."""
 
     mpo: Term = Term()
 
 
 class TRPOPenaltyConfig(BaselineConfig):
-    """A policy gradient with KL(pi_b, pi) as a penalty."""
+    """Settings of a policy gradient with KL(pi_b, pi) as a penalty."""
 
     name: Literal["trpo_penalty"] = "trpo_penalty"
 
 
 class TRPOPenaltyLosses(BaselineLosses):
-    """Terms of the penalized policy gradient."""
+    """Loss terms of the penalized policy gradient."""
 
     policy_gradient: Term = Term()
     kl_to_behavior: Term = Term()
 
 
 class MuesliConfig(PolicyAgentConfig):
-    """Muesli's own settings; the defaults are the paper's."""
+    """Settings of Muesli; the defaults are those of the paper."""
 
     name: Literal["muesli"] = "muesli"
 
 
 class MuesliLosses(PolicyLosses):
-    """Muesli's loss terms."""
+    """Loss terms of Muesli."""
 
     policy_gradient: Term = Term()
     cmpo: Term = Term()
@@ -438,7 +455,7 @@ class MuesliLosses(PolicyLosses):
 
 
 class PPOConfig(PolicyAgentConfig):
-    """PPO's own settings; the defaults are the paper's for Atari where it has them."""
+    """Settings of PPO; the defaults are those of the paper for Atari, where it gives them."""
 
     name: Literal["ppo"] = "ppo"
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.99
@@ -451,7 +468,7 @@ class PPOConfig(PolicyAgentConfig):
 
 
 class PPOLosses(PolicyLosses):
-    """PPO's loss terms."""
+    """Loss terms of PPO."""
 
     ppo_clip: Term = Term()
     entropy: Term = Term(weight=0.01)

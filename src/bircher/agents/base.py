@@ -12,166 +12,178 @@ from bircher.errors import UnsupportedEnvironment
 from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 Mode = Literal["explore", "sample", "greedy"]
-"""`explore` makes training data; `sample` draws from the same policy without what only exploration adds."""
+"""`explore` collects training data. `sample` draws from the same policy without the noise of exploration. `greedy`
+takes the best action."""
 
 
 class Schedule(NamedTuple):
-    """A weight that goes from `start` to `end` in a straight line over training."""
+    """A weight that changes linearly from `start` to `end` over training."""
 
     start: float
     end: float
 
     def at(self, progress: Array | float) -> Array | float:
-        """The weight at this share of training, 0 to 1."""
+        """Return the weight at a share of training between 0 and 1."""
         return self.start + (self.end - self.start) * progress
 
 
 class Term(BaseModel):
-    """Weight and switch of one loss term."""
+    """The weight of one loss term, and whether it is used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """0, without a `final_weight`, leaves the term out as `enabled=false` does."""
+    """The weight in the sum of the loss terms. 0, without a `final_weight`, leaves the term out as `enabled=false`
+    does."""
     final_weight: Annotated[float, Field(ge=0)] | None = None
-    """Where it is set, the weight goes there in a straight line over the run's steps."""
+    """The weight at the end of the run, which is reached linearly over its steps; null keeps `weight` throughout."""
     enabled: bool = True
 
     def schedule(self) -> float | Schedule:
-        """The weight, or how it changes."""
+        """Return the weight, as a schedule if it changes."""
         return self.weight if self.final_weight is None else Schedule(self.weight, self.final_weight)
 
 
 class LossTable(BaseModel):
-    """An agent's loss terms in their order, each a field."""
+    """The loss terms of an agent, one field each, in the order of the table of terms."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def weights(self) -> dict[str, float | Schedule]:
-        """The weight of each term that takes part; one that is 0 all through a run is not computed."""
+        """Return the weight of each term that is used; a term whose weight is 0 during the whole run is left out."""
         enabled = {name: term.schedule() for name, term in self if term.enabled}
         return {name: weight for name, weight in enabled.items() if weight not in (0.0, Schedule(0.0, 0.0))}
 
 
 def weights_at(weights: Mapping[str, float | Schedule], progress: Array | float) -> dict[str, Array | float]:
-    """Every term's weight at this share of training."""
+    """Return the weight of every term at a share of training between 0 and 1."""
     return {name: weight.at(progress) if isinstance(weight, Schedule) else weight for name, weight in weights.items()}
 
 
 class AgentConfig(BaseModel):
-    """What every agent's own settings have."""
+    """Settings that every agent has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     gamma: Annotated[float, Field(ge=0, le=1)]
-    """gamma for each environment step."""
+    """The discount gamma of each environment step."""
     target_update_rate: Annotated[float, Field(gt=0, le=1)]
-    """How far the target network moves toward the online one at each update."""
+    """The share by which the target network moves toward the online network at each update."""
 
 
 class Carry(NamedTuple):
-    """What an agent keeps of B episodes from one row to the next; () in a place where it keeps nothing."""
+    """The state of an agent in B episodes, passed from one row to the next; () stands for a part that is not used."""
 
     memory: PyTree[Array] = ()
-    """The network's memory, [B, ...]."""
+    """The memory of the network, [B, ...]."""
     moves: PyTree[Array] = ()
-    """Actions since the episode began, [B]."""
+    """The number of actions since the episode began, [B]."""
 
 
 MEMORY = "memory"
-"""What a row's extras call the memory before it."""
+"""The key under which a row's extras store the memory before the row."""
 
 
 def initial_memory(rows: Trajectory) -> PyTree[Array]:
-    """The network's memory before the first row of each sequence [B, R], as it was when the rows were made."""
+    """Return the network's memory before the first row of each sequence [B, R], as it was during acting.
+
+    It is () for a network without memory.
+    """
     return rows.extras[MEMORY][:, 0] if MEMORY in rows.extras else ()
 
 
 def memory_extras(memory: PyTree[Array]) -> dict[str, Array]:
-    """The same as a row's extras."""
+    """Return the extras of a row that store this memory; they are empty for a network without memory."""
     return {} if isinstance(memory, tuple) else {MEMORY: memory}
 
 
 class Act(Protocol):
-    """How an agent chooses actions for B environments."""
+    """The function by which an agent chooses actions for B environments."""
 
     def __call__(
         self, policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Carry]:
-        """Actions and the memory after them; `progress` is the share of training done, 0 to 1."""
+        """Return the actions and the carry after them.
+
+        `progress` is the share of training that is complete, between 0 and 1.
+        """
         ...
 
 
 class BuildTargets(Protocol):
-    """Computes the targets that an agent learns toward."""
+    """The function that computes the targets of an agent."""
 
     def __call__(self, policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, Any]:
-        """Targets without gradient, and the agent's new state.
+        """Return targets without gradient, and the agent's new state.
 
         Args:
-          policy: of the target network.
+          policy: parameters of the target network and the agent's state.
           batch: `minibatches` equal minibatches, one after the other. The last sequences of each are its replayed ones.
-          key: consumed.
-          minibatches: how many there are.
+          key: random key; it is consumed.
+          minibatches: number of minibatches in the batch.
         """
         ...
 
 
 class Loss(Protocol):
-    """What an agent minimizes."""
+    """The function that computes the loss terms of an agent."""
 
     def __call__(
         self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, /, measured: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-        """Terms by name, and what to log of them; where not `measured` that is 0, and costs nothing."""
+        """Return the loss terms by name, and the metrics to log.
+
+        Unless `measured`, the metrics are zeros and are not computed.
+        """
         ...
 
 
 class LookAhead(NamedTuple):
-    """What an agent with a model sees in B latents."""
+    """The estimates of an agent with a model for B latents."""
 
     value: Float[Array, " B"]
     prior: Float[Array, "B A"]
-    """The network's own policy."""
+    """The network's policy, before any improvement."""
     q_values: Float[Array, "B A"]
-    """Of each action, by look-ahead or search; actions that a search left out have its completed values."""
+    """The value of each action, by look-ahead or search; actions that a search left out have completed values."""
     improved: Float[Array, "B A"]
-    """The policy that the agent learns toward."""
+    """The improved policy, toward which the agent learns."""
 
 
 class Agent(NamedTuple):
-    """Everything a loop needs to know of an agent; nothing here holds state."""
+    """An agent as a tuple of pure functions and constants; it holds no state."""
 
     name: str
     init: Callable[[Key, EnvSpec], Policy]
     """(key, spec) -> parameters and state"""
     start: Callable[[int], Carry]
-    """(batch size) -> what is kept, at the start of episodes"""
+    """(batch size) -> the carry at the start of episodes"""
     act: Act
     targets: BuildTargets
     loss: Loss
     encode: Callable[[Policy, Trajectory], Array]
-    """(policy, rows [B, R]) -> their latents, with the memory that stands in the rows"""
+    """(policy, rows [B, R]) -> their latents, from the memory that is stored in the rows"""
     weights: Mapping[str, float | Schedule]
-    """The weight of each term that takes part; must name exactly the terms that `loss` returns"""
+    """The weight of each loss term that is used; the names must be exactly those of the terms that `loss` returns"""
     acts_with_target: bool
-    """Whether the target network acts"""
+    """Whether the target network acts; otherwise the online network does"""
     model_discount: float = 1.0
     """The factor between consecutive states of the model: gamma, negative where the next state is the opponent's"""
     look: Callable[[Policy, Array, Array, Key], LookAhead] | None = None
-    """(policy, latent, legal actions, key) -> what its model says; None for an agent without a model"""
+    """(policy, latent, legal actions, key) -> the estimates of the model; None for an agent without a model"""
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None
-    """the same -> a `SearchResult` with its tree, as the agent searches when it does not explore; None without one"""
+    """(policy, latent, legal actions, key) -> a `SearchResult` with its tree, by the search that the agent uses when it
+    does not explore; None for an agent that does not search"""
     keeps_behavior: bool = False
-    """Whether rows hold `behavior_logits`, from which the distance to the policy that acted is measured"""
+    """Whether rows store `behavior_logits`, from which the distance to the policy that acted is computed"""
 
 
 def require_discrete(name: str, spec: EnvSpec) -> None:
-    """Refuse what is not one observation array and discrete actions.
+    """Require that observations are one array and that actions are discrete.
 
     Raises:
-      UnsupportedEnvironment: says which space is not supported.
+      UnsupportedEnvironment: a space is not supported; the message names it.
     """
     if not isinstance(spec.action, Discrete):
         space = f"the action space {spec.action_space}" if spec.action_space else f"actions: {spec.action}"
@@ -181,8 +193,8 @@ def require_discrete(name: str, spec: EnvSpec) -> None:
             'info["action_mask"]'
         )
     if not hasattr(spec.observation, "shape"):
-        own = spec.observation_space
-        space = f"the observation space {own}" if own else f"the observations {spec.observation}"
+        described = spec.observation_space
+        space = f"the observation space {described}" if described else f"the observations {spec.observation}"
         advice = f"; {spec.advice}" if spec.advice else ""
         raise UnsupportedEnvironment(
             f"agent {name} supports one array as observation, and {spec.id} has {space}{advice}"

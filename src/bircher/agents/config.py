@@ -10,20 +10,22 @@ from bircher.agents import loss_terms
 from bircher.agents.base import AgentConfig, LossTable, Term
 
 OFF = Term(weight=0.0)
-"""A term that an agent does not have unless it is given a weight."""
+"""A term that is left out unless it gets a weight."""
 
 
 class CMPOConfig(BaseModel):
-    """The clipped MPO target."""
+    """The target policy of clipped MPO (CMPO)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     clip_bound: Annotated[float, Field(gt=0)] | None = 1.0
-    """c of equation 7; null leaves advantages unclipped."""
+    """The bound c of equation 7, to which normalized advantages are clipped; null does not clip them."""
     samples: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """0 takes the exact policy over all actions; N samples N actions from the prior (the paper: 16)."""
+    """The number of actions that are sampled from the prior (the paper: 16); 0 computes the exact policy over all
+    actions."""
     baseline: Literal["value", "expected_q"] = "value"
-    """What q^ is compared with: v^_prior (the paper) or the prior's expectation of q^."""
+    """The baseline that is subtracted from q^: `value` is v^_prior (the paper), `expected_q` the expectation of q^
+    under the prior."""
 
     @model_validator(mode="after")
     def _samples_are_clipped(self) -> CMPOConfig:
@@ -38,26 +40,29 @@ class MPOTargetConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """eta: normalized advantages are divided by it."""
+    """The temperature eta, by which normalized advantages are divided."""
 
 
 class ClipConfig(BaseModel):
-    """How far PPO lets ratio and value go from where they were when the rollout was made."""
+    """Bounds of the change that PPO allows since the rollout was collected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ratio: Annotated[float, Field(gt=0)] = 0.2
+    """The probability ratio is clipped to 1 ± this."""
     value: Annotated[float, Field(gt=0)] | None = None
-    """null does not clip the value."""
+    """The value is clipped to its old value ± this; null does not clip it."""
 
 
 class PriorConfig(BaseModel):
-    """The mixture that makes the prior policy."""
+    """The prior policy, which is a mixture: the target network's policy has the share that is left."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     behavior_share: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """The share of the policy that acted."""
     uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.003
+    """The share of the uniform policy over legal actions."""
 
     @model_validator(mode="after")
     def _leaves_the_target_a_share(self) -> PriorConfig:
@@ -69,33 +74,37 @@ class PriorConfig(BaseModel):
 
 
 class ReturnConfig(BaseModel):
-    """The multi-step return: the value target, and what advantages are made of."""
+    """The multi-step return, from which value targets and advantages are computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["retrace", "v_trace", "gae"] = "retrace"
-    """Retrace with the model's q^ (Muesli); V-trace with v^ alone; or generalized advantages, for fresh data only."""
+    """The estimator: `retrace` with the model's q^ (Muesli), `v_trace` with v^ alone, or `gae` (generalized
+    advantages), which is for fresh data only."""
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+    """The weight lambda of longer returns."""
 
 
 class AdvantageConfig(BaseModel):
-    """What advantages are, and the scale that they are divided by (section 4.5)."""
+    """Advantages, and their normalization (section 4.5)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["return", "look_ahead"] = "return"
-    """What the policy gradient compares with v^: the multi-step return, or the model's own q^(s, a)."""
+    """The estimate from which the policy gradient subtracts v^: the multi-step return, or the model's q^(s, a)."""
     normalization: Literal["moving", "batch", "none"] = "moving"
-    """By the moving second moment (Muesli), by a batch's mean and deviation (PPO), or not at all."""
+    """How advantages are normalized: by their moving second moment (Muesli), by the mean and standard deviation of the
+    batch (PPO), or not at all."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """beta_var of the moving second moment."""
+    """The decay beta_var of the moving second moment."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-12
+    """The constant that is added to the moving second moment."""
     factor: Annotated[float, Field(gt=0)] = 1.0
-    """What normalized advantages are multiplied by: for finding out what depends on their scale."""
+    """The factor by which normalized advantages are multiplied, to test what depends on their scale."""
 
 
 class PolicyAgentConfig(AgentConfig):
-    """What these agents' settings are; each has its own defaults."""
+    """Settings of the agents without a search; each agent has its own defaults."""
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.995
     cmpo: CMPOConfig = CMPOConfig()
@@ -106,15 +115,16 @@ class PolicyAgentConfig(AgentConfig):
     advantage: AdvantageConfig = AdvantageConfig()
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     acts_with: Literal["target", "online"] = "target"
-    """Which network acts, in training and evaluation."""
+    """The network that acts, in training and evaluation."""
     policy_target: Literal["cmpo", "prior"] = "cmpo"
-    """What the model's policies learn: the improved policy, or the prior's own; with the cmpo term always the first."""
+    """The target of the model's policies: the improved policy or the prior. With the cmpo term it is always the
+    improved policy."""
     normalize_observations: bool = False
-    """Whether observations are scaled by their running mean and deviation."""
+    """Whether observations are normalized by their running mean and standard deviation."""
 
 
 class PolicyLosses(LossTable):
-    """The loss terms of these agents in their order; each agent has its own weights."""
+    """Loss terms of the agents without a search; each agent has its own default weights."""
 
     policy_gradient: Term = OFF
     ppo_clip: Term = OFF
@@ -131,27 +141,27 @@ class PolicyLosses(LossTable):
 
 
 def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: bool, simulations: int) -> None:
-    """Refuse a mixture in which something has no source, or no use, with its name and what it needs.
+    """Check that every setting has the loss terms that it needs.
 
-    `names` are those of the terms that take part.
+    `names` are the loss terms that are used.
 
     Raises:
-      ValueError: says which setting needs which terms.
+      ValueError: a setting needs a term that is not used; the message names both.
     """
     if config.clip.value is not None and "ppo_value" not in names:
         raise ValueError(
-            f"agent.clip.value={config.clip.value:g} clips the ppo_value term alone, which takes no part: give "
-            "losses.ppo_value a weight above 0, or leave it out"
+            f"agent.clip.value={config.clip.value:g} clips the ppo_value term, which is not used: give "
+            "losses.ppo_value a weight above 0, or remove agent.clip.value"
         )
-    wants = [f"losses.{name}" for name in loss_terms.needing("look_ahead") if name in names]
+    users = [f"losses.{name}" for name in loss_terms.terms_that_need("look_ahead") if name in names]
     if "model_policy" in names and config.policy_target == "cmpo":
-        wants.append("losses.model_policy with agent.policy_target=cmpo")
+        users.append("losses.model_policy with agent.policy_target=cmpo")
     if config.returns.kind == "retrace":
-        wants.append("agent.returns.kind=retrace")
+        users.append("agent.returns.kind=retrace")
     if config.advantage.source == "look_ahead":
-        wants.append("agent.advantage.source=look_ahead")
+        users.append("agent.advantage.source=look_ahead")
     if simulations:
-        wants.append(f"search.num_simulations={simulations}")
-    missing = loss_terms.unlearned(names, reward_head)
-    if wants and missing:
-        raise ValueError(f"{wants[0]} needs the look-ahead of a model that is learned: give {missing} a weight above 0")
+        users.append(f"search.num_simulations={simulations}")
+    missing = loss_terms.missing_for_look_ahead(names, reward_head)
+    if users and missing:
+        raise ValueError(f"{users[0]} needs the look-ahead of a model that is learned: give {missing} a weight above 0")

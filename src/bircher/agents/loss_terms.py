@@ -21,46 +21,46 @@ from bircher.ops.transforms import Support
 from bircher.types import Targets, Trajectory
 
 Need = Literal["unroll", "look_ahead", "projection"]
-"""What a term cannot be computed without: the unrolled model, a model that learns rewards and values, a projection."""
+"""A requirement of a term: the unrolled model, a model that learns rewards and values, or a projection."""
 
 
 class Clips(NamedTuple):
-    """How far PPO lets ratio and value go from where they were."""
+    """The clip bounds of PPO's probability ratio and value."""
 
     ratio: float
     value: float | None
 
 
 class LossInputs(NamedTuple):
-    """What an agent computed once for all of its terms."""
+    """The quantities that an agent computes once for all of its loss terms."""
 
     model: Model
     rows: Trajectory
     target: Targets
     unrolled: Unrolled
     encoded: Float[Array, "B R latent"]
-    """Latents of the rows; of the last one too where the consistency term looks at it."""
+    """Latents of the rows; the last row is included only for the consistency term."""
     policy_horizon: int | None = None
     clips: Clips | None = None
 
     @property
     def logits(self) -> Float[Array, "B T A"]:
-        """Of the network's policy at the roots, as it acts: illegal actions masked."""
+        """The logits of the network's policy at the roots, with illegal actions masked."""
         return self.unrolled.acting_logits[0]
 
     @property
     def action(self) -> Int[Array, "B T"]:
-        """Taken at the roots."""
+        """The actions that were taken at the roots."""
         return self.rows.action[:, : self.logits.shape[1]]
 
     @property
     def behavior_logits(self) -> Float[Array, "B T A"]:
-        """Of the policy that took it."""
+        """The logits of the policy that took these actions."""
         return self.rows.extras["behavior_logits"][:, : self.logits.shape[1]]
 
 
 class Rule(NamedTuple):
-    """One line of the table."""
+    """The function of a loss term, and its requirements."""
 
     build: Callable[[LossInputs], Float[Array, "B T"]]
     needs: frozenset[Need] = frozenset()
@@ -72,9 +72,9 @@ def policy_gradient(
     behavior_logits: Float[Array, "B T A"],
     advantage: Float[Array, "B T"],
 ) -> Float[Array, "B T"]:
-    """-sg(min(1, pi(a|s) / pi_b(a|s))) adv log pi(a|s), a sample of -E_pi[adv] (Muesli, equation 10).
+    """Compute -sg(min(1, pi(a|s) / pi_b(a|s))) adv log pi(a|s), a sample of -E_pi[adv] (Muesli, equation 10).
 
-    The clipped ratio is held constant: clipped inside the differentiated ratio, no gradient is left wherever
+    No gradient flows through the clipped ratio.  If the ratio were differentiated, there would be no gradient wherever
     pi exceeds pi_b.
     """
     log_probability = distributions.log_probability(logits, action)
@@ -89,7 +89,7 @@ def ppo_clip(
     advantage: Float[Array, "B T"],
     clip: float,
 ) -> Float[Array, "B T"]:
-    """-min(r adv, clip(r, 1 - e, 1 + e) adv) with r = pi(a|s) / pi_b(a|s).
+    """Compute -min(r adv, clip(r, 1 - e, 1 + e) adv) with r = pi(a|s) / pi_b(a|s).
 
     "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7.
     """
@@ -101,9 +101,9 @@ def ppo_clip(
 def ppo_value(
     value: Float[Array, "B T"], old_value: Float[Array, "B T"], target: Float[Array, "B T"], clip: float | None
 ) -> Float[Array, "B T"]:
-    """1/2 max((v - G)^2, (v_old + clip(v - v_old, -e, e) - G)^2); without e the first alone.
+    """Compute 1/2 max((v - G)^2, (v_old + clip(v - v_old, -e, e) - G)^2); without e, only 1/2 (v - G)^2.
 
-    The value loss of PPO's first implementation (baselines, ppo2).
+    This is the value loss of PPO's first implementation (baselines, ppo2).
     """
     error = jnp.square(value - target)
     if clip is not None:
@@ -111,30 +111,33 @@ def ppo_value(
     return 0.5 * error
 
 
-def distilled(policy: Float[Array, "B T A"], logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
-    """KL(target, pi) at the root; as excess for sampled targets.
+def policy_distillation(policy: Float[Array, "B T A"], logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+    """Compute KL(target, pi) at the root, as excess cross-entropy for sampled targets.
 
-    With CMPO's policy it is Muesli's `cmpo` (equation 9), with a search's MuZero's `policy`, and with
-    pi_prior exp(adv / eta) / z the `mpo` of "Maximum a Posteriori Policy Optimization" by Abdolmaleki et al. 2018
-    (https://arxiv.org/abs/1806.06920).
+    Three terms are of this form.  Muesli's `cmpo` has the CMPO policy as its target (equation 9).  MuZero's `policy`
+    has the policy of a search.  `mpo` has pi_prior exp(adv / eta) / z, from "Maximum a Posteriori Policy Optimization"
+    by Abdolmaleki et al. 2018 (https://arxiv.org/abs/1806.06920).
     """
     return losses.excess_cross_entropy(policy, logits)
 
 
 def kl_to_behavior(logits: Float[Array, "B T A"], behavior_logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
-    """KL(pi_b, pi): the penalty in place of a trust region (TRPO, https://arxiv.org/abs/1502.05477, section 4)."""
+    """Compute KL(pi_b, pi), a penalty in place of a trust region.
+
+    It is that of TRPO (https://arxiv.org/abs/1502.05477, section 4).
+    """
     return losses.excess_cross_entropy(jax.nn.softmax(behavior_logits), logits)
 
 
 def _over_depths(values: Float[Array, "K B T"], mask: Bool[Array, "K B T"]) -> Float[Array, "B T"]:
-    """1/K of the sum over depths; a depth without a target counts 0."""
+    """Return 1/K of the sum over K depths, where a depth without a target counts as 0."""
     return jnp.where(mask, values, 0.0).sum(0) / values.shape[0]
 
 
 def model_policy(unrolled: Unrolled, horizon: int | None = None) -> Float[Array, "B T"]:
-    """1/K sum over k of KL(pi_CMPO(.|s_{t+k}), pi^_k), with the real later state's own target (equation 13).
+    """Compute 1/K sum over k of KL(pi_CMPO(.|s_{t+k}), pi^_k) (equation 13).
 
-    With a `horizon` only the first so many depths count, and it stands for K.
+    The target at depth k is that of the real state at t + k.  A `horizon` replaces K: only that many depths count.
     """
     last = 1 + (len(unrolled.policy) - 1 if horizon is None else horizon)
     values = losses.excess_cross_entropy(unrolled.policy[1:last], unrolled.prediction.policy_logits[1:last])
@@ -142,36 +145,39 @@ def model_policy(unrolled: Unrolled, horizon: int | None = None) -> Float[Array,
 
 
 def value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
-    """Cross-entropy of the root's value with its multi-step return, as excess; squared error for a scalar one."""
+    """Compute the excess cross-entropy of the root's value with its multi-step return.
+
+    For a scalar value it is the squared error.
+    """
     values = model.value_support.loss(unrolled.value[0], unrolled.prediction.value_logits[0])
     return jnp.where(unrolled.value_mask[0], values, 0.0)
 
 
 def model_value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
-    """1/K sum over k of the same for the value predicted after k steps and the return of the real state there."""
+    """Compute 1/K sum over k of the loss of `value`, between the value predicted after k steps and the return there."""
     values = model.value_support.loss(unrolled.value[1:], unrolled.prediction.value_logits[1:])
     return _over_depths(values, unrolled.value_mask[1:])
 
 
 def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
-    """1/K sum over k of the reward's cross-entropy, as excess."""
+    """Compute 1/K sum over k of the excess cross-entropy of the reward predicted for step k."""
     values = support.loss(unrolled.reward, unrolled.reward_logits)
     return _over_depths(values, unrolled.reward_mask)
 
 
 def entropy(logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
-    """Minus the entropy of the root's policy: a weight above 0 keeps it from becoming certain too soon."""
+    """Return minus the entropy of the root's policy; a weight above 0 slows down its becoming deterministic."""
     return -distributions.entropy(logits)
 
 
 def consistency(
     projection: Projection | None, unrolled: Unrolled, encoded: Float[Array, "B R latent"]
 ) -> Float[Array, "B T"]:
-    """1/K sum over k of 1 - cosine between the latent imagined after k steps and that of the real row there.
+    """Compute 1/K sum over k of 1 - cosine between the latent after k steps of the model and that of the real row.
 
     "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1.
 
-    Without a projection, where latents are observations, the mean squared distance instead.
+    Without a projection, where latents are observations, it is the mean squared distance instead.
     """
     depths, _, length = unrolled.reward.shape
     later = windows(encoded, depths + 1, length)[1:]
@@ -201,9 +207,9 @@ TABLE: dict[str, Rule] = {
         lambda p: policy_gradient(p.logits, p.action, p.behavior_logits, p.target.advantage)
     ),
     "ppo_clip": Rule(_ppo_clip),
-    "policy": Rule(lambda p: distilled(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
-    "cmpo": Rule(lambda p: distilled(p.unrolled.policy[0], p.logits), _LOOK),
-    "mpo": Rule(lambda p: distilled(p.target.extras["mpo_policy"], p.logits), _LOOK),
+    "policy": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
+    "cmpo": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.logits), _LOOK),
+    "mpo": Rule(lambda p: policy_distillation(p.target.extras["mpo_policy"], p.logits), _LOOK),
     "kl_to_behavior": Rule(lambda p: kl_to_behavior(p.logits, p.behavior_logits)),
     "entropy": Rule(lambda p: entropy(p.logits)),
     "value": Rule(lambda p: value(p.model, p.unrolled)),
@@ -215,25 +221,28 @@ TABLE: dict[str, Rule] = {
         lambda p: consistency(p.model.projection, p.unrolled, p.encoded), _UNROLL | _PROJECTION
     ),
 }  # fmt: skip
-"""Every term in the order of its logging, with what it needs."""
+"""Every loss term with its requirements, in the order in which terms are logged."""
 
 
-def need(names: Collection[str], what: Need) -> bool:
-    """Whether one of these terms cannot be computed without it."""
+def any_needs(names: Collection[str], what: Need) -> bool:
+    """Return whether one of these terms has this requirement."""
     return any(what in TABLE[name].needs for name in names)
 
 
-def needing(what: Need) -> tuple[str, ...]:
-    """Every term that cannot be computed without it."""
+def terms_that_need(what: Need) -> tuple[str, ...]:
+    """Return the names of all terms with this requirement."""
     return tuple(name for name, rule in TABLE.items() if what in rule.needs)
 
 
-def unlearned(names: Collection[str], reward_head: bool) -> str:
-    """What is missing among these terms for a look-ahead, q^ = r^ + gamma v^ of imagined states, as settings."""
-    learned = ("model_value", "model_reward") if reward_head else ("model_value",)
-    return ", ".join(f"losses.{name}" for name in learned if name not in names)
+def missing_for_look_ahead(names: Collection[str], reward_head: bool) -> str:
+    """Return the settings of the terms that are missing for a look-ahead, q^ = r^ + gamma v^ of the model's states.
+
+    A look-ahead needs a model whose values are trained, and its rewards too where it predicts them.
+    """
+    required = ("model_value", "model_reward") if reward_head else ("model_value",)
+    return ", ".join(f"losses.{name}" for name in required if name not in names)
 
 
-def build(names: Collection[str], products: LossInputs) -> dict[str, Float[Array, "B T"]]:
-    """The terms of these names, in the table's order."""
-    return {name: rule.build(products) for name, rule in TABLE.items() if name in names}
+def build(names: Collection[str], inputs: LossInputs) -> dict[str, Float[Array, "B T"]]:
+    """Compute the terms of these names, in the order of the table."""
+    return {name: rule.build(inputs) for name, rule in TABLE.items() if name in names}

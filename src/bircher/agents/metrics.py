@@ -16,94 +16,105 @@ from bircher.ops import distributions, losses
 
 
 class UpdateMetrics(NamedTuple):
-    """What updates tell."""
+    """The metrics of one update, or means over several."""
 
     always: dict[str, Array]
-    """Of every update: losses, rate, the gradient's norm."""
-    seen: dict[str, Array]
-    """Of those that are measured; 0 of the others.  All of it at every update took 4 % of a run."""
+    """Metrics of every update: losses, the learning rate, the norm of the gradient."""
+    occasional: dict[str, Array]
+    """Metrics that only some updates compute; 0 for the others.  Computing them at every update took 4 % of a run."""
 
     def metrics(self) -> dict[str, Array]:
-        """Both as one."""
-        return self.always | self.seen
+        """Return both kinds in one dictionary."""
+        return self.always | self.occasional
 
 
 class Packing:
-    """Trees of numbers as one vector each, and back: thirty arrays of one number cost a loop thirty writes a turn."""
+    """A conversion between trees of numbers and vectors.
+
+    A compiled loop writes one vector in each step, instead of about thirty arrays of one number each.
+    """
 
     def __init__(self) -> None:
         self._unpack: Callable[[Array], PyTree] = lambda vector: vector
 
     def __call__(self, tree: PyTree) -> Array:
-        """One vector; how it is taken apart is remembered."""
+        """Return the numbers of a tree as one vector, and store how to convert it back."""
         vector, self._unpack = ravel_pytree(tree)
         return vector
 
-    def one(self, vector: Array) -> PyTree:
-        """The tree of a vector."""
+    def unpack(self, vector: Array) -> PyTree:
+        """Return the tree of a vector."""
         return self._unpack(vector)
 
 
 class Packings(NamedTuple):
-    """What updates tell, each kind in a vector, while they stand in a loop."""
+    """The conversions of the two kinds of `UpdateMetrics`, for the time that they are in a compiled loop."""
 
     always: Packing
-    seen: Packing
+    occasional: Packing
 
     @classmethod
     def fresh(cls) -> Packings:
-        """To pack with, and then to unpack."""
+        """Return conversions that have not packed anything yet."""
         return cls(Packing(), Packing())
 
-    def pack(self, told: UpdateMetrics) -> tuple[Array, Array]:
-        """Two vectors."""
-        return self.always(told.always), self.seen(told.seen)
+    def pack(self, metrics: UpdateMetrics) -> tuple[Array, Array]:
+        """Return one vector for each kind of metric."""
+        return self.always(metrics.always), self.occasional(metrics.occasional)
 
-    def over(self, vectors: tuple[Array, Array], measured: Array) -> UpdateMetrics:
-        """What some updates told, as one: means, of what is measured over those that measure."""
-        always, seen = vectors
+    def mean(self, vectors: tuple[Array, Array], measured: Array) -> UpdateMetrics:
+        """Return the means of metrics over updates; those of the second kind over the updates that computed them.
+
+        `vectors` are results of `pack`, stacked along the first axis.  `measured` is True for updates that computed the
+        second kind.
+        """
+        always, occasional = vectors
         count = jnp.maximum(measured.sum(), 1)
-        return UpdateMetrics(self.always.one(always.mean(0)), self.seen.one(seen.sum(0) / count))
+        return UpdateMetrics(self.always.unpack(always.mean(0)), self.occasional.unpack(occasional.sum(0) / count))
 
 
 def compute_if(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-    """The metrics that `build` makes, without gradient; zeros in their places where nobody measures."""
+    """Return the metrics that `build` computes, without gradient, or zeros of the same shapes if not `measured`."""
     packing = Packing()
-    nothing = jax.eval_shape(lambda: packing(build()))
-    vector = jax.lax.cond(measured, lambda: packing(build()), lambda: jnp.zeros(nothing.shape, nothing.dtype))
-    return packing.one(jax.lax.stop_gradient(vector))
+    shape = jax.eval_shape(lambda: packing(build()))
+    vector = jax.lax.cond(measured, lambda: packing(build()), lambda: jnp.zeros(shape.shape, shape.dtype))
+    return packing.unpack(jax.lax.stop_gradient(vector))
 
 
-def common_metrics(held: LossInputs) -> dict[str, Array]:
-    """Entropy at the roots, how values compare with their targets, and how latents differ; means over valid rows."""
-    model, unrolled, target, rows = held.model, held.unrolled, held.target, held.rows
-    valued = target.mask & unrolled.value_mask[0]
+def common_metrics(inputs: LossInputs) -> dict[str, Array]:
+    """Return metrics of any agent, as means over valid rows.
+
+    They are the entropy of the policy at the roots, statistics of value targets and of the errors of values, and how
+    much latents differ.
+    """
+    model, unrolled, target, rows = inputs.model, inputs.unrolled, inputs.target, inputs.rows
+    has_value = target.mask & unrolled.value_mask[0]
 
     def mean(values: Array) -> Array:
-        return losses.masked_mean(values, valued)
+        return losses.masked_mean(values, has_value)
 
-    # What was foretold before these updates, where that is known: after some epochs anything is explained.
+    # Values from before these updates, where they are available: after some epochs any target is explained.
     value = target.extras.get("old_value", model.value_support.mean(unrolled.prediction.value_logits[0]))
     error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
     spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
     overflow = model.value_support.overflow(target.value)
     if model.heads.reward is not None:
         overflow |= model.reward_support.overflow(target.reward)
-    names_states = isinstance(model.representation, IndexTorso)  # such numbers have no scale
+    names_states = isinstance(model.representation, IndexTorso)  # indices of states have no scale
     entropy = distributions.entropy(unrolled.acting_logits[0])
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
-    chooses = target.mask & (legal > 1)
+    has_choice = target.mask & (legal > 1)
     return {
         "act/entropy": losses.masked_mean(entropy, target.mask),
-        "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), chooses),
-        "act/choice_share": losses.masked_mean(chooses.astype(jnp.float32), target.mask),
+        "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), has_choice),
+        "act/choice_share": losses.masked_mean(has_choice.astype(jnp.float32), target.mask),
         "target/value_mean": mean(target.value),
         "target/value_size": mean(jnp.abs(target.value)),
         "target/value_square": mean(jnp.square(target.value)),
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
-        "model/latent_deviation": _deviation(held.encoded[:, : entropy.shape[1]], target.mask),
+        "model/latent_deviation": _deviation(inputs.encoded[:, : entropy.shape[1]], target.mask),
         **({} if names_states else observation_scale(rows.observation[:, : entropy.shape[1]], target.mask)),
     }
 
@@ -128,26 +139,30 @@ def observation_scale(observation: Shaped[Array, "B T *observation"], mask: Bool
 
 
 def _deviation(latent: Float[Array, "B T latent"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-    """How much a latent's numbers differ between rows: their standard deviations' mean."""
+    """Return the standard deviation between rows, averaged over the elements of a latent."""
     means = jax.vmap(losses.masked_mean, (-1, None))
     return jnp.sqrt(means(jnp.square(latent - means(latent, mask)), mask)).mean()
 
 
-def policy_metrics(clip_bound: float | None, ratio_clip: float, held: LossInputs) -> dict[str, Array]:
-    """The same of an agent without a search: distances between its policies, its advantages, and what is clipped."""
-    unrolled, target = held.unrolled, held.target
+def policy_metrics(clip_bound: float | None, ratio_clip: float, inputs: LossInputs) -> dict[str, Array]:
+    """Return metrics of an agent without a search.
+
+    In addition to the common metrics, they are distances between policies, statistics of advantages, and the shares of
+    ratios and advantages that are clipped.
+    """
+    unrolled, target = inputs.unrolled, inputs.target
 
     def mean(values: Array) -> Array:
         return losses.masked_mean(values, target.mask)
 
     length = target.mask.shape[1]
     prior = target.extras["prior"][:, :length]
-    policy = jax.nn.softmax(held.logits)
-    log_ratio = distributions.log_probability(held.logits, held.action) - distributions.log_probability(
-        held.behavior_logits, held.action
+    policy = jax.nn.softmax(inputs.logits)
+    log_ratio = distributions.log_probability(inputs.logits, inputs.action) - distributions.log_probability(
+        inputs.behavior_logits, inputs.action
     )
-    metrics = common_metrics(held) | {
-        "act/kl_to_behavior": mean(distributions.kl_divergence(jax.nn.softmax(held.behavior_logits), policy)),
+    metrics = common_metrics(inputs) | {
+        "act/kl_to_behavior": mean(distributions.kl_divergence(jax.nn.softmax(inputs.behavior_logits), policy)),
         "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
         "target/advantage_mean": mean(target.advantage),
@@ -163,13 +178,13 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, held: LossInputs
     return metrics
 
 
-def search_metrics(held: LossInputs) -> dict[str, Array]:
-    """The same of an agent that improves by search, with how much the searches ask for."""
-    unrolled, target = held.unrolled, held.target
+def search_metrics(inputs: LossInputs) -> dict[str, Array]:
+    """Return metrics of an agent with a search: the common ones, and how much the searches change policy and value."""
+    unrolled, target = inputs.unrolled, inputs.target
     improved = unrolled.policy[0]
     network = jax.nn.softmax(unrolled.acting_logits[0])
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
-    return common_metrics(held) | {
+    return common_metrics(inputs) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
         "target/search_entropy": losses.masked_mean(entropy, target.mask),
         "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),

@@ -46,9 +46,9 @@ def model_discount_of(gamma: float, num_players: int) -> float:
 
 
 def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: Bool[Array, "B A"]) -> Root:
-    """The root of a search at encoded observations."""
+    """Return the root of a search at encoded observations."""
     prediction = model.predict(latent)
-    # A last row may have no legal action left; what is searched there is never used as a policy.
+    # A last row may have no legal action left; the result of a search there is never used as a policy.
     legal = legal_actions | ~legal_actions.any(-1, keepdims=True)
     logits = mask_logits(prediction.policy_logits, legal)
     return Root(logits, model.value_support.mean(prediction.value_logits), latent, legal)
@@ -73,25 +73,27 @@ def simulator(model: Model, model_discount: float) -> Simulate:
 
 
 Plan = Callable[..., SearchResult]
-"""A search with the target network: (latents [N, ...], legal actions [N, A], key=...) -> what it found."""
+"""A search with the target network: (latents [N, ...], legal actions [N, A], key=...) -> SearchResult."""
 
 
 class ReturnConfig(BaseModel):
-    """The value target."""
+    """The return that is the target of values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["n_step", "lambda", "outcome"] = "n_step"
-    """`outcome` learns only from rows whose game ends within their sequence."""
+    """The estimator. `outcome` is the game's result; values then learn only from rows whose game ends within their
+    sequence."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 10
-    """n of the n-step return."""
+    """The number n of steps of the n-step return."""
     lambda_: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+    """The weight lambda of longer returns."""
     bootstrap: Literal["search", "network"] = "search"
-    """Where values at a return's end come from: the searches, or the target network of now (as in EfficientZero)."""
+    """The source of the value at a return's end: the searches, or the current target network (as in EfficientZero)."""
 
 
 def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
-    """The latents of rows, with the memory that stands in them."""
+    """Encode rows into latents, starting from the memory that is stored in the first row of each sequence."""
     return model.encode_rows(rows.observation, initial_memory(rows), rows.first, burn_in)
 
 
@@ -99,7 +101,7 @@ def muzero_targets(
     config: ReturnConfig, gamma: float, fraction: float, burn_in: int, plan: Plan, model: Model, batch: Batch,
     key: Key, minibatches: int = 1,
 ) -> Targets:  # fmt: skip
-    """Policies and bootstraps of the searches that acted, or of fresh ones for the reanalyzed share of each minibatch.
+    """Compute the targets from the searches of acting, and from new searches for the reanalyzed share of a minibatch.
 
     `model` is the target network and `plan` a search with it: (latents [N, …], legal actions [N, A], key=…) ->
     SearchResult. The batch holds `minibatches` equal minibatches, one after the other.
@@ -111,8 +113,8 @@ def muzero_targets(
     policy, value = _reanalyzed(fraction, minibatches, plan, latent, rows, key)
     if config.bootstrap == "network":
         value = model.value(latent)
-    target, known = _returns(config, gamma, rows, ends, value)
-    error = jnp.abs(jnp.where(mask & known, target - value[:, :-1], 0.0))
+    target, exists = _returns(config, gamma, rows, ends, value)
+    error = jnp.abs(jnp.where(mask & exists, target - value[:, :-1], 0.0))
     result = Targets(
         value=target,
         reward=rows.reward[:, 1:],
@@ -120,7 +122,7 @@ def muzero_targets(
         policy=improvement.exact_target(policy),
         mask=mask,
         priority=error.max(-1),
-        extras={"value_mask": mask & known},
+        extras={"value_mask": mask & exists},
     )
     return jax.lax.stop_gradient(result)
 
@@ -128,9 +130,9 @@ def muzero_targets(
 def _reanalyzed(
     fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
 ) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
-    """The searches' policies and values.
+    """Return the policies and values of searches.
 
-    The last `fraction` of each minibatch is searched anew, because its replayed sequences stand last.
+    The last `fraction` of each minibatch is searched again, because its replayed sequences are the last ones.
     """
     policy, value = rows.extras["search_policy"], rows.extras["search_value"]
     size = len(value) // minibatches
@@ -146,81 +148,85 @@ def _reanalyzed(
         new = new.reshape(minibatches, count, *x.shape[1:])
         return jnp.concatenate([grouped[:, :-count], new], axis=1).reshape(x.shape)
 
-    found = plan(last(latent), last(rows.legal_actions), key=key)
-    return with_last(policy, found.weights), with_last(value, found.value)
+    result = plan(last(latent), last(rows.legal_actions), key=key)
+    return with_last(policy, result.weights), with_last(value, result.value)
 
 
 def _returns(
     config: ReturnConfig, gamma: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """The value target of each root row, and whether there is one."""
+    """Return the value target of each root row, and whether it exists."""
     reward, discounts, bootstrap = rows.reward[:, 1:], gamma * rows.discount[:, 1:], value[:, 1:]
     random = rows.extras.get("random_action", jnp.zeros_like(ends))
-    # What followed a random action says nothing of its state: the value before it is the search's own.
-    going = (~(ends | random)[:, 1:]).astype(jnp.float32)
-    known = ~random[:, :-1]
+    # The rewards after a random action are no estimate of its state's value, so that returns end before such an action
+    # and bootstrap from the search's value.
+    continues = (~(ends | random)[:, 1:]).astype(jnp.float32)
+    exists = ~random[:, :-1]
     if config.kind == "n_step":
         n_step = partial(returns.n_step_returns, n=config.steps)
-        return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(reward, discounts, bootstrap, going), known
+        return jax.vmap(lambda r, d, v, c: n_step(r, d, v, continue_t=c))(
+            reward, discounts, bootstrap, continues
+        ), exists
     if config.kind == "lambda":
-        return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, config.lambda_ * going), known
-    # An end lies ahead within the sequence, looking backwards from the last row.
-    known &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
-    return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, going), known
+        return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, config.lambda_ * continues), exists
+    # Whether an episode ends later within the sequence: a sum backward from the last row.
+    exists &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
+    return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, continues), exists
 
 
 class TemperatureConfig(BaseModel):
-    """How visit counts become the actions of training; the defaults are those for Atari.
+    """The temperature by which visit counts become actions during training; the defaults are those for Atari.
 
-    For Gumbel MuZero it multiplies the noise by which its search draws an action.
+    For Gumbel MuZero it multiplies the noise by which the search draws an action.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     values: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Temperatures, one after the other; 0 takes the most visited action."""
+    """The temperatures in their order; 0 takes the most visited action."""
     changes: tuple[float, ...] = (0.5, 0.75)
-    """Shares of training after which the next value begins."""
+    """The shares of training after which the next temperature applies."""
     moves: Annotated[int, Field(ge=0)] = 0
-    """Above 0: only an episode's first so many moves are drawn, the rest are greedy (boards: 30)."""
+    """The number of moves at the beginning of an episode that are drawn, after which moves are greedy (board games:
+    30); 0 draws every move."""
 
     @model_validator(mode="after")
     def _fits(self) -> TemperatureConfig:
         if len(self.values) != len(self.changes) + 1 or any(value < 0 for value in self.values):
             raise ValueError(
-                f"values must hold one temperature of at least 0 more than changes, not {list(self.values)} "
+                f"values must be temperatures of at least 0, one more than there are changes, not {list(self.values)} "
                 f"and {list(self.changes)}"
             )
         if list(self.changes) != sorted(self.changes) or any(not 0 < change < 1 for change in self.changes):
-            raise ValueError(f"changes must rise between 0 and 1, not {list(self.changes)}")
+            raise ValueError(f"changes must be in ascending order and between 0 and 1, not {list(self.changes)}")
         return self
 
     def at(self, progress: Array | float) -> Array:
-        """The temperature at this share of training."""
+        """Return the temperature at a share of training between 0 and 1."""
         index = (jnp.asarray(progress) >= jnp.asarray(self.changes)).sum() if self.changes else 0
         return jnp.asarray(self.values)[index]
 
 
 class MuZeroConfig(AgentConfig):
-    """MuZero's own settings; the defaults are the paper's for Atari."""
+    """Settings of MuZero and Gumbel MuZero; the defaults are those of the paper for Atari."""
 
     name: Literal["muzero", "gumbel_muzero"] = "muzero"
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.997
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """How far the target network, which reanalyzes, moves toward the online one at each update."""
+    """The share by which the target network, which reanalyzes, moves toward the online network at each update."""
     temperature: TemperatureConfig = TemperatureConfig()
     random_action_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of training's actions drawn uniformly from the legal ones; no return looks past such an action."""
+    """The share of training's actions that are drawn uniformly from the legal ones; returns end before them."""
     returns: ReturnConfig = ReturnConfig()
     reanalyze_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of each minibatch whose policies and bootstraps come from a fresh search with the target network.
+    """The share of each minibatch whose policies and bootstraps come from a new search with the target network.
 
-    Replayed sequences are searched first, and fresh ones only where the share is larger than `replay.fraction`.
+    Replayed sequences come first. Fresh ones are searched again only if the share is larger than `replay.fraction`.
     """
 
 
 class MuZeroLosses(LossTable):
-    """MuZero's loss terms in their order."""
+    """Loss terms of MuZero and Gumbel MuZero."""
 
     policy: Term = Term()
     model_policy: Term = Term()
@@ -228,7 +234,8 @@ class MuZeroLosses(LossTable):
     model_value: Term = Term(weight=0.25)
     model_reward: Term = Term()
     consistency: Term = Term(weight=0.0)
-    """Of EfficientZero; its projection is made only where the weight is above 0, and none with `torso=identity`."""
+    """The consistency term of EfficientZero. Its projection exists only if the weight is above 0, and never with
+    `torso=identity`."""
     entropy: Term = Term(weight=0.0)
 
 
@@ -239,7 +246,10 @@ def make(
     search_config: SearchConfig,
     num_players: int = 1,
 ) -> Agent:
-    """MuZero or Gumbel MuZero as a tuple of pure functions; without simulations it acts by its network alone."""
+    """Build MuZero or Gumbel MuZero as a tuple of pure functions.
+
+    Without simulations it acts by its network alone.
+    """
     weights = loss_config.weights()
     model_discount = model_discount_of(config.gamma, num_players)
     plan = planner(config, search_config, model_discount)
@@ -274,8 +284,8 @@ def make(
         return encoded(policy.params, rows)
 
     def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
-        found = plan(policy.params, latent, legal_actions, key, "sample")
-        return muzero_look(policy.params, latent, legal_actions, found)
+        result = plan(policy.params, latent, legal_actions, key, "sample")
+        return muzero_look_ahead(policy.params, latent, legal_actions, result)
 
     def searched(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
         return plan(policy.params, latent, legal_actions, key, "greedy", keep_tree=True)
@@ -288,7 +298,7 @@ def muzero_act(
     config: MuZeroConfig, searches: bool, plan: Callable[..., SearchResult], policy: Policy, carry: Carry,
     timestep: TimeStep, key: Key, mode: Mode, progress: Array | float,
 ) -> tuple[ActOutput, Carry]:  # fmt: skip
-    """Search, and draw an action from what it found; where nothing was searched, from the network."""
+    """Search, and draw an action from its result; without simulations, draw it from the network's policy."""
     search_key, draw_key, random_key = jax.random.split(key, 3)
     temperature = config.temperature.at(progress)
     moves = carry.moves
@@ -297,33 +307,33 @@ def muzero_act(
         temperature, moves = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
     model: Model = policy.params
     latent, memory = model.encode(timestep.observation, carry.memory, timestep.first)
-    found = plan(model, latent, timestep.legal_actions, search_key, mode, temperature=temperature)
+    result = plan(model, latent, timestep.legal_actions, search_key, mode, temperature=temperature)
     if mode == "greedy" or (searches and config.name == "gumbel_muzero"):
-        # That search's choice is a draw already, by its noise.
-        action = found.action
+        # The noise of that search has drawn its action already.
+        action = result.action
     else:
-        action = draw(draw_key, found.weights, temperature if searches else jnp.ones(()))
-    extras = {"search_policy": found.weights, "search_value": found.value, **memory_extras(carry.memory)}
+        action = draw(draw_key, result.weights, temperature if searches else jnp.ones(()))
+    extras = {"search_policy": result.weights, "search_value": result.value, **memory_extras(carry.memory)}
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
-        action, extras["random_action"] = explored(random_key, action, timestep.legal_actions, share)
+        action, extras["random_action"] = replace_some(random_key, action, timestep.legal_actions, share)
     return ActOutput(action.astype(jnp.int32), extras), Carry(memory, moves)
 
 
-def muzero_look(model: Model, latent: Array, legal_actions: Array, found: SearchResult) -> LookAhead:
-    """What a search found of B latents, with completed values where it did not look."""
+def muzero_look_ahead(model: Model, latent: Array, legal_actions: Array, result: SearchResult) -> LookAhead:
+    """Return the estimates of a search from B latents; actions that were not searched have completed values."""
     root = search_root(model, latent, legal_actions)
     prior = jax.nn.softmax(root.logits)
     return LookAhead(
-        root.value, prior, completed_q_values(found.q_values, found.visits, prior, root.value), found.weights
+        root.value, prior, completed_q_values(result.q_values, result.visits, prior, root.value), result.weights
     )
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, model_discount: float) -> Callable[..., SearchResult]:
-    """(model, latent [B, …], legal_actions [B, A], key, mode) -> what a search from each of them finds.
+    """Return a function (model, latent [B, …], legal_actions [B, A], key, mode) -> SearchResult.
 
-    Without simulations it is what the network alone says.  `temperature` multiplies the noise by which Gumbel's search
-    draws its action; PUCT's visits are drawn from afterward.
+    Without simulations the result consists of the network's own policy and value.  `temperature` multiplies the noise
+    by which Gumbel's search draws its action.  Actions are drawn from PUCT's visits after the search.
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
     return partial(_plan, searcher, search_config, model_discount)
@@ -345,16 +355,16 @@ def _plan(
 
 
 def draw(key: Key, weights: Float[Array, "B A"], temperature: Array) -> Array:
-    """An action in proportion to weights^(1 / temperature); at 0 the greatest."""
+    """Draw actions in proportion to weights^(1 / temperature); at temperature 0 take those with the largest weight."""
     logits = jnp.log(jnp.maximum(weights, 1e-30)) / jnp.maximum(temperature, 1e-3)[..., None]
     logits = jnp.where(weights > 0, logits, distributions.ILLEGAL)
     return jnp.where(temperature > 0, jax.random.categorical(key, logits), jnp.argmax(weights, -1))
 
 
-def explored(
+def replace_some(
     key: Key, action: Int[Array, " B"], legal_actions: Bool[Array, "B A"], share: float
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """The actions, a share of them replaced by any legal one, and where."""
+    """Replace a share of the actions by legal ones drawn uniformly; return the actions, and which were replaced."""
     draw_key, where_key = jax.random.split(key)
     uniform = jax.random.categorical(draw_key, jnp.where(legal_actions, 0.0, distributions.ILLEGAL))
     replaced = jax.random.bernoulli(where_key, share, action.shape)
@@ -370,14 +380,14 @@ def muzero_loss(
     target: Targets,
     measured: Array | bool,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """The enabled terms, and what to log of them where it is measured."""
+    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `measured`."""
     rows = batch.trajectory
-    # Rows that only the consistency term looks at are encoded for it alone.
-    used = slice(None if "consistency" in enabled else -1)
-    latent = encoded(model, jax.tree.map(lambda x: x[:, used], rows), model_config.burn_in)
+    # Only the consistency term needs the last row encoded.
+    encoded_rows = slice(None if "consistency" in enabled else -1)
+    latent = encoded(model, jax.tree.map(lambda x: x[:, encoded_rows], rows), model_config.burn_in)
     roots = latent[:, : target.value.shape[1]]
     unrolled = unroll(model, roots, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
-    held = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon)
-    seen = jax.lax.stop_gradient(held)
-    metrics = compute_if(measured, lambda: search_metrics(seen))
-    return loss_terms.build(enabled, held), metrics
+    inputs = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon)
+    constant = jax.lax.stop_gradient(inputs)
+    metrics = compute_if(measured, lambda: search_metrics(constant))
+    return loss_terms.build(enabled, inputs), metrics

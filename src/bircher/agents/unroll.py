@@ -20,11 +20,11 @@ class Unrolled(NamedTuple):
     """
 
     latent: Float[Array, "K B T latent"]
-    """depth 1 … K"""
+    """Latents of depth 1 … K."""
     prediction: Prediction
-    """logits [K + 1, B, T, …]; the policy's of illegal actions masked, if `unroll` was asked to"""
+    """Logits [K + 1, B, T, …] of depth 0 … K; those of illegal actions are masked if `unroll` had `mask_illegal`."""
     reward_logits: Float[Array, "K B T atoms"]
-    """depth 1 … K"""
+    """Logits of the rewards at depth 1 … K."""
     policy: Float[Array, "D B T A"]
     policy_mask: Bool[Array, "D B T"]
     value: Float[Array, "D B T"]
@@ -32,42 +32,47 @@ class Unrolled(NamedTuple):
     reward: Float[Array, "K B T"]
     reward_mask: Bool[Array, "K B T"]
     encoded_mask: Bool[Array, "K B T"]
-    """whether the row at that depth belongs to the same episode"""
+    """Whether the row at that depth belongs to the same episode."""
     legal_actions: Bool[Array, "D B T A"]
 
     @property
     def acting_logits(self) -> Float[Array, "D B T A"]:
-        """The policy's logits with illegal actions masked, as it acts."""
+        """The logits of the policy as it acts, with illegal actions masked."""
         return distributions.mask_logits(self.prediction.policy_logits, self.legal_actions)
 
 
 class Absorbing(NamedTuple):
-    """What the model learns of the rows behind a terminal one: that nothing more happens there (MuZero)."""
+    """How targets continue after a terminal row, which the model learns as an absorbing state (MuZero)."""
 
     turn: int
-    """-1 where the turn changes hands at every step, else 1."""
+    """-1 if players alternate at every step, otherwise 1."""
     outcome: bool
-    """Whether the terminal row's value is the last reward, seen from there, as in games without a reward head."""
+    """Whether the value of a terminal row is the last reward, from the view of the player at that row; this is for
+    games without a reward head."""
 
 
 def windows(x: Array, depths: int, length: int) -> Array:
-    """[B, R, ...] -> [depths, B, length, ...] with entry (k, b, t) = x[b, t + k], and 0 (False) past the end."""
+    """Return [depths, B, length, ...] with entry (k, b, t) = x[b, t + k], and 0 (False) past the end.
+
+    `x` is [B, R, ...].
+    """
     missing = max(depths - 1 + length - x.shape[1], 0)
     padded = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
     return jnp.stack([padded[:, k : k + length] for k in range(max(depths, 1))])[:depths]
 
 
 def episode_ends(trajectory: Trajectory) -> Array:
-    """[B, T + 1]: rows whose action leads nowhere: last rows, and rows before a row that is first.
+    """Return [B, T + 1]: whether the action of a row has no successor in the sequence.
 
-    The second kind is a seam: after a resume a ring looks whole and is not.
+    That is so for last rows, and for rows before a row that is first.  The second kind is a seam: after a resume, two
+    rows next to each other in the replay may come from different episodes.
     """
     following_first = jnp.pad(trajectory.first[:, 1:], ((0, 0), (0, 1)))
     return trajectory.last | following_first
 
 
 def root_mask(ends: Bool[Array, "B R"], burn_in: int) -> Bool[Array, "B T"]:
-    """Rows that are roots: those whose action leads somewhere, behind the first `burn_in`."""
+    """Return which rows are roots: rows after the first `burn_in` whose action has a successor."""
     return ~ends[:, :-1] & (jnp.arange(ends.shape[1] - 1) >= burn_in)
 
 
@@ -80,19 +85,23 @@ def unroll(
     absorbing: Absorbing | None = None,
     mask_illegal: bool = True,
 ) -> Unrolled:
-    """The model unrolled K steps from every root with the actions taken, and the targets it should meet.
+    """Unroll the model K steps from every root along the actions that were taken, and align its targets.
 
-    Depth k of root t is valid while no end lies on rows t … t + k - 1.  Reward: every valid depth.  Value: also
-    on a terminal row, toward 0, for the look-ahead bootstraps from it; not on a truncated one, which has no
-    return, nor where the targets' own `value_mask` says that there is none.  Policy: rows where an action counts.
-    With `absorbing` values and rewards go on behind a terminal row.  Without `mask_illegal` the policy must learn
-    that illegal actions get no probability: a search knows which they are at its root alone.
+    Depth k of root t is valid if no episode ends on rows t … t + k - 1.
+
+    - Rewards have a target at every valid depth.
+    - Values have a target on a terminal row too, which is 0, because the look-ahead bootstraps from it.  They have none
+      on a truncated row, which has no return, or where `value_mask` in the extras of the targets is False.
+    - Policies have a target on rows whose action has a successor.
+
+    With `absorbing`, values and rewards have targets after a terminal row as well.  Without `mask_illegal`, the policy
+    has to learn to give illegal actions no probability, because a search has a mask of legal actions only at its root.
     """
     length = target.value.shape[1]
     depths = unroll_steps + 1
     ends = episode_ends(rows)
     open_rows = windows(~ends, depths, length)
-    # reached[k]: rows t … t + k - 1 all lead somewhere.
+    # reached[k]: the actions of rows t … t + k - 1 all have a successor.
     reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
     in_range = (jnp.arange(depths)[:, None] + jnp.arange(length))[:, None, :]
     terminal = windows(rows.terminal, depths, length)
@@ -111,7 +120,7 @@ def unroll(
     reward_mask = reached[1:] & (in_range[1:] <= length)
     if absorbing is not None:
         dead = jnp.cumsum(reached & terminal, axis=0) > 0
-        value = jnp.where(dead, _values_behind(rows, reached & terminal, absorbing, length), value)
+        value = jnp.where(dead, _absorbing_values(rows, reached & terminal, absorbing, length), value)
         value_mask |= dead
         reward = jnp.where(dead[:-1], 0.0, reward)
         reward_mask |= dead[:-1]
@@ -132,13 +141,13 @@ def unroll(
     )
 
 
-def _values_behind(rows: Trajectory, dies: Array, absorbing: Absorbing, length: int) -> Array:
-    """[D, B, T]: the value of a terminal row at the depth where it lies, and of the absorbing states behind it."""
+def _absorbing_values(rows: Trajectory, terminates: Array, absorbing: Absorbing, length: int) -> Array:
+    """Return [D, B, T]: the value at the depth of a terminal row, and at the absorbing states after it."""
     if not absorbing.outcome:
-        return jnp.zeros(dies.shape)
-    # The last reward is that of who moved there; the row's own mover is the other player, where there are two.
-    outcome = absorbing.turn * windows(rows.reward, dies.shape[0], length)
-    values = [jnp.where(dies[0], outcome[0], 0.0)]
-    for depth in range(1, dies.shape[0]):
-        values.append(jnp.where(dies[depth], outcome[depth], absorbing.turn * values[-1]))
+        return jnp.zeros(terminates.shape)
+    # The last reward is that of the player who moved last; with two players the terminal row is the other player's.
+    outcome = absorbing.turn * windows(rows.reward, terminates.shape[0], length)
+    values = [jnp.where(terminates[0], outcome[0], 0.0)]
+    for depth in range(1, terminates.shape[0]):
+        values.append(jnp.where(terminates[depth], outcome[depth], absorbing.turn * values[-1]))
     return jnp.stack(values)

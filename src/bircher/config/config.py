@@ -158,7 +158,7 @@ class PolicyRun(Config):
                 "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
             )
         length, steps = optimizer.segment_length, self.model.unroll_steps
-        if length is not None and length < steps and loss_terms.need(names, "unroll"):
+        if length is not None and length < steps and loss_terms.any_needs(names, "unroll"):
             raise ValueError(
                 f"optimizer.segment_length={length} cuts sequences shorter than the {steps} steps that the model is "
                 "unrolled (model.unroll_steps)"
@@ -181,7 +181,8 @@ class MuZeroRun(Config):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> MuZeroRun:
-        name, missing = self.agent.name, loss_terms.unlearned(self.losses.weights(), self.model.reward_head)
+        name = self.agent.name
+        missing = loss_terms.missing_for_look_ahead(self.losses.weights(), self.model.reward_head)
         if missing:
             raise ValueError(f"{name} searches with a model that is learned: give {missing} a weight above 0")
         if self.optimizer.target_kl is not None:

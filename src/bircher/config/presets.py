@@ -279,7 +279,7 @@ def complete(
     if "segment_length" not in said and everything["model"]["memory"] != "none":
         optimizer["segment_length"] = None  # a memory learns through whole sequences
     elif "segment_length" not in said and (
-        filled["losses"] or _weighted(merged.get("losses", {}), loss_terms.needing("unroll"))
+        filled["losses"] or _weighted(merged.get("losses", {}), loss_terms.terms_that_need("unroll"))
     ):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
         optimizer["segment_length"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
@@ -302,7 +302,7 @@ def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
     """Weights of the model's terms that a look-ahead needs and nobody gave."""
-    if not _weighted(losses, loss_terms.needing("look_ahead")):
+    if not _weighted(losses, loss_terms.terms_that_need("look_ahead")):
         return {}
     given = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
     return {name: {"weight": 1.0} for name, term in given.items() if "weight" not in term and term.get("enabled", True)}

@@ -252,7 +252,7 @@ class Learner:
         # A failed rollout teaches nothing: what was learned before stays unchanged.
         kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _learned(state))
         state = eqx.tree_at(_learned, state, kept, is_leaf=lambda x: x is None)
-        metrics = packings.over(vectors, last).metrics() | _norms(before[0], state.params)
+        metrics = packings.mean(vectors, last).metrics() | _norms(before[0], state.params)
         share = self._batch_spec.num_replayed / self._batch_spec.batch_size
         age = self._replay.age(state.replay) if next_batches is None else next_batches.age
         metrics["target/replay_age"] = share * age
@@ -321,7 +321,7 @@ class Learner:
             new, metrics = self._sgd_step(state, *part, sound, key, measured)
             if config.target_kl is None:
                 return (new, stopped), packings.pack(metrics)
-            stopped |= metrics.seen[DISTANCE] > config.target_kl
+            stopped |= metrics.occasional[DISTANCE] > config.target_kl
             kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learned(state), _learned(new))
             new = replace(eqx.tree_at(_learned, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
             counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
@@ -329,7 +329,7 @@ class Learner:
 
         each = (measured & (jnp.arange(count) == count - 1)) | self._measures_all
         (state, _), vectors = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, each))
-        return state, packings.over(vectors, each)
+        return state, packings.mean(vectors, each)
 
     def _minibatches(self, key: Key) -> Array:
         """Return which sequences, or parts of them, each step uses: [epochs x minibatches, items]."""
