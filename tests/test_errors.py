@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_refused(run, words: list[str], tmp_path: Path) 
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    assert_refused(invoke(*words), f"{victim.name} is damaged: it is not what the manifest says was written")
+    assert_refused(invoke(*words), f"{victim.name} is damaged: its content differs from the manifest")
 
 
 @pytest.mark.parametrize("words", ["eval copy", "train --resume copy", "watch copy --video a.mp4"])

@@ -146,8 +146,8 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
 
 def test_what_a_memory_cannot_learn_from_is_refused_by_name():
     for settings, sentence in (
-        ({"agent": "ppo", "optimizer.segment_length": 1}, "optimizer.segment_length=1 leaves model.memory single rows"),
-        ({"model.burn_in": 12}, "model.burn_in=12 leaves nothing of a sequence's 12 rows"),
+        ({"agent": "ppo", "optimizer.segment_length": 1}, "optimizer.segment_length=1 cuts sequences into single rows"),
+        ({"model.burn_in": 12}, "model.burn_in=12 leaves no row of a sequence's 12 rows"),
         ({"model.burn_in": 2, "optimizer.crop_length": 4}, "model.burn_in=2 counts the first rows of whole sequences"),
         ({"replay.symmetries": True}, "replay.symmetries=true turns rows, and what model.memory holds"),
     ):

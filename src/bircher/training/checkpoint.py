@@ -66,18 +66,18 @@ def plain_path(folder: Path) -> Iterator[Path]:
 
 
 _ARRAYS = "arrays"
-"""The folder of Orbax's files inside the folder that is given."""
+"""The folder of Orbax's files, inside the folder that is passed to `write`."""
 
 
 @functools.cache
 def _orbax() -> ocp.Checkpointer:
-    # Measured to be the quickest of Orbax's ways for many small arrays, and as quick as any for large ones.
+    # By measurement the fastest of Orbax's formats for many small arrays, and as fast as any for large ones.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
 
 
 @contextlib.contextmanager
 def _without_log() -> Iterator[None]:
-    """Drop what Orbax logs meanwhile: each of its threads logs the traceback of an error that is raised as well."""
+    """Drop Orbax's log messages inside the block: its threads log the traceback of an error that is raised as well."""
     logger = logging.getLogger("absl")
 
     def drop(record: logging.LogRecord) -> bool:
@@ -94,7 +94,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays, each with at least one element, to an existing folder whose name may have any character.
 
     Raises:
-      OSError: the system refused to write, as on a full disk; the library's other errors are raised as they are.
+      OSError: the system refused to write, as on a full disk. Other errors of Orbax are raised unchanged.
     """
     if not arrays:
         return
@@ -102,17 +102,17 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with plain_path(folder) as plain, _without_log():
             _orbax().save(plain / _ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)))
     except Exception as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore ends its message
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # the end of tensorstore's message
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def check(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Open the arrays that were written to a folder, without reading their numbers.
+    """Check that the arrays written to a folder can be opened, without reading their numbers.
 
     Raises:
-      ValueError: one is missing, or has another shape or type.
+      ValueError: an array is missing, or has another shape or type.
     """
     if not arrays:
         return
@@ -131,9 +131,9 @@ def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Read the arrays of these names from a folder."""
     if not names:
         return {}
-    wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
     with plain_path(folder) as plain:
-        return _orbax().restore(plain / _ARRAYS, args=ocp.args.PyTreeRestore(restore_args=wanted))
+        return _orbax().restore(plain / _ARRAYS, args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
 _FINISHED = re.compile(r"checkpoint-\d{8}")
@@ -142,29 +142,29 @@ _MANIFEST = "manifest.json"
 
 
 class _Leaf(NamedTuple):
-    """One leaf as it is recorded: where it stands in the tree, its shape and its type."""
+    """The description of one leaf in `leaves.json`: its path in the tree, its shape and its type."""
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     key_impl: str | None = None
-    """Name of the generator where the leaf is a typed random key."""
+    """The name of the generator, if the leaf is a typed random key."""
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
 
 
 def save(folder: str | Path, parts: Mapping[str, PyTree], meta: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write a new checkpoint under ``folder`` and prune older ones; return the checkpoint's own folder.
+    """Write a new checkpoint under ``folder``, remove older ones, and return the folder of the checkpoint.
 
-    ``parts`` are pytrees by name, such as ``{"train": ..., "replay": ...}``; one may be left out of some
-    checkpoints (a large replay has its own cadence).  Leaves are JAX or NumPy arrays, typed random keys or
-    Python numbers.  ``meta`` is anything JSON holds.  The newest ``keep`` checkpoints stay, and the newest
-    one that holds each part.  One process at a time may write to ``folder``.
+    ``parts`` are pytrees by name, such as ``{"train": ..., "replay": ...}``.  A part may be left out of some
+    checkpoints, as a large replay is.  Leaves are JAX or NumPy arrays, typed random keys or Python numbers.  ``meta``
+    is any value that JSON can represent.  The newest ``keep`` checkpoints stay, and for each part the newest
+    checkpoint that contains it.  Only one process at a time may write to ``folder``.
 
     Raises:
-      CheckpointError: a leaf cannot be saved, or the disk is full or cannot be written; the checkpoints that
-        were there are as they were.
+      CheckpointError: a leaf cannot be saved, or the disk is full or cannot be written. Existing checkpoints are not
+        changed.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
@@ -192,10 +192,10 @@ def save(folder: str | Path, parts: Mapping[str, PyTree], meta: Mapping[str, Any
 
 
 def restore(checkpoint: str | Path, name: str, template: PyTree) -> PyTree:
-    """The part ``name`` of a checkpoint, bit for bit, in the structure of ``template``.
+    """Return the part ``name`` of a checkpoint, bit for bit, in the structure of ``template``.
 
-    The template's leaves are arrays or ``jax.ShapeDtypeStruct``: what ``jax.eval_shape`` gives of the
-    function that makes the state will do.  Only this part's files are read and checked.
+    The leaves of the template are arrays or ``jax.ShapeDtypeStruct``, such as the result of ``jax.eval_shape`` for the
+    function that builds the state.  Only the files of this part are read and checked.
 
     Raises:
       DamagedCheckpoint: a file of the part is missing or has changed; the message names it.
@@ -205,7 +205,7 @@ def restore(checkpoint: str | Path, name: str, template: PyTree) -> PyTree:
     checkpoint = Path(checkpoint).absolute()
     files = {file: seal for file, seal in _manifest(checkpoint).items() if file.startswith(f"{name}/")}
     if not files:
-        raise CheckpointError(f"{checkpoint} holds no part {name!r}, only {', '.join(parts(checkpoint)) or 'none'}")
+        raise CheckpointError(f"{checkpoint} has no part {name!r}; its parts: {', '.join(parts(checkpoint)) or 'none'}")
     _verify(checkpoint, files)
     folder = checkpoint / name
     table = _read_json(folder / "leaves.json")
@@ -214,39 +214,39 @@ def restore(checkpoint: str | Path, name: str, template: PyTree) -> PyTree:
     _compare(folder, saved, [_describe(path, leaf) for path, leaf in flat])
     arrays = _read_arrays(folder, saved)
     found = {leaf.path: (leaf, array) for leaf, array in zip(saved, arrays, strict=True)}
-    # By path: a new name may stand elsewhere in the order of a dictionary's keys.
+    # Leaves are found by path, because renaming a key of a dictionary changes the order of its keys.
     leaves = [_decode(*found[_describe(path, like).path], like) for path, like in flat]
     return jax.tree.unflatten(structure, leaves)
 
 
 def latest(folder: str | Path, part: str | None = None) -> Path | None:
-    """The newest finished checkpoint under ``folder`` (that holds ``part``, if given), or None."""
+    """Return the newest finished checkpoint under ``folder`` (with the part ``part``, if it is not None), or None."""
     found = [path for path in _finished(Path(folder)) if part is None or (path / part).is_dir()]
     return found[-1] if found else None
 
 
 def read_meta(checkpoint: str | Path) -> dict[str, Any]:
-    """What the caller of ``save`` gave as ``meta``; checked like everything else."""
+    """Return the ``meta`` that was passed to ``save``, after comparing its file with the manifest."""
     checkpoint = Path(checkpoint).absolute()
     _verify(checkpoint, {"meta.json": _manifest(checkpoint).get("meta.json")})
     return _read_json(checkpoint / "meta.json")
 
 
 def parts(checkpoint: str | Path) -> tuple[str, ...]:
-    """The names of the parts that a checkpoint holds."""
+    """Return the names of the parts of a checkpoint."""
     files = _manifest(Path(checkpoint).absolute())
     return tuple(sorted({file.split("/")[0] for file in files if "/" in file}))
 
 
 def sweep(folder: str | Path) -> list[Path]:
-    """Remove what a killed process left unfinished under ``folder``; return what was removed."""
-    for path in (left := sorted(Path(folder).glob(_UNFINISHED + "*"))):
+    """Remove the unfinished checkpoints of killed processes under ``folder``, and return their paths."""
+    for path in (unfinished := sorted(Path(folder).glob(_UNFINISHED + "*"))):
         shutil.rmtree(path, ignore_errors=True)
-    return left
+    return unfinished
 
 
 def _encode(name: str, tree: PyTree) -> tuple[list[_Leaf], list[np.ndarray]]:
-    """A tree as its table of leaves and their values on the host."""
+    """Return the table of a tree's leaves, and their values on the host."""
     if not name.isidentifier():
         raise ValueError(f"a part's name must be a plain word, not {name!r}")
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -264,9 +264,9 @@ def _describe(path: tuple[Any, ...], leaf: Any) -> _Leaf:
     if isinstance(leaf, bool | int | float | complex | np.generic):
         leaf = np.asarray(leaf)
     if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or leaf.dtype == object:
-        raise CheckpointError(f"the leaf {where} is a {type(leaf).__name__}, which a checkpoint cannot hold")
+        raise CheckpointError(f"the leaf {where} is a {type(leaf).__name__}, which a checkpoint cannot store")
     if _is_key(leaf) and 0 in leaf.shape:
-        raise CheckpointError(f"the leaf {where} is an array of no random keys, which a checkpoint cannot hold")
+        raise CheckpointError(f"the leaf {where} is an empty array of random keys, which a checkpoint cannot store")
     impl = str(jax.random.key_impl(leaf)) if _is_key(leaf) and isinstance(leaf, jax.Array) else None
     return _Leaf(where, tuple(leaf.shape), str(leaf.dtype), impl)
 
@@ -276,26 +276,26 @@ def _decode(leaf: _Leaf, array: np.ndarray, like: Any) -> Any:
         return array
     if isinstance(like, bool | int | float | complex | np.generic):
         return type(like)(array)
-    # A copy of its own: an array that shares NumPy's memory must not be donated to a program.
+    # A copy is needed, because an array that shares NumPy's memory must not be donated to a program.
     value = jnp.array(array, copy=True)
     if leaf.key_impl:
         value = jax.random.wrap_key_data(value, impl=leaf.key_impl)
     return jax.device_put(value, like.sharding) if getattr(like, "committed", False) else value
 
 
-def _compare(folder: Path, saved: list[_Leaf], wanted: list[_Leaf]) -> None:
+def _compare(folder: Path, saved: list[_Leaf], template: list[_Leaf]) -> None:
     """Raise at the first leaf in which a saved part and a template differ."""
     by_path = {leaf.path: leaf for leaf in saved}
     prefix = f"{folder} is of another architecture: "
-    for leaf in wanted:
+    for leaf in template:
         found = by_path.get(leaf.path)
         if found is None:
-            raise MismatchedCheckpoint(f"{prefix}it has no leaf {leaf.path}, which is {leaf} here")
+            raise MismatchedCheckpoint(f"{prefix}it has no leaf {leaf.path}, which should be {leaf}")
         if found[:3] != leaf[:3]:
-            raise MismatchedCheckpoint(f"{prefix}its leaf {leaf.path} is {found}, here it is {leaf}")
-    if extra := set(by_path) - {leaf.path for leaf in wanted}:
+            raise MismatchedCheckpoint(f"{prefix}its leaf {leaf.path} is {found}, but should be {leaf}")
+    if extra := set(by_path) - {leaf.path for leaf in template}:
         leaf = next(leaf for leaf in saved if leaf.path in extra)
-        raise MismatchedCheckpoint(f"{prefix}its leaf {leaf.path}, which is {leaf}, is unknown here")
+        raise MismatchedCheckpoint(f"{prefix}its leaf {leaf.path}, which is {leaf}, is not in the expected state")
 
 
 def _write_parts(folder: Path, encoded: Mapping[str, tuple[list[_Leaf], list[np.ndarray]]]) -> None:
@@ -304,11 +304,11 @@ def _write_parts(folder: Path, encoded: Mapping[str, tuple[list[_Leaf], list[np.
     for name, (leaves, arrays) in encoded.items():
         written = folder / f"{name}.written"
         written.mkdir()
-        # Orbax refuses arrays without an element (and trees without an array); the table of leaves holds those.
+        # Orbax refuses arrays without an element (and trees without an array); the table of leaves describes those.
         tree = {f"{index:05d}": array for index, array in enumerate(arrays) if array.size}
         write(written, tree)
         _write_json(written / "leaves.json", leaves)
-        # Renamed before it is checked: arrays that a library wrote to some other place are not found then.
+        # Renamed before it is checked, so that arrays that a library wrote to another place are not found.
         os.rename(written, folder / name)
         check(folder / name, tree)
 
@@ -321,7 +321,7 @@ def _read_arrays(folder: Path, leaves: list[_Leaf]) -> list[np.ndarray]:
 
 
 def _seal(checkpoint: Path) -> None:
-    """Bring every file to the disk, then write the manifest over them."""
+    """Flush every file to the disk, then write the manifest of all files."""
     manifest = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         manifest[path.relative_to(checkpoint).as_posix()] = _digest(path)
@@ -337,7 +337,7 @@ def _manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"there is no checkpoint {checkpoint}")
     content = _read_json(checkpoint / _MANIFEST)
     if not isinstance(content, dict) or content.get("format") != 1 or not isinstance(content.get("files"), dict):
-        raise DamagedCheckpoint(f"{checkpoint / _MANIFEST} is damaged: it is no manifest")
+        raise DamagedCheckpoint(f"{checkpoint / _MANIFEST} is damaged: it is not a manifest")
     return content["files"]
 
 
@@ -349,7 +349,7 @@ def _verify(checkpoint: Path, files: Mapping[str, Any]) -> None:
         except OSError as error:
             raise DamagedCheckpoint(f"{path} is missing or cannot be read: {error.strerror}") from error
         if not same:
-            raise DamagedCheckpoint(f"{path} is damaged: it is not what the manifest says was written")
+            raise DamagedCheckpoint(f"{path} is damaged: its content differs from the manifest")
 
 
 def _digest(path: Path) -> dict[str, Any]:
@@ -364,10 +364,10 @@ def _finished(folder: Path) -> list[Path]:  # oldest first
 def _prune(folder: Path, keep: int) -> None:
     found = _finished(folder)
     names = {path.name for checkpoint in found for path in checkpoint.iterdir() if path.is_dir()}
-    kept = {*found[-keep:], *(latest(folder, name) for name in names)}
+    needed = {*found[-keep:], *(latest(folder, name) for name in names)}
     for path in found:
-        if path not in kept:
-            # Renamed first: a kill in the midst of removing must not leave half a checkpoint under a good name.
+        if path not in needed:
+            # Renamed first, so that a kill while files are removed leaves no incomplete checkpoint under a valid name.
             unfinished = path.with_name(_UNFINISHED + path.name)
             os.rename(path, unfinished)
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -387,7 +387,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk."""
+    """Flush a file, or the list of names of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,43 +25,44 @@ from bircher.types import Key, Policy, TimeStep
 
 Mode = Literal["sample", "greedy"]
 MakeEnv = Callable[[int, int], Env]
-"""(number of environments, which batch of them) -> fresh environments, seeded apart from every other batch."""
+"""(number of environments, index of the batch) -> new environments, whose seeds differ from those of other batches."""
 
 MAX_ENVS = 128
-"""Episodes played side by side; more are played in batches."""
+"""The number of episodes that are played in parallel; more are played in batches."""
 MAX_EPISODE_STEPS = 108_000
-"""Where an environment has no limit of its own, an episode is counted as it stands after this many actions."""
+"""The number of actions after which an episode is cut short, if its environment has no limit."""
 CHUNK = 256
-"""Steps that one call of the program plays at most; between calls Python can stop it."""
+"""The largest number of steps in one call of the compiled program; an evaluation can be stopped between calls."""
 RESAMPLES = 2000
-"""Bootstrap resamples of the 95 % interval."""
+"""The number of bootstrap resamples for the 95 % interval."""
 
 
 class EvaluationConfig(BaseModel):
-    """Evaluations during training, apart from the training returns."""
+    """Evaluations during training, in separate environments."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int = Field(10, ge=0, le=100_000)
-    """Evaluations, spread evenly over the steps, the last at the end; 0 makes none."""
+    """The number of evaluations, spread evenly over the run's steps, with the last one at the end; 0 turns them off."""
     episodes: int = Field(16, ge=1)
-    """Episodes of each."""
+    """The number of episodes of each evaluation."""
     max_steps: int | None = Field(None, ge=1)
-    """An episode counts as it stands after so many actions; null leaves it to the environment, and where that has no
-    limit, evaluations together take as many as the training, or 1,000 an episode where that is more."""
+    """The number of actions after which an episode is cut short and counts with its return so far. Null takes the
+    environment's limit. If it has none, all evaluations together take at most as many steps as the training, or 1,000
+    an episode where that is more."""
     mode: Mode = "sample"
-    """Whether actions are drawn from the policy or are its most probable ones."""
+    """`sample` draws actions from the policy, `greedy` takes the best ones."""
     diagnose: bool = True
-    """Whether each also holds the agent's model against sequences of the replay."""
+    """Whether each evaluation also compares the predictions of the agent's model with sequences of the replay."""
     gradients: bool = True
-    """Whether each also measures what every loss term asks of every part of the network."""
+    """Whether each evaluation also measures the gradient of every loss term in every part of the network."""
 
 
 class Report(NamedTuple):
-    """What an evaluation found; returns are undiscounted sums of rewards, lengths count actions.
+    """The result of an evaluation; returns are undiscounted sums of rewards, and lengths are numbers of actions.
 
-    In games of two the agent plays both sides, and returns are those of who moves first: `bircher.games` measures it
-    against others.
+    In games of two the agent plays both sides, and returns are those of the player who moves first.  `bircher.games`
+    measures the agent against opponents.
     """
 
     env: str
@@ -72,30 +73,32 @@ class Report(NamedTuple):
     mean: float
     median: float
     iqm: float
-    """Mean of the middle half of the returns."""
+    """The interquartile mean (IQM), which is the mean of the middle half of the returns."""
     iqm_low: float
-    """Lower end of the IQM's 95 % bootstrap interval."""
+    """The lower end of the 95 % bootstrap interval of the IQM."""
     iqm_high: float
+    """The upper end of the interval."""
     returns: list[float]
     lengths: list[int]
     env_steps: int
-    """Actions taken, over all episodes."""
+    """The number of actions in all episodes."""
     cut_short: int
-    """Episodes that were not over at the evaluation's own limit, and count as they stood there."""
+    """The number of episodes that were not over at the limit of the evaluation, and count with their return so far."""
     wall_seconds: float
     human_normalized: dict[str, float] | None = None
-    """Mean, median and IQM with a random player's score as 0 and a human's as 1; None where no human's is known."""
+    """The mean, median and IQM on a scale where a random player has 0 and a human 1; None if no human score is
+    known."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it; without `human_normalized` where there is none."""
-        known = self._asdict()
+        """Return the report as a dictionary for JSON, without `human_normalized` if that is None."""
+        fields = self._asdict()
         if self.human_normalized is None:
-            del known["human_normalized"]
-        return known
+            del fields["human_normalized"]
+        return fields
 
 
 class _Episodes(NamedTuple):
-    """B episodes under way; what comes after an environment's first episode is not counted."""
+    """The state of B running episodes; steps after an environment's first episode are not counted."""
 
     env_state: Any
     timestep: TimeStep
@@ -105,15 +108,15 @@ class _Episodes(NamedTuple):
     length: Int[Array, " B"]
     done: Bool[Array, " B"]
     cut_short: Bool[Array, " B"]
-    """Done by the evaluation's limit, not by the environment."""
+    """Whether an episode was ended by the limit of the evaluation, not by its environment."""
     failed: Int[Array, ""]
-    """The first environment that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
+    """The code of the first environment that failed (see `rollout.failure_code`); -1 if none did."""
     side: Float[Array, " B"] | None
-    """Whose turn it is, in games of two."""
+    """Which player is to move, in games of two (see `rollout.first_side`)."""
 
 
 class Evaluator:
-    """Plays episodes of an agent; its program is compiled once, for every later call of as many episodes."""
+    """Evaluations of one agent; the program is compiled once and reused by calls with the same number of episodes."""
 
     def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample", max_steps: int | None = None):
         self._agent, self._make_env, self._max_steps = agent, make_env, max_steps
@@ -121,17 +124,17 @@ class Evaluator:
         self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes]]] = {}
 
     def __call__(self, policy: Policy, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> Report:
-        """Play `episodes` episodes; `seed` seeds the actions and the interval.
+        """Play `episodes` episodes and return their statistics; `seed` seeds the actions and the interval.
 
         One environment plays exactly one episode, so that short episodes are not counted more often than long ones.
 
         Raises:
           EvaluationFailed: an environment failed; the message says which.
-          EvaluationStopped: `stop` said so.
+          EvaluationStopped: `stop` returned True.
         """
         if episodes < 1:
             raise ValueError(f"an evaluation needs at least 1 episode, not {episodes}")
-        began = time.perf_counter()
+        start = time.perf_counter()
         batches = -(-episodes // MAX_ENVS)
         size = -(-episodes // batches)
         returns, lengths, cut_short = [], [], []
@@ -143,27 +146,29 @@ class Evaluator:
         all_returns, all_lengths, all_cut_short = (
             np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)
         )
-        wall = time.perf_counter() - began
+        wall = time.perf_counter() - start
         return summarize(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, all_cut_short, wall)
 
     def close(self) -> None:
-        """Close the environments that are kept for the next call."""
+        """Close the environments that were left open for the next call."""
         for env, _ in self._programs.values():
             env.close()
         self._programs = {}
 
     def _play(self, policy, size, batch, key, stop) -> tuple[_Episodes, str]:
+        """Play one batch of episodes; return their final state and the id of the environment."""
         env, program = self._program(size)
         fresh = self._make_env(size, batch) if batch else env
         if fresh is not env and not env.pure:
             env, program = fresh, self._compiled(fresh)
         try:
-            return self._played(policy, fresh, program, size, key, stop), env.spec.id
+            return self._play_in(policy, fresh, program, size, key, stop), env.spec.id
         finally:
             if fresh is not self._programs[size][0]:
                 fresh.close()
 
-    def _played(self, policy, env, program, size, key, stop) -> _Episodes:
+    def _play_in(self, policy, env, program, size, key, stop) -> _Episodes:
+        """Play one episode in each of the given environments and return the final state."""
         try:
             state, timestep = env.reset()
         except EnvironmentFailure as error:
@@ -176,8 +181,8 @@ class Evaluator:
         while True:
             episodes = program(policy, episodes)
             if int(episodes.failed) >= 0:
-                told = failure(env) or describe_failure(int(episodes.failed), size)
-                raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {told}")
+                reason = failure(env) or describe_failure(int(episodes.failed), size)
+                raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {reason}")
             if bool(episodes.done.all()):
                 return episodes
             if stop():
@@ -190,40 +195,43 @@ class Evaluator:
         return self._programs[size]
 
     def _compiled(self, env: Env) -> Callable[[Policy, _Episodes], _Episodes]:
-        # An environment's own limit should end its episodes: ours lies behind it.
-        own = env.spec.max_steps
-        limit = self._max_steps or (own + CHUNK if own else MAX_EPISODE_STEPS)
+        # The environment's limit should end its episodes, so that the limit of the evaluation is higher.
+        env_limit = env.spec.max_steps
+        limit = self._max_steps or (env_limit + CHUNK if env_limit else MAX_EPISODE_STEPS)
         return _program(self._agent, env, self.mode, limit)
 
 
 def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy, _Episodes], _Episodes]:
-    """A compiled program that plays on until every episode is over or `limit` long, for at most `CHUNK` steps."""
+    """Return a compiled program that continues episodes for at most `CHUNK` steps.
 
-    def step(policy: Policy, now: _Episodes) -> _Episodes:
-        key, act_key = jax.random.split(now.key)
-        output, carry = agent.act(policy, now.carry, now.timestep, act_key, mode, 1.0)
-        state, row = env.step(now.env_state, output.action)
-        counts = ~now.done
-        # What an environment does after its episode, also going wrong, is no part of the evaluation.
-        failed = failure_code((now.timestep, row), counts)
-        length = now.length + counts
+    An episode ends when its environment ends it, or after `limit` steps.
+    """
+
+    def step(policy: Policy, episodes: _Episodes) -> _Episodes:
+        key, act_key = jax.random.split(episodes.key)
+        output, carry = agent.act(policy, episodes.carry, episodes.timestep, act_key, mode, 1.0)
+        state, row = env.step(episodes.env_state, output.action)
+        counts = ~episodes.done
+        # After its episode an environment is ignored, even if it fails.
+        failed = failure_code((episodes.timestep, row), counts)
+        length = episodes.length + counts
         cut_short = counts & ~row.last & (length >= limit)
         return _Episodes(
             state, row, carry, key,
-            now.episode_return + jnp.where(counts, counted_reward(now.side, row), 0.0),
+            episodes.episode_return + jnp.where(counts, counted_reward(episodes.side, row), 0.0),
             length,
-            now.done | row.last | cut_short,
-            now.cut_short | cut_short,
-            jnp.where(now.failed < 0, failed, now.failed),
-            next_side(now.side, row),
+            episodes.done | row.last | cut_short,
+            episodes.cut_short | cut_short,
+            jnp.where(episodes.failed < 0, failed, episodes.failed),
+            next_side(episodes.side, row),
         )  # fmt: skip
 
-    def play(policy: Policy, now: _Episodes) -> _Episodes:
-        def going(carry):
-            count, now = carry
-            return (count < CHUNK) & ~now.done.all() & (now.failed < 0)
+    def play(policy: Policy, episodes: _Episodes) -> _Episodes:
+        def unfinished(carry):
+            count, episodes = carry
+            return (count < CHUNK) & ~episodes.done.all() & (episodes.failed < 0)
 
-        return jax.lax.while_loop(going, lambda carry: (carry[0] + 1, step(policy, carry[1])), (0, now))[1]
+        return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, step(policy, carry[1])), (0, episodes))[1]
 
     return jax.jit(play)
 
@@ -232,7 +240,7 @@ def summarize(
     env: str, agent: str, seed: int, mode: Mode,
     returns: np.ndarray, lengths: np.ndarray, cut_short: np.ndarray, wall_seconds: float,
 ) -> Report:  # fmt: skip
-    """The report of episodes with these returns and lengths, and of which were cut short, [episodes] each."""
+    """Return the report of episodes with these returns, lengths and flags of having been cut short, [episodes] each."""
     low, high = bootstrap_interval(returns, np.random.default_rng(seed))
     middle = {
         "mean": float(np.mean(returns)), "median": float(np.median(returns)), "iqm": float(interquartile_mean(returns)),
@@ -257,7 +265,10 @@ def summarize(
 
 
 def interquartile_mean(returns: Float[np.ndarray, "*batch episodes"]) -> Float[np.ndarray, "*batch"]:
-    """Mean without the lowest and the highest quarter, each rounded down (`scipy.stats.trim_mean(x, 0.25)`)."""
+    """Return the mean without the lowest and the highest quarter, as `scipy.stats.trim_mean(x, 0.25)`.
+
+    The number of returns in a quarter is rounded down.
+    """
     cut = returns.shape[-1] // 4
     return np.asarray(np.sort(returns, axis=-1)[..., cut : returns.shape[-1] - cut].mean(-1))
 
@@ -265,8 +276,8 @@ def interquartile_mean(returns: Float[np.ndarray, "*batch episodes"]) -> Float[n
 def bootstrap_interval(
     returns: Float[np.ndarray, " episodes"], generator: np.random.Generator, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of the IQM; one environment is the only stratum."""
-    drawn = generator.integers(len(returns), size=(RESAMPLES, len(returns)))
+    """Return the percentile bootstrap interval of the IQM, with one environment as the only stratum."""
+    resampled = generator.integers(len(returns), size=(RESAMPLES, len(returns)))
     outside = (1 - confidence) / 2
-    low, high = np.quantile(interquartile_mean(returns[drawn]), [outside, 1 - outside])
+    low, high = np.quantile(interquartile_mean(returns[resampled]), [outside, 1 - outside])
     return float(low), float(high)

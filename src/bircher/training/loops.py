@@ -96,7 +96,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 class Programs(NamedTuple):
-    """The functions of a loop.  Its state is that of the environments and whatever else it needs to go on."""
+    """The functions of a loop.  The loop's state is that of the environments, and what it needs to continue."""
 
     begin: Callable[[TrainState, ActorState], PyTree]
     """(train, actor state of fresh environments) -> the loop's state; traceable, so that its shapes are known early"""
@@ -183,9 +183,9 @@ class HostReplayUpdate:
         else:
             replay, next_batches = self._pending.result()
         state = without_replay(train)
-        state, progress, priorities, seen = self._program(state, progress, rollout, tally, next_batches)
+        state, progress, priorities, observed = self._program(state, progress, rollout, tally, next_batches)
         self._pending = self._thread.submit(self._advanced, replay, rollout, tally.failed, priorities)
-        return state, progress, seen
+        return state, progress, observed
 
     def completed(self, train: TrainState) -> TrainState:
         """Return the state with its replay, once that has stored the last rollout."""
@@ -324,8 +324,8 @@ class PipelineState(eqx.Module):
 def pipeline(agent: Agent, env: Env, learner: Learner, rollout_length: int, total_steps: int) -> Programs:
     """Return the programs of the pipelined loop.  A run's last rollout is neither learned from nor counted."""
 
-    def collect(seen: tuple[Policy, Counters], actor_state: ActorState) -> PipelineState:
-        policy, counters = seen
+    def collect(observed: tuple[Policy, Counters], actor_state: ActorState) -> PipelineState:
+        policy, counters = observed
         progress = counters.env_steps / total_steps
         return PipelineState(*collect_rollout(agent, env, policy, actor_state, rollout_length, progress))
 
@@ -342,20 +342,20 @@ def pipeline(agent: Agent, env: Env, learner: Learner, rollout_length: int, tota
         return collect_program(observe_program(without_replay(train)), actor_state)
 
     def advance(train: TrainState, state: PipelineState, progress: Progress, iterations: int):
-        seen = observe_program(without_replay(train))
+        observed = observe_program(without_replay(train))
         # JAX runs in sequence what one thread dispatches on a CPU, so that a second thread dispatches the rollout.
         with ThreadPoolExecutor(1, "actor") as pool:
             for _ in range(iterations):
-                acting = partial(collect_program, seen, state.actor)
+                acting = partial(collect_program, observed, state.actor)
                 if not stopwatch.due():
                     collecting = pool.submit(acting)
-                    train, progress, seen = update(train, progress, state.rollout, state.tally)
+                    train, progress, observed = update(train, progress, state.rollout, state.tally)
                     state = collecting.result()
                     continue
                 train, state = jax.block_until_ready((update.completed(train), state))
                 collecting = pool.submit(timed, acting)
                 learning = partial(update, train, progress, state.rollout, state.tally)
-                (train, progress, seen), learning_seconds = timed(learning)
+                (train, progress, observed), learning_seconds = timed(learning)
                 state, acting_seconds = collecting.result()
                 stopwatch.record(acting_seconds, learning_seconds)
         return update.completed(train), state, progress

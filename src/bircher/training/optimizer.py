@@ -11,48 +11,56 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class OptimizerConfig(BaseModel):
-    """AdamW, and how many updates of how many sequences each rollout gets."""
+    """The AdamW optimizer, and the number and size of the updates after each rollout."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learning_rate: float = Field(3e-4, gt=0)
+    """The learning rate at the beginning of the run."""
     final_learning_rate: float = Field(0.0, ge=0)
-    """The rate falls linearly to this at the last update."""
+    """The learning rate at the last update, which is reached linearly."""
     update_clip: float = Field(1.0, gt=0)
-    """Adam's update is clipped element by element to ± this, before the learning rate."""
+    """The bound ± to which each element of Adam's update is clipped, before it is multiplied by the learning rate."""
     weight_decay: float = Field(0.0, ge=0)
+    """The coefficient of AdamW's weight decay, which is multiplied by the learning rate; 0 turns it off."""
     gradient_clip: Literal["none", "value", "norm"] = "none"
-    """How gradients are clipped before Adam; the paper does not."""
+    """How gradients are clipped before Adam: each element, the global norm, or not at all (the paper)."""
     gradient_clip_bound: float = Field(1.0, gt=0)
+    """The bound of `gradient_clip`."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """The decay of Adam's first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
+    """The decay of Adam's second moment."""
     epsilon: float = Field(1e-8, gt=0)
+    """The constant in the denominator of Adam's update."""
     batch_size: int = Field(32, gt=0, le=2**24)
-    """Sequences in each update."""
+    """The number of sequences in each update."""
     crop_length: int | None = Field(None, gt=0)
-    """Rows of each sequence that an update learns from, at a random place; None: all. Targets see whole sequences.
+    """The number of rows of each sequence that an update learns from, at a random position; null takes all rows.
+    Targets are computed from whole sequences.
 
-    A few rows of many sequences are less alike than many rows of few: games whose outcomes are all that is known.
+    A few rows of many sequences are less alike than many rows of a few sequences. This matters for games in which the
+    outcome is the only reward.
     """
     updates_per_step: float = Field(1 / 128, gt=0)
-    """Updates for each environment step."""
+    """The number of updates for each environment step."""
     minibatches: int = Field(1, gt=0, le=2**20)
-    """Updates that share one computation of targets; 1 recomputes them for each (the paper)."""
+    """The number of updates that share one computation of targets; 1 computes them for each update (the paper)."""
     epochs: int = Field(1, gt=0, le=10_000)
-    """Times each of those batches is used."""
+    """The number of times that each of these minibatches is used."""
     segment_length: int | None = Field(None, gt=0)
-    """Rows of the pieces that sequences are cut into and dealt out to minibatches, anew for each epoch (PPO: 1); None:
-    whole sequences, each minibatch the same in every epoch."""
+    """The number of rows of the segments into which sequences are cut (PPO: 1). Segments are distributed over
+    minibatches at random in each epoch. Null keeps whole sequences, and the same minibatches in every epoch."""
     target_kl: float | None = Field(None, gt=0)
-    """A minibatch whose policy lies further than this from the one that acted, by KL(pi_b, pi), ends its batch's
-    updates."""
+    """The bound of KL(pi_b, pi) between the policy that acted and the current one. A minibatch beyond it ends the
+    updates of its batch."""
 
 
 def updates_per_iteration(config: OptimizerConfig, steps: int) -> int:
-    """Updates after each rollout of `steps` environment steps, a multiple of epochs × minibatches.
+    """Return the number of updates after each rollout of `steps` environment steps, a multiple of epochs × minibatches.
 
     Raises:
-      ValueError: the settings ask for less than one.
+      ValueError: the settings give less than one.
     """
     group = config.epochs * config.minibatches
     groups = round(config.updates_per_step * steps / group)
@@ -66,13 +74,16 @@ def updates_per_iteration(config: OptimizerConfig, steps: int) -> int:
 
 
 def learning_rate(config: OptimizerConfig, env_steps: Array, total_steps: int) -> Array:
-    """The rate at so many of a run's environment steps: a straight line to `final_learning_rate`."""
+    """Return the learning rate after `env_steps` of the run's environment steps, linear to `final_learning_rate`."""
     share = jnp.minimum(env_steps / total_steps, 1.0)
     return config.learning_rate + (config.final_learning_rate - config.learning_rate) * share
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW with its update clipped element by element, before the learning rate (Muesli, appendix)."""
+    """Build AdamW with its update clipped element by element, before the learning rate (Muesli, appendix).
+
+    The learning rate itself is applied by the caller.
+    """
     clip = {
         "none": optax.identity(),
         "value": optax.clip(config.gradient_clip_bound),
@@ -87,26 +98,34 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def require_memory_rows(config: OptimizerConfig, burn_in: int, rollout_length: int) -> None:
-    """Refuse, for a network with memory, sequences that it could learn nothing through, as a ValueError."""
+    """Check that a network with memory has sequences from which its memory can learn.
+
+    Raises:
+      ValueError: sequences are cut into single rows, or the burn-in leaves no row or is combined with cut sequences.
+    """
     if config.segment_length == 1:
         raise ValueError(
-            "optimizer.segment_length=1 leaves model.memory single rows, and nothing to remember: give at "
-            "least 2, or null for whole sequences"
+            "optimizer.segment_length=1 cuts sequences into single rows, from which model.memory cannot learn: set it "
+            "to at least 2, or to null for whole sequences"
         )
     if burn_in >= rollout_length:
         raise ValueError(
-            f"model.burn_in={burn_in} leaves nothing of a sequence's {rollout_length} rows (loop.rollout_length)"
+            f"model.burn_in={burn_in} leaves no row of a sequence's {rollout_length} rows (loop.rollout_length)"
         )
     cut = next((name for name in ("segment_length", "crop_length") if getattr(config, name) is not None), None)
     if burn_in and cut is not None:
         raise ValueError(
             f"model.burn_in={burn_in} counts the first rows of whole sequences, and optimizer.{cut}="
-            f"{getattr(config, cut)} cuts them: leave one of them out"
+            f"{getattr(config, cut)} cuts them: remove one of them"
         )
 
 
 def require_rows(config: OptimizerConfig, rollout_length: int) -> None:
-    """Refuse windows and pieces that sequences cannot be cut into, as a ValueError."""
+    """Check that sequences can be cut into crops or segments of the given lengths.
+
+    Raises:
+      ValueError: a length does not fit the rollout, or both lengths are set.
+    """
     rows = f"a sequence's {rollout_length} rows (loop.rollout_length)"
     if config.crop_length is not None and config.crop_length > rollout_length:
         raise ValueError(f"optimizer.crop_length={config.crop_length} is more than {rows}")
@@ -115,7 +134,7 @@ def require_rows(config: OptimizerConfig, rollout_length: int) -> None:
     if config.crop_length is not None:
         raise ValueError(
             f"optimizer.segment_length={config.segment_length} and optimizer.crop_length={config.crop_length} "
-            "exclude one another"
+            "exclude each other"
         )
     if rollout_length % config.segment_length:
         raise ValueError(f"optimizer.segment_length={config.segment_length} must divide {rows}")

@@ -17,7 +17,7 @@ from bircher.types import Key, Policy, Tally, TimeStep, Trajectory
 
 
 class ActorState(eqx.Module):
-    """Where the environments stand, and the tally of the episodes they are in."""
+    """The state of the environments and of the agent in them, and the sums over the current episodes."""
 
     env_state: Any
     timestep: TimeStep
@@ -26,28 +26,31 @@ class ActorState(eqx.Module):
     episode_return: Float[Array, " E"]
     episode_length: Int[Array, " E"]
     side: Float[Array, " E"] | None = None
-    """Whose turn it is; None with one player."""
+    """1 if the player who moved first is to move, -1 if the other is; None with one player."""
 
 
 def first_side(env: Env) -> Float[Array, " E"] | None:
-    """Whose turn it is in games of two that begin: 1 for who moves first, -1 for the other; None with one player."""
+    """Return which player is to move at the start of games: 1, the one who moves first; None with one player."""
     return jnp.ones(env.num_envs) if env.spec.num_players == 2 else None
 
 
 def next_side(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"] | None:
-    """Whose turn it is on the row after one whose turn was `side`."""
+    """Return which player is to move on the row after one on which it was `side`."""
     if side is None:
         return None
     return jnp.where(following.first, 1.0, jnp.where(following.discount < 0, -side, side))
 
 
 def counted_reward(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"]:
-    """What the reward after a row adds to the episode's return: in games of two the return is the first mover's."""
+    """Return what the reward after a row adds to the episode's return.
+
+    In games of two the return is that of the player who moved first.
+    """
     return following.reward if side is None else side * following.reward
 
 
 def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
-    """Reset every environment; runs outside a program, for a reset may start threads."""
+    """Reset every environment and return the first state; call it outside a program, as a reset may start threads."""
     env_state, timestep = env.reset()
     zeros = jnp.zeros(env.num_envs)
     return ActorState(
@@ -57,32 +60,32 @@ def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
 
 
 def not_finite(timestep: TimeStep) -> Array:
-    """[E]: the adapter raised its flag, or a number is not finite."""
-    bad = timestep.failed | ~jnp.isfinite(timestep.reward)
+    """Return [E]: whether the adapter reported a failure, or a number is not finite."""
+    failed = timestep.failed | ~jnp.isfinite(timestep.reward)
     for leaf in jax.tree.leaves(timestep.observation):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad |= ~jnp.isfinite(leaf).reshape(len(bad), -1).all(-1)
-    return bad
+            failed |= ~jnp.isfinite(leaf).reshape(len(failed), -1).all(-1)
+    return failed
 
 
 def no_legal_action(timestep: TimeStep) -> Array:
-    """[E]: an action is to be chosen, and the mask allows none."""
+    """Return [E]: whether an action is to be chosen, but the mask allows none."""
     if not timestep.legal_actions.shape[-1]:  # actions that are not discrete have no mask
         return jnp.zeros_like(timestep.last)
     return ~timestep.last & ~timestep.legal_actions.any(-1)
 
 
 def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True) -> Array:
-    """The first of E environments that failed on one of these rows, with the cause; -1 where none did.
+    """Return a code for the first of E environments that failed on one of these rows; -1 if none did.
 
-    The code is the environment's index where a number is not finite or the adapter raised its flag, and E more where no
-    action is legal. Only environments that are `counted` [E] matter.
+    The code is the environment's index if a number is not finite or the adapter reported a failure. It is the index
+    plus E if no action is legal. Only environments that are `counted` [E] are considered.
     """
     rows = list(timesteps)
-    stuck = functools.reduce(jnp.logical_or, map(no_legal_action, rows)) & counted
-    bad = functools.reduce(jnp.logical_or, map(not_finite, rows)) & counted
-    without_action = jnp.where(stuck.any(), len(stuck) + jnp.argmax(stuck), -1)
-    return jnp.where(bad.any(), jnp.argmax(bad), without_action)
+    no_action = functools.reduce(jnp.logical_or, map(no_legal_action, rows)) & counted
+    failed = functools.reduce(jnp.logical_or, map(not_finite, rows)) & counted
+    code = jnp.where(no_action.any(), len(no_action) + jnp.argmax(no_action), -1)
+    return jnp.where(failed.any(), jnp.argmax(failed), code)
 
 
 def describe_failure(code: int, num_envs: int) -> str:
@@ -101,7 +104,10 @@ def collect_rollout(
     progress: Array | float,
     mode: Mode = "explore",
 ) -> tuple[ActorState, Trajectory, Tally]:
-    """T + 1 rows of each of E environments, [E, T + 1]; the last row is where the next rollout begins."""
+    """Collect T + 1 rows of each of E environments, [E, T + 1]; the last row is the first row of the next rollout.
+
+    Returns the new state, the rows, and the sums over the rollout.
+    """
 
     def step(state: ActorState, _):
         key, act_key = jax.random.split(state.key)
@@ -120,7 +126,7 @@ def collect_rollout(
             return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
             length_sum=lengths.sum(),
             last_reward_sum=jnp.where(following.last, following.reward, 0.0).sum(),
-            # Both ends: a rollout may begin where the one before it failed.
+            # Both rows are checked, because a rollout may begin on the row where the one before it failed.
             failed=failure_code((timestep, following)),
             longest=longest,
             died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
@@ -129,8 +135,8 @@ def collect_rollout(
         return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
 
     state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
-    # The last row's behavior is needed for the prior there.  Its key is not used up: the next rollout draws the
-    # action there again, so that the stream does not depend on where rollouts are cut.
+    # The behavior policy of the last row is needed for the prior there.  Its key is not consumed: the next rollout
+    # draws the action there again, so that the random numbers do not depend on where rollouts are cut.
     _, act_key = jax.random.split(state.key)
     output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
     last = Trajectory.of(state.timestep, output.action, output.extras)
@@ -139,7 +145,7 @@ def collect_rollout(
 
 
 def _total(tallies: Tally) -> Tally:
-    """Those of each step as one."""
+    """Combine the tallies of all steps into one."""
     longest = tallies.longest.max()
     sums = ("env_steps", "episodes", "return_sum", "length_sum", "last_reward_sum")
     return Tally(
