@@ -497,5 +497,5 @@ def test_updates_stop_where_the_policy_has_gone_too_far():
 
 
 def test_a_stop_needs_the_policy_that_acted():
-    with pytest.raises(ValueError, match="optimizer.target_kl needs the policy that acted, which probe does not keep"):
+    with pytest.raises(ValueError, match="optimizer.target_kl needs the policy that acted, which probe does not store"):
         probe_learner(**PLAIN, target_kl=0.1)

@@ -119,7 +119,7 @@ def test_a_real_process_ends_the_same_way(tmp_path: Path) -> None:
         (["train", "toy/cliff", "seed=1" + "0" * 100_000], "seed=1000"),
         (["train", "toy/cliff", "a." * 50_000 + "a=1"], "unknown setting a.a.a."),
         (["train", "toy/cliff", "env.num_envs=!!python/object/apply:os.getcwd []"], "cannot be read"),
-        (["train", "toy/cliff", "--config", "/dev/null"], "holds no settings"),
+        (["train", "toy/cliff", "--config", "/dev/null"], "contains no settings"),
         (["train", "toy/cliff", "--config", "."], "cannot read the configuration"),
         (["config", "toy/cliff", "optimizer.learning_rate=1e300"], "of a magnitude from 1.2e-38 to 3.4e+38"),
         (["eval", "nowhere", "--episodes", "0"], "--episodes"),

@@ -149,7 +149,7 @@ def test_what_a_memory_cannot_learn_from_is_refused_by_name():
         ({"agent": "ppo", "optimizer.segment_length": 1}, "optimizer.segment_length=1 cuts sequences into single rows"),
         ({"model.burn_in": 12}, "model.burn_in=12 leaves no row of a sequence's 12 rows"),
         ({"model.burn_in": 2, "optimizer.crop_length": 4}, "model.burn_in=2 counts the first rows of whole sequences"),
-        ({"replay.symmetries": True}, "replay.symmetries=true turns rows, and what model.memory holds"),
+        ({"replay.symmetries": True}, "replay.symmetries=true transforms observations, but cannot"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             compose("toy/recall", {**RECALL, **AGENTS.get(settings.get("agent", "muesli"), {}), **settings})

@@ -320,7 +320,7 @@ def test_only_the_first_moves_are_drawn_where_so_set():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match="one temperature of at least 0 more than changes"):
+    with pytest.raises(ValueError, match="values must be temperatures of at least 0"):
         muzero.TemperatureConfig(values=(1.0,), changes=(0.5,))
     with pytest.raises(ValueError, match="changes must be in ascending order"):
         muzero.TemperatureConfig(values=(1.0, 0.5, 0.1), changes=(0.7, 0.5))

@@ -305,7 +305,7 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
         (
             "ppo",
             {"losses.cmpo.weight": 0.01, "optimizer.segment_length": 1},
-            "optimizer.segment_length=1 cuts sequences shorter",
+            "optimizer.segment_length=1 is shorter than",
         ),
         ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace needs"),
         ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead needs"),
@@ -319,7 +319,7 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
         ("muzero", {"losses.model_reward.enabled": False}, "give losses.model_reward a weight above 0"),
         ("muzero", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 needs the policy that acted, which muzero"),
         ("muesli", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 leaves out .* epochs × minibatches = 1"),
-        ("ppo", {"agent.clip.value": 0.2}, "agent.clip.value=0.2 clips the ppo_value term alone"),
+        ("ppo", {"agent.clip.value": 0.2}, "agent.clip.value=0.2 clips the ppo_value term, which is not used"),
         ("ppo", {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0}, "give losses.ppo_value a weight above 0"),
         ("ppo", {"env.num_envs": 9}, "optimizer.minibatches=16 does not divide env.num_envs=9"),
     ],

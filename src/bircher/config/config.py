@@ -40,48 +40,52 @@ DEBUG = {
     "replay": {"capacity": 1024},
     "evaluation": {"count": 0},
 }
-"""What `debug=true` sets, unless it is set by hand: without compilation a full-sized run would never end."""
+"""Settings of `debug=true`, unless they are set elsewhere: without compilation a run of full size would take too
+long."""
 
 
 class LoopConfig(BaseModel):
-    """How collecting and learning take turns."""
+    """The loop that alternates between collecting rollouts and learning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["synchronous", "pipeline"] = "synchronous"
-    """`pipeline` makes a rollout while it learns from the one before, on two cores; its policy is one rollout older."""
+    """`pipeline` collects a rollout while it learns from the previous one, on two cores. Its policy is one rollout
+    older."""
     rollout_length: int = Field(16, ge=1, le=2**20)
-    """T, the steps of each environment in a rollout; also the length of the sequences learned from."""
+    """The number T of steps of each environment in a rollout, which is also the length of training sequences."""
 
 
 class CheckpointConfig(BaseModel):
-    """When a run is saved, besides at its end."""
+    """Checkpoints of a run; there is always one at the end."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_seconds: float = Field(30.0, gt=0)
+    """The time between two checkpoints, in seconds."""
     keep: int = Field(2, ge=1)
-    """Checkpoints that stay."""
+    """The number of newest checkpoints that stay."""
     replay_every: int = Field(1, ge=1)
-    """Every how many checkpoints hold the replay; a run's last one always does."""
+    """The replay is stored in every n-th checkpoint, where n is this number, and always in the last one."""
 
 
 class Config(BaseModel):
-    """The whole of a run's settings; each agent has its own class of them, in `AGENTS`."""
+    """All settings of a run; each agent has a subclass, in `AGENTS`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: str = "default"
-    """Where the values that nobody set came from."""
+    """The preset from which all values come that are not set elsewhere."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """The seed of all random numbers."""
     steps: int = Field(1_000_000, ge=1, lt=2**31)
-    """Environment steps after which the run is done."""
+    """The number of environment steps after which the run is finished."""
     episodes: int | None = Field(None, ge=1)
-    """Training episodes after which the run is done, where that comes first."""
+    """The number of training episodes after which the run is finished, if that is reached before `steps`."""
     device: Literal["cpu", "gpu"] | None = None
-    """Null takes a GPU where there is one."""
+    """The device of networks and compiled programs; null takes a GPU if there is one."""
     debug: bool = False
-    """No compilation, NaN and shape checks, tiny sizes."""
+    """Whether to run without compilation, with checks of NaN and of shapes, and with tiny sizes."""
     env: EnvConfig
     observation: ObservationConfig = ObservationConfig.model_validate({})
     agent: AgentConfig
@@ -96,7 +100,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _can_work(self) -> Config:
-        """Refuse combinations that cannot work; the learner and the replay say so themselves."""
+        """Raise for combinations that cannot work; the functions of the learner and the replay raise for theirs."""
         rollout = self.env.num_envs * self.loop.rollout_length
         if rollout > settings.GREATEST_INT:
             raise ValueError(
@@ -109,30 +113,30 @@ class Config(BaseModel):
             require_memory_rows(self.optimizer, self.model.burn_in, self.loop.rollout_length)
             if self.replay.symmetries:
                 raise ValueError(
-                    "replay.symmetries=true turns rows, and what model.memory holds of them it cannot turn"
+                    "replay.symmetries=true transforms observations, but cannot transform the memory of model.memory"
                 )
         weights = self.losses.weights()
         if not weights:
-            raise ValueError("losses has no term enabled that has a weight: nothing would be learned")
+            raise ValueError("losses has no enabled term with a weight above 0: nothing would be learned")
         if "model_reward" in weights and not self.model.reward_head:
             raise ValueError(
-                "model.reward_head=false leaves losses.model_reward nothing to learn: "
+                "model.reward_head=false leaves nothing to learn for losses.model_reward: "
                 "set losses.model_reward.enabled=false"
             )
         return self
 
     def reached(self, counters: Mapping[str, int]) -> bool:
-        """Whether a run with these counters is done."""
+        """Return whether a run with these counters is finished."""
         enough = self.episodes is not None and counters.get("episodes", 0) >= self.episodes
         return enough or counters.get("env_steps", 0) >= self.steps
 
     def to_yaml(self) -> str:
-        """Every setting with its value; `from_yaml` gives an equal configuration."""
+        """Return all settings as YAML; `from_yaml` returns an equal configuration."""
         return settings.dump(self.model_dump(by_alias=True))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Config:
-        """The configuration in a file, such as a run's `config.yaml`.
+        """Read a configuration from a file, such as a run's `config.yaml`.
 
         Raises:
           ConfigError: the file cannot be read, or a setting in it is wrong.
@@ -141,7 +145,7 @@ class Config(BaseModel):
 
 
 class PolicyRun(Config):
-    """Settings of a run of an agent that searches only where it is asked to after training."""
+    """Settings of a run of an agent that does not search during training; it can search afterward."""
 
     agent: PolicyAgentConfig
     losses: PolicyLosses
@@ -154,20 +158,20 @@ class PolicyRun(Config):
         optimizer = self.optimizer
         if optimizer.target_kl is not None and optimizer.epochs * optimizer.minibatches == 1:
             raise ValueError(
-                f"optimizer.target_kl={optimizer.target_kl:g} leaves out the rest of a batch's updates, and of "
-                "epochs × minibatches = 1 there is no rest: raise one of them, or leave it out"
+                f"optimizer.target_kl={optimizer.target_kl:g} skips the remaining updates of a batch, but with "
+                "epochs × minibatches = 1 a batch has one update: raise one of them, or remove optimizer.target_kl"
             )
         length, steps = optimizer.segment_length, self.model.unroll_steps
         if length is not None and length < steps and loss_terms.any_needs(names, "unroll"):
             raise ValueError(
-                f"optimizer.segment_length={length} cuts sequences shorter than the {steps} steps that the model is "
-                "unrolled (model.unroll_steps)"
+                f"optimizer.segment_length={length} is shorter than the {steps} steps of the model's unroll "
+                "(model.unroll_steps)"
             )
         return self
 
 
 def _policy_run(agent: type[PolicyAgentConfig], losses: type[PolicyLosses]) -> type[PolicyRun]:
-    """Settings of a run of one of these agents."""
+    """Create the class of settings of a run of one of these agents."""
     fields: Any = {"agent": (agent, agent.model_validate({})), "losses": (losses, losses.model_validate({}))}
     return create_model(agent.__name__.replace("Config", "Run"), __base__=PolicyRun, **fields)
 
@@ -184,11 +188,11 @@ class MuZeroRun(Config):
         name = self.agent.name
         missing = loss_terms.missing_for_look_ahead(self.losses.weights(), self.model.reward_head)
         if missing:
-            raise ValueError(f"{name} searches with a model that is learned: give {missing} a weight above 0")
+            raise ValueError(f"{name} searches with a learned model: give {missing} a weight above 0")
         if self.optimizer.target_kl is not None:
             raise ValueError(
                 f"optimizer.target_kl={self.optimizer.target_kl:g} needs the policy that acted, "
-                f"which {name} does not keep"
+                f"which {name} does not store"
             )
         return self
 
@@ -216,37 +220,43 @@ def compose(
     file: str | Path | None = None,
     preset: str | None = None,
 ) -> Config:
-    """The configuration for an environment: defaults < preset < `file` < `overrides` (`a.b=c`, dotted or nested).
+    """Return the configuration for an environment; later layers win: defaults, preset, `file`, `overrides`.
 
-    `env` is an id, or a callable that makes one; None takes the file's `env.id`.
+    `env` is an id, or a callable that returns an environment; None takes `env.id` of the file.  `overrides` are texts
+    such as `a.b=c`, or a mapping with dotted or nested keys.
 
     Raises:
       ConfigError: a key, a value or a combination is wrong.
-      UnknownEnvironment: no such environment.
+      UnknownEnvironment: the environment does not exist.
     """
     if isinstance(overrides, Mapping):
-        given = settings.nested(overrides)
+        from_overrides = settings.nested(overrides)
     else:
-        given = settings.parse(overrides)
-    if "resume" in given:
+        from_overrides = settings.parse(overrides)
+    if "resume" in from_overrides:
         raise ConfigError(
             "resume is not a setting: continue a run with bircher train --resume RUN, in Python with "
             "bircher.resume(path, steps=...)"
         )
-    given, from_file = _with_known_names(given), _with_known_names(read_layer(file)) if file else {}
-    chosen = preset or next((layer["preset"] for layer in (given, from_file) if "preset" in layer), None)
-    name, implied = (None, {}) if chosen is None else presets.choose(chosen)
-    agent = _agent_of(presets.agent_of(name) if name else {}, implied, from_file, given)
+    from_overrides, from_file = _with_known_names(from_overrides), _with_known_names(read_layer(file)) if file else {}
+    preset_name = preset or next((layer["preset"] for layer in (from_overrides, from_file) if "preset" in layer), None)
+    name, from_preset_name = (None, {}) if preset_name is None else presets.choose(preset_name)
+    agent = _agent_of(presets.agent_of(name) if name else {}, from_preset_name, from_file, from_overrides)
     where = f" ({short_text(str(file), 200)})"
-    given, from_file = settings.checked(given, AGENTS[agent]), settings.checked(from_file, AGENTS[agent], where)
-    env_id = environment_id(env, given, from_file)
+    from_overrides, from_file = (
+        settings.checked(from_overrides, AGENTS[agent]),
+        settings.checked(from_file, AGENTS[agent], where),
+    )
+    env_id = environment_id(env, from_overrides, from_file)
     source = env_id if env is None else env
-    debug = any(layer.get("debug") for layer in (from_file, given))
-    layers = [implied, from_file, *([DEBUG] if debug else []), given]
+    debug = any(layer.get("debug") for layer in (from_file, from_overrides))
+    layers = [from_preset_name, from_file, *([DEBUG] if debug else []), from_overrides]
     layers = presets.without_null(layers) if agent == "ppo" else layers
-    seen = next((layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), "")
-    name = name or presets.preset_for(source, agent, seen == "pixels")
-    merged = presets.read_preset(name, agent, env_id, seen == "pixels")
+    observation = next(
+        (layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), ""
+    )
+    name = name or presets.preset_for(source, agent, observation == "pixels")
+    merged = presets.read_preset(name, agent, env_id, observation == "pixels")
     merged = settings.checked(merged, AGENTS[agent], f" (preset {name})")
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
@@ -260,7 +270,11 @@ def compose(
 
 
 def _with_known_names(layer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the layer; an agent, loop or observation that does not exist is refused."""
+    """Return the layer after checking that its agent, loop and observation exist.
+
+    Raises:
+      ConfigError: a name is unknown.
+    """
     for group, known in (("agent", tuple(AGENTS)), ("loop", LOOPS), ("observation", OBSERVATIONS)):
         name = layer.get(group, {}).get("name", known[0])
         if name not in known:
@@ -270,13 +284,13 @@ def _with_known_names(layer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _agent_of(*layers: Mapping[str, Any]) -> str:
-    """The agent that the last of these layers names; Muesli where none does."""
+    """Return the agent of the last of these layers that sets one; the default is Muesli."""
     named = [layer["agent"]["name"] for layer in layers if "name" in layer.get("agent", {})]
     return named[-1] if named else "muesli"
 
 
 def validated(layer: Mapping[str, Any], where: str = "") -> Config:
-    """The configuration of these nested settings and the defaults; `where` ends the sentence of an error.
+    """Return the configuration of these nested settings and the defaults; `where` is appended to an error.
 
     Raises:
       ConfigError: a setting is wrong.
@@ -287,7 +301,7 @@ def validated(layer: Mapping[str, Any], where: str = "") -> Config:
 
 
 def _build(agent: str, layer: Mapping[str, Any], where: str = "") -> Config:
-    """The configuration of an agent's run, from settings that were checked by name."""
+    """Return the configuration of an agent's run, from settings whose names were checked."""
     kind = AGENTS[agent]
     layer = settings.merge(settings.defaults(kind), layer)
     layer["preset"] = presets.canonical_name(layer["preset"], layer["env"].get("id"))

@@ -129,37 +129,37 @@ _NAMES_ELSEWHERE = {
     "bircher watch": "--render",
     "bircher eval": "--eval --evaluate --test",
 }
-"""What there is here, and its names elsewhere, in lower case with underscores.
+"""Names in this package, and the names of the same thing in other code, in lower case with underscores.
 
-A name may stand with the group that it has elsewhere, as `cmpo.kl_coef`.  Options begin with `--`; others than these
-are looked up as settings.
+A name may include the group that it has in other code, such as `cmpo.kl_coef`.  Options begin with `--`; options that
+are not in the table are looked up as settings.
 """
 FOREIGN: dict[str, str] = {name: here for here, names in _NAMES_ELSEWHERE.items() for name in names.split()}
-"""Names elsewhere, and what they are called here: a setting, one with a value, two joined by "and", an option of
-`bircher train`, or a command."""
+"""Names in other code, with what replaces them: a setting, a setting with a value, two settings joined by "and", an
+option of `bircher train`, or a command."""
 
 
 def of_setting(name: str) -> str | None:
-    """What a setting's name from elsewhere is called here, or None.
+    """Return what replaces the name of a setting in other code, or None.
 
-    The name is looked up with all of its groups, then with ever fewer: `trainer.cmpo.kl_coef`, `cmpo.kl_coef`,
-    `kl_coef`.
+    The name is looked up with all of its groups, then with one group fewer at a time: `trainer.cmpo.kl_coef`,
+    `cmpo.kl_coef`, `kl_coef`.
     """
     parts = _normalized(name[-200:]).split(".")
     return next((found for start in range(len(parts)) if (found := FOREIGN.get(".".join(parts[start:])))), None)
 
 
 def settings_in(target: str) -> list[str]:
-    """The settings that a target of the table names, without their values."""
+    """Return the settings in a target of the table, without their values."""
     return [part.partition("=")[0] for part in target.split(" and ")]
 
 
 def of_option(option: str) -> str | None:
-    """What a command line's option from elsewhere is called here, or None: an option, a command or a setting."""
+    """Return what replaces a command-line option of other code, or None: an option, a command or a setting."""
     dashed = option.lower().replace("_", "-")
     return FOREIGN.get(dashed) or FOREIGN.get(_normalized(option.lstrip("-")))
 
 
 def _normalized(name: str) -> str:
-    """A name in lower case, with underscores between words and dots between groups."""
+    """Return a name in lower case, with underscores between words and dots between groups."""
     return name.strip().lower().replace("-", "_").replace(" ", "_").replace("/", ".")

@@ -17,7 +17,7 @@ from bircher.envs import registry
 from bircher.errors import BadYAML, ConfigError, near, short, short_text
 
 CALLABLE = "callable:"
-"""Begins the `env.id` of a run whose environment was given as a function or class, which no file can hold."""
+"""The prefix of `env.id` for an environment that was given as a function or class, which a file cannot contain."""
 PRESETS = Path(__file__).parents[1] / "presets"
 LINEAGES = {
     "muesli": ("muesli",),
@@ -28,7 +28,7 @@ LINEAGES = {
     "gumbel_muzero": ("muzero", "gumbel_muzero"),
     "ppo": ("ppo",),
 }
-"""The blocks that each agent takes its settings from, the last one wins."""
+"""The blocks of a preset from which each agent takes its settings; the last one wins."""
 BLOCKS = ("extends", "agents", "environments", "pixels")
 """Keys of a preset that are not settings."""
 FORMER_NAMES = {
@@ -48,24 +48,29 @@ FORMER_ENDS = {
     "_ppo": "agent=ppo",
     "_pixels": "observation=pixels",
 }
-"""Ends of the names of earlier versions, and the settings that stand for them."""
+"""Endings of preset names in earlier versions, and the settings that replace them."""
 
 
 class Choice(NamedTuple):
     """A preset that was chosen by name."""
 
     name: str
-    """A file's name, or the id of an environment whose settings are taken."""
+    """The name of a file, or the id of an environment whose settings are used."""
     implied: dict[str, Any]
-    """Settings that a name of an earlier version stands for."""
+    """Settings that are part of a name of an earlier version."""
 
 
 def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any], file: Mapping[str, Any]) -> str:
-    """The id of the environment; refused where there is none, or where two are given, or where it is unknown."""
+    """Return the id of the environment.
+
+    Raises:
+      ConfigError: no environment is given, or two different ones are.
+      UnknownEnvironment: the environment does not exist.
+    """
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
     chosen = given.get("env", {}).get("id")
     if chosen is not None and env_id not in (None, chosen):
-        raise ConfigError(f"env.id={settings.shown(chosen)} is given with the environment {env_id}: leave one out")
+        raise ConfigError(f"env.id={settings.shown(chosen)} contradicts the environment {env_id}: remove one of them")
     groups = [layer.get("env", {}) for layer in (given, file)]
     env_id = env_id or next((group["id"] for group in groups if "id" in group), None)
     if env_id is None:
@@ -75,21 +80,21 @@ def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any]
 
 
 def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -> str:
-    """The preset of an environment for an agent: that of its family, or the default.
+    """Return the preset of an environment for an agent: that of its family, or `default`.
 
-    A family's preset is not used for agents that it is not for, nor for pictures where it says nothing of them.
+    The family's preset is used only for agents that it lists, and for pixels only if it has settings for them.
     """
     name = registry.preset_name(env)
     layer = _read(name)
-    shows = not pixels or "pixels" in layer or layer.get("observation", {}).get("name") == "pixels"
-    return name if shows and _is_for(layer, agent) else "default"
+    fits_observation = not pixels or "pixels" in layer or layer.get("observation", {}).get("name") == "pixels"
+    return name if fits_observation and _is_for(layer, agent) else "default"
 
 
 def find_preset(name: Any) -> Choice:
-    """The preset of this name, in any case, also by a name of an earlier version.
+    """Return the preset of this name, which may be in upper or lower case, or a name of an earlier version.
 
     Raises:
-      ConfigError: there is none; with the nearest names.
+      ConfigError: there is no such preset; the message has the nearest names.
     """
     known = {
         name.lower(): name for name in (*registry.PRESETS, *(path.stem for path in sorted(PRESETS.glob("*.yaml"))))
@@ -109,7 +114,7 @@ def find_preset(name: Any) -> Choice:
 
 
 def choose(name: Any) -> Choice:
-    """The preset of this name; says how it is given now where the name is one of an earlier version."""
+    """Return the preset of this name; print the current name if it is a name of an earlier version."""
     found = find_preset(name)
     if found.name.lower() != name.lower():
         words = [f"{group}={value['name']}" for group, value in found.implied.items()]
@@ -118,9 +123,10 @@ def choose(name: Any) -> Choice:
 
 
 def canonical_name(name: Any, env_id: Any) -> Any:
-    """The name under which a run in this environment has its preset: a file's, where an id says nothing more.
+    """Return the preset's name for the configuration of a run in this environment.
 
-    A name of an earlier version becomes today's, and one that does not exist stays as it is.
+    It is the name of the file if the name is the environment's own id.  A name of an earlier version is replaced by the
+    current one.  An unknown name is returned unchanged.
     """
     try:
         found = find_preset(name).name
@@ -130,18 +136,18 @@ def canonical_name(name: Any, env_id: Any) -> Any:
 
 
 def describe(name: str) -> str:
-    """A preset with the agents that it is for, as the list of environments shows it."""
+    """Return the name of a preset with the agents that it is for, for the list of environments."""
     return f"{name}: {', '.join(_read(name).get('agents', LINEAGES))}"
 
 
 def agent_of(name: str) -> dict[str, Any]:
-    """The agent of a preset that is for a single one, as a layer of settings; empty for other presets."""
+    """Return the agent of a preset that is for a single agent, as a layer of settings; empty for other presets."""
     agents = list(_read(registry.PRESETS.get(name, name)).get("agents", ()))
     return {"agent": {"name": agents[0]}} if len(agents) == 1 else {}
 
 
 def read_preset(name: str, agent: str, env_id: str = "", pixels: bool = False) -> dict[str, Any]:
-    """The settings of a preset for an agent in an environment; not yet checked against the models.
+    """Return the settings of a preset for an agent in an environment, not yet checked against the models.
 
     Raises:
       ConfigError: the preset is not for this agent.
@@ -158,7 +164,10 @@ def read_preset(name: str, agent: str, env_id: str = "", pixels: bool = False) -
 
 
 def select(block: Mapping[str, Any], agent: str, env_id: str) -> dict[str, Any]:
-    """The settings of a block for an agent in an environment: common ones, the agent's, the environment's."""
+    """Return the settings of a block for an agent in an environment.
+
+    Settings of the agent win over common ones, and settings of the environment over both.
+    """
     found = {key: value for key, value in block.items() if key not in BLOCKS}
     for name in LINEAGES[agent]:
         found = settings.merge(found, block.get("agents", {}).get(name, {}))
@@ -168,18 +177,20 @@ def select(block: Mapping[str, Any], agent: str, env_id: str) -> dict[str, Any]:
 
 
 def require_known_blocks(layer: Mapping[str, Any], file: str) -> None:
-    """Refuse a block of a preset that would never be read.
+    """Check that every block of a preset can be used.
 
     Raises:
-      ConfigError: an unknown agent, or an environment that has another preset.
+      ConfigError: a block is for an unknown agent, or for an environment of another preset.
     """
     for agent in layer.get("agents", {}):
         if agent not in LINEAGES:
             raise ConfigError(f"unknown agent {short(agent)}{near(str(agent), LINEAGES)} (preset {file})")
     for env_id, block in layer.get("environments", {}).items():
         if registry.PRESETS.get(env_id) != file:
-            own = [name for name, preset in registry.PRESETS.items() if preset == file]
-            raise ConfigError(f"{short(env_id)} is not an environment of preset {file}{near(str(env_id), own)}")
+            environments = [name for name, preset in registry.PRESETS.items() if preset == file]
+            raise ConfigError(
+                f"{short(env_id)} is not an environment of preset {file}{near(str(env_id), environments)}"
+            )
         require_known_blocks(block, file)
     if "pixels" in layer:
         require_known_blocks(layer["pixels"], file)
@@ -187,14 +198,14 @@ def require_known_blocks(layer: Mapping[str, Any], file: str) -> None:
 
 @functools.cache
 def _read(file: str) -> Mapping[str, Any]:
-    """A preset's file, which is read once."""
+    """Read the file of a preset; the result is cached."""
     layer = read_layer(PRESETS / f"{file}.yaml")
     require_known_blocks(layer, file)
     return layer
 
 
 def _chain(file: str, agent: str) -> list[Mapping[str, Any]]:
-    """A preset's file and those that it extends, the most basic one first."""
+    """Return the layers of a preset and of those that it extends, the most basic one first."""
     layer = _read(file)
     if not _is_for(layer, agent):
         raise ConfigError(f"preset {file} is not for agent={agent}: it is for {', '.join(layer['agents'])}")
@@ -205,23 +216,29 @@ def _chain(file: str, agent: str) -> list[Mapping[str, Any]]:
 
 
 def _is_for(layer: Mapping[str, Any], agent: str) -> bool:
-    """Whether a preset is for an agent."""
+    """Return whether a preset is for an agent."""
     return "agents" not in layer or any(name in layer["agents"] for name in LINEAGES[agent])
 
 
 def read_layer(path: str | Path) -> dict[str, Any]:
-    """A YAML file's settings as nested dictionaries, not yet checked."""
+    """Read the settings of a YAML file as nested dictionaries, not yet checked against the models.
+
+    Raises:
+      ConfigError: the file cannot be read, or is not YAML with settings.
+    """
     name = short_text(str(path), 200)
     try:
         content = settings.load(Path(path).read_text(encoding="utf-8-sig"))
     except BadYAML as error:
-        raise ConfigError(f"{name} is no YAML: {error}") from error
+        raise ConfigError(f"{name} is not valid YAML: {error}") from error
     except (OSError, ValueError) as error:  # also a name with a NUL character
-        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        reason = (
+            "it is not text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        )
         raise ConfigError(f"cannot read the configuration {name}: {reason}") from error
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
-        raise ConfigError(f"{name} holds no settings: expected KEY: VALUE lines, not {kind}")
+        raise ConfigError(f"{name} contains no settings: expected KEY: VALUE lines, not {kind}")
     try:
         return settings.nested(content)
     except ConfigError as error:
@@ -232,15 +249,15 @@ COUNTS = (
     ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimizer", "minibatches"),
     ("optimizer", "epochs"), ("replay", "capacity"),
 )  # fmt: skip
-"""Settings that others follow from."""
+"""Settings from which PPO derives others."""
 
 
 DERIVED = (("optimizer", "batch_size"), ("optimizer", "updates_per_step"), ("replay", "capacity"))
-"""Settings that PPO derives from others unless they are set; null derives them again over a file that sets them."""
+"""Settings that PPO derives from others unless they are set; null restores this in a layer over one that sets them."""
 
 
 def without_null(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The layers as if nobody had set the derived settings that are null in the last layer that has them."""
+    """Return the layers without the derived settings that are null in the last layer that has them."""
     for group, name in DERIVED:
         values = [layer[group][name] for layer in layers if name in layer.get(group, {})]
         if values and values[-1] is None:
@@ -256,38 +273,38 @@ def without_null(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 def complete(
     merged: Mapping[str, Any], given: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """PPO's settings, completed by what `given` leaves open.
+    """Return the settings of PPO with derived values for those that are in none of the layers `given`.
 
-    The minibatches of an epoch hold every environment's rollout once, and a rollout gets epochs × minibatches updates;
-    the replay holds at least a rollout.
+    The minibatches of an epoch contain every environment's rollout once, and a rollout gets epochs × minibatches
+    updates.  The replay has room for at least one rollout.
 
-    Terms that look ahead need a model that learns rewards and values: with weight 1, unless `given` has a weight.  A
-    model is unrolled within a piece of a sequence, so that pieces have at least four times as many rows, as far as
-    sequences have them.
+    Terms that look ahead need a model that learns rewards and values; the terms of the model get weight 1, unless
+    `given` has a weight.  A model is unrolled within a segment of a sequence, so segments have at least four times as
+    many rows as the unroll has steps, or all rows of the sequence if it is shorter.
 
     Raises:
-      ConfigError: the environments cannot be dealt out to the minibatches.
+      ConfigError: the environments cannot be distributed equally over the minibatches.
     """
     everything = settings.merge(dict(defaults), dict(merged))
     if not all(_is_count(everything[section][name]) for section, name in COUNTS):
-        return dict(merged)  # refused by name, later
-    filled: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
-    said = {name for layer in given for name in layer.get("optimizer", {})}
-    optimizer = _deal(everything, "batch_size" not in said)
-    for name in said & optimizer.keys():
+        return dict(merged)  # a later check raises with the setting's name
+    derived: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
+    set_names = {name for layer in given for name in layer.get("optimizer", {})}
+    optimizer = _deal(everything, "batch_size" not in set_names)
+    for name in set_names & optimizer.keys():
         del optimizer[name]
-    if "segment_length" not in said and everything["model"]["memory"] != "none":
+    if "segment_length" not in set_names and everything["model"]["memory"] != "none":
         optimizer["segment_length"] = None  # a memory learns through whole sequences
-    elif "segment_length" not in said and (
-        filled["losses"] or _weighted(merged.get("losses", {}), loss_terms.terms_that_need("unroll"))
+    elif "segment_length" not in set_names and (
+        derived["losses"] or _weighted(merged.get("losses", {}), loss_terms.terms_that_need("unroll"))
     ):
         rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
         optimizer["segment_length"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
-    filled["optimizer"] = optimizer
+    derived["optimizer"] = optimizer
     if not any("capacity" in layer.get("replay", {}) for layer in given):
         rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
-        filled["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
-    return settings.merge(dict(merged), filled)
+        derived["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
+    return settings.merge(dict(merged), derived)
 
 
 def _is_count(value: Any) -> bool:
@@ -295,13 +312,13 @@ def _is_count(value: Any) -> bool:
 
 
 def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Whether one of these terms has a weight."""
+    """Return whether one of these terms is enabled with a weight above 0."""
     given = [losses.get(name, {}) for name in names]
     return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in given)
 
 
 def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Weights of the model's terms that a look-ahead needs and nobody gave."""
+    """Return weights for the model's terms that a look-ahead needs, where no weight was given."""
     if not _weighted(losses, loss_terms.terms_that_need("look_ahead")):
         return {}
     given = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
@@ -309,13 +326,19 @@ def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
-    """Sequences a minibatch and updates a step by which an epoch is the rollout once; `equally` refuses a remainder."""
+    """Return the settings with which an epoch uses every sequence of the rollout once.
+
+    They are `batch_size` and `updates_per_step`.
+
+    Raises:
+      ConfigError: `equally` is set, and the minibatches would not have the same size.
+    """
     optimizer, envs = everything["optimizer"], everything["env"]["num_envs"]
     minibatches = optimizer["minibatches"]
     if equally and envs % minibatches:
         raise ConfigError(
-            f"optimizer.minibatches={minibatches} does not divide env.num_envs={envs}: PPO deals out every "
-            "environment's rollout to equal minibatches"
+            f"optimizer.minibatches={minibatches} does not divide env.num_envs={envs}: PPO distributes every "
+            "environment's rollout over minibatches of the same size"
         )
     steps = envs * everything["loop"]["rollout_length"]
     return {"batch_size": envs // minibatches, "updates_per_step": optimizer["epochs"] * minibatches / steps}

@@ -24,15 +24,15 @@ from bircher.config import foreign_names
 from bircher.errors import BadYAML, ConfigError, near_setting, say_once, short, short_text, short_written
 
 MOST_LEVELS = 50
-"""Levels of nesting."""
+"""The largest number of levels of nesting in a document."""
 MOST_VALUES = 100_000
-"""Values of a document, with those that aliases repeat counted each time."""
+"""The largest number of values in a document; a value that aliases repeat is counted each time."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with limits, and with numbers as they are everywhere but in YAML 1.1.
+    """YAML's safe loader, with limits of size, and without the unusual numbers and dates of YAML 1.1.
 
-    2e6 and 1e-3 are numbers.  1:30 is not one in base 60, and 017 not one in base 8.  2020-01-01 is text.
+    2e6 and 1e-3 are numbers.  1:30 is not a number in base 60, and 017 is not a number in base 8.  2020-01-01 is text.
     """
 
     depth = 0
@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:
-            raise BadYAML(f"it holds more than {MOST_VALUES:,} values")
+            raise BadYAML(f"it contains more than {MOST_VALUES:,} values")
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -76,7 +76,7 @@ for _tag, _pattern in zip(
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, which quotes all text that `load` or a reader of YAML 1.1 would take for another type."""
+    """YAML's safe dumper, which quotes all text that `load` or a reader of YAML 1.1 would read as another type."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
@@ -109,10 +109,10 @@ def dump_on_one_line(value: Any) -> str:
 
 
 def load(text: str) -> Any:
-    """Read YAML text that holds plain data.
+    """Read YAML text that contains plain data.
 
     Raises:
-      BadYAML: it is malformed, holds anything but plain data, gives a key twice, or is too large or too deep.
+      BadYAML: it is malformed, contains anything but plain data, gives a key twice, or is too large or too deep.
     """
     try:
         value = yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
@@ -123,8 +123,8 @@ def load(text: str) -> Any:
         where = f" (line {place.line + 1}, column {place.column + 1})" if place else ""
         raise BadYAML(f"{error.problem or error.context}{where}") from error
     except yaml.YAMLError as error:
-        raise BadYAML("it holds characters that YAML does not allow") from error
-    except Exception as error:  # constructors of dates, numbers and tags raise whatever Python raises
+        raise BadYAML("it contains characters that YAML does not allow") from error
+    except Exception as error:  # constructors of dates, numbers and tags raise errors of any type
         raise BadYAML(f"{error or type(error).__name__}") from error
     _measure(value, {})
     return value
@@ -136,10 +136,12 @@ class _Size(NamedTuple):
 
 
 def _measure(value: Any, known: dict[int, _Size | None]) -> _Size:
-    """Measure a document; `known` holds the sizes of collections by identity, None while they are measured.
+    """Return the size of a document.
+
+    `known` has the sizes of collections by identity, with None for those that are being measured.
 
     Raises:
-      BadYAML: it is too large or too deep, or a collection contains itself.
+      BadYAML: the document is too large or too deep, or a collection contains itself.
     """
     if not isinstance(value, list | dict | set | tuple):
         return _Size(1, 0)
@@ -148,7 +150,7 @@ def _measure(value: Any, known: dict[int, _Size | None]) -> _Size:
         parts = [_measure(item, known) for item in (value.values() if isinstance(value, dict) else value)]
         size = _Size(1 + sum(part.values for part in parts), 1 + max((part.depth for part in parts), default=0))
         if size.values > MOST_VALUES:
-            raise BadYAML(f"it holds more than {MOST_VALUES:,} values")
+            raise BadYAML(f"it contains more than {MOST_VALUES:,} values")
         if size.depth > MOST_LEVELS:
             raise BadYAML(f"it is nested more than {MOST_LEVELS} levels deep")
         known[id(value)] = size
@@ -159,10 +161,10 @@ def _measure(value: Any, known: dict[int, _Size | None]) -> _Size:
 
 
 def from_python(value: Any, depth: int = 0) -> Any:
-    """Return a value given from Python as YAML would hold it; what has no such form is returned as it is.
+    """Return a Python value as the plain data that YAML would contain; a value without such a form is unchanged.
 
     Raises:
-      BadYAML: it is nested too deep.
+      BadYAML: the value is nested too deep.
     """
     if depth > MOST_LEVELS:
         raise BadYAML(f"it is nested more than {MOST_LEVELS} levels deep")
@@ -185,13 +187,19 @@ def from_python(value: Any, depth: int = 0) -> Any:
 
 
 def parse(pairs: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as nested dictionaries; values are YAML, so `[64, 64]` is a list and `2e6` a number."""
+    """Return `KEY=VALUE` texts as nested dictionaries.
+
+    Values are YAML, so that `[64, 64]` is a list and `2e6` a number.
+
+    Raises:
+      ConfigError: a text is not of this form, or a value is not valid YAML.
+    """
     flat = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise ConfigError(f"{short(pair)} is no setting: expected KEY=VALUE, such as seed=3")
+            raise ConfigError(f"invalid override {short(pair)}: expected KEY=VALUE, such as seed=3")
         try:
             flat[key] = load(value)
         except BadYAML as error:
@@ -201,21 +209,25 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 SHORTCUTS = {"agent": "agent.name", "loop": "loop.name", "observation": "observation.name"}
-"""A value given to a group that has a name is that name."""
+"""Groups of settings with a name: a value for the group sets its name."""
 DEEPEST = 50
-"""Levels of nested settings."""
+"""The largest number of dots in the name of a setting."""
 
 
 def nested(flat: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, at any level, as nested dictionaries; `agent: NAME` stands for `agent.name: NAME`.
+    """Return nested dictionaries from dotted keys, which may be at any level; `agent: NAME` sets `agent.name`.
 
-    Values are plain data: NumPy's numbers and arrays, paths, enumerations and tuples become what YAML would hold.
+    Values become plain data, as YAML would contain them, from NumPy's numbers and arrays, paths, enumerations and
+    tuples.
+
+    Raises:
+      ConfigError: a key is not text, a name is too long, or a group is given both as a value and by its settings.
     """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         if not isinstance(key, str):
             where = f" in {short_text(prefix[:-1])}" if prefix else ""
-            raise ConfigError(f"the key {short(key)}{where} is no setting: a key must be text")
+            raise ConfigError(f"invalid key {short(key)}{where}: the name of a setting must be text")
         name = prefix + key
         if name.count(".") > DEEPEST:
             raise ConfigError(f"unknown setting {short_text(name)}; `bircher config ENV` shows every setting")
@@ -243,7 +255,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _require_separate(tree: Mapping[str, Any], added: Mapping[str, Any], prefix: str) -> None:
-    """Refuse a group given once as a value and once by its settings, of which one would be dropped silently."""
+    """Raise if a group is given both as a value and by its settings, because one of them would be lost silently."""
     for key, value in added.items():
         if key not in tree:
             continue
@@ -251,11 +263,11 @@ def _require_separate(tree: Mapping[str, Any], added: Mapping[str, Any], prefix:
             _require_separate(tree[key], value, f"{prefix}{key}.")
         elif isinstance(value, Mapping) or isinstance(tree[key], Mapping):
             name, both = short_text(prefix + key), (shown(tree[key]), shown(value))
-            raise ConfigError(f"{name} is given both as {both[0]} and as {both[1]}: leave one of them out")
+            raise ConfigError(f"{name} is given both as {both[0]} and as {both[1]}: remove one of them")
 
 
 def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `layer` over it."""
+    """Return `base` with its values replaced by those of `layer`, group by group."""
     result = dict(base)
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -264,7 +276,10 @@ def merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults(model: type[BaseModel]) -> dict[str, Any]:
-    """The values of every setting that has one: without them a group set in part would forget its other defaults."""
+    """Return the default of every setting that has one.
+
+    They are the lowest layer, so that a group that is set in part keeps its other defaults.
+    """
     found: dict[str, Any] = {}
     for key, field in _fields(model).items():
         group = _group(field)
@@ -277,7 +292,7 @@ def defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def names(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted setting of a model."""
+    """Return the dotted names of all settings of a model."""
     found = []
     for key, field in _fields(model).items():
         group = _group(field)
@@ -286,7 +301,7 @@ def names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def leaves(layer: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of what a layer sets."""
+    """Return the dotted names of the settings in a layer."""
     found = []
     for key, value in layer.items():
         found += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
@@ -294,10 +309,10 @@ def leaves(layer: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -> dict[str, Any]:
-    """A layer whose every key exists, with values brought to their fields' types where nothing is lost.
+    """Return the layer with values converted to the types of their fields, where nothing is lost by it.
 
     Raises:
-      ConfigError: an unknown key, a value where a group of settings stands, or a number that 32 bits do not hold.
+      ConfigError: a key is unknown, a value is given for a group of settings, or a number does not fit into 32 bits.
     """
 
     def walk(layer: Mapping[str, Any], part: type[BaseModel], prefix: str) -> dict[str, Any]:
@@ -315,9 +330,9 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
                     f"({', '.join(_fields(group))}), not a value{where}"
                 )
             result[key] = walk(value, group, f"{name}.") if group else _converted(fields[key], value)
-            unfit = None if group else _unfit(fields[key], result[key])
-            if unfit:
-                expectation = f"{expected(fields[key])}, {unfit}"
+            range_text = None if group else _unfit(fields[key], result[key])
+            if range_text:
+                expectation = f"{expected(fields[key])}, {range_text}"
                 raise ConfigError(f"{name}={shown(value)} is not possible: expected {expectation}{where}")
         return result
 
@@ -325,7 +340,10 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
 
 
 def _here(name: str, model: type[BaseModel]) -> str | None:
-    """What a name from other code is called here, and whether the model has that; None for any other name."""
+    """Return what replaces a name from other code, with a note if this model does not have it.
+
+    It is None for a name that is not in the table of foreign names.
+    """
     target = foreign_names.of_setting(name)
     if target is None:
         return None
@@ -335,7 +353,7 @@ def _here(name: str, model: type[BaseModel]) -> str | None:
 
 
 def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """The first of pydantic's complaints about a layer, as `key=value: expected …`."""
+    """Return the first error of pydantic about a layer as one sentence, `key=value is not possible: expected …`."""
     first = error.errors()[0]
     if first["type"] == "value_error":
         text = str(first.get("ctx", {}).get("error"))
@@ -345,7 +363,7 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
     field, value = None, layer
     for part in first["loc"]:
         fields = _fields(model)
-        # What is no field is a place within a list; a missing one has no value.
+        # A part that is not a field is an index into a list, and a missing field has no value.
         if part not in fields or part not in value:
             break
         location.append(str(part))
@@ -357,7 +375,7 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: `a number, above 0, at most 1`."""
+    """Return what a field accepts in words, such as `a number, above 0, at most 1`."""
     kinds, limits = [], list(field.metadata)
     for kind in _kinds(field):
         if typing.get_origin(kind) is typing.Annotated:
@@ -378,7 +396,7 @@ def expected(field: FieldInfo) -> str:
 
 
 def _list_words(items: tuple[Any, ...]) -> str:
-    """What a tuple of these types takes, in words."""
+    """Return what a tuple of these types accepts, in words."""
     noun, example = ("numbers", "[1.0, 0.5]") if items[0] is float else ("whole numbers", "[128, 128]")
     count = "" if Ellipsis in items else {2: "two "}.get(len(items), f"{len(items)} ")
     return f"a list of {count}{noun}, such as {example}"
@@ -395,15 +413,18 @@ _WORDS = {
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 GREATEST_FLOAT, LEAST_FLOAT = 3.4e38, 1.2e-38
-"""Magnitudes between which numbers of 32 bits have all of their digits."""
+"""The magnitudes between which floating-point numbers of 32 bits have full precision."""
 GREATEST_INT = 2**31 - 1
-"""The greatest whole number of 32 bits; a field that takes more has a bound that says so."""
+"""The largest whole number of 32 bits; a field with a larger range has an explicit upper bound."""
 LONGEST_LIST = 100
-"""Items of a setting that is a list."""
+"""The largest number of items in a setting that is a list."""
 
 
 def _unfit(field: FieldInfo, value: Any) -> str | None:
-    """Why a number, or one in a list, cannot be computed with in 32 bits; None where it can or its type is wrong."""
+    """Return the expected range if a number, or one in a list, does not fit into 32 bits, else None.
+
+    A value of a wrong type also gives None: pydantic reports it.
+    """
     kinds = _kinds(field)
     if isinstance(value, tuple):
         items = {item for kind in kinds if typing.get_origin(kind) is tuple for item in typing.get_args(kind)}
@@ -439,7 +460,7 @@ def _kinds(field: FieldInfo) -> tuple[Any, ...]:
 
 
 def _converted(field: FieldInfo, value: Any) -> Any:
-    """2e6 where a whole number is wanted, and a list where a tuple is; anything else is left for pydantic to judge."""
+    """Convert 2e6 to a whole number for an int field, and a list to a tuple; leave any other value to pydantic."""
     kinds = _kinds(field)
     tuples = [kind for kind in kinds if typing.get_origin(kind) is tuple]
     if isinstance(value, float) and not math.isfinite(value):
@@ -453,12 +474,12 @@ def _converted(field: FieldInfo, value: Any) -> Any:
 
 
 def _item(value: Any, whole: bool) -> Any:
-    """A number of a list, as a type that pydantic takes or refuses."""
+    """Convert a number of a list to the type that pydantic accepts, or to one that it refuses."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return int(value) if isinstance(value, float) and whole and value.is_integer() else value
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written in YAML, on one line and abbreviated."""
+    """Return a value as YAML on one line, abbreviated."""
     return short_written(value, dump_on_one_line)

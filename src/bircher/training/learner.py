@@ -131,7 +131,7 @@ class Learner:
         optimizer, replay = config.optimizer, config.replay
         require_rows(optimizer, config.rollout_length)
         if optimizer.target_kl is not None and not agent.keeps_behavior:
-            raise ValueError(f"optimizer.target_kl needs the policy that acted, which {agent.name} does not keep")
+            raise ValueError(f"optimizer.target_kl needs the policy that acted, which {agent.name} does not store")
         self.agent, self.spec, self.config = agent, spec, config
         self.updates_per_iteration = updates_per_iteration(optimizer, config.num_envs * config.rollout_length)
         self.replay_on_host = replay.device == "host"
