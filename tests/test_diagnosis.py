@@ -163,7 +163,7 @@ def test_what_it_would_learn_toward_is_what_it_learns_toward(agent, settings):
 
 
 def test_too_short_sequences_are_refused():
-    with pytest.raises(ValueError, match="sequences of 8 steps cannot show 9 steps"):
+    with pytest.raises(ValueError, match="sequences of 8 steps are too short for 9 steps"):
         model_error.diagnose(AGENT, policy_of(AGENT, MODEL), random_rows(0, 2, LENGTH), 9, jax.random.key(0))
 
 

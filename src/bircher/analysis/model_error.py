@@ -43,7 +43,7 @@ def measure(rows: Trajectory) -> dict[str, float]:
 
 
 def _groups(observation: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The group of every row, by equal observation and action, and the number of rows in each group."""
+    """Return the group of every row, by equal observation and action, and the number of rows in each group."""
     keys = [(row.tobytes(), int(choice)) for row, choice in zip(observation, action, strict=True)]
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     group = np.array([index[key] for key in keys])
@@ -51,67 +51,67 @@ def _groups(observation: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np
 
 
 class Diagnosis(NamedTuple):
-    """Errors of the model at depth 1 … D below every row of some sequences, and what looking ahead is worth.
+    """Errors of the model at depth 1 … D below every row of some sequences, and statistics of its look-ahead.
 
-    Means over the rows whose episode reaches that depth; NaN where none does.  To a model without a reward head a
-    game's outcome is the value of its last position, and there is no error of rewards.
+    Errors are means over the rows whose episode reaches that depth, and NaN if none does.  For a model without a reward
+    head the outcome of a game is the value of its last position, and there is no error of rewards.
     """
 
     reward_error: Float[Array, " D"]
-    """Root mean square of predicted less real reward; NaN where none is predicted."""
+    """Root mean square of the predicted reward minus the real one; NaN if rewards are not predicted."""
     value_error: Float[Array, " D"]
-    """Root mean square of the value predicted there less that of the encoded real row."""
+    """Root mean square of the predicted value minus the value of the encoded real row."""
     return_error: Float[Array, " D"]
-    """Root mean square of the value predicted there less the discounted return that followed."""
+    """Root mean square of the predicted value minus the discounted return that followed."""
     policy_kl: Float[Array, " D"]
     """KL from the policy of the encoded real row to the predicted one, in nats."""
     reward_deviation: Float[Array, ""]
-    """Standard deviation of the rewards: the error of a model that knows their mean alone."""
+    """Standard deviation of the rewards, which is the error of a model that predicts their mean."""
     return_deviation: Float[Array, ""]
-    """The same of the returns."""
+    """Standard deviation of the returns."""
     gain: Float[Array, ""]
-    """What the improved policy promises over the prior by the model's own q: sum of (improved - prior) q."""
+    """The gain of the improved policy over the prior by the model's q: sum of (improved - prior) q."""
     improvement_kl: Float[Array, ""]
     """KL from the improved policy to the prior, in nats."""
     advantage_correlation: Float[Array, ""]
-    """Between the model's advantage of the action taken, q less the prior's mean of q, and the real one-step error.
+    """Correlation of the model's advantage of the action that was taken with the real one-step error.
 
-    The one-step error is r + gamma v(s') - v(s), with the values of the real rows.  It holds the advantage of the
-    action, the state's own value error, and the chance of the step.
+    The advantage is q minus the mean of q under the prior.  The one-step error is r + gamma v(s') - v(s), with the
+    values of the real rows.  It is the sum of the action's advantage, the error of the state's value, and chance.
     """
     advantage_ceiling: Float[Array, ""]
-    """The correlation that these advantages would have if each were exactly true: sd(advantage) / sd(error), at most 1.
+    """The correlation that these advantages would have if all were true: sd(advantage) / sd(error), at most 1.
 
-    A true advantage A is the mean of the error given state and action, less what the state alone explains.  Its mean
-    over the actions is 0, so it is uncorrelated with the rest of the error: cov(A, error) = var(A), and the correlation
-    is sd(A) / sd(error).  The correlation over this ceiling is the slope of the error on the model's advantages: 1
-    where these have the right size on average, about 0 where the model does not know which action is better.
+    A true advantage A is the mean of the error given state and action, minus the part that the state alone explains.
+    Its mean over the actions is 0, so it is uncorrelated with the rest of the error: cov(A, error) = var(A), and the
+    correlation is sd(A) / sd(error).  The correlation divided by this ceiling is the slope of the error on the model's
+    advantages.  It is 1 if these have the right size on average, and about 0 if the model cannot rank actions.
     """
 
 
 def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: Key) -> Diagnosis:
-    """Hold an agent's model against rows [B, T + 1] that really happened; pure, to be compiled by the caller.
+    """Compare an agent's model with rows [B, T + 1] of real episodes; the function is pure and may be compiled.
 
     Raises:
       ValueError: the agent has no model, or the sequences are shorter than `depths`.
     """
     if agent.look is None:
-        raise ValueError(f"agent {agent.name} has no model that could be held against episodes")
+        raise ValueError(f"agent {agent.name} has no model to compare with episodes")
     length = rows.reward.shape[1] - 1
     if depths > length:
-        raise ValueError(f"sequences of {length} steps cannot show {depths} steps of the model")
+        raise ValueError(f"sequences of {length} steps are too short for {depths} steps of the model")
     model: Model = policy.params
     latent = agent.encode(policy, rows)
     flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
-    seen = agent.look(policy, flat, legal, key)
-    seen = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), seen)
+    estimates = agent.look(policy, flat, legal, key)
+    estimates = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), estimates)
     ends = episode_ends(rows)
-    going = ~ends
-    # reached[k]: row t + k + 1 is there and belongs to the episode of row t.
+    continues = ~ends
+    # reached[k]: row t + k + 1 exists and belongs to the episode of row t.
     in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
-    reached = jnp.cumprod(windows(going, depths, length), axis=0).astype(bool) & in_range
+    reached = jnp.cumprod(windows(continues, depths, length), axis=0).astype(bool) & in_range
     predicts_reward = model.heads.reward is not None
-    value, outcome, error = _outcomes(rows, seen.value, ends, agent.model_discount, predicts_reward)
+    value, outcome, error = _outcomes(rows, estimates.value, ends, agent.model_discount, predicts_reward)
 
     latents = model.unroll(latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
@@ -121,15 +121,15 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     def at_depth(x: Array) -> Array:
         return jax.vmap(lambda index: jax.vmap(lambda row, i: row[i])(x, index))(later)
 
-    acts = reached & at_depth(going)
+    acts = reached & at_depth(continues)
     logits = distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions))
-    policy_error = distributions.kl_divergence(at_depth(seen.prior), jax.nn.softmax(logits))
+    policy_error = distributions.kl_divergence(at_depth(estimates.prior), jax.nn.softmax(logits))
     reward_error = model.reward(latents) - at_depth(rows.reward)
-    valid = going[:, :-1]
-    q = jnp.where(rows.legal_actions, seen.q_values, 0.0)
-    mean_q = (seen.prior * q).sum(-1)
+    valid = continues[:, :-1]
+    q = jnp.where(rows.legal_actions, estimates.q_values, 0.0)
+    mean_q = (estimates.prior * q).sum(-1)
     taken = (distributions.select(q, rows.action) - mean_q)[:, :-1]
-    promised = ((seen.improved - seen.prior) * q).sum(-1)
+    gains = ((estimates.improved - estimates.prior) * q).sum(-1)
     return Diagnosis(
         reward_error=_root_mean_square(reward_error, reached & predicts_reward),
         value_error=_root_mean_square(predicted_value - at_depth(value), reached),
@@ -137,8 +137,10 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         policy_kl=_mean(policy_error, acts),
         reward_deviation=_deviation(rows.reward[:, 1:], valid),
         return_deviation=_deviation(outcome[:, :-1], valid),
-        gain=_mean(promised[:, :-1], valid, axes=None),
-        improvement_kl=_mean(distributions.kl_divergence(seen.improved, seen.prior)[:, :-1], valid, axes=None),
+        gain=_mean(gains[:, :-1], valid, axes=None),
+        improvement_kl=_mean(
+            distributions.kl_divergence(estimates.improved, estimates.prior)[:, :-1], valid, axes=None
+        ),
         advantage_correlation=_correlation(taken, error, valid),
         advantage_ceiling=jnp.minimum(_deviation(taken, valid) / jnp.maximum(_deviation(error, valid), 1e-12), 1.0),
     )
@@ -147,49 +149,53 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
 def _outcomes(
     rows: Trajectory, value: Float[Array, "B R"], ends: Bool[Array, "B R"], discount: float, predicts_reward: bool
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"], Float[Array, "B T"]]:
-    """Each row's value, which of a terminal one is known, the discounted return that followed it, and the one-step
-    error r + gamma v(s') - v(s)."""
-    reward, kept, ending = rows.reward, rows.discount, jnp.zeros_like(rows.reward)
+    """Return the value of each row, the discounted return after it, and the one-step error r + gamma v(s') - v(s).
+
+    The value of a terminal row is the true one.
+    """
+    reward, factor, terminal_value = rows.reward, rows.discount, jnp.zeros_like(rows.reward)
     if not predicts_reward:
-        # The outcome lies behind the terminal row, into which the rows' own discount is 0: their reward has come.
+        # The outcome is the value of the terminal row.  In the rows the discount into that row is 0, because its reward
+        # was received before it.
         turn = 1.0 if discount > 0 else -1.0
-        reward, kept, ending = jnp.zeros_like(reward), jnp.where(rows.terminal, turn, kept), turn * reward
-    value = jnp.where(rows.terminal, ending, value)
-    discounts, going = abs(discount) * kept[:, 1:], (~ends[:, 1:]).astype(jnp.float32)
-    outcome = jax.vmap(returns.lambda_returns)(reward[:, 1:], discounts, value[:, 1:], going)
+        reward, factor, terminal_value = jnp.zeros_like(reward), jnp.where(rows.terminal, turn, factor), turn * reward
+    value = jnp.where(rows.terminal, terminal_value, value)
+    discounts, continues = abs(discount) * factor[:, 1:], (~ends[:, 1:]).astype(jnp.float32)
+    outcome = jax.vmap(returns.lambda_returns)(reward[:, 1:], discounts, value[:, 1:], continues)
     error = reward[:, 1:] + discounts * value[:, 1:] - value[:, :-1]
-    # A row before a seam has no return of its own.
+    # A row before a seam has no return; its value takes the place of one.
     return value, jnp.where(ends, value, jnp.concatenate([outcome, value[:, -1:]], axis=1)), error
 
 
-def as_dictionary(found: Diagnosis) -> dict[str, Any]:
-    """Plain numbers and lists, depth 1 first; None where there is nothing to measure."""
+def as_dictionary(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return plain numbers and lists, depth 1 first; None stands for a number that could not be measured."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             return [plain(one) for one in value]
         return value if math.isfinite(value) else None
 
-    return {name: plain(jnp.asarray(value).tolist()) for name, value in found._asdict().items()}
+    return {name: plain(jnp.asarray(value).tolist()) for name, value in diagnosis._asdict().items()}
 
 
-def as_metrics(found: Diagnosis) -> dict[str, float]:
-    """What a training run logs: the errors at depth 1, at half the depth and at the last, and the scalars.
+def as_metrics(diagnosis: Diagnosis) -> dict[str, float]:
+    """Return the metrics that a training run logs: the errors at the first, middle and last depth, and the scalars.
 
-    Only what could be measured: short games have no late depths.
+    Numbers that could not be measured are left out, such as late depths of short games.
     """
-    depths = len(found.reward_error)
+    depths = len(diagnosis.reward_error)
     metrics = {}
     for name in ("reward_error", "value_error", "policy_kl"):
-        values = getattr(found, name)
+        values = getattr(diagnosis, name)
         for word, index in (("first", 0), ("middle", (depths - 1) // 2), ("last", depths - 1)):
             metrics[f"model/{name}_{word}"] = float(values[index])
     for name in ("gain", "advantage_correlation", "advantage_ceiling"):
-        metrics[f"model/{name}"] = float(getattr(found, name))
+        metrics[f"model/{name}"] = float(getattr(diagnosis, name))
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _mean(values: Array, mask: Array, axes: tuple[int, ...] | None = (1, 2)) -> Array:
+    """Return the mean over the elements in the mask; NaN if the mask is empty."""
     count = mask.sum(axes)
     return jnp.where(count > 0, jnp.where(mask, values, 0.0).sum(axes) / jnp.maximum(count, 1), jnp.nan)
 

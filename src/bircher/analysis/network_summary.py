@@ -20,20 +20,20 @@ from bircher.types import EnvSpec
 
 
 def count(function: Callable, *arguments: Any) -> int:
-    """Operations of the matrix products and convolutions in ``function(*arguments)``; a multiply-add is two.
+    """Count the operations of matrix products and convolutions in ``function(*arguments)``; a multiply-add is two.
 
-    A scan counts as often as it goes round, the dearest branch of a condition counts, and a while loop, whose number of
-    rounds nobody knows, counts once.  Everything else, element by element, is left out.  Arguments may be shapes.
+    A scan counts once for each of its steps.  Of a condition the most expensive branch counts.  A while loop counts
+    once, because its number of steps is unknown.  Element-wise operations are left out.  Arguments may be shapes.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _operations(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _of(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _operations(jaxpr: core.Jaxpr) -> int:
+    return sum(_operations_of(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: core.JaxprEqn) -> int:
-    name, inner = equation.primitive.name, [_of(jaxpr) for jaxpr in _inner(equation.params)]
+def _operations_of(equation: core.JaxprEqn) -> int:
+    name, inner = equation.primitive.name, [_operations(jaxpr) for jaxpr in _inner(equation.params)]
     if name in ("dot_general", "conv_general_dilated"):
         left, right, result = (_shape(variable) for variable in (*equation.invars, *equation.outvars))
         numbers = equation.params["dimension_numbers"]
@@ -51,7 +51,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs within an operation."""
+    """Yield the programs inside an operation."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, core.ClosedJaxpr):
@@ -75,18 +75,18 @@ PART_OF_FIELD = {
 
 
 class Part(NamedTuple):
-    """One part, and what it takes to use it once: of an observation, a step of the model, a latent."""
+    """The size and the cost of one part, for one use: one observation, one step of the model, or one latent."""
 
     name: str
     parameters: int
     flops: int
-    """Of its matrix products and convolutions, forward; a multiply-add is two."""
+    """Operations of its matrix products and convolutions in the forward pass; a multiply-add is two."""
     activation_bytes: int
-    """What the backward pass finds kept of the forward one, as JAX traces it; a compiler may keep less."""
+    """Bytes that the forward pass stores for the backward pass in JAX's trace; a compiler may store fewer."""
 
 
 def part_of(path: tuple) -> str:
-    """The part that a parameter belongs to, by its path in the model."""
+    """Return the part that a parameter belongs to, by its path in the model."""
     fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
     # The innermost of these names: heads.policy is a part, heads is not.
     return next(PART_OF_FIELD[field] for field in reversed(fields) if field in PART_OF_FIELD)
@@ -99,13 +99,15 @@ def summarize(model: PyTree, spec: EnvSpec) -> list[Part]:
         sizes[part_of(path)] += leaf.size
     uses = _uses(model, spec)
     return [
-        Part(name, sizes[name], count(use, model, *(batch(1) for batch in inputs)), _kept(use, model, inputs))
+        Part(
+            name, sizes[name], count(use, model, *(batch(1) for batch in inputs)), _activation_bytes(use, model, inputs)
+        )
         for name, (use, inputs) in uses.items()
     ]
 
 
 def total(parts: list[Part]) -> Part:
-    """All parts used once."""
+    """Return the sum of all parts, each used once."""
     return Part(
         "total",
         sum(part.parameters for part in parts),
@@ -115,7 +117,7 @@ def total(parts: list[Part]) -> Part:
 
 
 Batch = Callable[[int], jax.ShapeDtypeStruct]
-"""The shape of an input for so many frames."""
+"""(number of frames) -> the shape of an input."""
 
 
 def _is_array(leaf: Any) -> bool:
@@ -123,15 +125,18 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch, ...]]]:
-    """How each part is used, and with what."""
+    """Return the function that uses each part, and the shapes of its inputs."""
     observation = _batch(spec.observation.shape, spec.observation.dtype)
     latent = _like(lambda model, x: model.represent(x), model, observation)
     features = _like(lambda model, x: model.head_input(x), model, latent)
     uses: dict[str, tuple[Callable, tuple[Batch, ...]]] = {ENCODER: (lambda m, x: m.represent(x), (observation,))}
     if model.memory is not None:
-        shown, state = _like(lambda model, x: model.features(x), model, observation), 2 * model.memory.lstm.width
-        remembered = (shown, _batch((state,), jnp.float32), _batch((), jnp.bool_))
-        uses["memory"] = (lambda m, x, state, first: m.memory(x, state, first)[0], remembered)
+        features_of_row, state = (
+            _like(lambda model, x: model.features(x), model, observation),
+            2 * model.memory.lstm.width,
+        )
+        inputs = (features_of_row, _batch((state,), jnp.float32), _batch((), jnp.bool_))
+        uses["memory"] = (lambda m, x, state, first: m.memory(x, state, first)[0], inputs)
     if model.dynamics is not None:
         uses["dynamics"] = (lambda m, x, action: m.step(x, action), (latent, _batch((), jnp.int32)))
     if model.reader is not None:
@@ -149,18 +154,21 @@ def _batch(shape: tuple[int, ...], dtype: Any) -> Batch:
     return lambda size: jax.ShapeDtypeStruct((size, *shape), dtype)
 
 
-def _like(function: Callable, model: Model, given: Batch) -> Batch:
-    """The shape of what a function makes of an input."""
-    made = jax.eval_shape(function, model, given(1))
-    return _batch(made.shape[1:], made.dtype)
+def _like(function: Callable, model: Model, argument: Batch) -> Batch:
+    """Return the shape of a function's result for an input."""
+    result = jax.eval_shape(function, model, argument(1))
+    return _batch(result.shape[1:], result.dtype)
 
 
-def _kept(use: Callable, model: Model, inputs: tuple[Batch, ...]) -> int:
-    """Bytes kept of one frame: what a second one adds, which leaves out parameters and what is made of them."""
+def _activation_bytes(use: Callable, model: Model, inputs: tuple[Batch, ...]) -> int:
+    """Return the bytes that are stored for the backward pass of one frame.
 
-    def kept(size: int) -> int:
-        given = [batch(size) for batch in inputs]
-        pullback = jax.eval_shape(lambda m, *x: jax.vjp(lambda m: use(m, *x), m)[1], model, *given)
+    It is the difference between two frames and one, so that parameters and values computed from them do not count.
+    """
+
+    def stored(size: int) -> int:
+        arguments = [batch(size) for batch in inputs]
+        pullback = jax.eval_shape(lambda m, *x: jax.vjp(lambda m: use(m, *x), m)[1], model, *arguments)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
-    return kept(2) - kept(1)
+    return stored(2) - stored(1)

@@ -17,20 +17,20 @@ from bircher.types import Batch, Key, Targets
 
 
 class TermGradients(NamedTuple):
-    """Gradients of the weighted terms, each on a batch of its own making."""
+    """Gradients of the weighted loss terms on one batch."""
 
     norms: Mapping[str, Float[Array, " terms"]]
-    """By part, of every term in the order of the agent's weights."""
+    """The norms by part of the network, of every term in the order of the agent's weights."""
     shared: Float[Array, " terms"]
-    """Norms of the encoder's; where nothing is encoded, of what reads a latent."""
+    """The norms in the encoder, or in the reader of latents if there is no encoder."""
     cosines: Float[Array, "terms terms"]
-    """Between the terms' gradients there; 0 where one of them has none."""
+    """The cosines between the gradients of two terms in that part; 0 if one of them has no gradient."""
 
 
 def measure(
     agent: Agent, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, progress: Array | float
 ) -> TermGradients:
-    """Every term's own gradient, by one pass forward and one backward for all of them together."""
+    """Compute the gradient of every term, with one forward pass and one batched backward pass for all of them."""
     names = tuple(agent.weights)
 
     def weighted(params: PyTree) -> Float[Array, " terms"]:
@@ -52,7 +52,7 @@ def measure(
 
 
 def _by_part(gradients: PyTree) -> dict[str, Float[Array, "terms numbers"]]:
-    """The numbers of each part side by side; a part without any is not there."""
+    """Return the gradients of each part as one matrix; a part without parameters is left out."""
     found: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         found.setdefault(part_of(path), []).append(leaf.reshape(len(leaf), -1))
@@ -60,7 +60,7 @@ def _by_part(gradients: PyTree) -> dict[str, Float[Array, "terms numbers"]]:
 
 
 def as_metrics(found: TermGradients, names: Sequence[str]) -> dict[str, float]:
-    """Norms by term and part, shares of the encoder's, and cosines of every pair of terms that reach it."""
+    """Return norms by term and part, shares of the encoder's norm, and cosines of every pair of terms that reach it."""
     metrics, encoder = {}, found.shared
     total = float(encoder.sum())
     for index, name in enumerate(names):
