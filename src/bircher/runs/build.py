@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bircher.errors import NotEnoughMemory
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,36 +10,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from bircher.training import learner
 from bircher import devices
+from bircher.agents import actor_critic, muzero
+from bircher.agents.base import Agent, require_discrete
+from bircher.agents.config import PolicyAgentConfig, PolicyLosses
+from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.config import settings
-from bircher.agents import muzero
-from bircher.agents import actor_critic
-from bircher.agents.base import Agent
-from bircher.agents.base import require_discrete
-from bircher.agents.muzero import MuZeroConfig
-from bircher.agents.muzero import MuZeroLosses
-from bircher.agents.config import PolicyAgentConfig
-from bircher.agents.config import PolicyLosses
-from bircher.config.config import Config
-from bircher.config.config import validated
-from bircher.envs import registry
-from bircher.envs.base import Env
-from bircher.errors import UnknownEnvironment
-from bircher.errors import UnsupportedEnvironment
-from bircher.envs.base import num_legal
-from bircher.envs.registry import EnvSource
-from bircher.training.learner import Learner
-from bircher.training.learner import TrainState
-from bircher.training import loops
-from bircher.training import loops
-from bircher.training.loops import Programs
+from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
+from bircher.envs import registry
+from bircher.envs.base import Env, num_legal
+from bircher.envs.registry import EnvSource
+from bircher.errors import ConfigError, NotEnoughMemory, UnknownEnvironment, UnsupportedEnvironment
 from bircher.runs import directory
-from bircher.errors import ConfigError
-from bircher.types import EnvSpec
-from bircher.types import Key
-from bircher.types import TimeStep
+from bircher.training import learner, loops
+from bircher.training.learner import Learner, TrainState
+from bircher.training.loops import Programs
+from bircher.types import EnvSpec, Key, TimeStep
 
 Learned_FROM = ("train", "check", "diagnose")
 """Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
@@ -186,7 +171,13 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
         )
     agent = make_agent(config, spec)
     learn = learner.Learner(
-        agent, spec, learner.LearnerConfig(config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps, config.agent.target_update_rate, config.env.stack))  # fmt: skip
+        agent,
+        spec,
+        learner.LearnerConfig(
+            config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
+            config.agent.target_update_rate, config.env.stack,
+        ),
+    )  # fmt: skip
     template = jax.eval_shape(learn.init, jax.random.key(0), _rows(spec, config.env.num_envs))
     return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.without_replay, template))
 

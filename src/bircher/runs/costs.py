@@ -5,13 +5,10 @@ from __future__ import annotations
 from bircher import devices
 from bircher.config.config import Config
 from bircher.errors import NotEnoughMemory
-from bircher.runs.build import Parts
-from bircher.runs.build import num_bytes
-from bircher.runs.build import size
-from bircher.training.evaluator import EvaluationConfig
 from bircher.runs import logger
+from bircher.runs.build import Parts, num_bytes, size
+from bircher.training.evaluator import EvaluationConfig
 from bircher.types import EnvSpec
-
 
 
 def require_memory(config: Config, parts: Parts, device: devices.Device) -> None:

@@ -5,34 +5,28 @@
 
 from __future__ import annotations
 
-from bircher.errors import RunFolderError
 import contextlib
 import itertools
 import os
 import re
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
 import jax
-import numpy as np
-from bircher.training import checkpoint
-from bircher import metrics
-from bircher.config.config import Config
-from bircher.spaces import Encoding
-from bircher.errors import UnsupportedPlatform
-from bircher.config.presets import CALLABLE
-from bircher.errors import short_text
-from bircher.errors import ConfigError
-from bircher.types import Discrete
-from bircher.types import EnvSpec
-from concurrent.futures import Future, ThreadPoolExecutor
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
-from bircher import devices
-from bircher.types import Counters
 
-
+from bircher import devices, metrics
+from bircher.config.config import Config
+from bircher.config.presets import CALLABLE
+from bircher.errors import ConfigError, RunFolderError, UnsupportedPlatform, short_text
+from bircher.spaces import Encoding
+from bircher.training import checkpoint
+from bircher.types import Counters, Discrete, EnvSpec
 
 try:
     import fcntl

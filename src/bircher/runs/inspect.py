@@ -5,41 +5,28 @@ They load the run and pass agents, rows and metrics to `analysis`, which never o
 
 from __future__ import annotations
 
-from bircher.training.rollout import collect_rollout
-from bircher.training.rollout import describe_failure
-from bircher.training.rollout import start_actors
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
 import jax
-from bircher.analysis import model_error
-from bircher.viz import plots
+import numpy as np
+
 from bircher.agents.base import Agent
+from bircher.analysis import model_error, network_summary
+from bircher.analysis.network_summary import Part
 from bircher.config.config import Config
 from bircher.envs.base import failure
-from bircher.errors import EvaluationFailed
-from bircher.training.learner import Learner
-from bircher.runs import build
-from bircher.runs.build import Parts
-from bircher.runs.loaded_agent import LoadedAgent
-from bircher.runs.logger import Replayed
-from bircher.types import Key
-from bircher.types import Policy
-from bircher.types import Trajectory
-from typing import Any, NamedTuple
-import numpy as np
-from bircher.viz import panels
+from bircher.errors import ConfigError, EvaluationFailed, RunFolderError, UnsupportedEnvironment
 from bircher.games import boards
-from bircher.runs.loaded_agent import Inputs
-from bircher.errors import ConfigError
-from bircher.analysis import network_summary
-from bircher.analysis.network_summary import Part
-from bircher.types import EnvSpec
-from bircher.errors import UnsupportedEnvironment
-from bircher.runs import loaded_agent
-from bircher.errors import RunFolderError
+from bircher.runs import build, loaded_agent
+from bircher.runs.build import Parts
+from bircher.runs.loaded_agent import Inputs, LoadedAgent
+from bircher.runs.logger import Replayed
+from bircher.training.learner import Learner
+from bircher.training.rollout import collect_rollout, describe_failure, start_actors
+from bircher.types import EnvSpec, Key, Policy, Trajectory
+from bircher.viz import panels, plots
 from bircher.viz.plots import Frame
-
-
 
 NUM_ENVS = 32
 """Episodes followed side by side."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from bircher.errors import UnsupportedEnvironment
-from bircher.training.rollout import start_actors
-
 import contextlib
 import dataclasses
 import os
@@ -14,41 +11,36 @@ from typing import Any
 
 import jax
 
-from bircher.training import checkpoint
-from bircher import devices
+from bircher import devices, spaces
 from bircher.config import settings
-from bircher.viz import plots
-from bircher.agents import base as agents_base
-from bircher.errors import CheckpointError
-from bircher.config.config import Config
-from bircher.config.config import validated
-from bircher.envs import base
-from bircher import spaces
-from bircher.envs.base import Env
-from bircher.errors import EnvContractError
-from bircher.errors import UnknownEnvironment
-from bircher.errors import UnsupportedEnvironment
-from bircher.errors import EnvironmentFailure
-from bircher.envs.registry import EnvSource
-from bircher.errors import EvaluationFailed
-from bircher.errors import UnknownOpponent
-from bircher.errors import UnsuitableOpponent
-from bircher.errors import DeviceError
+from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
-from bircher.runs import build
-from bircher.runs import costs
-from bircher.runs import directory
-from bircher.runs import loaded_agent
-from bircher.runs import costs
-from bircher.errors import NotEnoughMemory
+from bircher.envs import base
+from bircher.envs.base import Env
+from bircher.envs.registry import EnvSource
+from bircher.errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    EnvContractError,
+    EnvironmentFailure,
+    EvaluationFailed,
+    NoDisplay,
+    NotEnoughMemory,
+    RunFailed,
+    RunFolderError,
+    UnknownEnvironment,
+    UnknownOpponent,
+    UnsuitableOpponent,
+    UnsupportedEnvironment,
+)
+from bircher.runs import build, costs, directory, loaded_agent
 from bircher.runs.build import Parts
-from bircher.errors import RunFolderError
 from bircher.runs.loaded_agent import LoadedAgent
-from bircher.runs.trainer import ResumePoint
-from bircher.errors import RunFailed
-from bircher.runs.trainer import Training
-from bircher.errors import NoDisplay
-from bircher.errors import ConfigError
+from bircher.runs.trainer import ResumePoint, Training
+from bircher.training import checkpoint
+from bircher.training.rollout import start_actors
+from bircher.viz import plots
 
 CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads", "env.num_workers")
 """What may be set anew when a run is resumed: nothing that its state depends on."""
@@ -139,7 +131,8 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
         sentences = (*sentences, fresh)
     if config != before:
         directory.rewrite_config(path, config)
-    origin = ResumePoint(dataclasses.replace(train, replay=replay), restored, steps, float(meta["wall_seconds"]), generation)
+    train = dataclasses.replace(train, replay=replay)
+    origin = ResumePoint(train, restored, steps, float(meta["wall_seconds"]), generation)
     return Training(config, source, env, parts, path, device, origin, sentences)
 
 

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-import numpy as np
-from bircher.envs.base import num_legal
-from bircher.spaces import Encoding
-from bircher.spaces import encode_observation
-from bircher.spaces import misfit
-from bircher.types import EnvSpec
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
-from bircher.training import checkpoint
-from bircher.training import learner
-from bircher.viz import panels
-from bircher.viz import plots
-from bircher.agents.base import Agent
-from bircher.agents.base import Carry
+
+from bircher.agents.base import Agent, Carry
 from bircher.config.config import Config
 from bircher.envs import registry
-from bircher.envs.base import Env
-from bircher.spaces import decode_action
+from bircher.envs.base import Env, num_legal
 from bircher.envs.registry import EnvSource
-from bircher.training.evaluator import Evaluator
-from bircher.training.evaluator import Mode
-from bircher.training.evaluator import Report
-from bircher.games.players import Player
-from bircher.games.players import of_agent
-from bircher.viz.panels import Thought
-from bircher.runs import build
-from bircher.runs import costs
-from bircher.runs import directory
+from bircher.games.players import Player, of_agent
+from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
-from bircher.types import Policy
-from bircher.types import TimeStep
-from bircher.types import Trajectory
-
+from bircher.spaces import Encoding, decode_action, encode_observation, misfit
+from bircher.training import checkpoint, learner
+from bircher.training.evaluator import Evaluator, Mode, Report
+from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
+from bircher.viz import panels, plots
+from bircher.viz.panels import Thought
 
 
 class Inputs(NamedTuple):

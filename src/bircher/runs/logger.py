@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-import jax
-from bircher import devices
-from bircher.training.learner import Learner
-from bircher.types import Key
-from bircher.types import Trajectory
-from threading import Thread
-import jax.numpy as jnp
-from jaxtyping import PyTree
-from bircher.analysis import term_gradients
-from bircher.config.config import Config
-from bircher.training.learner import TrainState
-from bircher.training.learner import without_replay
-from bircher.runs.build import Parts
-from bircher.replay.batching import crop_sequences
-from bircher.types import Batch
-from bircher.types import Policy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from bircher.analysis import doctor
-from bircher.agents.base import weights_at
-from bircher.runs import directory
-from bircher.metrics import Line
-from bircher.metrics import Packed
-from bircher.metrics import episodes_ended
-from bircher.metrics import series
-from collections.abc import Callable, Iterable, Mapping
+from jaxtyping import PyTree
+
+from bircher import devices
 from bircher import metrics as glossary
-from bircher.training.evaluator import Report
-from bircher.training.loops import Progress
+from bircher.agents.base import weights_at
+from bircher.analysis import doctor, term_gradients
+from bircher.config.config import Config
 from bircher.config.presets import CALLABLE
 from bircher.errors import RunFailed
-from bircher.viz.writers import Console
-from bircher.viz.writers import JsonLines
-from bircher.viz.writers import TensorBoard
-from bircher.viz.writers import Writer
-from bircher.viz.writers import put_aside
-
+from bircher.metrics import Line, Packed, episodes_ended, series
+from bircher.replay.batching import crop_sequences
+from bircher.runs import directory
+from bircher.runs.build import Parts
+from bircher.training.evaluator import Report
+from bircher.training.learner import Learner, TrainState, without_replay
+from bircher.training.loops import Progress
+from bircher.types import Batch, Key, Policy, Trajectory
+from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer, put_aside
 
 
 class Replayed:

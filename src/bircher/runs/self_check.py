@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import os
 import platform
-from typing import Any
-import jax
-from bircher import devices
-from bircher.version import __version__
-from bircher.errors import CheckFailed
-from bircher.training.rollout import ActorState
-from bircher.training.rollout import collect_rollout
-from bircher.training.rollout import start_actors
-import contextlib
-import io
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,25 +15,24 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from bircher.training import checkpoint
-from bircher.analysis import term_gradients
-from bircher.training import learner
+
+from bircher import devices
 from bircher.agents.base import Agent
-from bircher.config.config import AGENTS
-from bircher.config.config import Config
-from bircher.config.config import compose
+from bircher.analysis import term_gradients
+from bircher.analysis.term_gradients import TermGradients
+from bircher.config.config import AGENTS, Config, compose
 from bircher.envs import registry
 from bircher.envs.base import check_env
-from bircher.analysis.term_gradients import TermGradients
-from bircher.runs import build
-from bircher.runs import launch
-from bircher.types import Batch
-from bircher.types import EnvSpec
-from bircher.types import Policy
-
-
+from bircher.errors import CheckFailed
+from bircher.runs import build, launch
+from bircher.training import checkpoint, learner
+from bircher.training.rollout import ActorState, collect_rollout, start_actors
+from bircher.types import Batch, EnvSpec, Policy
+from bircher.version import __version__
 
 PACKAGES = (
     "jax", "jaxlib", "numpy", "equinox", "optax", "mctx", "flashbax", "orbax-checkpoint", "envpool", "gymnax", "pgx",

@@ -6,50 +6,35 @@ where what was learned can be saved.
 
 from __future__ import annotations
 
-from bircher.errors import RunFailed
-from pathlib import Path
-from typing import Any, NamedTuple
-from bircher.training.learner import TrainState
-from bircher.runs.loaded_agent import LoadedAgent
+import contextlib
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-import jax
-from bircher.training.loops import Progress
-import signal
-import threading
+from pathlib import Path
 from types import FrameType
-from bircher.training.rollout import describe_failure
-from bircher.training.rollout import start_actors
-import contextlib
-import os
-from typing import Any
-import jax.numpy as jnp
-from bircher.training import learner
-from bircher import devices
-from bircher.training.rollout import ActorState
-from bircher.errors import CheckpointError
-from bircher.config.config import Config
-from bircher.envs.base import Env
-from bircher.envs.base import failure
-from bircher.envs.registry import EnvSource
-from bircher.errors import EvaluationFailed
-from bircher.errors import EvaluationStopped
-from bircher.runs import build
-from bircher.runs import costs
-from bircher.runs import inspect
-from bircher.runs import directory
-from bircher.runs import logger
-from bircher.runs import loaded_agent
-from bircher.runs.build import Parts
-from bircher.runs.directory import CHECKPOINTS
-from bircher.runs.logger import Averages
-from bircher.runs.logger import RunLogger
-from bircher.runs.logger import scores
-from bircher.runs.directory import Saver
-from bircher.runs.directory import copied
-from bircher.types import Counters
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from bircher import devices
+from bircher.config.config import Config
+from bircher.envs.base import Env, failure
+from bircher.envs.registry import EnvSource
+from bircher.errors import CheckpointError, EvaluationFailed, EvaluationStopped, RunFailed
+from bircher.runs import build, costs, directory, inspect, loaded_agent, logger
+from bircher.runs.build import Parts
+from bircher.runs.directory import CHECKPOINTS, Saver, copied
+from bircher.runs.loaded_agent import LoadedAgent
+from bircher.runs.logger import Averages, RunLogger, scores
+from bircher.training import learner
+from bircher.training.learner import TrainState
+from bircher.training.loops import Progress
+from bircher.training.rollout import ActorState, describe_failure, start_actors
+from bircher.types import Counters
 
 
 class Run(NamedTuple):
@@ -199,7 +184,9 @@ class Training:
         mode, self._limit = config.evaluation.mode, costs.evaluation_limit(config, env.spec)
         self._monitor = inspect.Monitors(parts, config)
         self._gauge = logger.GradientMonitor(parts, config) if config.evaluation.gradients else None
-        self._evaluator = loaded_agent.make_evaluator(parts.agent, config, source, config.seed, mode, "monitor", self._limit)
+        self._evaluator = loaded_agent.make_evaluator(
+            parts.agent, config, source, config.seed, mode, "monitor", self._limit
+        )
 
     def hold(self, descriptor: int) -> None:
         """Keep a claim on the folder until the run has ended."""
