@@ -27,10 +27,10 @@ GROUPS = 2
 
 
 @functools.cache
-def made(place: str = "host", fraction: float = 0.5, exponent: float = 0.0):
+def made(device: str = "host", fraction: float = 0.5, exponent: float = 0.0):
     """A learner for the cliff whose every iteration computes targets twice."""
     settings = OptimizerConfig(batch_size=4, updates_per_step=GROUPS / 20, learning_rate=1e-2)
-    replay = ReplayConfig(capacity=200, fraction=fraction, priority_exponent=exponent, device=place)
+    replay = ReplayConfig(capacity=200, fraction=fraction, priority_exponent=exponent, device=device)
     return learner.Learner(AGENT, Handed(True).spec, learner.LearnerConfig(settings, replay, ENVS, LENGTH, 400, 0.1))
 
 
@@ -116,7 +116,7 @@ def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
 
 def test_without_replayed_sequences_the_place_makes_no_difference():
     """Bit for bit; what is held is the same in both."""
-    here, there = (learning(device=place, fraction=0.0)[-1] for place in ("device", "host"))
+    here, there = (learning(device=device, fraction=0.0)[-1] for device in ("device", "host"))
     assert there.replay.ahead.drawn is None
     assert_trees_equal(here.replay, there.replay.ring)
     assert_trees_equal(learner.without_replay(here), learner.without_replay(there))

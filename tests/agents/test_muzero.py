@@ -25,7 +25,7 @@ KINDS = ("n_step", "lambda", "outcome")
 
 
 def agent_of(name="muzero", model=SMALL, loss=None, num_players=1, search=SEARCH, **settings):
-    config = muzero.MuZeroConfig.model_validate({"name": name, "discount": DISCOUNT, **settings})
+    config = muzero.MuZeroConfig.model_validate({"name": name, "gamma": DISCOUNT, **settings})
     return muzero.make(config, model, muzero.MuZeroLosses(**(loss or {})), search, num_players)
 
 
@@ -118,7 +118,7 @@ def test_a_fixture_that_encodes_place_and_time_shows_every_shift():
         first=none, last=none, terminal=none, discount=jnp.ones(none.shape), reward=jnp.asarray(100.0 * b + t),
         extras=rows.extras | {"search_value": jnp.asarray(1000.0 * b + 0.5 * t)},
     )  # fmt: skip
-    target = targets_of(agent_of(discount=1.0, returns={"steps": 1}), rows)
+    target = targets_of(agent_of(gamma=1.0, returns={"steps": 1}), rows)
     np.testing.assert_allclose(target.value, (1100.0 * b + 1.5 * t)[:, 1:])
     np.testing.assert_allclose(target.reward, (100.0 * b + t)[:, 1:])
     np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), rows.extras["search_policy"])
@@ -203,7 +203,7 @@ def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
     blank = {"search_policy": jnp.zeros((*rows.reward.shape, ACTIONS)), "search_value": jnp.zeros(rows.reward.shape)}
     first = targets_of(fresh, rows._replace(extras=blank), 9, model)
     # What that search said, as if it had acted: without reanalysis the targets are the same.
-    config = muzero.MuZeroConfig.model_validate({"name": name, "discount": DISCOUNT})
+    config = muzero.MuZeroConfig.model_validate({"name": name, "gamma": DISCOUNT})
     plan = muzero.planner(config, SEARCH, DISCOUNT)
     flat = (model.represent(rows.observation.reshape(-1, 4)), legal.reshape(-1, ACTIONS))
     found = quick_jit(lambda: plan(model, *flat, key, "sample"))()

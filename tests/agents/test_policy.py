@@ -30,7 +30,7 @@ def policy_of(agent, model=MODEL):
 
 
 def ppo(loss=None, **settings):
-    settings = {"discount": DISCOUNT, **settings}
+    settings = {"gamma": DISCOUNT, **settings}
     return agent_of(PPOConfig.model_validate(settings), PPOLosses.model_validate(loss or {}))
 
 
@@ -243,7 +243,7 @@ def test_the_scale_of_images_in_bytes_and_of_booleans_is_known():
 
 
 def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
-    agent = agent_of(MPOConfig.model_validate({"discount": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
+    agent = agent_of(MPOConfig.model_validate({"gamma": DISCOUNT, "mpo": {"temperature": 0.5}}), MPOLosses())
     rows = random_rows(3, BATCH, LENGTH)
     target, _ = quick_jit(agent.targets)(policy_of(agent), batch_of(rows), jax.random.key(0))
     expected = reference.targets(MODEL, rows, DISCOUNT, 0.95, 1.0, (0.03, 0.003))
@@ -318,7 +318,7 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
         ("muzero", {"losses.model_value.weight": 0}, "muzero searches with .* give losses.model_value a weight"),
         ("muzero", {"losses.model_reward.enabled": False}, "give losses.model_reward a weight above 0"),
         ("muzero", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 needs the policy that acted, which muzero"),
-        ("muesli", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 leaves out .* epochs × minibatches = 1"),
+        ("muesli", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 skips .* epochs × minibatches = 1"),
         ("ppo", {"agent.clip.value": 0.2}, "agent.clip.value=0.2 clips the ppo_value term, which is not used"),
         ("ppo", {"agent.clip.value": 0.2, "losses.ppo_value.weight": 0}, "give losses.ppo_value a weight above 0"),
         ("ppo", {"env.num_envs": 9}, "optimizer.minibatches=16 does not divide env.num_envs=9"),
