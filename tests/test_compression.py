@@ -51,7 +51,7 @@ def rollout(number: int, noisy: bool) -> Trajectory:
 def programs(room: int, exponent: float = 0.0, context: int = 0):
     """The compressing ring and the ring that it is made over, and what the two do with rows, compiled."""
     plain = base.make(ENVS, LENGTH, ENVS * ROWS, exponent, context, weighted=True)
-    small = storage.rows_kept_compressed(plain, PICTURE, ENVS, LENGTH, context, room)
+    small = storage.compress_observations(plain, PICTURE, ENVS, LENGTH, context, room)
     return [(r, jax.jit(r.add, donate_argnums=0), jax.jit(r.sample, static_argnums=2)) for r in (plain, small)]
 
 

@@ -26,7 +26,7 @@ def rollouts(count, exponent=0.0, capacity=90):
     policy = agent.init(jax.random.key(0), env.spec)
     state = start_actors(agent, env, jax.random.key(1))
     play = quick_jit(lambda state: collect_rollout(agent, env, policy, state, LENGTH, 0.0)[:2])
-    ring = storage.kept_once(base.make(ENVS, LENGTH, capacity, exponent, STACK - 1), STACK)
+    ring = storage.store_frames_once(base.make(ENVS, LENGTH, capacity, exponent, STACK - 1), STACK)
     held, given = None, []
     for _ in range(count):
         state, rows = play(state)
@@ -70,7 +70,7 @@ def test_no_stack_reaches_across_a_first_row():
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 255, (4, 12, 2, 2, 1)).astype(np.uint8)
     first = rng.uniform(size=(4, 12)) < 0.3
-    found = np.asarray(storage.joined(jnp.asarray(pictures), jnp.asarray(first), 4))
+    found = np.asarray(storage.stack_frames(jnp.asarray(pictures), jnp.asarray(first), 4))
     assert found.shape == (4, 9, 2, 2, 4) and found.dtype == np.uint8
     for b in range(4):
         for t in range(3, 12):

@@ -23,30 +23,33 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bircher.types import Key
 
 EPSILON = 1e-6
-"""Added to every priority, so that a sequence without an error may come up again (section 3.3)."""
+"""This is added to every priority, so that a sequence without an error can be drawn again (section 3.3)."""
 GREATEST = 1e20
-"""Priorities are cut here: sums over any ring stay finite."""
+"""Priorities are clipped to this, so that their sum is finite for a replay of any size."""
 
 
 class ReplayConfig(BaseModel):
-    """How much is kept, how much of each batch comes from it, and what is drawn."""
+    """Settings of the replay: its size and memory, its share of each batch, and the distribution of samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     capacity: int = Field(100_000, gt=0, lt=2**53)
-    """Steps kept, over all environments."""
+    """Number of stored steps, over all environments."""
     device: Literal["device", "host"] = "device"
-    """Where: beside the networks, or in the host's memory, with what the next updates are given drawn ahead."""
+    """Memory of the replay: `device` is the memory of the networks' device. `host` is main memory, and the batches of
+    the next updates are then sampled in advance."""
     fraction: float = Field(0.75, ge=0.0, le=1.0)
-    """Share of each batch drawn from replay; the rest is fresh (Muesli: 0.75, large runs 0.95)."""
+    """Share of each batch that is sampled from replay; the rest is fresh (Muesli: 0.75, large runs 0.95)."""
     priority_exponent: float = Field(0.0, ge=0.0, le=1.0)
-    """alpha: sequences are drawn in proportion to their priority to this power; 0 draws uniformly, as Muesli does."""
+    """alpha: sequences are sampled in proportion to their priority to this power; 0 is uniform, as in Muesli."""
     importance_exponent: float = Field(1.0, ge=0.0, le=1.0)
-    """beta: how much of the bias of such draws importance weights undo, 1 is all; without effect if alpha is 0."""
+    """beta: the degree to which importance weights correct the bias of prioritized samples; 1 corrects all of it. It
+    has no effect if alpha is 0."""
     compressed_bytes: int | None = Field(None, gt=0)
-    """Room for each observation on average, kept compressed without loss in the host's memory; null: kept as it is."""
+    """Memory for each observation on average, where observations are stored in main memory with lossless compression;
+    null: no compression."""
     symmetries: bool = False
-    """Whether each sequence of a batch is turned by a random symmetry of the board: for games that have some."""
+    """Whether a random symmetry of the board is applied to each sequence of a batch, in games that have symmetries."""
 
     @model_validator(mode="after")
     def _has_something_to_draw(self) -> ReplayConfig:
@@ -72,42 +75,42 @@ class ReplayConfig(BaseModel):
 
 
 class Draw(NamedTuple):
-    """Sequences from replay, and where they came from."""
+    """Sequences that were sampled from a replay, with their positions and probabilities."""
 
     rows: PyTree[Array]
     """[B, T + 1, ...]"""
     indices: Int[Array, " B"] | None
-    """Where each begins, for `update_priority`; None where draws are uniform."""
+    """Position where each sequence begins, for `update_priority`; None where samples are uniform."""
     probabilities: Float[Array, " B"] | None
-    """How probable each was among all that are held; None where draws are uniform."""
+    """Probability of each sequence among all stored ones; None where samples are uniform."""
 
 
 class Replay(NamedTuple):
-    """`init, add, sample, update_priority` of one ring; the state is a pytree of arrays."""
+    """The functions of one replay.  Its state is a pytree of arrays."""
 
     init: Callable[[PyTree], Any]
     """(one row without its batch axis) -> state"""
     add: Callable[[Any, PyTree], Any]
-    """(state, rows [E, T, ...]) -> state; new sequences enter with the greatest priority so far"""
+    """(state, rows [E, T, ...]) -> state; new sequences have the greatest priority so far"""
     sample: Callable[[Any, Key, int], Draw]
-    """(state, key, B) -> B of all whole sequences that are held, uniformly or by priority"""
+    """(state, key, B) -> B of all complete stored sequences, uniformly or by priority"""
     update_priority: Callable[[Any, Array, Array], Any]
-    """(state, indices [B], priorities [B]) -> state; -1 stands for a sequence that is not in here"""
+    """(state, indices [B], priorities [B]) -> state; an index of -1 is ignored"""
     age: Callable[[Any], Array]
-    """(state) -> mean age of the steps that are held, in steps of all environments"""
+    """(state) -> mean age of the stored steps, in steps of all environments"""
     ready: Callable[[Any], Array]
-    """(state) -> whether a whole sequence can be drawn; asked too early, flashbax gives rows of zeros"""
+    """(state) -> whether there is a complete sequence; without one, flashbax samples rows of zeros"""
     capacity: int
-    """Steps it really holds: the same number for every environment."""
+    """Number of steps that fit, which is the same for every environment."""
     prioritized: bool
-    """Whether draws go by priority."""
+    """Whether sequences are sampled by priority."""
     forget: Callable[[Any, Array], Any] | None = None
-    """(state, n) -> state; none but the newest n rows of each environment are drawn from.  None where draws have no
-    weights."""
+    """(state, n) -> state from which only the newest n rows of each environment are sampled.  None where sequences are
+    sampled without weights."""
 
 
 class View(NamedTuple):
-    """What of a replay is open to those who only look into it, as a `Replay` has it."""
+    """The read-only functions of a replay, as in `Replay`."""
 
     sample: Callable[[Any, Key, int], Draw]
     ready: Callable[[Any], Array]
@@ -118,13 +121,19 @@ def make(
     num_envs: int, rollout_length: int, capacity: int, priority_exponent: float = 0.0, context: int = 0,
     weighted: bool = False,
 ) -> Replay:  # fmt: skip
-    """A ring of `capacity` steps shared evenly by `num_envs` environments, for sequences of T + 1 rows.
+    """Return a replay of `capacity` steps, shared equally by `num_envs` environments, for sequences of T + 1 rows.
 
-    With a `context` they are so many rows longer, and begin that much earlier.  `weighted` draws by weights where a
-    priority exponent of 0 makes them all equal, too, for a ring that can `forget`: uniform, from equal parts as there.
+    Args:
+      num_envs: number of environments.
+      rollout_length: T.
+      capacity: steps of all environments together.
+      priority_exponent: alpha; 0 samples uniformly.
+      context: number of rows by which each sequence begins earlier and is longer.
+      weighted: whether sequences are sampled by weights even if the exponent is 0, where all weights are equal.  Such a
+        replay can `forget`.  Its samples are uniform, one from each of B equal parts, as with priorities.
 
     Raises:
-      ValueError: the capacity does not hold one sequence for each environment.
+      ValueError: the capacity is smaller than one sequence for each environment.
     """
     sequence_length = context + rollout_length + 1
     if capacity < num_envs * sequence_length:
@@ -143,8 +152,8 @@ def make(
     )
 
     def age(state: Any) -> Array:
-        held = jnp.where(state.is_full, length, state.current_index)
-        return num_envs * jnp.maximum(held - 1, 0) / 2
+        stored = jnp.where(state.is_full, length, state.current_index)
+        return num_envs * jnp.maximum(stored - 1, 0) / 2
 
     if priority_exponent or weighted:
         return _weighted(buffer, num_envs, length, rollout_length, priority_exponent, age, context)
@@ -162,59 +171,74 @@ def make(
 
 
 class Weights(NamedTuple):
-    """p^alpha of every sequence by where it begins, in blocks, so that a draw reads about 2 sqrt(N) numbers.
+    """p^alpha of every sequence, by the position where it begins.
 
-    Where no whole sequence begins the weight is 0.
+    The weight is 0 where no complete sequence begins.  Weights are in blocks, so that a sample reads about 2 sqrt(N)
+    numbers.
     """
 
     blocks: Float[Array, "blocks width"]
     sums: Float[Array, " blocks"]
-    """Of each block; summed anew whenever a weight in it changes, so that no error grows."""
+    """Sum of each block.  It is computed again whenever a weight in the block changes, so that errors do not grow."""
     greatest: Float[Array, ""]
-    """The greatest weight so far, at first 1."""
+    """The greatest weight so far, initially 1."""
 
     @classmethod
     def zero(cls, size: int) -> Weights:
-        """Room for the weights of `size` sequences, all of them 0."""
+        """Return weights of 0 for `size` sequences."""
         width = 2 ** math.ceil(math.log2(size) / 2)
         number = -(-size // width)
         return cls(jnp.zeros((number, width)), jnp.zeros(number), jnp.ones(()))
 
     def draw(self, key: Key, batch_size: int) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-        """Indices in proportion to the weights, and their probabilities.
+        """Sample B indices in proportion to the weights, and return them with their probabilities.
 
-        As in the paper the whole is cut into B equal parts and one is drawn from each; in random order.
+        As in the paper, the sum of the weights is divided into B equal parts, and one index is drawn from each.  The
+        indices are in random order.
         """
         strata_key, order_key, key = jax.random.split(key, 3)
         strata = jax.random.permutation(order_key, batch_size) + jax.random.uniform(strata_key, (batch_size,))
         block = jax.vmap(_pick, (None, 0))(self.sums, strata / batch_size)
-        # A number of its own for the place in the block: one alone has too few digits for a large ring.
+        # The position in the block has a separate random number, because one alone has too few digits for a large
+        # replay.
         weights = self.blocks[block]
         place = jax.vmap(_pick)(weights, jax.random.uniform(key, (batch_size,)))
         weight = jnp.take_along_axis(weights, place[:, None], 1)[:, 0]
         return block * self.blocks.shape[1] + place, weight / jnp.maximum(self.sums.sum(), jnp.finfo(jnp.float32).tiny)
 
     def correct(self, indices: Int[Array, " B"], values: Float[Array, " B"], use: Bool[Array, " B"]) -> Weights:
-        """New weights where `use` is True; where none was drawable, none will be. Of several for one the greatest."""
+        """Return the weights with new values at some indices.
+
+        A weight of 0 stays 0, because no complete sequence begins there.  Where an index occurs several times, the
+        greatest of its values is used.
+
+        Args:
+          indices: positions of sequences.
+          values: new weights.
+          use: False at indices that are ignored.
+        """
         number, width = self.blocks.shape
         block, place = indices // width, indices % width
         use = use & (self.blocks.at[block, place].get(mode="clip") > 0)
         block = jnp.where(use, block, number)  # beyond the end, and dropped
-        # First 0, then the greatest: whatever the order in which a device writes.
+        # Entries are set to 0 and then to the greatest value, so that the order in which a device writes has no effect.
         blocks = self.blocks.at[block, place].set(0.0, mode="drop").at[block, place].max(values, mode="drop")
         sums = self.sums.at[block].set(blocks.at[block].get(mode="clip").sum(-1), mode="drop")
         return Weights(blocks, sums, jnp.maximum(self.greatest, jnp.where(use, values, 0.0).max()))
 
 
 def _pick(weights: Float[Array, " N"], share: Float[Array, ""]) -> Int[Array, ""]:
-    """The number in which this share of the sum lies; never one whose weight is 0, whatever the rounding."""
+    """Return the index at which the cumulative sum of the weights exceeds `share` of their sum.
+
+    Rounding never leads to an index whose weight is 0.
+    """
     sums = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
-    # 1 - 2^-24 is the greatest number below 1: times the sum it stays below the sum.
+    # 1 - 2^-24 is the greatest number below 1, and its product with the sum is below the sum.
     return jnp.argmax(sums > jnp.minimum(share, 1 - 2**-24) * sums.max())
 
 
 class WeightedState(NamedTuple):
-    """The rows, and the weights of the sequences among them."""
+    """The rows, and the weights of their sequences."""
 
     ring: Any
     weights: Weights
@@ -224,33 +248,37 @@ def _weighted(
     buffer: Any, num_envs: int, length: int, rollout_length: int, exponent: float, age: Callable[[Any], Array],
     context: int,
 ) -> Replay:  # fmt: skip
-    """The same ring, drawn from by weight; index e * length + t stands for environment e from row t on."""
+    """Return the replay that samples by weight.
+
+    The index of a sequence is e * length + t, for environment e and the first row t.
+    """
 
     def init(row: PyTree) -> WeightedState:
         return WeightedState(buffer.init(row), Weights.zero(num_envs * length))
 
-    def unfolded(weights: Weights) -> Float[Array, "num_envs length"]:
+    def by_env(weights: Weights) -> Float[Array, "num_envs length"]:
         return weights.blocks.reshape(-1)[: num_envs * length].reshape(num_envs, length)
 
-    def folded(weights: Float[Array, "num_envs length"], old: Weights) -> Weights:
+    def in_blocks(weights: Float[Array, "num_envs length"], old: Weights) -> Weights:
         blocks = jnp.pad(weights.reshape(-1), (0, old.blocks.size - weights.size)).reshape(old.blocks.shape)
         return Weights(blocks, blocks.sum(-1), old.greatest)
 
     def add(state: WeightedState, rows: PyTree) -> WeightedState:
         before, ring = state.ring, buffer.add(state.ring, rows)
-        weights, greatest = unfolded(state.weights), state.weights.greatest
-        # These T rows complete the sequences that begin in the T rows before them (a context earlier), and no other ...
-        written = (before.current_index + jnp.arange(rollout_length)) % length
+        weights, greatest = by_env(state.weights), state.weights.greatest
+        # These T rows complete exactly the sequences that begin in the T rows before them (a context earlier).
+        new_rows = (before.current_index + jnp.arange(rollout_length)) % length
         begin = before.current_index - 1 - context - jnp.arange(rollout_length)
-        held = before.is_full | (begin >= 0)
-        weights = weights.at[:, begin % length].set(jnp.where(held, greatest, 0.0))
-        # ... and from where they lie none is whole yet; in a short ring that is also where some of those began.
-        weights = weights.at[:, written].set(0.0)
-        return WeightedState(ring, folded(weights, state.weights))
+        stored = before.is_full | (begin >= 0)
+        weights = weights.at[:, begin % length].set(jnp.where(stored, greatest, 0.0))
+        # No complete sequence begins in the new rows yet.  In a short buffer, they replace rows where some of those
+        # sequences began.
+        weights = weights.at[:, new_rows].set(0.0)
+        return WeightedState(ring, in_blocks(weights, state.weights))
 
     def forget(state: WeightedState, count: Array) -> WeightedState:
         newer = (state.ring.current_index - 1 - jnp.arange(length)) % length
-        return state._replace(weights=folded(jnp.where(newer < count, unfolded(state.weights), 0.0), state.weights))
+        return state._replace(weights=in_blocks(jnp.where(newer < count, by_env(state.weights), 0.0), state.weights))
 
     def sample(state: WeightedState, key: Key, batch_size: int) -> Draw:
         indices, probabilities = state.weights.draw(key, batch_size)
@@ -269,14 +297,14 @@ def _weighted(
     def ready(state: WeightedState) -> Array:
         return buffer.can_sample(state.ring)
 
-    def age_of_ring(state: WeightedState) -> Array:
+    def mean_age(state: WeightedState) -> Array:
         return age(state.ring)
 
     return Replay(
-        init, add, sample, update_priority, age_of_ring, ready, num_envs * length, bool(exponent), forget
+        init, add, sample, update_priority, mean_age, ready, num_envs * length, bool(exponent), forget
     )  # fmt: skip
 
 
 def num_bytes(row: PyTree, capacity: int) -> int:
-    """Bytes of `capacity` rows, known before anything is allocated."""
+    """Return the number of bytes of `capacity` rows, without allocating them."""
     return capacity * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(row))

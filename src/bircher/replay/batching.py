@@ -13,103 +13,112 @@ from bircher.types import Batch, Key, Symmetry, Targets, Trajectory
 
 
 class BatchSpec(NamedTuple):
-    """How the sequences that share one computation of targets are made up."""
+    """The composition of the sequences that share one computation of targets."""
 
     num_envs: int
     minibatches: int
     batch_size: int
-    """Sequences of each minibatch."""
+    """Number of sequences of each minibatch."""
     num_replayed: int
-    """How many of them come from replay."""
+    """Number of sequences of each minibatch that come from replay."""
     importance_exponent: float
-    """beta of the importance weights, where draws go by priority."""
+    """beta of the importance weights, where sequences are sampled by priority."""
 
     @property
     def num_fresh(self) -> int:
-        """Sequences of each minibatch that come from the rollout."""
+        """Return the number of sequences of each minibatch that come from the rollout."""
         return self.batch_size - self.num_replayed
 
     @property
     def sequences(self) -> int:
-        """Sequences that share one computation of targets."""
+        """Return the number of sequences that share one computation of targets."""
         return self.minibatches * self.batch_size
 
 
 def take(tree: PyTree, index: Array) -> PyTree:
-    """Every leaf at `index` of its first axis."""
+    """Return every leaf at `index` of its first axis."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def fresh_order(shares: BatchSpec, groups: int, key: Key) -> Int[Array, "groups fresh"]:
-    """Environments whose rollout each group is given: each comes up equally often, in random order."""
-    needed = groups * shares.minibatches * shares.num_fresh
-    repeats = max(-(-needed // shares.num_envs), 1)
-    order = jnp.concatenate([jax.random.permutation(k, shares.num_envs) for k in jax.random.split(key, repeats)])
+def fresh_order(spec: BatchSpec, groups: int, key: Key) -> Int[Array, "groups fresh"]:
+    """Return the environments whose rollouts each group of minibatches uses.
+
+    They are in random order, and each environment occurs equally often.
+    """
+    needed = groups * spec.minibatches * spec.num_fresh
+    repeats = max(-(-needed // spec.num_envs), 1)
+    order = jnp.concatenate([jax.random.permutation(k, spec.num_envs) for k in jax.random.split(key, repeats)])
     return order[:needed].reshape(groups, -1)
 
 
 def importance_weights(probabilities: Float[Array, "*M B"], exponent: float) -> Float[Array, "*M B"]:
-    """(N p)^-beta of each replayed sequence, divided by their mean over its minibatch, in which N cancels.
+    """Return (N p)^-beta of each replayed sequence, divided by the mean over its minibatch, in which N cancels.
 
     "Prioritized Experience Replay" by Schaul et al. 2016 (https://arxiv.org/abs/1511.05952), section 3.4, divides by
     the greatest weight, because there every sequence is replayed.  Here fresh sequences with a weight of 1 share the
     minibatch.  With beta 1 the expectation of 1 / (N p) is 1 under draws by p, so replayed sequences must count as much
     as fresh ones on average.
     """
-    # Over the greatest first: a power of a small probability may not be finite.
+    # The least probability is divided out first, because a power of a small probability may not be finite.
     weights = (probabilities.min(-1, keepdims=True) / probabilities) ** exponent
     return weights / weights.mean(-1, keepdims=True)
 
 
 class ReplaySample(NamedTuple):
-    """Replayed sequences for a computation of targets, and whether they are any."""
+    """Replayed sequences for a computation of targets, and whether they are valid."""
 
     draw: Draw
     ready: Bool[Array, "*groups"]
-    """False where the ring held no whole sequence: the rows are then none."""
+    """False where the replay contained no complete sequence.  The rows are then meaningless."""
 
 
-def sample_replay(shares: BatchSpec, ring: Replay, replay: Any, key: Key) -> ReplaySample | None:
-    """The replayed share of minibatches × batch_size sequences; None where there is none."""
-    if not shares.num_replayed:
+def sample_replay(spec: BatchSpec, replay: Replay, replay_state: Any, key: Key) -> ReplaySample | None:
+    """Sample the replayed share of minibatches × batch_size sequences, or return None where the share is 0."""
+    if not spec.num_replayed:
         return None
-    return ReplaySample(ring.sample(replay, key, shares.minibatches * shares.num_replayed), ring.ready(replay))
+    draw = replay.sample(replay_state, key, spec.minibatches * spec.num_replayed)
+    return ReplaySample(draw, replay.ready(replay_state))
 
 
-def assemble_batch(shares: BatchSpec, rollout: Trajectory, order: Array, replayed: ReplaySample | None) -> Batch:
-    """minibatches × batch_size sequences, each minibatch with its own fresh share.
+def assemble_batch(spec: BatchSpec, rollout: Trajectory, order: Array, replayed: ReplaySample | None) -> Batch:
+    """Return minibatches × batch_size sequences, with the same number of fresh ones in each minibatch.
 
-    `order` says whose rollout is taken.  Fresh sequences have importance 1 and no index, for the ring does not hold
-    them whole.
+    Fresh sequences have importance 1 and the index -1, because the replay does not contain them completely.
+
+    Args:
+      spec: the composition of the batch.
+      rollout: rows of each environment.
+      order: the environments whose rollouts are used, in order.
+      replayed: the sequences from replay.
     """
-    parts, marks = [], None
-    if shares.num_fresh:
-        parts.append(_by_minibatch(shares, take(rollout, order)))
+    parts, annotations = [], None
+    if spec.num_fresh:
+        parts.append(_by_minibatch(spec, take(rollout, order)))
     if replayed is not None:
-        # Until the ring holds a whole sequence, fresh ones stand in.
-        stand_in = take(rollout, jnp.arange(shares.minibatches * shares.num_replayed) % shares.num_envs)
+        # Fresh sequences are used until the replay contains a complete one.
+        substitute = take(rollout, jnp.arange(spec.minibatches * spec.num_replayed) % spec.num_envs)
         ready = replayed.ready
-        rows = jax.tree.map(lambda x, y: jnp.where(ready, x, y), replayed.draw.rows, stand_in)
-        parts.append(_by_minibatch(shares, rows))
-        marks = _marks(shares, replayed.draw, ready)
-    size = shares.sequences
+        rows = jax.tree.map(lambda x, y: jnp.where(ready, x, y), replayed.draw.rows, substitute)
+        parts.append(_by_minibatch(spec, rows))
+        annotations = _indices_and_importance(spec, replayed.draw, ready)
+    size = spec.sequences
     rows = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1).reshape(size, *xs[0].shape[2:]), *parts)
-    return Batch(rows, *(marks or (jnp.full(size, -1), jnp.ones(size))))
+    return Batch(rows, *(annotations or (jnp.full(size, -1), jnp.ones(size))))
 
 
-def _by_minibatch(shares: BatchSpec, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.reshape(shares.minibatches, -1, *x.shape[1:]), tree)
+def _by_minibatch(spec: BatchSpec, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(spec.minibatches, -1, *x.shape[1:]), tree)
 
 
-def _marks(shares: BatchSpec, draw: Draw, ready: Array) -> tuple[Array, Array] | None:
-    """Indices and importance of all sequences of a group; None where draws are uniform."""
+def _indices_and_importance(spec: BatchSpec, draw: Draw, ready: Array) -> tuple[Array, Array] | None:
+    """Return the indices and the importance of all sequences of a group, or None where samples are uniform."""
     if draw.indices is None or draw.probabilities is None:
         return None
-    indices = _by_minibatch(shares, jnp.where(ready, draw.indices, -1))
-    probabilities = _by_minibatch(shares, jnp.where(ready, draw.probabilities, 1.0))
-    weights = importance_weights(probabilities, shares.importance_exponent)
-    # Replayed sequences stand behind the fresh ones of their minibatch.
-    fresh = ((0, 0), (shares.num_fresh, 0))
+    indices = _by_minibatch(spec, jnp.where(ready, draw.indices, -1))
+    probabilities = _by_minibatch(spec, jnp.where(ready, draw.probabilities, 1.0))
+    weights = importance_weights(probabilities, spec.importance_exponent)
+    # Replayed sequences follow the fresh ones of their minibatch.
+    fresh = ((0, 0), (spec.num_fresh, 0))
     return (
         jnp.pad(indices, fresh, constant_values=-1).reshape(-1),
         jnp.pad(weights, fresh, constant_values=1.0).reshape(-1),
@@ -117,9 +126,9 @@ def _marks(shares: BatchSpec, draw: Draw, ready: Array) -> tuple[Array, Array] |
 
 
 def apply_symmetries(symmetries: tuple[Symmetry, ...], rows: Trajectory, key: Key) -> Trajectory:
-    """Every sequence as it would be on a board turned by one of the symmetries, drawn for each.
+    """Apply a random symmetry of the board to each sequence.
 
-    Extras of three axes hold a number for each action, and are turned too.
+    Extras of three axes have a number for each action, and the symmetry permutes them as well.
     """
     choice = jax.random.randint(key, rows.action.shape[:1], 0, len(symmetries))
     cells = jnp.array([symmetry.cells for symmetry in symmetries])[choice]
@@ -130,16 +139,16 @@ def apply_symmetries(symmetries: tuple[Symmetry, ...], rows: Trajectory, key: Ke
     return rows._replace(
         observation=jax.vmap(lambda x, index: x[:, index])(flat, cells).reshape(board),
         legal_actions=pick(rows.legal_actions, actions),
-        # Which action of the turned board is the one that was taken.
+        # The action of the transformed board that corresponds to the action taken.
         action=jax.vmap(jnp.take)(jnp.argsort(actions, axis=-1), rows.action).astype(rows.action.dtype),
         extras={name: pick(x, actions) if x.ndim == 3 else x for name, x in rows.extras.items()},
     )
 
 
 def crop_sequences(key: Key, batch: Batch, targets: Targets, length: int) -> tuple[Batch, Targets]:
-    """`length` rows of every sequence, and the row behind them, from a random row on; and the targets there.
+    """Return `length` rows of every sequence from a random row on, the row after them, and the targets of these rows.
 
-    Targets were computed with whole sequences; numbers for a whole sequence or batch stay as they are.
+    Targets were computed from whole sequences.  Numbers for a whole sequence or batch stay as they are.
     """
     size, rows = targets.mask.shape
     begin = jax.random.randint(key, (size,), 0, rows - length + 1)
@@ -147,16 +156,17 @@ def crop_sequences(key: Key, batch: Batch, targets: Targets, length: int) -> tup
     def cut(x: Array) -> Array:
         if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
             return x
-        kept = length + x.shape[1] - rows
-        return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, kept))(x, begin)
+        width = length + x.shape[1] - rows
+        return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, width))(x, begin)
 
     return batch._replace(trajectory=jax.tree.map(cut, batch.trajectory)), jax.tree.map(cut, targets)
 
 
 def split_sequences(batch: Batch, targets: Targets, length: int) -> tuple[Batch, Targets]:
-    """All sequences cut into pieces of `length` rows and the row behind each; numbers of a sequence go with its pieces.
+    """Split all sequences into segments of `length` rows, each with the row after it.
 
-    Targets were computed with whole sequences.  Every transition is in one piece; `length` divides the sequences'.
+    Targets were computed from whole sequences.  Every transition is in exactly one segment, because `length` divides
+    the length of the sequences.  A number of a whole sequence is repeated for each of its segments.
     """
     size, rows = targets.mask.shape
     count = rows // length
@@ -166,8 +176,8 @@ def split_sequences(batch: Batch, targets: Targets, length: int) -> tuple[Batch,
             return x
         if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
             return jnp.repeat(x, count, axis=0)
-        kept = length + x.shape[1] - rows
-        index = jnp.arange(count)[:, None] * length + jnp.arange(kept)
-        return x[:, index].reshape(size * count, kept, *x.shape[2:])
+        width = length + x.shape[1] - rows
+        index = jnp.arange(count)[:, None] * length + jnp.arange(width)
+        return x[:, index].reshape(size * count, width, *x.shape[2:])
 
     return jax.tree.map(cut, batch), jax.tree.map(cut, targets)

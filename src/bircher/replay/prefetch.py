@@ -1,11 +1,11 @@
 """A replay in the host's memory: the batches of the next rollout's updates are sampled in advance.
 
-    turn i, on the host:     priorities of rollout i  ->  rollout i is stored  ->  draws for rollout i + 1
-    meanwhile, elsewhere:    rollout i + 1 is made, and rollout i learned from where draws are uniform
+    step i, on the host:     update priorities of rollout i  ->  store rollout i  ->  sample for rollout i + 1
+    meanwhile, elsewhere:    make rollout i + 1, and learn from rollout i where samples are uniform
 
-So draws know nothing of the rollout that they are learned from beside, and with priorities all draws of one rollout
-are by those of the rollouts before.  What was drawn is part of the state: a run can be had again, and resumed, bit
-for bit.
+So the samples do not contain the rollout with which they share an update.  With priorities, all samples of one rollout
+use the priorities of the rollouts before it.  The samples are part of the state, so that a run can be repeated and
+resumed bit for bit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from bircher.types import Key, Trajectory
 
 
 class NextBatches(NamedTuple):
-    """What the next rollout's updates are given."""
+    """The replayed sequences of the next rollout's updates."""
 
     drawn: ReplaySample | None
     """[groups, ...]; None where nothing is replayed"""
     age: Float[Array, ""]
-    """Mean age of the steps that were drawn from, in steps of all environments."""
+    """Mean age of the steps that were stored when they were sampled, in steps of all environments."""
 
 
 class PriorityUpdate(NamedTuple):
-    """What the replay is told of a rollout's updates."""
+    """The new priorities from a rollout's updates."""
 
     indices: Array
     """[groups, B]"""
@@ -41,39 +41,50 @@ class PriorityUpdate(NamedTuple):
 
 
 class HostReplayState(NamedTuple):
-    """The ring, the key of its draws, and what was drawn."""
+    """The state of the replay, the random key of its samples, and the samples of the next updates."""
 
     ring: Any
     key: Key
     ahead: NextBatches
 
 
-def init(ring: Replay, shares: BatchSpec, groups: int, key: Key, row: PyTree) -> HostReplayState:
-    """Nothing held, and draws that say so."""
-    return _draws(ring, shares, groups, ring.init(row), key)
+def init(replay: Replay, spec: BatchSpec, groups: int, key: Key, row: PyTree) -> HostReplayState:
+    """Return the state of an empty replay.  Its samples are marked as not ready."""
+    return _with_samples(replay, spec, groups, replay.init(row), key)
 
 
 def advance_host_replay(
-    ring: Replay, shares: BatchSpec, groups: int, held: Any, key: Key, rows: Trajectory, marks: PriorityUpdate | None
+    replay: Replay,
+    spec: BatchSpec,
+    groups: int,
+    replay_state: Any,
+    key: Key,
+    rows: Trajectory,
+    priorities: PriorityUpdate | None,
 ) -> HostReplayState:
-    """Priorities first, for their indices mean what was held before; then T rows of a rollout; then new draws."""
-    if marks is not None:
-        held = ring.update_priority(held, marks.indices.reshape(-1), marks.priorities.reshape(-1))
-    return _draws(ring, shares, groups, ring.add(held, rows), key)
+    """Update the priorities, add T rows of a rollout, and sample the next batches.
+
+    The order matters: the indices of the priorities refer to the state before the rows are added.
+    """
+    if priorities is not None:
+        replay_state = replay.update_priority(
+            replay_state, priorities.indices.reshape(-1), priorities.priorities.reshape(-1)
+        )
+    return _with_samples(replay, spec, groups, replay.add(replay_state, rows), key)
 
 
-def view(ring: Replay) -> View:
-    """The ring, seen through the state that it is part of."""
+def view(replay: Replay) -> View:
+    """Return read-only functions of the replay that take a `HostReplayState`."""
 
     def sample(state: HostReplayState, key: Key, batch_size: int) -> Draw:
-        return ring.sample(state.ring, key, batch_size)
+        return replay.sample(state.ring, key, batch_size)
 
-    return View(sample, lambda state: ring.ready(state.ring), ring.capacity)
+    return View(sample, lambda state: replay.ready(state.ring), replay.capacity)
 
 
-def _draws(ring: Replay, shares: BatchSpec, groups: int, held: Any, key: Key) -> HostReplayState:
-    key, draw_key = jax.random.split(key)
-    draw = partial(sample_replay, shares, ring, held)
-    # One after the other, and not a group for each number of an axis: what a loop reads of the ring stays in place.
-    found = jax.lax.map(draw, jax.random.split(draw_key, groups)) if shares.num_replayed else None
-    return HostReplayState(held, key, NextBatches(found, jnp.asarray(ring.age(held), jnp.float32)))
+def _with_samples(replay: Replay, spec: BatchSpec, groups: int, replay_state: Any, key: Key) -> HostReplayState:
+    key, sample_key = jax.random.split(key)
+    sample = partial(sample_replay, spec, replay, replay_state)
+    # A loop over groups, and not a `vmap`, reads the replay without copying it.
+    samples = jax.lax.map(sample, jax.random.split(sample_key, groups)) if spec.num_replayed else None
+    return HostReplayState(replay_state, key, NextBatches(samples, jnp.asarray(replay.age(replay_state), jnp.float32)))

@@ -4,7 +4,7 @@ Stacked observations are stored as single frames and joined again when they are 
 stored without loss in an arena of bytes:
 
     arena   [blocks, BLOCK]   a code for each environment's rollout, one after the other, in a circle
-    ring    the rows, with the position of the rollout's code and the row's index in it in place of the observation
+    replay  the rows, with the position of the rollout's code and the row's index in it in place of the observation
 
 Each code holds many frames, because successive frames are similar: on Atari the code has a quarter to a half of the
 bytes of separate codes, and is made and read in about half the time.  A sequence is read from the two or three
@@ -36,105 +36,121 @@ from bircher.types import Key, Trajectory
 
 
 def newest(observation: Array, stack: int) -> Array:
-    """The last of `stack` observations that are joined along the last axis."""
+    """Return the last of `stack` observations that are joined along the last axis."""
     return observation[..., -(observation.shape[-1] // stack) :]
 
 
 def newest_of(observation: PyTree, stack: int) -> PyTree:
-    """The same of each of its arrays."""
+    """Return the last of `stack` joined observations, for each array of a pytree."""
     return jax.tree.map(lambda x: newest(x, stack), observation)
 
 
-def joined(frames: Array, first: Bool[Array, "B R"], stack: int) -> Array:
-    """Each row's last `stack` frames along the last axis, oldest first, of the rows behind the first `stack` - 1.
+def stack_frames(frames: Array, first: Bool[Array, "B R"], stack: int) -> Array:
+    """Join the last `stack` frames of each row along the last axis, with the oldest frame first.
 
-    Before an episode's first row stand copies of its first frame, as `envs.base.stack_observations` has them: nothing
-    is seen of the episode before.
+    Copies of an episode's first frame stand for the frames before it, as in `envs.base.stack_observations`.  So no row
+    contains a frame of the previous episode.
 
     Args:
       frames: [B, R, ..., channels]
+      first: the first rows of episodes.
+      stack: number of frames to join.
+
+    Returns:
+      [B, R - stack + 1, ..., stack * channels], without the first `stack` - 1 rows.
     """
-    place = jnp.arange(first.shape[1])
-    begun = jax.lax.cummax(jnp.where(first, place, -first.shape[1]), axis=1)
-    rows, since = place[stack - 1 :], (place - begun)[:, stack - 1 :]
+    position = jnp.arange(first.shape[1])
+    begin = jax.lax.cummax(jnp.where(first, position, -first.shape[1]), axis=1)
+    rows, since = position[stack - 1 :], (position - begin)[:, stack - 1 :]
     pick = jax.vmap(lambda x, index: x[index])
     parts = [pick(frames, rows - jnp.minimum(back, since)) for back in range(stack - 1, -1, -1)]
     return jnp.concatenate(parts, axis=-1)
 
 
-def kept_once(ring: Replay, stack: int) -> Replay:
-    """A replay of rows whose observations are `stack` joined ones, in a ring that holds each of them once.
+def store_frames_once(replay: Replay, stack: int) -> Replay:
+    """Return a replay of rows with `stack` joined observations that stores each observation only once.
 
-    `ring` draws sequences that begin `stack` - 1 rows earlier than those that are wanted.
+    Args:
+      replay: stores the rows with single observations.  Its sequences begin `stack` - 1 rows earlier than those of the
+        result.
+      stack: number of observations that are joined.
     """
 
-    def stripped(rows: Trajectory) -> Trajectory:
+    def unstacked(rows: Trajectory) -> Trajectory:
         return rows._replace(observation=newest_of(rows.observation, stack))
 
     def init(row: Trajectory) -> Any:
-        return ring.init(stripped(row))
+        return replay.init(unstacked(row))
 
     def add(state: Any, rows: Trajectory) -> Any:
-        return ring.add(state, stripped(rows))
+        return replay.add(state, unstacked(rows))
 
     def sample(state: Any, key: Key, batch_size: int) -> Draw:
-        drawn = ring.sample(state, key, batch_size)
-        rows = jax.tree.map(lambda x: x[:, stack - 1 :], drawn.rows)
-        whole = jax.tree.map(lambda x: joined(x, drawn.rows.first, stack), drawn.rows.observation)
-        return drawn._replace(rows=rows._replace(observation=whole))
+        draw = replay.sample(state, key, batch_size)
+        rows = jax.tree.map(lambda x: x[:, stack - 1 :], draw.rows)
+        observation = jax.tree.map(lambda x: stack_frames(x, draw.rows.first, stack), draw.rows.observation)
+        return draw._replace(rows=rows._replace(observation=observation))
 
-    return ring._replace(init=init, add=add, sample=sample)
+    return replay._replace(init=init, add=add, sample=sample)
 
 
 BLOCK = 64
-"""Bytes; codes begin at multiples of it, so that 32 bits count 128 GiB."""
+"""Bytes of a block.  Codes begin at multiples of it, so that a number of 32 bits can address 128 GiB."""
 LEVEL = 1
-"""zlib's: on Atari's frames, one by one, the sixth took twice the time for codes a fifth shorter."""
+"""Level of zlib.  On single frames of Atari, level 6 took twice the time, and its codes were a fifth shorter."""
 
 
 class Code(NamedTuple):
-    """Where an observation is in the arena."""
+    """The position of an observation in the arena."""
 
     offset: Int[Array, "*B"]
     """The block where the code of its environment's rollout begins."""
     size: Int[Array, "*B"]
-    """Bytes of that code: of the rollout where it is stored as it is, 0 where nothing was stored yet."""
+    """Bytes of that code.  They are those of the rollout itself where it is stored without compression, and 0 where
+    nothing is stored yet."""
     row: Int[Array, "*B"]
-    """Which of the rollout's observations it is."""
+    """The index of the observation in the rollout."""
 
 
 class Compressed(NamedTuple):
-    """The arena, and the ring of what is not in it."""
+    """The arena, and the state of the replay of everything that is not in it."""
 
     ring: Any
     arena: UInt8[Array, "blocks 64"]
     spans: Int[Array, "length 2"]
-    """For each time the first block of its rollout's codes, and the one behind their last; the newest is the last."""
+    """For each time, the first block of its rollout's codes and the block after their last one.  The newest time is the
+    last."""
     held: Int[Array, ""]
-    """Rows of each environment, the newest, whose codes are intact."""
+    """Number of newest rows of each environment whose codes are not overwritten."""
     position: Int[Array, ""]
     """The block where the next rollout's codes begin."""
 
 
-def rows_kept_compressed(
-    ring: Replay, observation: PyTree, num_envs: int, rollout_length: int, context: int, compressed_bytes: int
+def compress_observations(
+    replay: Replay, observation: PyTree, num_envs: int, rollout_length: int, context: int, compressed_bytes: int
 ) -> Replay:
-    """A replay with room for so many bytes of each step's observation, over a ring that can `forget`.
+    """Return a replay that stores compressed observations.
 
     Args:
-      observation: a `jax.ShapeDtypeStruct` for each of its arrays, as one environment gives them
+      replay: stores everything else; it must be able to `forget`.
+      observation: a `jax.ShapeDtypeStruct` for each array of one environment's observation.
+      num_envs: number of environments.
+      rollout_length: T, the rows that are added together.
+      context: number of rows by which each sequence begins earlier.
+      compressed_bytes: size of the arena in bytes, divided by the number of steps.
 
     Raises:
-      ConfigError: sequences could not be held where nothing can be compressed.
+      ConfigError: a sequence would not fit into the arena if nothing could be compressed, or the arena is larger than
+        128 GiB.
     """
-    codec, forget = _Codec(observation, num_envs, rollout_length), ring.forget
+    codec, forget = _Codec(observation, num_envs, rollout_length), replay.forget
     assert forget is not None
-    length, blocks = ring.capacity // num_envs, -(-ring.capacity * compressed_bytes // BLOCK)
-    _require_room(codec, blocks, compressed_bytes, ring.capacity, context)
+    length, blocks = replay.capacity // num_envs, -(-replay.capacity * compressed_bytes // BLOCK)
+    _require_room(codec, blocks, compressed_bytes, replay.capacity, context)
 
     def init(row: Trajectory) -> Compressed:
         zeros = partial(jnp.zeros, dtype=jnp.int32)
-        inner = ring.init(row._replace(observation=Code(zeros(()), zeros(()), zeros(()))))
+        inner = replay.init(row._replace(observation=Code(zeros(()), zeros(()), zeros(()))))
         return Compressed(inner, jnp.zeros((blocks, BLOCK), jnp.uint8), zeros((length, 2)), zeros(()), zeros(()))
 
     def add(state: Compressed, rows: Trajectory) -> Compressed:
@@ -146,40 +162,43 @@ def rows_kept_compressed(
         spans = jnp.concatenate([state.spans[rollout_length:], span])
         newer = jnp.arange(length)[::-1]
         overwritten = (newer >= rollout_length) & (spans[:, 0] < end) & (spans[:, 1] > begin)
-        held = jnp.minimum(state.held + rollout_length, jnp.where(overwritten, newer, length).min())
-        inner = forget(ring.add(state.ring, rows._replace(observation=code)), held)
-        return Compressed(inner, _written(state.arena, codes, begin, used), spans, held, end)
+        intact = jnp.minimum(state.held + rollout_length, jnp.where(overwritten, newer, length).min())
+        inner = forget(replay.add(state.ring, rows._replace(observation=code)), intact)
+        return Compressed(inner, _write_blocks(state.arena, codes, begin, used), spans, intact, end)
 
     def sample(state: Compressed, key: Key, batch_size: int) -> Draw:
-        drawn = ring.sample(state.ring, key, batch_size)
-        return drawn._replace(rows=drawn.rows._replace(observation=codec.decode(state.arena, drawn.rows.observation)))
+        draw = replay.sample(state.ring, key, batch_size)
+        return draw._replace(rows=draw.rows._replace(observation=codec.decode(state.arena, draw.rows.observation)))
 
     def update_priority(state: Compressed, indices: Array, priorities: Array) -> Compressed:
-        return state._replace(ring=ring.update_priority(state.ring, indices, priorities))
+        return state._replace(ring=replay.update_priority(state.ring, indices, priorities))
 
     def age(state: Compressed) -> Array:
         return num_envs * jnp.maximum(state.held - 1, 0) / 2
 
     def ready(state: Compressed) -> Array:
-        return ring.ready(state.ring)
+        return replay.ready(state.ring)
 
-    return ring._replace(
+    return replay._replace(
         init=init, add=add, sample=sample, update_priority=update_priority, age=age, ready=ready, forget=None
     )
 
 
-def _written(arena: Array, codes: Array, begin: Array, used: Array) -> Array:
-    """The arena with the `used` first blocks of `codes`, and as it was behind them."""
+def _write_blocks(arena: Array, codes: Array, begin: Array, used: Array) -> Array:
+    """Return the arena with the first `used` blocks of `codes` from block `begin` on; other blocks are unchanged."""
     before = jax.lax.dynamic_slice(arena, (begin, 0), codes.shape)
-    mine = jnp.arange(len(codes))[:, None] < used
-    return jax.lax.dynamic_update_slice(arena, jnp.where(mine, codes, before), (begin, 0))
+    in_use = jnp.arange(len(codes))[:, None] < used
+    return jax.lax.dynamic_update_slice(arena, jnp.where(in_use, codes, before), (begin, 0))
 
 
 def _require_room(codec: _Codec, blocks: int, compressed_bytes: int, steps: int, context: int) -> None:
-    """A sequence is held, whatever its codes' lengths.
+    """Refuse an arena that cannot contain a complete sequence if nothing can be compressed.
 
-    It reaches back over some rollouts, and needs another's room at the arena's end, where a rollout may find too
-    little.
+    A sequence extends over several rollouts.  The space of one more is needed at the end of the arena, where the space
+    that is left may be too small for a rollout.
+
+    Raises:
+      ConfigError: the arena is too small, or its blocks cannot be counted with 32 bits.
     """
     product = f"replay.compressed_bytes={compressed_bytes:,} times {steps:,} steps held"
     if blocks + codec.max_blocks > np.iinfo(np.int32).max:
@@ -194,7 +213,10 @@ def _require_room(codec: _Codec, blocks: int, compressed_bytes: int, steps: int,
 
 
 class _Codec:
-    """zlib's code of each environment's rollout, or its observations as they are where that is not longer."""
+    """The encoder and decoder of each environment's rollout.
+
+    The code is zlib's, or the observations themselves where these are not longer.
+    """
 
     def __init__(self, observation: PyTree, num_envs: int, rollout_length: int):
         self.num_envs, self.rollout_length = num_envs, rollout_length
@@ -203,10 +225,14 @@ class _Codec:
         self._bounds = np.cumsum([0, *sizes]).tolist()
         self._size = self._bounds[-1]
         self.max_blocks = num_envs * -(-self._size // BLOCK)
-        """Of rollouts that cannot be compressed."""
+        """Number of blocks of all environments' rollouts where nothing can be compressed."""
 
     def encode(self, observation: PyTree) -> tuple[Array, Code, Array]:
-        """[E, T] observations -> their codes; where each is, from the first code on; and how many blocks they take."""
+        """Compress observations [E, T].
+
+        Returns:
+          The codes, the position of each observation relative to the first code, and the number of blocks in use.
+        """
         numbers, number = jax.ShapeDtypeStruct((self.num_envs,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
         like = jax.ShapeDtypeStruct((self.max_blocks, BLOCK), jnp.uint8), numbers, numbers, number
         codes, offset, size, used = buffer_callback(self._write, like)(*jax.tree.leaves(observation))
@@ -214,7 +240,7 @@ class _Codec:
         return codes, jax.tree.map(lambda x: jnp.broadcast_to(x, (self.num_envs, self.rollout_length)), code), used
 
     def decode(self, arena: Array, code: Code) -> PyTree:
-        """[B, R] codes -> observations."""
+        """Return the observations [B, R] at some positions of the arena."""
         like = tuple(jax.ShapeDtypeStruct(code.row.shape + leaf.shape, leaf.dtype) for leaf in self._leaves)
         return jax.tree.unflatten(self._structure, buffer_callback(self._read, like)(arena, code))
 
@@ -224,7 +250,7 @@ class _Codec:
         flat[:] = 0
         for env in range(self.num_envs):
             plain = b"".join(x[env].tobytes() for x in arrays)
-            # On a tie it stays plain: what has the full length is read as such.
+            # On a tie the plain bytes are stored, because `_plain` reads a code of the full length as plain bytes.
             code = min(plain, zlib.compress(plain, LEVEL), key=len)
             offsets[env], sizes[env] = position, len(code)
             flat[position * BLOCK :][: len(code)] = np.frombuffer(code, np.uint8)
@@ -235,7 +261,7 @@ class _Codec:
         arrays, flat = [np.asarray(x) for x in out], np.asarray(arena).reshape(-1)
         offsets, sizes, rows = (np.asarray(x) for x in code)
         for sequence in range(len(rows)):
-            # Where the next rollout's rows begin; a code is read once for all of them.
+            # The rows where another rollout begins.  Each code is decompressed once for all of its rows.
             seams = np.flatnonzero(np.diff(offsets[sequence]) | np.diff(sizes[sequence])) + 1
             for part in np.split(np.arange(rows.shape[1]), seams):
                 begin, size = int(offsets[sequence, part[0]]) * BLOCK, int(sizes[sequence, part[0]])
@@ -244,7 +270,7 @@ class _Codec:
                     x[sequence, part] = whole[rows[sequence, part]]
 
     def _plain(self, code: bytes) -> list[np.ndarray]:
-        """A rollout's observations, [T, ...] each; zeros for no code."""
+        """Return a rollout's observations, [T, ...] each, or zeros where the code is empty."""
         plain = code if len(code) == self._size else zlib.decompress(code) if code else bytes(self._size)
         parts = [plain[begin:end] for begin, end in zip(self._bounds, self._bounds[1:], strict=False)]
         shapes = [(self.rollout_length, *leaf.shape) for leaf in self._leaves]

@@ -115,8 +115,8 @@ def make_replay(
     )
     if size is not None:
         single = observation if stack == 1 else jax.eval_shape(partial(storage.newest_of, stack=stack), observation)
-        replay = storage.rows_kept_compressed(replay, single, num_envs, rollout_length, context, size)
-    return replay if stack == 1 else storage.kept_once(replay, stack)
+        replay = storage.compress_observations(replay, single, num_envs, rollout_length, context, size)
+    return replay if stack == 1 else storage.store_frames_once(replay, stack)
 
 
 class Learner:
