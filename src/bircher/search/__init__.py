@@ -1,7 +1,8 @@
 """Tree search over a learned model (PUCT, Gumbel) and over a true simulator (UCT); the only importer of mctx.
 
-A search knows nothing of networks: it starts from a `Root` and asks `simulate` for one `Step` a simulation, for all B
-elements at once.  Two players take turns by discounts of -gamma: every value is that of the player who moves there.
+A search does not depend on networks.  It starts from a `Root` and calls `simulate` for one `Step` per simulation, for
+all B elements together.  Games of two players have discounts of -gamma, because every value is that of the player who
+moves there.
 """
 
 from __future__ import annotations

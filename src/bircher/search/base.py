@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class SearchConfig(BaseModel):
-    """How many simulations a search makes, and the constants of its formulae."""
+    """The number of simulations of a search, and the constants of its formulas."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_simulations: int = Field(50, ge=0, le=100_000)
-    """Simulations of each search (MuZero: 50 on Atari, 800 on boards); 0 acts by the network alone."""
+    """Number of simulations of each search (MuZero: 50 on Atari, 800 on boards); with 0 the network alone acts."""
     max_depth: int | None = Field(None, ge=1)
-    """Edges from the root beyond which the tree does not grow; none by default."""
+    """Largest number of edges from the root to a node of the tree; null: no limit."""
     puct_init: float = Field(1.25, ge=0)
     """c_1 of PUCT (MuZero: 1.25)."""
     puct_base: float = Field(19652.0, gt=0)
@@ -27,67 +27,72 @@ class SearchConfig(BaseModel):
     dirichlet_share: float = Field(0.25, ge=0, le=1)
     """Share of that noise in the root's prior (MuZero: 0.25)."""
     max_considered_actions: int = Field(16, ge=1)
-    """Actions that sequential halving begins with at the root (Gumbel MuZero: 16)."""
+    """Number of actions at the root with which sequential halving begins (Gumbel MuZero: 16)."""
     visit_offset: float = Field(50.0, ge=0)
     """c_visit of Gumbel's sigma."""
     q_range: Literal["node", "tree"] = "node"
-    """Whose least and greatest Q Gumbel's sigma rescales by: a node's own actions (as in mctx), however little they
-    differ, or all of the tree, as in MuZero: then a small difference stays small."""
+    """The Q-values by whose minimum and maximum Gumbel's sigma rescales: `node` takes a node's own actions (as in
+    mctx), however little they differ. `tree` takes the whole tree, as in MuZero, so that small differences stay
+    small."""
     value_scale: float = Field(0.1, ge=0)
     """c_scale of Gumbel's sigma (0.1; 1.0 on boards)."""
 
 
 class Step(NamedTuple):
-    """What a model says of an action taken in a latent."""
+    """A model's prediction for an action taken in a latent."""
 
     reward: Float[Array, " B"]
     discount: Float[Array, " B"]
-    """gamma; -gamma where the turn changes hands; 0 where a true simulator's game ended."""
+    """gamma; -gamma where the player to move changes; 0 where the game of a true simulator ended."""
     logits: Float[Array, "B A"]
-    """Prior policy in the latent arrived at."""
+    """Logits of the prior policy in the next latent."""
     value: Float[Array, " B"]
-    """Of the latent arrived at, for the player who moves there."""
+    """Value of the next latent, for the player who moves there."""
     latent: PyTree[Array]
     """[B, ...]"""
 
 
 class Root(NamedTuple):
-    """Where a search starts."""
+    """The states from which a search starts."""
 
     logits: Float[Array, "B A"]
     value: Float[Array, " B"]
     latent: PyTree[Array]
     """[B, ...]"""
     legal_actions: Bool[Array, "B A"]
-    """A row without any, such as the last of an episode, is searched as if all were legal."""
+    """A row without any legal action, such as the last of an episode, is searched as if all were legal."""
 
 
 Simulate = Callable[[Any, Int[Array, " B"]], Step]
-"""(latent [B, ...], action [B]) -> Step; called once a simulation."""
+"""(latent [B, ...], action [B]) -> Step; called once per simulation."""
 
 
 class SearchResult(NamedTuple):
-    """What a search found out about its root."""
+    """The result of a search for its root."""
 
     action: Int[Array, " B"]
     """The search's own choice: the most visited action (PUCT), or the winner of sequential halving (Gumbel)."""
     weights: Float[Array, "B A"]
     """The improved policy: visit shares (PUCT) or softmax(logits + sigma(completed Q)) (Gumbel); 0 where illegal."""
     value: Float[Array, " B"]
-    """For bootstraps and priorities: the root's mean (PUCT), or the sum of weights times completed Q (Gumbel)."""
+    """Value for bootstraps and priorities: the root's mean (PUCT), or the sum of weights times completed Q (Gumbel)."""
     visits: Int[Array, "B A"]
     q_values: Float[Array, "B A"]
-    """r + discount v of each action; 0 where it was not visited."""
+    """r + discount v of each action; 0 for actions not visited."""
     tree: Any
-    """The `mctx.Tree` where it was asked for, or None."""
+    """The `mctx.Tree` where `keep_tree` is set, or None."""
 
 
 def require_simulations(num_simulations: int) -> None:
-    """Refuse a search of no simulations, which has no answer."""
+    """Refuse a search without simulations, which would have no result.
+
+    Raises:
+      ValueError: the number is less than 1.
+    """
     if num_simulations < 1:
         raise ValueError(f"a search needs at least 1 simulation, not {num_simulations}; act by the network without one")
 
 
 def searched_actions(legal_actions: Bool[Array, "B A"]) -> Bool[Array, "B A"]:
-    """The legal actions; all of them where none is, so that no row is NaN."""
+    """Return the legal actions, or all actions of a row where none is legal, so that no row becomes NaN."""
     return legal_actions | ~legal_actions.any(-1, keepdims=True)

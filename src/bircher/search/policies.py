@@ -31,15 +31,16 @@ from bircher.types import Key
 def tree_min_max(
     q_values: Float[Array, "B A"], visits: Int[Array, "B A"], low: Float[Array, " B"], high: Float[Array, " B"]
 ) -> Float[Array, "B A"]:
-    """Q scaled to [0, 1] between the least and greatest Q of the whole tree's visited edges (MuZero, appendix B).
+    """Scale Q to [0, 1] between the least and greatest Q of all visited edges of the tree (MuZero, appendix B).
 
-    0 for edges not visited, and for all while no two Q differ.  mctx's own transforms look at a node and its edges.
+    The result is 0 for edges not visited, and for all edges while no two Q differ.  mctx's own transforms use only a
+    node and its edges.
 
     Args:
-      q_values: of one node's edges, read where visited.
-      visits: of those edges.
-      low: least Q of the tree, now: not the least that was ever seen.
-      high: greatest Q of the tree.
+      q_values: Q of one node's edges, read where visited.
+      visits: visits of those edges.
+      low: least current Q of the tree, and not the least at any time before.
+      high: greatest current Q of the tree.
     """
     spread = (high - low)[:, None]
     scaled = (q_values - low[:, None]) / jnp.maximum(spread, jnp.finfo(q_values.dtype).tiny)
@@ -49,13 +50,13 @@ def tree_min_max(
 def completed_q_values(
     q_values: Float[Array, "*B A"], visits: Int[Array, "*B A"], prior: Float[Array, "*B A"], value: Float[Array, "*B"]
 ) -> Float[Array, "*B A"]:
-    """Q of each action, with the mixed value for actions not visited.
+    """Return Q of each visited action, and the mixed value for the others.
 
-    v_mix = (v + N sum_b P(b) Q(b) / sum_b P(b)) / (1 + N) over the visited b, N their visits (Gumbel MuZero,
-    appendix D).
+    v_mix = (v + N sum_b P(b) Q(b) / sum_b P(b)) / (1 + N), where the sums are over the visited actions b and N is the
+    number of their visits (Gumbel MuZero, appendix D).
 
     Args:
-      q_values: read where visited.
+      q_values: Q(b), read where visited.
       visits: N(b).
       prior: probabilities P.
       value: the network's v of the state itself.
@@ -69,6 +70,7 @@ def completed_q_values(
 
 
 Range = tuple[Float[Array, " B"], Float[Array, " B"]] | None
+"""Least and greatest Q of each tree, or None where sigma rescales by a node's own actions."""
 
 
 def puct_search(
@@ -80,22 +82,23 @@ def puct_search(
     explore: bool,
     keep_tree: bool = False,
 ) -> SearchResult:
-    """MuZero's search: each simulation follows the greatest Q + U to an edge not yet visited, and expands it.
+    """Run MuZero's search.  Each simulation follows the greatest Q + U to an edge not yet visited, and expands it.
 
-    U(s, a) = P(s, a) sqrt(N(s)) / (1 + N(s, a)) (c_1 + log((N(s) + c_2 + 1) / c_2)) and Q normalized by `tree_min_max`
-    (MuZero, appendix B); ties go to the lower action.  N(s) counts the evaluation of s itself, the root's too.
+    U(s, a) = P(s, a) sqrt(N(s)) / (1 + N(s, a)) (c_1 + log((N(s) + c_2 + 1) / c_2)), and Q is normalized by
+    `tree_min_max` (MuZero, appendix B).  Of several actions with equal scores the lowest is taken.  N(s) includes the
+    evaluation of s itself, also at the root.
 
     Args:
-      config: constants; its `num_simulations` is a default that callers read, the argument counts.
+      config: constants.  Its `num_simulations` is a default for callers; the argument is used here.
       root: prior, value and latent of B states.
       simulate: the model, called `num_simulations` times.
-      key: consumed; read only where `explore`.
+      key: consumed; read only where `explore` is True.
       num_simulations: at least 1.
-      explore: whether the root's prior gets Dirichlet noise, drawn over its legal actions.
-      keep_tree: whether the result holds the tree.
+      explore: whether Dirichlet noise over the legal actions is mixed into the root's prior.
+      keep_tree: whether the result contains the tree.
 
     Raises:
-      ValueError: no simulation was asked for.
+      ValueError: `num_simulations` is less than 1.
     """
     require_simulations(num_simulations)
     legal = searched_actions(root.legal_actions)
@@ -139,23 +142,27 @@ def gumbel_search(
     keep_tree: bool = False,
     noise_scale: Float[Array, "*#B"] | float = 1.0,
 ) -> SearchResult:
-    """Gumbel MuZero's search: sequential halving over actions drawn without replacement, and an improved policy.
+    """Run Gumbel MuZero's search, which is sequential halving over actions sampled without replacement.
 
-    The policy is softmax(logits + sigma(completed Q)), sigma(q) = (c_visit + max_b N(b)) c_scale q with q rescaled to
-    [0, 1] among the actions (`config.q_range`: or among all of the tree); its value is the sum of weights times
-    completed Q, unscaled.  The tree's own mean at the root is no estimate of it: sequential halving averages over bad
-    actions too.
+    The improved policy is softmax(logits + sigma(completed Q)) with sigma(q) = (c_visit + max_b N(b)) c_scale q,
+    where q is first rescaled to [0, 1] among the node's actions, or in the whole tree (`config.q_range`).  The value is
+    the sum of weights times completed Q without rescaling.  The tree's mean at the root does not estimate it, because
+    sequential halving averages over bad actions too.
 
-    Arguments and errors are those of `puct_search`; `explore` decides whether there is Gumbel noise, and `noise_scale`
-    multiplies it: at 1 an action is drawn as from the prior, toward 0 it is the one that seems best.
+    Arguments and errors are those of `puct_search`, except for:
+
+    Args:
+      explore: whether there is Gumbel noise at the root.
+      noise_scale: factor of the noise.  At 1 an action is sampled as from the prior, and toward 0 it is the one with
+        the highest score.
     """
     require_simulations(num_simulations)
     legal = searched_actions(root.legal_actions)
     logits = distributions.mask_logits(root.logits, legal)
-    # The key is split as in mctx, whose policy finds the same tree by the same key.
+    # The key is split as in mctx, so that mctx's policy gives the same tree for the same key.
     noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape) if explore else jnp.zeros(logits.shape)
     noise = jnp.asarray(noise_scale)[..., None] * noise
-    wanted = _wanted_visits(config, legal, num_simulations)
+    required = _required_visits(config, legal, num_simulations)
 
     def winner(edges: Edges, visits: Array, spread: Range) -> Array:
         score = noise + logits + _sigma(config, edges, _completed(edges), spread)
@@ -165,8 +172,8 @@ def gumbel_search(
         spread = _range(config, trees)
 
         def at_root(edges: Edges) -> Array:
-            done = edges.visits[0].sum()
-            return winner(edges, jax.lax.dynamic_index_in_dim(wanted, done, axis=1), spread)
+            completed = edges.visits[0].sum()
+            return winner(edges, jax.lax.dynamic_index_in_dim(required, completed, axis=1), spread)
 
         return at_root, partial(_below, config, spread)
 
@@ -188,31 +195,32 @@ def gumbel_search(
 
 
 def _below(config: SearchConfig, spread: Range, edges: Edges) -> Int[Array, " B"]:
-    """Gumbel's choice below the root: visits in proportion to the improved policy (section 5)."""
+    """Return Gumbel MuZero's choice below the root, which visits in proportion to the improved policy (section 5)."""
     policy = jax.nn.softmax(edges.logits + _sigma(config, edges, _completed(edges), spread))
     return _best(policy - edges.visits / (1 + edges.visits.sum(-1, keepdims=True)))
 
 
 def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
-    """How often an action must have been visited to be taken next, for each simulation of sequential halving.
+    """Return the number of visits that the next action of each simulation of sequential halving must have.
 
-    log2(m) phases share the simulations; each visits the actions that are left equally often and drops the worse half.
+    The simulations are divided between log2(m) phases for m considered actions.  Each phase visits the remaining
+    actions equally often and then drops the worse half.
     """
     if num_considered <= 1:
         return list(range(num_simulations))
     phases = math.ceil(math.log2(num_considered))
-    wanted, left = [], num_considered
+    required, remaining = [], num_considered
     visits = [0] * num_considered
-    while len(wanted) < num_simulations:
-        for _ in range(max(1, num_simulations // (phases * left))):
-            wanted += visits[:left]
-            visits[:left] = [count + 1 for count in visits[:left]]
-        left = max(2, left // 2)
-    return wanted[:num_simulations]
+    while len(required) < num_simulations:
+        for _ in range(max(1, num_simulations // (phases * remaining))):
+            required += visits[:remaining]
+            visits[:remaining] = [count + 1 for count in visits[:remaining]]
+        remaining = max(2, remaining // 2)
+    return required[:num_simulations]
 
 
-def _wanted_visits(config: SearchConfig, legal: Array, num_simulations: int) -> Int[Array, "B N"]:
-    """`considered_visits` of each element's number of legal actions."""
+def _required_visits(config: SearchConfig, legal: Array, num_simulations: int) -> Int[Array, "B N"]:
+    """Return `considered_visits` for the number of legal actions of each element."""
     most = min(config.max_considered_actions, legal.shape[-1])
     table = jnp.array([considered_visits(count, num_simulations) for count in range(most + 1)], jnp.int32)
     return table[jnp.minimum(most, legal.sum(-1))]
@@ -223,7 +231,7 @@ def _best(score: Array) -> Int[Array, " B"]:
 
 
 def _exploration(config: SearchConfig, edges: Edges) -> Float[Array, "B A"]:
-    """PUCT's U."""
+    """Return PUCT's exploration term U for each edge."""
     node_visits = edges.node_visits[:, None]
     factor = config.puct_init + jnp.log((node_visits + config.puct_base + 1) / config.puct_base)
     return factor * jax.nn.softmax(edges.logits) * jnp.sqrt(node_visits) / (1 + edges.visits)
@@ -234,12 +242,12 @@ def _completed(edges: Edges) -> Float[Array, "B A"]:
 
 
 def _range(config: SearchConfig, trees: Growth) -> Range:
-    """Least and greatest Q of the trees, where sigma rescales by those."""
+    """Return the least and greatest Q of the trees, or None where sigma rescales by a node's own actions."""
     return trees.q_range() if config.q_range == "tree" else None
 
 
 def _sigma(config: SearchConfig, edges: Edges, completed: Array, spread: Range) -> Float[Array, "B A"]:
-    """(c_visit + max_b N(b)) c_scale times completed Q, rescaled to [0, 1] among the node's actions, or the tree's."""
+    """Return (c_visit + max_b N(b)) c_scale q for completed Q-values q, rescaled to [0, 1] in the node or the tree."""
     low, high = completed.min(-1, keepdims=True), completed.max(-1, keepdims=True)
     scale = (config.visit_offset + edges.visits.max(-1, keepdims=True)) * config.value_scale
     if spread is not None:
@@ -248,8 +256,8 @@ def _sigma(config: SearchConfig, edges: Edges, completed: Array, spread: Range) 
 
 
 def _with_noise(config: SearchConfig, logits: Array, legal: Array, key: Key) -> Float[Array, "B A"]:
-    """Log of the prior mixed with Dirichlet noise over the legal actions."""
-    # From logarithms of gamma variates: at a small alpha the variates themselves may all be 0 in float32.
+    """Return the logarithm of the prior mixed with Dirichlet noise over the legal actions."""
+    # The noise comes from logarithms of gamma variates, because at a small alpha the variates may all be 0 in float32.
     noise = jax.random.loggamma(key, config.dirichlet_alpha, logits.shape)
     noise = jax.nn.softmax(distributions.mask_logits(noise, legal))
     mixed = (1 - config.dirichlet_share) * jax.nn.softmax(logits) + config.dirichlet_share * noise

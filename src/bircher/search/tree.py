@@ -1,9 +1,10 @@
 """A tree that grows by one node in each simulation, for B elements at a time.
 
-The loop is ours and not mctx's for the sake of speed; what it computes is the same, number by number.  Statistics are
-kept by node and not by edge (an edge's visits and value are its child's), with nodes before elements in memory: the
-node that a simulation makes has the same place in all B trees and is written by one copy, and what a return changes is
-one number a level.  mctx's loop selects between whole trees at every level, wherever elements differ in depth.
+The loop replaces mctx's because it is faster.  Its results are equal, number by number.  Statistics are stored by node
+and not by edge, because the visits and the value of an edge are those of its child.  In memory, nodes come before
+elements.  So the node that a simulation adds has the same position in all B trees and is written by one copy, and a
+return changes one number per level.  mctx's loop selects between whole trees at every level where elements differ in
+depth.
 """
 
 from __future__ import annotations
@@ -19,43 +20,43 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from bircher.search.base import Step
 
 NONE = -1
-"""No node, as in mctx."""
+"""The index of a node that does not exist, as in mctx."""
 
 
 class Edges(NamedTuple):
-    """What is known of one node of each element, and of its edges."""
+    """The statistics of one node of each element, and of its edges."""
 
     child: Int[Array, "B A"]
     visits: Int[Array, "B A"]
     q_values: Float[Array, "B A"]
-    """Of visited edges; anything elsewhere."""
+    """Q of visited edges; other entries are meaningless."""
     logits: Float[Array, "B A"]
     raw_value: Float[Array, " B"]
     node_visits: Int[Array, " B"]
 
 
 class Growth(NamedTuple):
-    """B trees of N nodes; node 0 is the root, node i was made by simulation i."""
+    """B trees of N nodes.  Node 0 is the root, and simulation i adds node i."""
 
     children: Int[Array, "N B A"]
     logits: Float[Array, "N B A"]
     raw_value: Float[Array, "N B"]
-    """The model's own."""
+    """Value of the node by the model."""
     value: Float[Array, "N B"]
     """Mean of the model's value and of every return through the node."""
     visits: Int[Array, "N B"]
     q_value: Float[Array, "N B"]
-    """reward + discount value of the edge that leads here."""
+    """reward + discount value of the edge to this node."""
     reward: Float[Array, "N B"]
     discount: Float[Array, "N B"]
     parent: Int[Array, "N B"]
     action: Int[Array, "N B"]
-    """Taken in the parent."""
+    """The action from the parent to this node."""
     latent: PyTree[Array]
     """[N, B, ...]"""
 
     def edges(self, node: Int[Array, " B"] | int) -> Edges:
-        """Of one node in each element, or of the same in all."""
+        """Return the edges of one node in each element, or of the same node in all elements."""
         elements = jnp.arange(self.visits.shape[1])
         where = node if isinstance(node, int) else (node, elements)
         child = self.children[where]
@@ -70,14 +71,14 @@ class Growth(NamedTuple):
         )
 
     def q_range(self) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-        """Least and greatest Q of all visited edges; inf and -inf before the first."""
+        """Return the least and greatest Q of all visited edges, which are inf and -inf before the first visit."""
         visited = self.visits[1:] > 0
         low = jnp.where(visited, self.q_value[1:], jnp.inf).min(0)
         return low, jnp.where(visited, self.q_value[1:], -jnp.inf).max(0)
 
 
 Choose = Callable[[Edges], Int[Array, " B"]]
-"""The action by which each element leaves a node."""
+"""A function that chooses an action for each element, given the edges of its node."""
 
 
 def grow(
@@ -89,18 +90,19 @@ def grow(
     num_simulations: int,
     max_depth: int | None,
 ) -> Growth:
-    """Trees after `num_simulations` simulations, each of one call of `evaluate`.
+    """Return the trees after `num_simulations` simulations, each with one call of `evaluate`.
 
     Args:
-      logits: of the root, as it is searched.
-      value: of the root.
-      latent: of the root.
-      evaluate: (number of the simulation, latent [B, ...], action [B]) -> what came of it.
-      choices: (number of the simulation, trees) -> how to choose at the root, and below it; asked once a simulation.
+      logits: logits of the root's prior, after masking and noise.
+      value: value of the root.
+      latent: latent of the root.
+      evaluate: (number of the simulation, latent [B, ...], action [B]) -> the model's `Step`.
+      choices: (number of the simulation, trees) -> how to choose at the root, and how below it; called once per
+        simulation.
       num_simulations: at least 1.
-      max_depth: edges below the root; a leaf there is evaluated again and again.
+      max_depth: largest number of edges below the root.  A leaf at this depth is evaluated each time it is reached.
     """
-    trees = _plant(logits, value, latent, num_simulations)
+    trees = _root_only(logits, value, latent, num_simulations)
 
     def simulation(i: Array, trees: Growth) -> Growth:
         node, action, leaf = _descend(trees, *choices(i, trees), max_depth)
@@ -112,7 +114,8 @@ def grow(
     return jax.lax.fori_loop(0, num_simulations, simulation, trees)
 
 
-def _plant(logits: Array, value: Array, latent: Any, num_simulations: int) -> Growth:
+def _root_only(logits: Array, value: Array, latent: Any, num_simulations: int) -> Growth:
+    """Return trees that contain only their roots, with memory for `num_simulations` further nodes."""
     batch_size, num_actions = logits.shape
     shape = (num_simulations + 1, batch_size)
 
@@ -131,44 +134,59 @@ def _plant(logits: Array, value: Array, latent: Any, num_simulations: int) -> Gr
         discount=zeros,
         parent=jnp.full(shape, NONE, jnp.int32),
         action=jnp.full(shape, NONE, jnp.int32),
-        # Copies of the root's and not zeros: a simulator's state may hold a key, which has no zero.
+        # The other latents are copies of the root's and not zeros, because a simulator's state may contain a random
+        # key, for which there is no zero.
         latent=jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), latent),
     )
 
 
-def _chosen(edges: Edges, action: Array) -> Array:
+def _child_at(edges: Edges, action: Array) -> Array:
     return jnp.where(action[:, None] == jnp.arange(edges.child.shape[1]), edges.child, NONE).max(-1)
 
 
 def _descend(
     trees: Growth, choose_at_root: Choose, choose: Choose, max_depth: int | None
 ) -> tuple[Array, Array, Array]:
-    """The node where each element leaves its tree, the action by which it does, and the child there or none."""
+    """Follow the choices from the root to an edge without a child, or to the greatest depth.
 
-    def go_on(carry: tuple) -> Array:
+    Returns:
+      The last node of each element, the action there, and the child of that edge, or `NONE`.
+    """
+
+    def unfinished(carry: tuple) -> Array:
         _, _, child, depth = carry
         return ((child != NONE).any()) & (True if max_depth is None else depth < max_depth)
 
     def level(carry: tuple) -> tuple:
         node, action, child, depth = carry
-        # An element that has arrived stays as it is.
+        # An element that has reached its last node stays unchanged.
         inside = child != NONE
         node = jnp.where(inside, child, node)
         edges = trees.edges(node)
         action = jnp.where(inside, choose(edges), action)
-        return node, action, jnp.where(inside, _chosen(edges, action), NONE), depth + 1
+        return node, action, jnp.where(inside, _child_at(edges, action), NONE), depth + 1
 
     edges = trees.edges(0)
     action = choose_at_root(edges)
-    child = _chosen(edges, action)
+    child = _child_at(edges, action)
     carry = (jnp.zeros_like(action), action, child, jnp.ones((), jnp.int32))
-    return jax.lax.while_loop(go_on, level, carry)[:3]
+    return jax.lax.while_loop(unfinished, level, carry)[:3]
 
 
 def _expand(
     trees: Growth, step: Step, node: Array, action: Array, leaf: Array, place: Array, max_depth: int | None
 ) -> Growth:
-    """The model's answer written to the new node, or, at the greatest depth, counted at the old one."""
+    """Write the model's prediction to the new node, or count a visit of the existing one at the greatest depth.
+
+    Args:
+      trees: the trees before.
+      step: the model's prediction.
+      node: the parent of the leaf.
+      action: the action from the parent to the leaf.
+      leaf: the new node or, at the greatest depth, an existing one.
+      place: the index of the new node.
+      max_depth: largest number of edges below the root.
+    """
     fresh = leaf == place
 
     def write(x: Array, new: Array) -> Array:
@@ -196,7 +214,7 @@ def _expand(
 
 
 def _back_up(trees: Growth, leaf: Array) -> Growth:
-    """Every node above the leaf with the return from it on counted in its mean."""
+    """Include the return from each node above the leaf in the mean of that node."""
     elements, nodes = jnp.arange(len(leaf)), jnp.arange(len(trees.visits))[:, None]
     parents, reward, discount = trees.parent, trees.reward, trees.discount
 
@@ -219,32 +237,32 @@ def _back_up(trees: Growth, leaf: Array) -> Growth:
 
 
 def as_mctx(trees: Growth, legal_actions: Bool[Array, "B A"], gumbel: Float[Array, "B A"] | None = None) -> Any:
-    """The trees as mctx lays them out, elements before nodes and statistics by edge."""
-    # Type checkers do not see the fields of a chex dataclass.
+    """Return the trees in the layout of mctx, with elements before nodes and with statistics by edge."""
+    # Type checkers do not recognize the fields of a chex dataclass.
     make_tree: Any = mctx.Tree
     make_extra: Any = mctx.GumbelMuZeroExtraData
     below = (trees.children, jnp.arange(trees.visits.shape[1])[:, None])
-    there = trees.children != NONE
+    exists = trees.children != NONE
 
-    def turn(x: Array) -> Array:
+    def elements_first(x: Array) -> Array:
         return jnp.swapaxes(x, 0, 1)
 
     def by_edge(x: Array) -> Array:
-        return turn(jnp.where(there, x[below], jnp.zeros((), x.dtype)))
+        return elements_first(jnp.where(exists, x[below], jnp.zeros((), x.dtype)))
 
     return make_tree(
-        node_visits=turn(trees.visits),
-        raw_values=turn(trees.raw_value),
-        node_values=turn(trees.value),
-        parents=turn(trees.parent),
-        action_from_parent=turn(trees.action),
-        children_index=turn(trees.children),
-        children_prior_logits=turn(trees.logits),
+        node_visits=elements_first(trees.visits),
+        raw_values=elements_first(trees.raw_value),
+        node_values=elements_first(trees.value),
+        parents=elements_first(trees.parent),
+        action_from_parent=elements_first(trees.action),
+        children_index=elements_first(trees.children),
+        children_prior_logits=elements_first(trees.logits),
         children_visits=by_edge(trees.visits),
         children_rewards=by_edge(trees.reward),
         children_discounts=by_edge(trees.discount),
         children_values=by_edge(trees.value),
-        embeddings=jax.tree.map(turn, trees.latent),
+        embeddings=jax.tree.map(elements_first, trees.latent),
         root_invalid_actions=~legal_actions,
         extra_data=None if gumbel is None else make_extra(root_gumbel=gumbel),
     )

@@ -25,31 +25,32 @@ def rollout_search(
     num_simulations: int,
     exploration: float = math.sqrt(2),
 ) -> tuple[Int[Array, " B"], Int[Array, "B A"]]:
-    """UCT on a true simulator: the most visited action, and the visits of each.
+    """Run UCT on a true simulator, and return the most visited action and the visits of each action.
 
-    Each simulation follows the greatest Q(s, a) + c sqrt(ln N(s) / N(s, a)), unvisited actions first and in random
-    order, expands one node and evaluates it by one random rollout ("Bandit based Monte-Carlo Planning" by Kocsis and
-    Szepesvari 2006, https://doi.org/10.1007/11871842_29).  Outcomes are taken to lie in [-1, 1].
+    Each simulation follows the greatest Q(s, a) + c sqrt(ln N(s) / N(s, a)), with unvisited actions first and in random
+    order.  It expands one node and evaluates it by one random rollout ("Bandit based Monte-Carlo Planning" by Kocsis
+    and Szepesvari 2006, https://doi.org/10.1007/11871842_29).  Outcomes are assumed to lie in [-1, 1].
 
     Args:
       state: pytree [B, ...] of the simulator.
-      legal_actions: in that state; later ones come from `simulate`.
+      legal_actions: the legal actions in that state; those of later states come from `simulate`.
       simulate: (state, action [B]) -> (state, reward [B], discount [B], legal actions [B, A]); reward is that of the
-        player who acted, discount -1 where the turn changed hands and 0 where the game ended.
-      rollout: (state, key) -> [B], the outcome of one random game for the player to move; ignored where it had ended.
+        player who acted, and discount is -1 where the player to move changed and 0 where the game ended.
+      rollout: (state, key) -> [B], the outcome of one random game for the player to move; ignored where the game had
+        ended.
       key: consumed.
       num_simulations: at least 1.
       exploration: c; sqrt(2) is UCB1's.
 
     Raises:
-      ValueError: no simulation was asked for.
+      ValueError: `num_simulations` is less than 1.
     """
     require_simulations(num_simulations)
 
     def evaluate(i: Array, state: Any, action: Array) -> Step:
         state, reward, discount, legal = simulate(state, action)
         value = rollout(state, jax.random.fold_in(key, 2 * i))
-        # A node keeps its mask as its prior.
+        # A node stores its mask of legal actions as its prior.
         return Step(reward, discount, _mask_as_logits(legal), jnp.where(discount == 0, 0.0, value), state)
 
     def choices(i: Array, trees: Growth) -> tuple[Choose, Choose]:
@@ -71,7 +72,10 @@ def _mask_as_logits(legal_actions: Bool[Array, "B A"]) -> Float[Array, "B A"]:
 
 
 def _uct_action(exploration: float, order: Array, edges: Edges) -> Int[Array, " B"]:
-    """UCB1's choice among a node's legal actions; while some are not visited, the one of them with greatest order."""
+    """Return UCB1's choice among a node's legal actions.
+
+    While some actions are not visited, it is the one of them with the greatest `order`.
+    """
     legal = edges.logits > distributions.ILLEGAL / 2
     fresh = legal & (edges.visits == 0)
     some_fresh = fresh.any(-1, keepdims=True)
