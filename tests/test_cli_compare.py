@@ -219,7 +219,7 @@ def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
         (["compare", "muesli", "muesli", "--env", "toy/cliff"], "muesli is given twice"),
         (["compare", "muesli", "--env", "toy/clif"], "toy/clif"),
         (["compare", "ppo,losses.cmpo.wight=1", "--env", "toy/cliff"], "losses.cmpo.wight"),
-        (["compare", "ppo,model.head_widths=[0,64]", "--env", "toy/cliff"], "head_widths must hold positive widths"),
+        (["compare", "ppo,model.head_widths=[0,64]", "--env", "toy/cliff"], "head_widths must contain positive widths"),
         (["compare", "ppo", "--env", "Pendulum-v1"], "supports Discrete actions only"),
         (["protocol", "Pendulum-v1"], "supports Discrete actions only"),
         (["compare", "ppo", "muesli", "--env", "CartPole-v1", "model.torso=grid"], "needs an observation of height"),

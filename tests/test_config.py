@@ -164,7 +164,7 @@ REFUSED = {
     "agent.gamma=.inf": "agent.gamma=inf is not possible: expected a number",
     "optimizer.learning_rate=fast": "optimizer.learning_rate=fast is not possible: expected a number, above 0",
     "model.torso_widths=[a]": r"model.torso_widths=\[a\] is not possible: expected a list of whole numbers",
-    "model.torso_widths=[0]": "torso_widths must hold positive widths",
+    "model.torso_widths=[0]": "torso_widths must contain positive widths",
     "env.options=3": "env.options=3 is not possible: expected a group of settings",
     "seed={": "seed={ cannot be read",
     "replay.capacity=100": "replay.capacity=100 is too small: 64 environments times sequences of 17 rows need",

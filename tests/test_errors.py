@@ -71,7 +71,7 @@ def assert_refused(result: Any, sentence: str) -> None:
         ),
         (["CartPole-v1", "agent=gumbel_muzero", "optimizer.target_kl=0.01"], "which gumbel_muzero does not store"),
         (["CartPole-v1", "model.torso=small_cnn"], "needs an observation of height, width and channels"),
-        (["CartPole-v1", "model.prediction_channels=4"], "reads a latent that is a grid"),
+        (["CartPole-v1", "model.prediction_channels=4"], "needs a latent that is a grid"),
         (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["CartPole-v1", "--out", "/dev/null/run"], "/dev/null/run cannot be written"),
         (["Pendulum-v1"], "supports Discrete actions only"),

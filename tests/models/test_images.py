@@ -224,6 +224,6 @@ def test_what_is_too_small_is_refused():
         make_torso(ModelConfig(torso="nature_cnn"), image(35, 84), KEY)
     with pytest.raises(ValueError, match="impala needs an observation of height"):
         make_torso(ModelConfig(torso="impala"), EnvSpec("v", jax.ShapeDtypeStruct((4,), np.float32), Discrete(2)), KEY)
-    with pytest.raises(ValueError, match="sections must hold at least one"):
+    with pytest.raises(ValueError, match="sections must contain one or more"):
         ModelConfig(sections=())
     assert abstract_torso(ModelConfig(torso="nature_cnn"), image(36, 36)).num_features == 512

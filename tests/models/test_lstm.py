@@ -36,7 +36,9 @@ def test_an_lstm_cell_is_its_equations():
             i, f, g, o = (gates[k * WIDTH + u] for k in range(4))
             new = sigmoid(f + 1) * c[u] + sigmoid(i) * np.tanh(g)
             expected[n, u], expected[n, WIDTH + u] = sigmoid(o) * np.tanh(new), new
-    np.testing.assert_allclose(cell.driven(cell.from_input(FEATURE_ROWS[:, 0]), STATE), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        cell.next_state(cell.from_input(FEATURE_ROWS[:, 0]), STATE), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("burn_in", [0, 3])
@@ -82,7 +84,9 @@ def test_a_model_encodes_rows_as_it_acts_on_them():
 
 
 def test_memories_that_cannot_be_are_refused_by_name():
-    with pytest.raises(ValidationError, match="memory=lstm needs a latent that is a vector, which torso=grid has not"):
+    with pytest.raises(
+        ValidationError, match="needs a latent that is a vector, but the latent of torso=grid is a grid"
+    ):
         ModelConfig(memory="lstm", torso="grid")
-    with pytest.raises(ValidationError, match="burn_in=2 warms a memory, and there is none: set memory=lstm"):
+    with pytest.raises(ValidationError, match="burn_in=2 needs a memory: set memory=lstm"):
         ModelConfig(burn_in=2)

@@ -150,7 +150,7 @@ def test_the_latent_can_be_the_observation_itself():
 
 
 def test_what_does_not_fit_a_grid_is_refused():
-    with pytest.raises(ValueError, match="model.prediction_channels=8 reads a latent that is a grid"):
+    with pytest.raises(ValueError, match="model.prediction_channels=8 needs a latent that is a grid"):
         Model(GRID, torso_config(prediction_channels=8), KEY)
     with pytest.raises(ValueError, match="at least 7 × 7"):
         Model(GRID, torso_config(torso="grid", prediction_channels=8, prediction_kernel=7), KEY)

@@ -13,57 +13,64 @@ from bircher.ops.transforms import Bounded, Support, Unbounded
 
 
 class ModelConfig(TorsoConfig):
-    """The network and how far its model is unrolled."""
+    """Settings of the network, and the number of steps for which its model is unrolled."""
 
     dynamics: Literal["auto", "mlp", "lstm", "convolution"] = "auto"
-    """How an action moves a latent: by convolutions over its grid, by an MLP, or as the input of an LSTM whose state
-    [h, c] the latent is (Muesli). `auto` takes convolutions where the latent is a grid, and the MLP elsewhere."""
+    """The transition from a latent and an action to the next latent: convolutions over the latent's grid, an MLP, or an
+    LSTM. The LSTM's input is the action, and its state [h, c] is the latent (Muesli). `auto` takes convolutions where
+    the latent is a grid, and the MLP otherwise."""
     dynamics_widths: tuple[int, ...] = (128,)
-    """Hidden layers of that MLP; with `torso=identity` one, of so many channels, between two convolutions of 3 × 3."""
+    """Widths of the hidden layers of that MLP. With `torso=identity` it is one number, the channels between two
+    convolutions of 3 × 3."""
     prediction_channels: int = Field(0, ge=0)
-    """Channels of a convolution that reads a grid's latent for all heads, with `latent_width` units behind it; 0: the
-    heads see the grid's numbers as they are."""
+    """Channels of a convolution over a latent that is a grid, followed by a layer of `latent_width` units, for all
+    heads together. With 0 the heads' input is the grid itself."""
     prediction_kernel: int = Field(3, ge=1)
-    """Side of that convolution: for four in a row 4."""
+    """Height and width of that convolution's kernel (4 for four in a row)."""
     memory: Literal["none", "lstm"] = "none"
-    """`lstm` puts one between an observation and its latent: what was seen before in the episode is remembered."""
+    """`lstm` puts an LSTM between an observation and its latent, so that the agent remembers earlier observations of
+    the episode."""
     memory_width: int = Field(128, gt=0, le=2**20)
-    """Units of that LSTM; each row that is kept holds twice as many numbers."""
+    """Units of that LSTM; each stored row has twice as many numbers."""
     burn_in: int = Field(0, ge=0)
-    """First rows of each sequence that only bring the memory up to date: nothing is learned from them (R2D2)."""
+    """Number of first rows of each sequence that only update the memory; they have no loss (R2D2)."""
     head_widths: tuple[int, ...] = ()
-    """Hidden layers of each head."""
+    """Widths of the hidden layers of each head."""
     unroll_steps: int = Field(5, ge=1, le=1000)
-    """K, the steps that the model is unrolled in the loss (Muesli: 5)."""
+    """K, the number of steps for which the model is unrolled in the loss (Muesli: 5)."""
     num_atoms: int = Field(601, ge=2)
-    """Atoms of value and reward (papers: 601)."""
+    """Number of atoms of value and reward (papers: 601)."""
     support: float = Field(300.0, gt=0)
     """The atoms lie on [-support, support] of h(x) (papers: 300)."""
     transform: bool = True
-    """Whether values and rewards pass the signed hyperbolic h before they become categories."""
+    """Whether the signed hyperbolic h is applied to values and rewards before they become categories."""
     policy_horizon: int | None = Field(None, ge=1)
-    """Steps over which the model's policies are learned, at most K; None: all K."""
+    """Number of model steps over which the policies are learned, at most K; null: all K."""
     value_head: Literal["categorical", "tanh", "scalar"] = "categorical"
-    """`tanh` learns a scalar in [-1, 1] by squared error, for games that are won or lost; `scalar` any (PPO)."""
+    """Form of the value: `categorical` over the atoms, `tanh` for a scalar in [-1, 1] by squared error (games that are
+    won or lost), or `scalar` for any number by squared error (PPO)."""
     reward_head: bool = True
-    """False: the model predicts no reward, and a game's outcome is the value of its last position (MuZero, boards)."""
+    """Whether the model predicts rewards. Without them, the outcome of a game is the value of its last position
+    (MuZero, boards)."""
     latent_gradient_scale: float = Field(0.5, ge=0.0, le=1.0)
     """Scale of the gradient into the latent that enters each dynamics step (MuZero: 1/2)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network multiplies in. Parameters, latents, logits, losses and returns are float32 either way; on a CPU
-    bfloat16 is slower."""
+    """Precision of the network's products. Parameters, latents, logits, losses and returns are float32 with either. On
+    a CPU bfloat16 is slower."""
 
     @model_validator(mode="after")
     def _widths_positive(self) -> ModelConfig:
         for name in ("torso_widths", "dynamics_widths", "head_widths"):
             if any(width <= 0 for width in getattr(self, name)):
-                raise ValueError(f"{name} must hold positive widths, not {list(getattr(self, name))}")
+                raise ValueError(f"{name} must contain positive widths, not {list(getattr(self, name))}")
         if not self.dynamics_widths:
-            raise ValueError("dynamics_widths must hold at least one width")
+            raise ValueError("dynamics_widths must contain at least one width")
         if self.memory != "none" and self.torso in GRIDS:
-            raise ValueError(f"memory={self.memory} needs a latent that is a vector, which torso={self.torso} has not")
+            raise ValueError(
+                f"memory={self.memory} needs a latent that is a vector, but the latent of torso={self.torso} is a grid"
+            )
         if self.burn_in and self.memory == "none":
-            raise ValueError(f"burn_in={self.burn_in} warms a memory, and there is none: set memory=lstm")
+            raise ValueError(f"burn_in={self.burn_in} needs a memory: set memory=lstm")
         if self.policy_horizon is not None and self.policy_horizon > self.unroll_steps:
             raise ValueError(
                 f"policy_horizon={self.policy_horizon} is more than the unroll_steps={self.unroll_steps} "
@@ -72,18 +79,18 @@ class ModelConfig(TorsoConfig):
         return self
 
     def start(self, batch_size: int) -> Float[Array, "B state"] | tuple:
-        """The memory at the start of episodes; () without one."""
+        """Return the memory at the start of episodes, or () without a memory."""
         return () if self.memory == "none" else jnp.zeros((batch_size, 2 * self.memory_width))
 
     def make_support(self) -> Support:
-        """The atoms as an object."""
+        """Return the support of the categorical reward, and of a categorical value."""
         return Support(-self.support, self.support, self.num_atoms, self.transform)
 
     def make_value_support(self) -> Support | Bounded | Unbounded:
-        """How a value's logits become a scalar."""
+        """Return the object that converts the logits of a value to a scalar."""
         return {"categorical": self.make_support, "tanh": Bounded, "scalar": Unbounded}[self.value_head]()
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The precision as a type of array."""
+        """Return the precision as a type of arrays."""
         return jnp.dtype(self.precision)

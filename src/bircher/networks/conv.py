@@ -2,7 +2,7 @@
 
 The measurements are in docs/guide/networks.md.
 
-Equinox's convolution is NCHW, slower on a CPU: so ours.
+Equinox's own convolution is not used, because its layout NCHW is slower on a CPU.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from bircher.networks.layers import Linear
 from bircher.types import Key
 
 PATCHED_POSITIONS = 100
-"""Up to so many positions a convolution is one product of a matrix of patches; above, JAX's own."""
+"""Largest number of positions for which a convolution is one product with a matrix of patches, and not JAX's own."""
 FOLDED_OUTPUTS = 32
-"""On a CPU, pairs of columns are folded into channels where there are fewer outputs than this."""
+"""On a CPU, pairs of columns are combined to channels where there are fewer output channels than this."""
 FORM = ("NHWC", "HWIO", "NHWC")
 Pads = tuple[tuple[int, int], ...]
 
 
 class Convolution(eqx.Module):
-    """Convolution with a bias; `pad` keeps height and width, or of a stride s the s-th part of them, rounded up."""
+    """A convolution with a bias.
+
+    With `pad` the output has the height and width of the input, divided by the stride and rounded up.
+    """
 
     weight: Float[Array, "patch outputs"]
-    """Rows: the kernel's rows, in each its columns, in each the inputs."""
+    """The kernel [height, width, inputs], flattened, for each output."""
     bias: Float[Array, " outputs"]
     size: int = eqx.field(static=True)
     pad: bool = eqx.field(static=True)
@@ -50,14 +53,15 @@ class Convolution(eqx.Module):
 def convolve(
     x: Float[Array, "*B H W inputs"], kernel: Float[Array, "k k inputs outputs"], stride: int = 1, pad: bool = True
 ) -> Float[Array, "*B h w outputs"]:
-    """Convolution in the quickest form for its sizes; all forms are the same function but for rounding.
+    """Compute a convolution in the fastest form for its sizes; all forms are the same function except for rounding.
 
-    For an update on one core of a CPU (benchmarks/convolutions.py), forward and backward:
+    Measured for an update on one core of a CPU (benchmarks/convolutions.py), forward and backward:
 
-    - up to 10 × 10 positions, as games on boards and MinAtar have, a product over patches takes 0.6 to 1 times as long
-      as JAX's own convolution; at 42 × 42 with 16 channels 5 times as long, for its patches leave the caches;
-    - XLA gives convolutions of 32 outputs or more to a faster library than those of fewer.  Two columns side by side
-      are twice the channels: a third more multiplications, and the update of IMPALA's network takes 0.9 of the time.
+    - Up to 10 × 10 positions, as in board games and MinAtar, a product over patches takes 0.6 to 1 times as long as
+      JAX's own convolution.  At 42 × 42 with 16 channels it takes 5 times as long, because the patches exceed the
+      caches.
+    - XLA uses a faster library for convolutions of 32 outputs or more.  Two adjacent columns taken as one have twice
+      the channels.  This costs a third more multiplications, and the update of IMPALA's network takes 0.9 of the time.
     """
     height, width = (positions(length, kernel.shape[0], stride, pad) for length in x.shape[-3:-1])
     if stride == 1 and (kernel.shape[0] == 1 or height * width <= PATCHED_POSITIONS):
@@ -71,14 +75,14 @@ def convolve(
 
 
 def positions(length: int, size: int, stride: int, pad: bool) -> int:
-    """Where a kernel fits along an axis; 0 where nowhere."""
+    """Return the number of positions of a kernel along an axis; 0 where it does not fit."""
     return -(-length // stride) if pad else max((length - size) // stride + 1, 0)
 
 
 def by_patches(
     x: Float[Array, "*B H W inputs"], kernel: Float[Array, "k k inputs outputs"], pad: bool
 ) -> Float[Array, "*B h w outputs"]:
-    """One matrix product over the patches, of stride 1."""
+    """Compute a convolution of stride 1 as one matrix product over the patches."""
     size = kernel.shape[0]
     if pad:
         around = (size - 1) // 2, size // 2
@@ -91,14 +95,14 @@ def by_patches(
 def directly(
     x: Float[Array, "B H W inputs"], kernel: Float[Array, "k k inputs outputs"], stride: int, pad: bool
 ) -> Float[Array, "B h w outputs"]:
-    """JAX's own convolution."""
+    """Compute a convolution with JAX's own function."""
     return _convolution(x, kernel, (stride, stride), "SAME" if pad else "VALID")
 
 
 def by_pairs(
     x: Float[Array, "B H W inputs"], kernel: Float[Array, "k k inputs outputs"], pad: bool
 ) -> Float[Array, "B h w outputs"]:
-    """The same of stride 1, two neighboring columns taken for one with twice the channels."""
+    """Compute a convolution of stride 1 with two neighboring columns taken as one column of twice the channels."""
     size, _, inputs, outputs = kernel.shape
     count, height, width, _ = x.shape
     before = (size - 1) // 2 if pad else 0
@@ -108,7 +112,7 @@ def by_pairs(
     columns = 2 * (pairs + spanned - 1)
     x = jnp.pad(x, [(0, 0), (0, 0), (before, columns - width - before), (0, 0)])
     x = x.reshape(count, height, columns // 2, 2 * inputs)
-    # Of a pair of outputs the right one sees its patch a column further right.
+    # The right one of a pair of outputs has its patch one column further to the right.
     shifted = [jnp.pad(kernel, [(0, 0), (right, 2 * spanned - size - right), (0, 0), (0, 0)]) for right in range(2)]
     folded = jnp.stack(shifted, axis=3).reshape(size, spanned, 2 * inputs, 2 * outputs)
     result = _convolution(x, folded, (1, 1), [around, (0, 0)])
@@ -123,10 +127,10 @@ def _convolution(x: Array, kernel: Array, strides: tuple[int, int], padding: str
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _canonical(strides: tuple[int, int], padding: Pads, x: Array, kernel: Array) -> Array:
-    """A convolution whose gradients are, as it is, of the one form that XLA gives to a fast library everywhere.
+    """A convolution whose gradients have the one form for which XLA uses a fast library everywhere.
 
-    Within a loop, where updates stand, it seems to take no other: there JAX's own gradients of DQN's first network took
-    6 times as long (docs/design/performance.md).
+    Within a loop, where updates are, XLA seems to use the library for no other form.  There, JAX's own gradients of
+    DQN's first network took 6 times as long (docs/design/performance.md).
     """
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=FORM)
 
@@ -136,9 +140,9 @@ def _canonical_forward(strides: tuple[int, int], padding: Pads, x: Array, kernel
 
 
 def _canonical_backward(
-    strides: tuple[int, int], padding: Pads, seen: tuple[Array, Array], gradient: Array
+    strides: tuple[int, int], padding: Pads, inputs: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    x, kernel = seen
+    x, kernel = inputs
     reach = [(out - 1) * stride + 1 for out, stride in zip(gradient.shape[1:3], strides, strict=True)]
     sides = list(zip(x.shape[1:3], kernel.shape[:2], reach, padding, strict=True))
     to_x = jax.lax.conv_general_dilated(
@@ -146,7 +150,7 @@ def _canonical_backward(
         [(size - 1 - low, length - spread + low) for length, size, spread, (low, _) in sides],
         lhs_dilation=strides, dimension_numbers=FORM,
     )  # fmt: skip
-    # Rows and columns beyond the last patch take no part.
+    # Rows and columns beyond the last patch have no gradient.
     height, width = (min(length, spread + size - 1 - low) for length, size, spread, (low, _) in sides)
     to_kernel = jax.lax.conv_general_dilated(
         x[:, :height, :width].transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (1, 1),
@@ -160,7 +164,7 @@ _canonical.defvjp(_canonical_forward, _canonical_backward)
 
 
 class ResidualBlock(eqx.Module):
-    """x + convolution(relu(convolution(relu(x)))), 3 × 3 each; begins near the identity."""
+    """x + convolution(relu(convolution(relu(x)))) with kernels of 3 × 3; initially close to the identity."""
 
     first: Convolution
     second: Convolution
@@ -176,12 +180,13 @@ class ResidualBlock(eqx.Module):
 
 @jax.custom_vjp
 def max_pool(x: Float[Array, "*B H W C"]) -> Float[Array, "*B h w C"]:
-    """Maxima over windows of 3 × 3 at stride 2, padded as TensorFlow's SAME does; a gradient goes to one maximum.
+    """Return maxima over windows of 3 × 3 at stride 2, padded like TensorFlow's SAME.
 
-    The same as `jax.lax.reduce_window`, whose gradient a CPU takes 51 ms for where this takes 5, forward and backward,
-    of 16 images of 84 × 84 with 16 channels: rows first, then columns, and each a choice of three.
+    A window's gradient goes to one of its maxima.  The function is the same as `jax.lax.reduce_window`.  That takes
+    51 ms on a CPU, forward and backward, for 16 images of 84 × 84 with 16 channels, and this takes 5 ms.  The maxima of
+    three rows are computed first, and then those of three columns.
     """
-    return _thirds(_thirds(x, -3), -2)
+    return _maxima_of_three(_maxima_of_three(x, -3), -2)
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, Array]:
@@ -189,49 +194,55 @@ def _max_pool_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _max_pool_backward(x: Array, gradient: Array) -> tuple[Array]:
-    rows = _thirds(x, -3)
-    return (_to_the_largest(x, _to_the_largest(rows, gradient, -2), -3),)
+    rows = _maxima_of_three(x, -3)
+    return (_gradient_to_maxima(x, _gradient_to_maxima(rows, gradient, -2), -3),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _neighbors(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """Entries 2k, 2k + 1 and 2k + 2 of each window along an axis; before the first of an odd axis stands -inf."""
+    """Return the entries 2k, 2k + 1 and 2k + 2 of each window k along an axis.
+
+    Where the length is odd, -inf is put before the first entry.
+    """
     axis += x.ndim
     if x.shape[axis] % 2:
-        x = _with_one_more(x, axis, first=True)
+        x = _pad_by_one(x, axis, first=True)
     pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
     even, odd = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2))
-    return even, odd, _with_one_more(jax.lax.slice_in_dim(even, 1, None, axis=axis), axis, first=False)
+    return even, odd, _pad_by_one(jax.lax.slice_in_dim(even, 1, None, axis=axis), axis, first=False)
 
 
-def _with_one_more(x: Array, axis: int, first: bool, value: float = -math.inf) -> Array:
+def _pad_by_one(x: Array, axis: int, first: bool, value: float = -math.inf) -> Array:
     around = [(0, 0)] * x.ndim
     around[axis] = (1, 0) if first else (0, 1)
     return jnp.pad(x, around, constant_values=value)
 
 
-def _thirds(x: Array, axis: int) -> Array:
+def _maxima_of_three(x: Array, axis: int) -> Array:
     first, second, third = _neighbors(x, axis)
     return jnp.maximum(jnp.maximum(first, second), third)
 
 
-def _to_the_largest(x: Array, gradient: Array, axis: int) -> Array:
-    """The gradient of `_thirds`, each window's at the first of its largest entries."""
+def _gradient_to_maxima(x: Array, gradient: Array, axis: int) -> Array:
+    """Return the gradient of `_maxima_of_three`, which goes to the first of the largest entries of each window."""
     first, second, third = _neighbors(x, axis)
     length, axis = x.shape[axis], axis + x.ndim
     to_first = (first >= second) & (first >= third)
     to_second = ~to_first & (second >= third)
     later = jnp.where(to_first | to_second, 0.0, gradient)
-    later = _with_one_more(jax.lax.slice_in_dim(later, 0, later.shape[axis] - 1, axis=axis), axis, True, 0.0)
+    later = _pad_by_one(jax.lax.slice_in_dim(later, 0, later.shape[axis] - 1, axis=axis), axis, True, 0.0)
     pairs = jnp.stack([jnp.where(to_first, gradient, 0.0) + later, jnp.where(to_second, gradient, 0.0)], axis + 1)
     entries = pairs.reshape(*gradient.shape[:axis], -1, *gradient.shape[axis + 1 :])
     return jax.lax.slice_in_dim(entries, entries.shape[axis] - length, None, axis=axis)
 
 
 def average_pool(x: Float[Array, "*B H W C"]) -> Float[Array, "*B h w C"]:
-    """Means over windows of 2 × 2 at stride 2; at the end of an odd axis over the one that is left."""
+    """Return means over windows of 2 × 2 at stride 2.
+
+    The last window along an axis of odd length contains only the remaining entry.
+    """
     height, width = x.shape[-3:-1]
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(0, height % 2), (0, width % 2), (0, 0)])
     sums = x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, x.shape[-2] // 2, 2, x.shape[-1]).sum((-4, -2))

@@ -16,48 +16,52 @@ from jaxtyping import Array, Float, Int
 from bircher.errors import ConfigError
 from bircher.networks.config import ModelConfig
 from bircher.networks.conv import Convolution, ResidualBlock
-from bircher.networks.encoders import through
+from bircher.networks.encoders import apply_blocks
 from bircher.networks.layers import MLP, Linear, recur, scale_latent
 from bircher.types import Key
 
 
 class Dynamics(eqx.Module):
-    """A transition whose first step is a sum of the latent's part and the action's.
+    """A transition that begins with the sum of a term of the latent and a term of the action.
 
-    The same numbers as a layer over both side by side, but a look-ahead over all actions multiplies the latent once.
+    The result is that of a layer over the concatenation of both.  But a look-ahead over all actions multiplies the
+    latent only once.
     """
 
     dtype: eqx.AbstractVar[jnp.dtype]
 
     @abstractmethod
     def action_terms(self) -> Float[Array, "A numbers"]:
-        """What each action adds: a row, for a grid a plane for each of its channels."""
+        """Return the term of each action: a vector or, for a grid, a flattened plane for each channel."""
 
     @abstractmethod
     def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
-        """What the latent adds."""
+        """Return the term of the latent."""
 
     @abstractmethod
     def next_latent(
         self, latent: Float[Array, "*#B latent"], hidden: Float[Array, "*#B numbers"]
     ) -> Float[Array, "*B latent"]:
-        """The next latent, of the latent and both sums together."""
+        """Return the next latent, given the latent and the sum of both terms."""
 
     def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        added = self.action_terms().astype(self.dtype)
+        action_terms = self.action_terms().astype(self.dtype)
         hidden = self.latent_term(latent.astype(self.dtype))
-        hidden = hidden + jax.nn.one_hot(action, len(added), dtype=self.dtype) @ added
+        hidden = hidden + jax.nn.one_hot(action, len(action_terms), dtype=self.dtype) @ action_terms
         return self.next_latent(latent, hidden)
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
-        """The next latent for every action."""
+        """Return the next latent for every action."""
         return self.next_latents(latent, self.latent_term(latent.astype(self.dtype)), self.action_terms())
 
     def next_latents(
-        self, latent: Float[Array, "*B latent"], seen: Float[Array, "*B numbers"], added: Float[Array, "A numbers"]
+        self,
+        latent: Float[Array, "*B latent"],
+        latent_term: Float[Array, "*B numbers"],
+        action_terms: Float[Array, "A numbers"],
     ) -> Float[Array, "*B A latent"]:
-        """The next latent for each of some actions, of what the latent and what each of them adds."""
-        return self.next_latent(latent[..., None, :], seen[..., None, :] + added.astype(self.dtype))
+        """Return the next latent for each of some actions, given the terms of the latent and of these actions."""
+        return self.next_latent(latent[..., None, :], latent_term[..., None, :] + action_terms.astype(self.dtype))
 
 
 class DynamicsMLP(Dynamics):
@@ -72,7 +76,7 @@ class DynamicsMLP(Dynamics):
         latent_key, action_key, rest_key = jax.random.split(key, 3)
         self.from_latent = Linear(latent_width, widths[0], latent_key, scale=2.0)
         self.from_action = jax.random.normal(action_key, (num_actions, widths[0])) * 0.5
-        # Small last layer: a transition begins near the identity.
+        # The last layer is small, so that the transition is initially close to the identity.
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
         self.dtype = dtype
 
@@ -89,11 +93,11 @@ class DynamicsMLP(Dynamics):
 
 
 class LSTMDynamics(Dynamics):
-    """Next (h, c) = LSTM(action, (h, c)); the latent is [h, c], and heads see h (Muesli's recurrent model).
+    """Next (h, c) = LSTM(action, (h, c)).  The latent is [h, c], and the heads' input is h (Muesli's recurrent model).
 
-    The torso's last projection makes c as well as h, so that a latent is one vector wherever it is held: in a search
-    tree, a look-ahead, an unroll.  An initial state from h alone would need a map of its own at every root, and a c of
-    zeros would leave the forget gate nothing to keep.  No latent is scaled after the root: h lies in (-1, 1) by itself.
+    The torso's last projection gives c as well as h, so that a latent is one vector in a search tree, a look-ahead and
+    an unroll.  An initial state from h alone would need a separate projection at every root, and with a c of zeros the
+    forget gate would have nothing to keep.  Latents after the root are not scaled, because h lies in (-1, 1) anyway.
     """
 
     from_hidden: Linear
@@ -123,7 +127,8 @@ class LSTMDynamics(Dynamics):
 class GridDynamics(Dynamics):
     """Next latent = scaled(blocks(latent + convolution(relu(convolution(latent) + planes of the action)))) over a grid.
 
-    An action's planes are learned, one for each hidden channel: MuZero's one-hot planes under a convolution are a case.
+    The planes of an action are learned, one for each hidden channel.  MuZero's one-hot planes with a convolution are a
+    special case.
     """
 
     from_latent: Convolution
@@ -159,17 +164,17 @@ class GridDynamics(Dynamics):
     ) -> Float[Array, "*B latent"]:
         grid = self._grid(latent) + self.last(jax.nn.relu(self._grid(hidden)))
         if self.blocks:
-            grid = through(self.blocks, grid.astype(self.dtype))
+            grid = apply_blocks(self.blocks, grid.astype(self.dtype))
         return scale_latent(grid.reshape(*grid.shape[:-3], -1))
 
 
 def make_dynamics(
     config: ModelConfig, grid: tuple[int, int, int] | None, latent_width: int, num_actions: int, key: Key
 ) -> Dynamics:
-    """The transition that a configuration names, for latents of this width, or of this grid.
+    """Return the transition that a configuration names, for latents of a grid or, where it is None, of a width.
 
     Raises:
-      ConfigError: the torso's latent is not of the kind that the dynamics move, or there is more than one hidden layer
+      ConfigError: the torso's latent is not of the kind that the dynamics need, or there is more than one hidden layer
         for the convolutions over an observation.
     """
     name, dtype = config.dynamics, config.dtype
@@ -180,13 +185,13 @@ def make_dynamics(
     if name == "lstm":
         if grid is not None:
             raise ConfigError(
-                f"model.dynamics=lstm needs a torso that ends in a projection, which makes [h, c]: one of mlp, "
-                f"small_cnn, nature_cnn and impala, not model.torso={config.torso}"
+                f"model.dynamics=lstm needs a torso that ends in a projection to [h, c]: one of mlp, small_cnn, "
+                f"nature_cnn and impala, not model.torso={config.torso}"
             )
         return LSTMDynamics(latent_width // 2, num_actions, key, dtype)
     if grid is None:
         raise ConfigError(
-            f"model.dynamics=convolution moves a latent that is a grid, as with model.torso=grid, identity or "
+            f"model.dynamics=convolution needs a latent that is a grid, as with model.torso=grid, identity or "
             f"muzero_resnet, not {config.torso}"
         )
     if config.torso != "identity":
@@ -198,7 +203,7 @@ def make_dynamics(
 
 
 class Projection(eqx.Module):
-    """Projector and predictor of the self-consistency loss.
+    """The projector and the predictor of the self-consistency loss.
 
     "Mastering Atari Games with Limited Data" by Ye et al. 2021 (https://arxiv.org/abs/2111.00210), section 4.1, after
     SimSiam by Chen and He 2021 (https://arxiv.org/abs/2011.10566).
@@ -215,7 +220,10 @@ class Projection(eqx.Module):
         self.dtype = dtype
 
     def distance(self, imagined: Float[Array, "*B latent"], encoded: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
-        """1 - cosine(predictor(projector(imagined)), projector(encoded)); no gradient through `encoded`, 0 is best."""
+        """Return 1 - cosine(predictor(projector(imagined)), projector(encoded)), which is 0 at its best.
+
+        No gradient flows through `encoded`.
+        """
         prediction = self.predictor(self.projector(imagined.astype(self.dtype)))
         goal = jax.lax.stop_gradient(self.projector(encoded.astype(self.dtype)))
         return 1.0 - (_unit(prediction) * _unit(goal)).sum(-1)

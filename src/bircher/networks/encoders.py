@@ -27,35 +27,35 @@ from bircher.types import EnvSpec, Key
 
 
 class Torso(eqx.Module):
-    """A representation in two halves, between which a memory can stand."""
+    """A representation in two parts, with a place for a memory between them."""
 
     grid: eqx.AbstractVar[tuple[int, int, int] | None]
-    """Height, width and channels of the latent, where it is a grid."""
+    """Height, width and channels of the latent; None where it is not a grid."""
 
     @abstractmethod
     def encode(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B features"]:
-        """The observation's features as a vector, all that is known before the last projection."""
+        """Return the observation's features as a vector, before the last projection."""
 
     @abstractmethod
     def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
-        """The latent of features, in [-1, 1]."""
+        """Return the latent of features, in [-1, 1]."""
 
     def __call__(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
         return self.project(self.encode(observation))
 
 
 class FlatTorso(Torso):
-    """A torso that ends in an MLP: its hidden layers belong to the features, its last layer is the projection."""
+    """A torso that ends in an MLP, whose hidden layers give the features and whose last layer is the projection."""
 
     mlp: eqx.AbstractVar[MLP]
 
     @abstractmethod
     def flat(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B flat"]:
-        """What the MLP is given."""
+        """Return the input of the MLP."""
 
     @property
     def num_features(self) -> int:
-        """Length of the features."""
+        """Return the length of the features."""
         return len(self.mlp.layers[-1].weight)
 
     def encode(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B features"]:
@@ -66,7 +66,7 @@ class FlatTorso(Torso):
 
 
 class MLPTorso(FlatTorso):
-    """Flattened observation, hidden layers, latent."""
+    """An MLP over the flattened observation."""
 
     mlp: MLP
     axes: int = eqx.field(static=True)
@@ -77,15 +77,15 @@ class MLPTorso(FlatTorso):
         self.axes, self.grid = len(shape), None
 
     def flat(self, observation: Float[Array, "*observation"]) -> Float[Array, "*B flat"]:
-        """The observation's numbers in a row."""
+        """Return the flattened observation."""
         return observation.reshape(*observation.shape[: observation.ndim - self.axes], -1)
 
 
 class IndexTorso(FlatTorso):
-    """Numbers that only name states: an MLP over their one-hot vectors, which looks up rows of its first layer.
+    """An MLP over the one-hot vectors of whole numbers that are only names of states.
 
-    A row of the weights is what the product with a one-hot vector gives; no such vector is made where there is a hidden
-    layer.
+    The product of the weights with a one-hot vector is a row of the weights.  So the first layer looks up rows, and no
+    one-hot vector is computed where there is a hidden layer.
     """
 
     mlp: MLP
@@ -97,14 +97,14 @@ class IndexTorso(FlatTorso):
         self.num_values, self.grid = num_values, None
 
     def flat(self, observation: Int[Array, "*B count"]) -> Float[Array, "*B flat"]:
-        """The one-hot vectors in a row."""
+        """Return the concatenated one-hot vectors."""
         one_hot = jax.nn.one_hot(observation, self.num_values)
         return one_hot.reshape(*observation.shape[:-1], -1)
 
     def encode(
         self, observation: Int[Array, "*B count"], dtype: jnp.dtype | None = None
     ) -> Float[Array, "*B features"]:
-        """The observation's features, computed in `dtype`, by default float32."""
+        """Return the observation's features, computed in `dtype`, by default float32."""
         first, *rest = self.mlp.layers
         dtype = dtype or jnp.dtype(jnp.float32)
         if not rest:
@@ -117,7 +117,10 @@ class IndexTorso(FlatTorso):
 
 
 class SmallCNNTorso(FlatTorso):
-    """One convolution, then an MLP: with 3 × 3 the network of MinAtar's paper (Young and Tian 2019) for small grids."""
+    """One convolution, followed by an MLP, for small grids.
+
+    With a kernel of 3 × 3 it is the network of MinAtar's paper (Young and Tian 2019).
+    """
 
     convolution: Convolution
     mlp: MLP
@@ -134,12 +137,12 @@ class SmallCNNTorso(FlatTorso):
         self.grid = None
 
     def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
-        """The convolution's positive part."""
-        return in_a_row(jax.nn.relu(self.convolution(observation)))
+        """Return the convolution's output after a ReLU, flattened."""
+        return flatten_image(jax.nn.relu(self.convolution(observation)))
 
 
 class GridTorso(Torso):
-    """A convolution and residual blocks of 3 × 3: the latent is a grid as large as the observation's, flattened."""
+    """A convolution and residual blocks of 3 × 3.  The latent is a flattened grid of the observation's size."""
 
     convolution: Convolution
     blocks: tuple[ResidualBlock, ...]
@@ -153,14 +156,17 @@ class GridTorso(Torso):
         self.grid = (height, width, channels)
 
     def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
-        return in_a_row(through(self.blocks, self.convolution(observation)))
+        return flatten_image(apply_blocks(self.blocks, self.convolution(observation)))
 
     def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
         return scale_latent(features)
 
 
 class IdentityTorso(Torso):
-    """The latent is the observation itself, flattened and taken from [0, 1] to [-1, 1]: boards, whose cells are all."""
+    """The latent is the flattened observation, scaled from [0, 1] to [-1, 1].
+
+    This is for board games, where the cells of the board are the whole state.
+    """
 
     grid: tuple[int, int, int] = eqx.field(static=True)
 
@@ -169,40 +175,40 @@ class IdentityTorso(Torso):
         self.grid = (height, width, channels)
 
     def encode(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B features"]:
-        return in_a_row(observation)
+        return flatten_image(observation)
 
     def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
         return 2.0 * features - 1.0
 
 
-def in_a_row(x: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
-    """An image's numbers as a vector."""
+def flatten_image(x: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
+    """Return an image flattened to a vector."""
     return x.reshape(*x.shape[:-3], -1)
 
 
-def through(blocks: Sequence[ResidualBlock], x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
-    """What comes out behind residual blocks."""
+def apply_blocks(blocks: Sequence[ResidualBlock], x: Float[Array, "*B H W C"]) -> Float[Array, "*B H W C"]:
+    """Apply residual blocks one after the other."""
     for block in blocks:
         x = block(x)
     return x
 
 
 STRIDED = {"dqn_cnn": ((16, 8, 4), (32, 4, 2)), "nature_cnn": ((32, 8, 4), (64, 4, 2), (64, 3, 1))}
-"""Channels, side and stride of the convolutions of `StridedTorso`."""
+"""Channels, kernel size and stride of the convolutions of `StridedTorso`."""
 POINTED = ((16, 6, 3), (32, 3, 1))
-"""The same of `PointsTorso`."""
+"""Channels, kernel size and stride of the convolutions of `PointsTorso`."""
 LEAST = {"dqn_cnn": 20, "nature_cnn": 36, "spatial_softmax": 2, "impala": 1, "muzero_resnet": 2}
-"""Least height and width: what kernels without padding fit into, and two places where there is something to tell."""
+"""Smallest height and width.  Kernels without padding must fit, and a position needs at least two cells."""
 DENSE = {"dqn_cnn": 256, "nature_cnn": 512, "impala": 256, "spatial_softmax": 256}
-"""Units of the layer behind the convolutions."""
+"""Units of the layer after the convolutions."""
 SMALL = 8
-"""Height and width at which `MuZeroTorso` halves no more, where nobody says how often."""
+"""Height and width up to which `MuZeroTorso` halves the image where the number of halvings is not set."""
 BLOCKS_AFTER = (2, 3, 3)
-"""Residual blocks behind its first halvings; behind the last of all stand those that were asked for."""
+"""Residual blocks after its first halvings.  After the last halving there are `num_blocks`."""
 
 
 class StridedTorso(FlatTorso):
-    """Two convolutions and a layer of 256, or three and one of 512: DQN's networks.
+    """DQN's networks: two convolutions and a layer of 256 units, or three convolutions and a layer of 512 units.
 
     "Playing Atari with Deep Reinforcement Learning" by Mnih et al. 2013 (https://arxiv.org/abs/1312.5602), section 4.1;
     "Human-level control through deep reinforcement learning" by Mnih et al. 2015 (Nature 518), methods.
@@ -226,21 +232,23 @@ class StridedTorso(FlatTorso):
         self.grid = None
 
     def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
-        """The last convolution's positive part."""
+        """Return the last convolution's output after a ReLU, flattened."""
         for convolution in self.convolutions:
             observation = jax.nn.relu(convolution(observation))
-        return in_a_row(observation)
+        return flatten_image(observation)
 
 
 class PointsTorso(FlatTorso):
-    """Convolutions whose every channel answers with a place: of a softmax over the image its mean row and column.
+    """Convolutions with a spatial softmax, which reduces every channel to a position in the image.
 
-    A place is known to a fraction of a cell wherever it is, and its difference between stacked pictures is a speed;
-    a layer behind convolutions has to learn either for each part of the image anew.  With it comes how strong the
-    channel is there, for what may be absent.
+    The position is the mean row and the mean column under a softmax over the image.  It is accurate to a fraction of a
+    cell everywhere, and its difference between stacked pictures is a velocity.  A dense layer after convolutions has to
+    learn both for each part of the image separately.  The mean value of the channel at this position is added, because
+    an object may be absent.
 
-    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), its
-    spatial softmax and expected positions; with fewer and smaller convolutions here, and the strength.
+    "End-to-End Training of Deep Visuomotor Policies" by Levine et al. 2016 (https://arxiv.org/abs/1504.00702), with its
+    spatial softmax and expected positions.  The convolutions here are fewer and smaller, and the mean value is an
+    addition.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -258,15 +266,18 @@ class PointsTorso(FlatTorso):
         self.grid = None
 
     def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
-        """Rows, columns and strengths, each of all channels."""
-        *before, last = self.convolutions
-        for convolution in before:
+        """Return the rows, the columns and the mean values, each of all channels."""
+        *earlier, last = self.convolutions
+        for convolution in earlier:
             observation = jax.nn.relu(convolution(observation))
         return jnp.concatenate(spatial_softmax(last(observation)), axis=-1)
 
 
 def spatial_softmax(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
-    """Mean row, mean column, both in [-1, 1], and mean value, of each channel under its own softmax over the image."""
+    """Return the mean row, the mean column and the mean value of each channel under its own softmax over the image.
+
+    Rows and columns are in [-1, 1].
+    """
     share = jax.nn.softmax(x.astype(jnp.float32), axis=(-3, -2))
     rows, columns = (jnp.linspace(-1.0, 1.0, length) for length in x.shape[-3:-1])
     row = jnp.einsum("...hwc,h->...c", share, rows)
@@ -276,23 +287,23 @@ def spatial_softmax(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], 
 
 
 class Section(eqx.Module):
-    """A convolution of 3 × 3, maxima of 3 × 3 at stride 2, residual blocks."""
+    """A convolution of 3 × 3, a max pooling of 3 × 3 at stride 2, and residual blocks."""
 
     convolution: Convolution
     blocks: tuple[ResidualBlock, ...]
 
     def __init__(self, inputs: int, channels: int, num_blocks: int, key: Key):
         convolution_key, *keys = jax.random.split(key, num_blocks + 1)
-        # No ReLU follows, which would halve the variance.
+        # The scale is 1 because no ReLU follows, which would halve the variance.
         self.convolution = Convolution(inputs, channels, 3, convolution_key, pad=True, scale=1.0)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
 
     def __call__(self, x: Float[Array, "*B H W inputs"]) -> Float[Array, "*B h w channels"]:
-        return through(self.blocks, max_pool(self.convolution(x)))
+        return apply_blocks(self.blocks, max_pool(self.convolution(x)))
 
 
 class ImpalaTorso(FlatTorso):
-    """Sections that halve the image, and a layer of 256: the deep network without its LSTM.
+    """IMPALA's deep network without its LSTM: sections that halve the image, and a layer of 256 units.
 
     "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures" by Espeholt et al. 2018
     (https://arxiv.org/abs/1802.01561), figure 3, right.
@@ -317,23 +328,23 @@ class ImpalaTorso(FlatTorso):
         self.grid = None
 
     def flat(self, observation: Float[Array, "*B H W C"]) -> Float[Array, "*B flat"]:
-        """The last section's positive part."""
+        """Return the last section's output after a ReLU, flattened."""
         for section in self.sections:
             observation = section(observation)
-        return in_a_row(jax.nn.relu(observation))
+        return flatten_image(jax.nn.relu(observation))
 
 
 class MuZeroTorso(Torso):
-    """Two convolutions of stride 2, then averages, with residual blocks between: the latent is a small image.
+    """Two convolutions of stride 2 and average poolings, with residual blocks after each.  The latent is a small image.
 
     "Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model" by Schrittwieser et al. 2020
-    (https://arxiv.org/abs/1911.08265), appendix F: from 96 × 96 by four halvings to 6 × 6, the first convolution with
-    half the channels.  Without its batch normalization: here residual blocks begin near the identity.
+    (https://arxiv.org/abs/1911.08265), appendix F: four halvings from 96 × 96 to 6 × 6, and half the channels in the
+    first convolution.  There is no batch normalization, because residual blocks are initially close to the identity.
     """
 
     convolutions: tuple[Convolution, ...]
     stages: tuple[tuple[ResidualBlock, ...], ...]
-    """The blocks behind each halving."""
+    """The residual blocks after each halving."""
     grid: tuple[int, int, int] = eqx.field(static=True)
 
     def __init__(self, shape: Sequence[int], channels: int, halvings: int | None, num_blocks: int, key: Key):
@@ -358,15 +369,15 @@ class MuZeroTorso(Torso):
         x = observation
         for i, blocks in enumerate(self.stages):
             x = jax.nn.relu(self.convolutions[i](x)) if i < len(self.convolutions) else average_pool(x)
-            x = through(blocks, x)
-        return in_a_row(x)
+            x = apply_blocks(blocks, x)
+        return flatten_image(x)
 
     def project(self, features: Float[Array, "*B latent"]) -> Float[Array, "*B latent"]:
         return scale_latent(features)
 
 
 def halvings_of(height: int, width: int) -> int:
-    """How often an image is halved until neither side is above 8; at least once."""
+    """Return the number of halvings, at least one, after which height and width are at most 8."""
     count = 0
     while count == 0 or max(height, width) > SMALL:
         height, width, count = _half(height), _half(width), count + 1
@@ -378,7 +389,7 @@ def _half(length: int) -> int:
 
 
 IMAGE = 32
-"""Least height and width at which `auto` takes a torso for images."""
+"""Smallest height and width for which `auto` uses a torso for images."""
 
 
 GRIDS = ("grid", "identity", "muzero_resnet")
@@ -386,7 +397,7 @@ GRIDS = ("grid", "identity", "muzero_resnet")
 
 
 class TorsoConfig(BaseModel):
-    """How an observation becomes a latent."""
+    """Settings of the torso, which computes the latent of an observation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -402,51 +413,59 @@ class TorsoConfig(BaseModel):
         "impala",
         "muzero_resnet",
     ] = "auto"
-    """`auto` takes `impala` for images of at least 32 × 32, the small convolution for smaller ones and the MLP for the
-    rest; with `grid` the latent is a grid too, and dynamics are convolutions: for boards; with `identity` that grid is
-    the observation; with `muzero_resnet` it is an image, halved until it is small."""
+    """The network from the observation to the latent. `auto` takes `impala` for images of at least 32 × 32, `small_cnn`
+    for smaller ones and `mlp` for the rest. With `grid` the latent is a grid too and dynamics are convolutions, for
+    board games. With `identity` that grid is the observation. With `muzero_resnet` it is an image, halved until it is
+    small."""
     torso_widths: tuple[int, ...] = (128,)
-    """Hidden layers between the observation, or the small convolution, and the latent."""
+    """Widths of the hidden layers between the observation, or the convolution of `small_cnn`, and the latent."""
     latent_width: int = Field(128, gt=0)
-    """Numbers of a latent that is no grid; with `dynamics=lstm` those of h alone, and c has as many."""
+    """Length of a latent that is not a grid. With `dynamics=lstm` it is the length of h alone, and c has the same."""
     channels: int = Field(16, gt=0)
-    """Channels of the small convolution, or of a grid's latent (`muzero_resnet`: 256)."""
+    """Channels of the convolution of `small_cnn`, or of a latent that is a grid (`muzero_resnet`: 256)."""
     kernel: int = Field(3, ge=1)
-    """Side of the convolution that sees the observation: for four in a row 4."""
+    """Height and width of the kernel of the first convolution, in `small_cnn` and `grid` (4 for four in a row)."""
     num_blocks: int = Field(1, ge=1, le=200)
-    """Residual blocks of a grid's representation, of `muzero_resnet` those behind the last halving (16); its dynamics
-    have one less."""
+    """Number of residual blocks of a grid's representation; for `muzero_resnet`, of those after the last halving (16).
+    Its dynamics have one less."""
     sections: tuple[int, ...] = (16, 32, 32)
-    """Channels of each section of `impala`; each halves the image."""
+    """Channels of each section of `impala`; each section halves the image."""
     section_blocks: int = Field(2, ge=1, le=200)
-    """Residual blocks of each section of `impala`."""
+    """Number of residual blocks of each section of `impala`."""
     dense_width: int | None = Field(None, gt=0)
     """Units between the convolutions of `dqn_cnn`, `nature_cnn`, `spatial_softmax` or `impala` and the latent; null:
     512 for `nature_cnn`, else 256."""
     halvings: int | None = Field(None, ge=1, le=16)
-    """How often `muzero_resnet` halves height and width; null: until none is above 8, so that 96 × 96 becomes 6 × 6."""
+    """Number of times that `muzero_resnet` halves height and width; null: until both are at most 8, so that 96 × 96
+    becomes 6 × 6."""
 
     @model_validator(mode="after")
     def _sections_positive(self) -> TorsoConfig:
         if not self.sections or any(channels <= 0 for channels in self.sections):
-            raise ValueError(f"sections must hold at least one number of channels, not {list(self.sections)}")
+            raise ValueError(f"sections must contain one or more positive numbers, not {list(self.sections)}")
         return self
 
 
 def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int | None = None) -> Torso:
-    """The representation that a configuration names, fitted to the observation; `auto` chooses by its axes.
+    """Return the representation that a configuration names, for the observations of a specification.
 
-    It takes pictures as height, width and channels; where the specification has another layout, `Model` turns them.
-    `latent_width` is the configuration's own where it is None; where the latent is a grid it plays no part.
+    `auto` chooses it by the axes of the observation.  Its input has the axes height, width and channels; where the
+    specification has another layout, `Model` transposes the observations.
+
+    Args:
+      config: settings.
+      spec: specification of the environment.
+      key: consumed.
+      latent_width: length of the latent, by default that of the configuration; ignored where the latent is a grid.
 
     Raises:
-      ConfigError: a convolution was asked for, and the observation is no grid, or one smaller than the kernel.
+      ConfigError: a convolution is configured, and the observation is not a grid or is smaller than the kernel.
     """
     shape = spaces.channels_last_shape(spec.observation.shape, layout_without_encoding(spec))
     name, width = config.torso, latent_width or config.latent_width
     num_values = spec.encoding.num_values if names_states(spec) else 0
     if name == "auto":
-        name = _fitting(config, shape)
+        name = _automatic_torso(config, shape)
     if name == "mlp" and num_values:
         return IndexTorso(shape[-1], num_values, config.torso_widths, width, key)
     if name == "mlp":
@@ -475,14 +494,14 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
     return SmallCNNTorso(shape, config.channels, config.kernel, config.torso_widths, width, key)
 
 
-def _fitting(config: TorsoConfig, shape: tuple[int, ...]) -> str:
+def _automatic_torso(config: TorsoConfig, shape: tuple[int, ...]) -> str:
     if len(shape) != 3 or min(shape[:2]) < config.kernel:
         return "mlp"
     return "impala" if min(shape[:2]) >= IMAGE else "small_cnn"
 
 
 def layout_without_encoding(spec: EnvSpec) -> Layout:
-    """How the axes of observations lie that no adapter has looked at; `as_given` where one has."""
+    """Return the layout of observations that no adapter has encoded, or `as_given` where one has."""
     if spec.encoding is not None:
         return "as_given"
     return spaces.layout_of(spec.observation.shape, spec.observation.dtype == np.uint8)

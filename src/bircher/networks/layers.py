@@ -20,7 +20,7 @@ from bircher.types import EnvSpec, Key
 
 
 class Linear(eqx.Module):
-    """y = x W + b over the last axis; weights from a truncated normal of variance scale / inputs."""
+    """y = x W + b over the last axis.  Initial weights are from a truncated normal of variance scale / inputs."""
 
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"]
@@ -71,13 +71,13 @@ class MLP(eqx.Module):
         self.activate_last = activate_last
 
     def hidden(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B hidden"]:
-        """All but the last layer."""
+        """Return the output of all layers but the last one."""
         for layer in self.layers[:-1]:
             x = jax.nn.relu(layer(x))
         return x
 
     def last(self, x: Float[Array, "*B hidden"]) -> Float[Array, "*B outputs"]:
-        """The last layer."""
+        """Return the output of the last layer."""
         x = self.layers[-1](x)
         return jax.nn.relu(x) if self.activate_last else x
 
@@ -88,21 +88,23 @@ class MLP(eqx.Module):
 def recur(
     gates: Float[Array, "*#B gates"], cell: Float[Array, "*#B width"]
 ) -> tuple[Float[Array, "*B width"], Float[Array, "*B width"]]:
-    """(h', c') of an LSTM from the sums of its gates [i, f, g, o]: c' = s(f + 1) c + s(i) tanh(g), h' = s(o) tanh(c').
+    """Return (h', c') of an LSTM, given the sums of its gates [i, f, g, o] and c.
 
-    "Long Short-Term Memory" by Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; the 1 keeps
-    what is remembered at first (Jozefowicz et al. 2015).  All of it in float32: a cell is a sum over many steps.
+    c' = s(f + 1) c + s(i) tanh(g) and h' = s(o) tanh(c'), where s is the sigmoid.  "Long Short-Term Memory" by
+    Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.  The 1 makes the initial forget gate keep
+    most of the cell (Jozefowicz et al. 2015).  The computation is in float32, because a cell is a sum over many steps.
     """
-    take, forget, new, give = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
-    cell = jax.nn.sigmoid(forget + 1.0) * cell + jax.nn.sigmoid(take) * jnp.tanh(new)
-    return jax.nn.sigmoid(give) * jnp.tanh(cell), cell
+    input_gate, forget_gate, candidate, output_gate = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
+    cell = jax.nn.sigmoid(forget_gate + 1.0) * cell + jax.nn.sigmoid(input_gate) * jnp.tanh(candidate)
+    return jax.nn.sigmoid(output_gate) * jnp.tanh(cell), cell
 
 
 @jax.custom_jvp
 def least(x: Float[Array, "*B features"]) -> Float[Array, "*B 1"]:
-    """The minimum; its gradient goes to all that are it, in equal parts, as JAX's own does.
+    """Return the minimum, whose gradient goes in equal parts to all entries that are equal to it, as in JAX.
 
-    JAX's is NaN where a compiler computes `x` twice, and rounds it so that no entry equals the minimum.
+    JAX's own gradient is NaN where a compiler computes `x` twice with different rounding, so that no entry equals the
+    minimum.
     """
     return x.min(-1, keepdims=True)
 
@@ -116,16 +118,16 @@ def _least_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 
 
 def scale_latent(latent: Float[Array, "*B features"]) -> Float[Array, "*B features"]:
-    """Each latent vector scaled to [-1, 1] by its own minimum and maximum, in float32 (MuZero, appendix G, [0, 1])."""
+    """Scale each latent vector to [-1, 1] by its minimum and maximum, in float32 (MuZero, appendix G: to [0, 1])."""
     latent = latent.astype(jnp.float32)
     low, high = least(latent), -least(-latent)
     return 2.0 * (latent - low) / jnp.maximum(high - low, 1e-5) - 1.0
 
 
 class LSTM(eqx.Module):
-    """A cell with input, forget and output gates, whose state is [h, c] side by side.
+    """A cell with input, forget and output gates, whose state is the concatenation [h, c].
 
-    i, f, g, o = x W_x + h W_h + b, and from these h', c' as `layers.recur` has it
+    i, f, g, o = x W_x + h W_h + b, and `recur` computes h' and c' from these.
     """
 
     from_input: Linear
@@ -138,18 +140,26 @@ class LSTM(eqx.Module):
 
     @property
     def width(self) -> int:
-        """Units; a state holds twice as many numbers."""
+        """Return the number of units.  A state has twice as many numbers."""
         return len(self.from_hidden)
 
-    def driven(self, drive: Float[Array, "*B gates"], state: Float[Array, "*B state"]) -> Float[Array, "*B state"]:
-        """The next state; `drive` is what `from_input` makes of the input, of a whole sequence at once."""
+    def next_state(self, drive: Float[Array, "*B gates"], state: Float[Array, "*B state"]) -> Float[Array, "*B state"]:
+        """Return the next state.
+
+        Args:
+          drive: `from_input` of the input, which can be computed for a whole sequence together.
+          state: [h, c].
+        """
         hidden, cell = jnp.split(state, 2, axis=-1)
         gates = drive + hidden.astype(drive.dtype) @ self.from_hidden.astype(drive.dtype)
         return jnp.concatenate(recur(gates, cell), axis=-1)
 
 
 class Memory(eqx.Module):
-    """Features of what is seen now and of what is remembered, relu(linear(features, h)); forgets at a first row."""
+    """Features that depend on the current and on earlier observations, relu(linear(features, h)).
+
+    The state is reset to zeros at the first row of an episode.
+    """
 
     lstm: LSTM
     output: Linear
@@ -162,9 +172,9 @@ class Memory(eqx.Module):
     def __call__(
         self, features: Float[Array, "B F"], state: Float[Array, "B state"], first: Bool[Array, " B"]
     ) -> tuple[Float[Array, "B F"], Float[Array, "B state"]]:
-        """One row: its features, and the state for the row behind it."""
-        state = self._stepped(state, self.lstm.from_input(features), first)
-        return self._with(features, state), state
+        """Return the features of one row, and the state for the next row."""
+        state = self._next_state(state, self.lstm.from_input(features), first)
+        return self._output(features, state), state
 
     def rows(
         self,
@@ -173,16 +183,16 @@ class Memory(eqx.Module):
         first: Bool[Array, "B R"],
         burn_in: int = 0,
     ) -> Float[Array, "B R F"]:
-        """The features of whole sequences, from the state before their first row.
+        """Return the features of whole sequences, given the state before their first row.
 
-        No gradient passes from what follows the first `burn_in` rows to these: they only bring the state up to date,
-        as in "Recurrent Experience Replay in Distributed Reinforcement Learning" by Kapturowski et al. 2019
+        No gradient flows from later rows to the first `burn_in` rows.  These only update the state, as in "Recurrent
+        Experience Replay in Distributed Reinforcement Learning" by Kapturowski et al. 2019
         (https://openreview.net/forum?id=r1lyTjAqYX).
         """
         drive = self.lstm.from_input(features)
 
         def step(state: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            state = self._stepped(state, *inputs)
+            state = self._next_state(state, *inputs)
             return state, state
 
         parts = []
@@ -190,27 +200,28 @@ class Memory(eqx.Module):
             inputs = (drive[:, begin:end].swapaxes(0, 1), first[:, begin:end].swapaxes(0, 1))
             state, states = jax.lax.scan(step, jax.lax.stop_gradient(state), inputs)
             parts.append(states)
-        return self._with(features, jnp.concatenate(parts).swapaxes(0, 1))
+        return self._output(features, jnp.concatenate(parts).swapaxes(0, 1))
 
-    def _stepped(self, state: Array, drive: Array, first: Array) -> Array:
-        return self.lstm.driven(drive, jnp.where(first[:, None], 0.0, state))
+    def _next_state(self, state: Array, drive: Array, first: Array) -> Array:
+        return self.lstm.next_state(drive, jnp.where(first[:, None], 0.0, state))
 
-    def _with(self, features: Array, state: Array) -> Array:
+    def _output(self, features: Array, state: Array) -> Array:
         hidden = state[..., : self.lstm.width].astype(features.dtype)
         return jax.nn.relu(self.output(jnp.concatenate([features, hidden], axis=-1)))
 
 
 FAINT = 16.0
-"""Of 255: deviations of a pixel far below this are nothing, and are not blown up to what others have."""
+"""A standard deviation of a pixel, out of 255.  Deviations far below it are negligible, and normalization does not
+enlarge them to the size of others."""
 
 
 def names_states(spec: EnvSpec) -> bool:
-    """Whether the observation is a whole number, or several, that only name states."""
+    """Return whether the observation is one or several whole numbers that are only names of states."""
     return isinstance(spec.encoding, Encoding) and spec.encoding.kind == "index"
 
 
 class ObservationStatistics(eqx.Module):
-    """Mean and second central moment of every observation seen, merged batch by batch (Chan et al. 1979)."""
+    """Mean and second central moment of all observations so far, merged batch by batch (Chan et al. 1979)."""
 
     count: Float[Array, ""]
     mean: Float[Array, "*observation"]
@@ -218,17 +229,17 @@ class ObservationStatistics(eqx.Module):
 
     @classmethod
     def zero(cls, spec: EnvSpec) -> ObservationStatistics:
-        """Statistics before anything was seen: observations pass unchanged."""
+        """Return the statistics before the first update, which leave observations unchanged."""
         shape = spec.observation.shape
         return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
     @classmethod
     def of(cls, spec: EnvSpec) -> ObservationStatistics | None:
-        """The same; None for a number that only names a state, which has no mean."""
+        """Return `zero`, or None for numbers that are only names of states, because their mean has no meaning."""
         return None if names_states(spec) else cls.zero(spec)
 
     def update(self, observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
-        """Merge the rows in `mask`."""
+        """Return the statistics that include the rows in `mask`."""
         weight = mask.reshape(*mask.shape, *(1,) * (observation.ndim - 2)).astype(jnp.float32)
         count = mask.sum()
         safe = jnp.maximum(count, 1.0)
@@ -242,7 +253,10 @@ class ObservationStatistics(eqx.Module):
         return ObservationStatistics(total, self.mean + difference * share, merged)
 
     def normalize(self, observation: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
-        """(x - mean) / deviation, cut at 10 deviations; of a picture's bytes, pixel by pixel, with `FAINT` added."""
+        """Return (x - mean) / deviation, clipped at 10 deviations.
+
+        For the bytes of an image it is computed for each pixel, and `FAINT`² is added to the variance.
+        """
         bytes_of_an_image = observation.dtype == jnp.uint8 and self.mean.ndim == 3
         least = FAINT**2 if bytes_of_an_image else 1e-8
         return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + least), -10.0, 10.0)

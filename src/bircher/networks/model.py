@@ -23,7 +23,10 @@ from bircher.types import EnvSpec, Key, Prediction
 
 
 class Heads(eqx.Module):
-    """One MLP each.  Last layers begin at zero: a uniform policy, and values and rewards of exactly 0."""
+    """An MLP each for policy, value and reward.
+
+    The last layers are initially zero, so that the policy is uniform, and values and rewards are exactly 0.
+    """
 
     policy: MLP
     value: MLP
@@ -39,7 +42,7 @@ class Heads(eqx.Module):
 
 
 class GridReader(eqx.Module):
-    """What the heads see of a grid's latent: relu(linear(relu(convolution))), once for all of them."""
+    """The common input of all heads from a latent that is a grid, relu(linear(relu(convolution)))."""
 
     convolution: Convolution
     linear: Linear
@@ -59,39 +62,39 @@ class GridReader(eqx.Module):
 
 
 LOOK_AHEAD_BYTES = 2**28
-"""A look-ahead over all actions whose latents would take more is made for some of the actions at a time."""
+"""A look-ahead over all actions whose latents would need more bytes is computed for some of the actions at a time."""
 
 
 class Model(eqx.Module):
-    """Parameters of representation, dynamics and prediction; every leaf is an array."""
+    """The parameters of representation, dynamics and prediction.  Every leaf is an array."""
 
     representation: Torso
     memory: Memory | None
-    """Between an observation's features and its latent."""
+    """The memory between an observation's features and its latent."""
     dynamics: Dynamics | None
-    """None where nothing is imagined: an agent without a term of the model has no part that never learns."""
+    """None for agents whose loss has no term of the model, so that they have no parameters that never learn."""
     reader: GridReader | None
-    """Between a latent and the heads, where a grid is read by a convolution."""
+    """The convolution between a latent that is a grid and the heads, if there is one."""
     heads: Heads
     projection: Projection | None
-    """Only where latents that are learned are held against encoded ones: the `consistency` term."""
+    """For the `consistency` term, which compares predicted latents with encoded ones; None without that term."""
     value_support: Support | Bounded | Unbounded
     reward_support: Support
     latent_gradient_scale: float = eqx.field(static=True)
     visible: int = eqx.field(static=True)
-    """How many of a latent's numbers the heads see, the first ones: an LSTM's c is for its next step alone."""
+    """The number of a latent's first entries that are the heads' input.  An LSTM's c is used only in its next step."""
     is_image: bool = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
-    """How the axes of a picture lie that no adapter has turned."""
+    """The layout of pictures that no adapter has encoded."""
     dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         recurrent = imagine and config.dynamics == "lstm"
-        asked = 2 * config.latent_width if recurrent else config.latent_width
-        self.representation = make_torso(config, spec, torso_key, asked)
+        vector_width = 2 * config.latent_width if recurrent else config.latent_width
+        self.representation = make_torso(config, spec, torso_key, vector_width)
         grid = self.representation.grid
-        latent_width = math.prod(grid) if grid else asked
+        latent_width = math.prod(grid) if grid else vector_width
         self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
         self.memory = None
         if config.memory == "lstm":
@@ -111,10 +114,10 @@ class Model(eqx.Module):
         self.is_image = len(spaces.channels_last_shape(spec.observation.shape, self.layout)) == 3
 
     def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
-        """What an observation of whatever type, as stored, shows; a memory may stand between this and `project`.
+        """Return the features of an observation, which may have any type; a memory may follow before `project`.
 
-        Bytes of an image are scaled to [0, 1], here and nowhere else; those of a vector, such as a machine's RAM, are
-        left as they are.  Pictures of another layout are turned.
+        Bytes of an image are scaled to [0, 1] here and nowhere else.  Those of a vector, such as a machine's RAM, stay
+        as they are.  Pictures of another layout are transposed.
         """
         if isinstance(self.representation, IndexTorso):
             return self.representation.encode(observation, self.dtype)
@@ -124,11 +127,14 @@ class Model(eqx.Module):
         return self.representation.encode(x.astype(self.dtype))
 
     def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
-        """The latent of features, in [-1, 1]."""
+        """Return the latent of features, in [-1, 1]."""
         return self.representation.project(features).astype(jnp.float32)
 
     def represent(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
-        """h: the latent of an observation, in [-1, 1]; what a memory adds to it, `encode` and `encode_rows` know."""
+        """Return h, the latent of an observation without a memory, in [-1, 1].
+
+        With a memory, `encode` and `encode_rows` compute the latent.
+        """
         return self.project(self.features(observation))
 
     def encode(
@@ -137,7 +143,7 @@ class Model(eqx.Module):
         state: Float[Array, "B state"] | tuple,
         first: Bool[Array, " B"],
     ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | tuple]:
-        """The latents of one row, and the memory after it."""
+        """Return the latents of one row, and the state of the memory after it."""
         features = self.features(observation)
         if self.memory is not None and not isinstance(state, tuple):
             features, state = self.memory(features, state, first)
@@ -150,52 +156,55 @@ class Model(eqx.Module):
         first: Bool[Array, "B R"],
         burn_in: int = 0,
     ) -> Float[Array, "B R latent"]:
-        """The latents of sequences of rows, from the memory before their first ones."""
+        """Return the latents of sequences of rows, given the state of the memory before their first rows."""
         features = self.features(observation)
         if self.memory is not None and not isinstance(state, tuple):
             features = self.memory.rows(features, state, first, burn_in)
         return self.project(features)
 
     def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        """g: the latent after an action; its reward is `reward_logits` of the result."""
+        """Return g, the latent after an action.  The reward of the action is `reward` of the result."""
         assert self.dynamics is not None
         return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
 
     def head_input(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
-        """What the heads look at: the latent itself, of an LSTM's h, or a convolution's reading of its grid."""
-        seen = latent[..., : self.visible].astype(self.dtype)
-        return seen if self.reader is None else self.reader(seen)
+        """Return the input of the heads, which is the latent (h of an LSTM) or the output of `reader` for a grid."""
+        visible = latent[..., : self.visible].astype(self.dtype)
+        return visible if self.reader is None else self.reader(visible)
 
     def value_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
-        """The value as its support's logits, of a latent's features."""
+        """Return the logits of the value, given the heads' input."""
         return self.heads.value(features).astype(jnp.float32)
 
     def reward_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
-        """Categorical reward got on arriving in a latent, of its features; no atoms where none is predicted."""
+        """Return the logits of the reward for arriving in a latent, given the heads' input.
+
+        They have no atoms where the model predicts no reward.
+        """
         if self.heads.reward is None:
             return jnp.zeros((*features.shape[:-1], 0))
         return self.heads.reward(features).astype(jnp.float32)
 
     def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
-        """The reward got on arriving in a latent that `step` returned; 0 where none is predicted."""
+        """Return the reward for arriving in a latent that `step` returned, or 0 where the model predicts no reward."""
         if self.heads.reward is None:
             return jnp.zeros(latent.shape[:-1])
         return self.reward_support.mean(self.reward_logits(self.head_input(latent)))
 
     def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
-        """The value of a latent."""
+        """Return the value of a latent."""
         return self.value_support.mean(self.value_logits(self.head_input(latent)))
 
     def prediction(self, features: Float[Array, "*B features"]) -> Prediction:
-        """Logits of policy and value, of a latent's features."""
+        """Return the logits of policy and value, given the heads' input."""
         return Prediction(self.heads.policy(features).astype(jnp.float32), self.value_logits(features))
 
     def predict(self, latent: Float[Array, "*B latent"]) -> Prediction:
-        """f: logits of policy and value in a latent."""
+        """Return f, the logits of policy and value of a latent."""
         return self.prediction(self.head_input(latent))
 
     def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
-        """The latents after each of K actions, from a latent onwards."""
+        """Return the latents after each of K actions that begin at a latent."""
 
         def step(latent, action):
             latent = self.step(latent, action)
@@ -203,53 +212,59 @@ class Model(eqx.Module):
 
         if not len(actions):
             return jnp.zeros((0, *latent.shape), latent.dtype)
-        # K is small: unrolled, the steps' weight gradients are summed without passing through a loop's carry.
+        # K is small.  When the scan is unrolled, the weight gradients of the steps are summed without a loop's carry.
         return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
     def look_ahead(self, latent: Float[Array, "*B latent"], model_discount: float) -> Float[Array, "*B A"]:
-        """q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
+        """Return q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
 
         `model_discount` is gamma, negative where the next value is the opponent's.
         """
         dynamics = self.dynamics
         assert dynamics is not None
-        added, seen = dynamics.action_terms(), dynamics.latent_term(latent.astype(self.dtype))
+        action_terms, latent_term = dynamics.action_terms(), dynamics.latent_term(latent.astype(self.dtype))
 
-        def look(added: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
-            following = dynamics.next_latents(latent, seen, added)
-            return self.reward(following) + model_discount * self.value(following)
+        def q_values(action_terms: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
+            next_latents = dynamics.next_latents(latent, latent_term, action_terms)
+            return self.reward(next_latents) + model_discount * self.value(next_latents)
 
-        # Of each action: a latent, and what the dynamics make of it before.
-        one = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + seen.shape[-1])
-        return by_pieces(look, added, max(LOOK_AHEAD_BYTES // max(one, 1), 1))
+        # For each action there is a latent, and the sum of both terms.
+        bytes_per_action = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + latent_term.shape[-1])
+        return in_chunks(q_values, action_terms, max(LOOK_AHEAD_BYTES // max(bytes_per_action, 1), 1))
 
 
-def by_pieces(
-    look: Callable[[Float[Array, "some numbers"]], Float[Array, "*B some"]],
+def in_chunks(
+    function: Callable[[Float[Array, "some numbers"]], Float[Array, "*B some"]],
     actions: Float[Array, "A numbers"],
     most: int,
 ) -> Float[Array, "*B A"]:
-    """What `look` gives for all actions, the last axis of its result, for at most so many of them at a time."""
+    """Apply a function to all actions, with at most `most` of them at a time.
+
+    Args:
+      function: a function of actions whose result has them as its last axis.
+      actions: a row for each action.
+      most: the greatest number of actions of one call.
+    """
     count = len(actions)
     if count <= most:
-        return look(actions)
-    pieces = -(-count // most)
-    size = -(-count // pieces)
-    padded = jnp.pad(actions, ((0, pieces * size - count), (0, 0))).reshape(pieces, size, -1)
-    found = jnp.moveaxis(jax.lax.map(look, padded), 0, -2)
-    return found.reshape(*found.shape[:-2], -1)[..., :count]
+        return function(actions)
+    chunks = -(-count // most)
+    size = -(-count // chunks)
+    padded = jnp.pad(actions, ((0, chunks * size - count), (0, 0))).reshape(chunks, size, -1)
+    results = jnp.moveaxis(jax.lax.map(function, padded), 0, -2)
+    return results.reshape(*results.shape[:-2], -1)[..., :count]
 
 
 def make_reader(config: ModelConfig, grid: tuple[int, int, int] | None, key: Key) -> GridReader:
-    """The convolution between a grid's latent and the heads.
+    """Return the convolution between a latent that is a grid and the heads.
 
     Raises:
-      ConfigError: the latent is no grid, or one smaller than the kernel.
+      ConfigError: the latent is not a grid, or is smaller than the kernel.
     """
     kernel = config.prediction_kernel
     if grid is None:
         raise ConfigError(
-            f"model.prediction_channels={config.prediction_channels} reads a latent that is a grid, "
+            f"model.prediction_channels={config.prediction_channels} needs a latent that is a grid, "
             f"as with model.torso=grid, identity or muzero_resnet, not {config.torso}"
         )
     if min(grid[:2]) < kernel:
