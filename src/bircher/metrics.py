@@ -26,28 +26,29 @@ COUNTERS = {
     "env_frames": "decisions times the action repeat",
     "learner_steps": "updates of the parameters",
     "episodes": "training episodes that ended",
-    "wall_seconds": "seconds of this run, all its resumptions together",
+    "wall_seconds": "seconds of this run, including those before it was resumed",
 }
-"""The counters that stand beside the metrics on every line."""
+"""The counters on every line, next to the metrics."""
 
 GROUPS = {
     "act": "acting in the training environments",
     "loss": "the loss terms without their weights",
     "weighted": "the loss terms times their weights: what is summed and minimized",
-    "target": "what the loss trains toward",
-    "model": "parameters and gradients",
-    "gradient": "what each term asks of each part of the network, weighted",
-    "speed": "how fast, and how large",
-    "eval": "fresh episodes that training never sees",
+    "target": "the targets of the loss",
+    "model": "parameters, gradients and the errors of the model",
+    "gradient": "norms and cosines of the weighted gradient of each term, for each part of the network",
+    "speed": "speed and memory",
+    "eval": "evaluation episodes, which are not used for training",
 }
+"""The groups of metrics, by the word before the slash."""
 
 TERMS = {
     "policy_gradient": "importance-weighted policy gradient on the root's policy, advantages normalized",
     "cmpo": "KL from the clipped-MPO policy to the root's policy",
     "ppo_clip": "PPO's clipped surrogate of the policy gradient",
     "mpo": "KL from the unclipped MPO policy to the root's policy",
-    "kl_to_behavior": "KL from the policy that acted to the root's policy, as its excess over the former's entropy",
-    "ppo_value": "half the squared error of the root's value, clipped around what it was",
+    "kl_to_behavior": "KL from the policy that acted to the root's policy: cross-entropy minus the former's entropy",
+    "ppo_value": "half the squared error of the root's value, clipped around its value when the agent acted",
     "value": "categorical cross-entropy of the root's value, as its excess over the target's entropy",
     "policy": "KL from the search's policy to the root's policy",
     "model_policy": "KL from the improved policies to those predicted after 1 to K steps of the model",
@@ -62,17 +63,17 @@ PARTS = {
     "encoder": "the representation",
     "memory": "the recurrent memory of an agent with `model.memory`",
     "dynamics": "the dynamics",
-    "reader": "what reads a latent for the heads",
+    "reader": "the layers between a latent and the heads",
     "policy_head": "the policy's head",
     "value_head": "the value's head",
     "reward_head": "the reward's head",
     "projection": "the consistency term's projection",
 }
-"""The parts of a network that gradients are told apart by."""
+"""The parts of a network for which gradients are logged separately."""
 
 
 class Metric(NamedTuple):
-    """One line of the glossary."""
+    """A metric's name, unit and description."""
 
     name: str
     unit: str
@@ -89,81 +90,93 @@ _TABLE = (
     (
         "act/deaths_at_longest",
         "share",
-        "of the same episodes that died at exactly the greatest length of the run so far",
+        "share of the same episodes that terminated at exactly the greatest length of the run so far",
     ),
-    ("act/longest_episode", "env steps", "greatest length of the run so far, since its last resumption"),
+    ("act/longest_episode", "env steps", "greatest episode length of the run since it was last resumed"),
     ("act/entropy", "nats", "mean entropy of the policy at the roots of the training batch"),
-    ("act/entropy_share", "share", "of log A in the same, A the legal actions; where there are two or more"),
-    ("act/choice_share", "share", "of the roots with two legal actions or more; at 0 act/entropy_share is undefined"),
-    ("act/kl_to_behavior", "nats", "KL from the policy that acted to the policy of now, in the batch"),
-    ("act/kl_to_prior", "nats", "KL from the policy of now to the prior of its targets"),
-    ("act/clipped_ratios", "share", "actions whose probability left PPO's range around what it was"),
+    (
+        "act/entropy_share",
+        "share",
+        "mean entropy divided by log A, at the roots of the training batch with A legal actions, A at least 2",
+    ),
+    ("act/choice_share", "share", "roots with two legal actions or more; at 0 act/entropy_share is undefined"),
+    ("act/kl_to_behavior", "nats", "KL from the policy that acted to the current policy, in the batch"),
+    ("act/kl_to_prior", "nats", "KL from the current policy to the prior of its targets"),
+    ("act/clipped_ratios", "share", "actions whose probability left PPO's range around its value at acting time"),
     (
         "act/observation_size",
         "1",
-        "root mean square, over the batch's rows, of the number of an observation for which it is largest; before any "
-        "normalization; not logged for booleans and images in bytes",
+        "greatest root mean square of an entry of the observation, over the batch's rows and before any normalization; "
+        "not logged for booleans and images in bytes",
     ),
-    ("act/observation_deviation", "1", "standard deviation of the number of an observation that varies most; the same"),
+    (
+        "act/observation_deviation",
+        "1",
+        "greatest standard deviation of an entry of the observation, in the same way",
+    ),
     (
         "act/repeated_observations",
         "share",
-        "transitions of replayed sequences whose observation and action occur at least twice in them; first rows aside",
+        "transitions of replayed sequences whose observation and action occur there at least twice, without first rows",
     ),
     (
         "act/reward_ambiguity",
         "share",
-        "of the variance of these transitions' rewards, what remains between equal observations and actions",
+        "share of the variance of these transitions' rewards that remains between equal observations and actions",
     ),
     ("target/value_mean", "return", "mean of the value targets"),
     ("target/value_size", "return", "mean absolute value of the value targets"),
     ("target/value_square", "return²", "mean square of the value targets"),
-    ("target/replay_age", "env steps", "mean age of the batch's steps: the replayed share times the ring's mean age"),
+    ("target/replay_age", "env steps", "mean age of the batch's steps: the replayed share times the replay's mean age"),
     ("target/advantage_mean", "1", "mean of the normalized advantages"),
     ("target/advantage_scale", "return", "root of the moving second moment by which advantages are divided"),
     ("target/advantage_deviation", "1", "root mean square of the normalized advantages; 1 when the scale is right"),
-    ("target/support_overflow", "share", "value and reward targets beyond the categorical support, so clipped"),
-    ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: how much the improvement asks for"),
+    ("target/support_overflow", "share", "value and reward targets that are clipped to the categorical support"),
+    ("target/cmpo_kl", "nats", "KL from the clipped-MPO policy to its prior: the size of the policy improvement"),
     ("target/clipped_advantages", "share", "actions whose normalized advantage the CMPO bound clips"),
-    ("target/search_kl", "nats", "KL from the search's policy to the network's: how much the search asks for"),
+    ("target/search_kl", "nats", "KL from the search's policy to the network's: the size of the policy improvement"),
     ("target/search_entropy", "nats", "entropy of the search's policy"),
     ("target/value_change", "return", "mean distance between a return and the search's value of the same row"),
     (
         "target/explained_variance",
         "1",
-        "1 - var(target - value) / var(target); 1 is perfect, 0 a constant; cut at -1; without a search the value is "
-        "the target network's, before these updates",
+        "1 - var(target - value) / var(target); 1 is perfect, 0 is as good as a constant; clipped at -1; without a "
+        "search the value is the target network's, before these updates",
     ),
     ("target/valid_share", "share", "rows of the training batch that take part in the loss"),
-    ("target/priority_mean", "return", "mean priority of the batch's sequences, without its exponent; where used"),
+    (
+        "target/priority_mean",
+        "return",
+        "mean priority of the batch's sequences before the exponent; only with priorities",
+    ),
     (
         "target/importance_least",
         "1",
-        "the batch's least importance weight; the mean over its replayed sequences is 1; where priorities are used",
+        "the batch's least importance weight; the mean over its replayed sequences is 1; only with priorities",
     ),
     (
         "model/latent_deviation",
         "1",
-        "standard deviation of a latent's numbers, each in [-1, 1], over a batch's rows; mean",
+        "mean standard deviation of a latent's entries, each in [-1, 1], over a batch's rows",
     ),
-    ("model/learning_rate", "1", "the rate of the last updates"),
+    ("model/learning_rate", "1", "learning rate of the last updates"),
     ("model/gradient_norm", "1", "global norm of the gradient before any clipping"),
     ("model/parameter_norm", "1", "global norm of the parameters"),
-    ("model/update_norm", "1", "how far the updates of a rollout moved the parameters, all together"),
+    ("model/update_norm", "1", "norm of the change of the parameters by all updates of a rollout together"),
     *(
         (f"model/{name}_{word}", unit, f"{text}, {depth}")
         for name, unit, text in (
             ("reward_error", "reward", "root mean square error of the reward predicted along real episodes"),
-            ("value_error", "return", "the same of the value, against that of the encoded real row"),
+            ("value_error", "return", "root mean square error of the predicted value to that of the encoded real row"),
             ("policy_kl", "nats", "KL from the policy of the encoded real row to the predicted one"),
         )
         for word, depth in (("first", "1 step deep"), ("middle", "K steps deep"), ("last", "2 K steps deep"))
     ),
-    ("model/gain", "return", "what the improved policy promises over the prior, by the model's own values"),
+    ("model/gain", "return", "expected return of the improved policy minus that of the prior, by the model's values"),
     (
         "model/advantage_correlation",
         "1",
-        "between the model's advantage of the action taken and the real one-step error r + gamma v(s') - v(s)",
+        "correlation of the model's advantage of the action taken with the real one-step error r + gamma v(s') - v(s)",
     ),
     (
         "model/advantage_ceiling",
@@ -172,15 +185,15 @@ _TABLE = (
     ),
     ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
     ("speed/updates_per_second", "1/s", "updates a second since the last line"),
-    ("speed/acting_share", "share", "of acting in the time of acting and learning; where these are two programs"),
-    ("speed/memory_bytes", "bytes", "memory that the process holds (on a GPU: on the device)"),
+    ("speed/acting_share", "share", "share of acting in the time of acting and learning, if these are two programs"),
+    ("speed/memory_bytes", "bytes", "memory of the process (on a GPU: on the device)"),
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
     ("eval/return_error", "reward", "standard error of that mean"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
-    ("eval/human_normalized", "fraction", "the mean return with a random player's as 0 and a human's as 1: Atari"),
+    ("eval/human_normalized", "fraction", "mean return on Atari, scaled so that a random player has 0 and a human 1"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
-    ("eval/cut_short", "fraction", "evaluation episodes that count as they stood at evaluation.max_steps, if any"),
+    ("eval/cut_short", "fraction", "evaluation episodes that ended at evaluation.max_steps; logged if there are any"),
 )
 
 GLOSSARY: dict[str, Metric] = {
@@ -193,9 +206,16 @@ GLOSSARY: dict[str, Metric] = {
             for term in TERMS
             for part, text in PARTS.items()
         ),
-        *(Metric(f"gradient/{term}_share", "share", f"of {term} in the sum of the encoder's norms") for term in TERMS),
         *(
-            Metric(f"gradient/cosine_{first}_{second}", "1", f"between the gradients of {first} and {second}, encoder")
+            Metric(f"gradient/{term}_share", "share", f"{term}'s share of the sum of all terms' norms for the encoder")
+            for term in TERMS
+        ),
+        *(
+            Metric(
+                f"gradient/cosine_{first}_{second}",
+                "1",
+                f"cosine of the gradients of {first} and {second} for the encoder",
+            )
             for first, second in permutations(TERMS, 2)
         ),
         *(Metric(f"weighted/{term}", "nats", f"{text}; times its weight") for term, text in TERMS.items()),
@@ -204,14 +224,14 @@ GLOSSARY: dict[str, Metric] = {
 """Every metric by its full name."""
 
 PICTURES = {"eval/episode": "a frame of the last evaluation's last episode"}
-"""What writers get as pictures, by tag."""
+"""The pictures that are logged, by tag."""
 
 
 def describe(name: str) -> Metric:
-    """The glossary's line for ``name``.
+    """Return the glossary's entry for ``name``.
 
     Raises:
-      KeyError: there is none; the message gives the nearest name.
+      KeyError: there is no such metric; the message gives the nearest name.
     """
     if name not in GLOSSARY:
         near = difflib.get_close_matches(name, GLOSSARY, 1)
@@ -226,38 +246,41 @@ def check(names: Iterable[str]) -> None:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, oldest first; null comes back as NaN.
+    """Return the lines of a ``metrics.jsonl``, oldest first, with NaN for null.
 
     Raises:
-      ValueError: a line before the last is no JSON object of numbers with all counters; the message says which.
+      ValueError: a line before the last is not a JSON object of numbers with all counters; the message gives its
+        number.
     """
     lines, damaged = salvage(path)
     for number, text in damaged.items():
-        raise ValueError(f"line {number} of {path} is no line of metrics: {text[:60]!r}")
+        raise ValueError(
+            f"line {number} of {path} is not a line of metrics, but {text[:60]!r}; expected a JSON object of numbers"
+        )
     return lines
 
 
 def salvage(path: str | Path) -> tuple[list[dict[str, Any]], dict[int, bytes]]:
-    """The same lines, and beside them what cannot be read, by the number of its line.
+    """Return the lines of a ``metrics.jsonl``, and the damaged ones by the numbers of their lines.
 
-    A last line that cannot be read is one that a killed process was writing: it is left out.
+    A damaged last line is left out, because a killed process was still writing it.
     """
     texts = dict(enumerate(Path(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1))
-    found, damaged = [], {}
+    lines, damaged = [], {}
     for number, text in texts.items():
         try:
-            found.append(_numbers(json.loads(text)))
+            lines.append(_numbers(json.loads(text)))
         except (ValueError, OverflowError, RecursionError):
             damaged[number] = text
     damaged.pop(len(texts), None)
-    return found, damaged
+    return lines, damaged
 
 
 def _numbers(content: Any) -> dict[str, float | int]:
-    """The numbers of one line, each finite or NaN; null is NaN.
+    """Return the numbers of one line, each finite or NaN, with NaN for null.
 
     Raises:
-      ValueError: it is not an object of numbers with the counters.
+      ValueError: the line is not an object of numbers with the counters.
       OverflowError: a number is larger than any float.
     """
     if not isinstance(content, dict):
@@ -267,7 +290,7 @@ def _numbers(content: Any) -> dict[str, float | int]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{name} is not a number")
         numbers[renamed.METRICS.get(name, name)] = value if value is not None and math.isfinite(value) else math.nan
-    # Nothing reads the frames of a line.
+    # A line without `env_frames` is accepted, because no function reads them from a line.
     if any(math.isnan(numbers.get(name, math.nan)) for name in COUNTERS if name != "env_frames"):
         raise ValueError("a counter is missing")
     return numbers
@@ -278,9 +301,9 @@ Line = Mapping[str, Any]
 
 
 class Packed(Mapping[str, float]):
-    """A line in a tenth of a dictionary's room: its numbers side by side, its names those of others like it.
+    """A line whose numbers are in an array, which takes a tenth of a dictionary's memory.
 
-    ``names`` are each metric's place, by name; lines that share them share the dictionary.
+    ``names`` maps each metric's name to its position in the array.  Lines with the same metrics share this dictionary.
     """
 
     __slots__ = ("_names", "_values")
@@ -299,7 +322,7 @@ class Packed(Mapping[str, float]):
 
 
 class Series(NamedTuple):
-    """One metric of the lines that have it."""
+    """The values of one metric, from the lines that contain it."""
 
     values: np.ndarray
     learner_steps: np.ndarray
@@ -309,34 +332,40 @@ class Series(NamedTuple):
         return len(self.values)
 
     def since(self, env_steps: float) -> Series:
-        """Its part from a number of environment steps on."""
-        late = self.env_steps >= env_steps
-        return Series(self.values[late], self.learner_steps[late], self.env_steps[late])
+        """Return the part from a number of environment steps on."""
+        later = self.env_steps >= env_steps
+        return Series(self.values[later], self.learner_steps[later], self.env_steps[later])
 
     @property
     def updates(self) -> int:
-        """Updates between its first and its last line."""
+        """Return the number of updates between the first and the last line."""
         return int(self.learner_steps[-1] - self.learner_steps[0]) if len(self) else 0
 
 
 def series(lines: Sequence[Line], name: str) -> Series:
-    """A metric's numbers, oldest first; NaN and lines without it are left out."""
-    found = [line for line in lines if not math.isnan(line.get(name, math.nan))]
-    columns = [np.array([line[key] for line in found], float) for key in (name, "learner_steps", "env_steps")]
+    """Return a metric's values, oldest first, without NaN and without the lines that do not contain the metric."""
+    selected = [line for line in lines if not math.isnan(line.get(name, math.nan))]
+    columns = [np.array([line[key] for line in selected], float) for key in (name, "learner_steps", "env_steps")]
     return Series(*columns)
 
 
 def episodes_ended(lines: Sequence[Line]) -> Float[np.ndarray, " N"]:
-    """The training episodes of each line, by their counter, at least one: these lines have an episode's return."""
+    """Return the number of training episodes of each line, by the difference of their counter.
+
+    It is at least one, because these lines contain an episode's return.
+    """
     return np.maximum(np.diff([line.get("episodes", 0) for line in lines], prepend=0), 1).astype(float)
 
 
 BETTER = 0.3
-"""Rise of the returns, as a share of their range, from which on an agent does learn."""
+"""Smallest rise of the returns, as a share of their range, that counts as learning."""
 
 
 def rise(lines: Sequence[Line]) -> float | None:
-    """How far the last third of training's returns lies above the first, as a share of their range; None of few."""
+    """Return the rise of training's returns from the first to the last third, as a share of their range.
+
+    The range is between the quantiles 0.05 and 0.95.  It is None where a third has fewer than two values.
+    """
     returns = series(lines, "act/episode_return").values
     third = len(returns) // 3
     if third < 2:
@@ -348,35 +377,44 @@ def rise(lines: Sequence[Line]) -> float | None:
 def by_span(
     at: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"], weights: Float[np.ndarray, " N"], spans: int
 ) -> tuple[Float[np.ndarray, " S"], Float[np.ndarray, " S"]]:
-    """Weighted means of places and of values over equal spans, first place to last; an empty span has none."""
+    """Return weighted means of positions and of values over equal spans between the least and greatest position.
+
+    Spans without weight are left out.
+
+    Args:
+      at: positions.
+      values: a value at each position.
+      weights: a weight of each value.
+      spans: the number of spans.
+    """
     span = np.digitize(at, np.linspace(at.min(), at.max(), spans + 1)[1:-1])
     total = np.bincount(span, weights, spans)
-    some = total > 0
+    nonempty = total > 0
     sums = (np.bincount(span, weights * column, spans) for column in (at, values))
-    where, what = (column[some] / total[some] for column in sums)
-    return where, what
+    mean_at, mean_values = (column[nonempty] / total[nonempty] for column in sums)
+    return mean_at, mean_values
 
 
-def unfaded(lines: Sequence[Line], names: Sequence[str], share: float) -> list[Line]:
-    """The lines but for those whose sum of these metrics is below so much of the greatest sum before."""
-    kept, greatest = [], 0.0
+def without_faded(lines: Sequence[Line], names: Sequence[str], share: float) -> list[Line]:
+    """Return the lines without those where the sum of some metrics is below a share of the greatest sum so far."""
+    result, greatest = [], 0.0
     for line in lines:
         total = sum(line.get(name, 0.0) for name in names)
         greatest = max(greatest, total)
         if total >= share * greatest or not any(name in line for name in names):
-            kept.append(line)
-    return kept
+            result.append(line)
+    return result
 
 
-def last_run(values: Series, holds: np.ndarray) -> Series:
-    """The lines at the end where something holds without a break."""
-    broken = np.flatnonzero(~holds)
-    begin = int(broken[-1]) + 1 if len(broken) else 0
+def last_stretch(values: Series, condition: np.ndarray) -> Series:
+    """Return the longest part at the end of a series where a condition is true for all values."""
+    failures = np.flatnonzero(~condition)
+    begin = int(failures[-1]) + 1 if len(failures) else 0
     return Series(values.values[begin:], values.learner_steps[begin:], values.env_steps[begin:])
 
 
-def held(values: Series, bound: float) -> Series:
-    """The longest stretch, by updates, of values above `bound`."""
+def longest_above(values: Series, bound: float) -> Series:
+    """Return the longest stretch, by updates, of consecutive values above `bound`."""
     best, begin = Series(*(column[:0] for column in values)), None
     for at, value in enumerate(values.values):
         begin = None if value <= bound else at if begin is None else begin

@@ -21,7 +21,7 @@ from bircher.analysis.flags import (
     one_side_waits,
     saturated,
 )
-from bircher.metrics import Line, Series, held, last_run, series, unfaded
+from bircher.metrics import Line, Series, last_stretch, longest_above, series, without_faded
 
 
 def examine(lines: Sequence[Line], facts: Facts) -> list[Flag]:
@@ -59,9 +59,9 @@ def dominant_term(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     for term in facts.terms:
         # Terms that have been learned have no gradient left, which is no fault: PPO's value, once CartPole is solved.
         others = [f"gradient/{other}_encoder" for other in facts.terms if other not in (term, *HOLDING_BACK)]
-        shares = series(unfaded(lines, others, FADED), f"gradient/{term}_share")
+        shares = series(without_faded(lines, others, FADED), f"gradient/{term}_share")
         weight, greatest = weights.get(term), max((weights[name] for name in weights if name != term), default=0.0)
-        run, change = held(shares, DOMINANT), ""
+        run, change = longest_above(shares, DOMINANT), ""
         if weight is not None and weight >= HEAVY * max(greatest, 1.0) and not _dominates(run):
             run = shares
             share = float(np.median(run.values)) if len(run) else 0.0
@@ -156,7 +156,7 @@ IDLE_KL, IDLE_UPDATES = 1e-5, 300
 def idle_cmpo(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Flag a CMPO target that equals the prior."""
     kl = series(lines, "target/cmpo_kl")
-    run = last_run(kl, kl.values < IDLE_KL)
+    run = last_stretch(kl, kl.values < IDLE_KL)
     if "cmpo" in facts.terms and run.updates >= IDLE_UPDATES:
         yield Flag(
             5, "idle CMPO",
@@ -231,7 +231,7 @@ it.  On LunarLander's pictures a network that did not react to them had 0.002, a
 def blind(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Flag an encoder whose latents are nearly the same for all observations."""
     deviation = series(lines, "model/latent_deviation")
-    run = last_run(deviation, deviation.values < BLIND)
+    run = last_stretch(deviation, deviation.values < BLIND)
     if run.updates >= BLIND_UPDATES:
         yield Flag(
             13, "blind encoder",
