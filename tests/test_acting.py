@@ -183,6 +183,6 @@ def test_a_network_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("world", ["picture-channels-first"], indirect=True)
 def test_a_turned_layout_is_said_before_a_run_begins(world: str, tmp_path: Path):
     training = launch.start(compose(world, QUICK), None, tmp_path / "run")
-    assert training._sentences[0].startswith("observations (3, 16, 20) are taken as 3 channels first and turned to")
+    assert training._sentences[0].startswith("observations (3, 16, 20) are taken as 3 channels first and converted to")
     os.close(training._claim)
     training._env.close()

@@ -175,7 +175,7 @@ def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it(monkeypatch):
 @pytest.mark.parametrize(
     ("room", "sentence"),
     [
-        (10, "compressed_bytes=10 times 120 steps held is less than 3 rollouts .*compressed_bytes=53 or more"),
+        (10, "compressed_bytes=10 times 120 stored steps is less than 3 rollouts .*compressed_bytes=53 or more"),
         (2**31 * BLOCK // (ENVS * ROWS), "more than 128 GiB: lower one of them"),
     ],
 )

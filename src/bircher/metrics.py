@@ -193,7 +193,11 @@ _TABLE = (
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
     ("eval/human_normalized", "fraction", "mean return on Atari, scaled so that a random player has 0 and a human 1"),
     ("eval/length_mean", "env steps", "mean length of the evaluation episodes"),
-    ("eval/cut_short", "fraction", "evaluation episodes that ended at evaluation.max_steps; logged if there are any"),
+    (
+        "eval/cut_short",
+        "fraction",
+        "evaluation episodes stopped at evaluation.max_steps, with the return until then; logged if any",
+    ),
 )
 
 GLOSSARY: dict[str, Metric] = {

@@ -96,15 +96,15 @@ def layout_notes(shape: tuple[int, ...], layout: Layout) -> list[str]:
     result, leave = channels_last_shape(shape, layout), "set env.layout=as_given to leave them as they are"
     match layout:
         case "channels_first":
-            how = f"{shape[0]} channels first and turned to {result}"
+            how = f"{shape[0]} channels first and converted to {result}"
         case "channels_middle":
-            how = f"{shape[1]} channels between height and width and turned to {result}"
+            how = f"{shape[1]} channels between height and width and converted to {result}"
         case "no_channels":
-            how = f"gray pictures without a channel and become {result}"
+            how = f"gray pictures without a channel and converted to {result}"
         case "frames_first":
-            how = f"{shape[0]} stacked frames and turned to {result}"
+            how = f"{shape[0]} stacked frames and converted to {result}"
         case "frames_channels_first":
-            how = f"{shape[0]} stacked frames with {shape[1]} channels first and turned to {result}"
+            how = f"{shape[0]} stacked frames with {shape[1]} channels first and converted to {result}"
         case _:
             return _unusual_shape_notes(shape)
     return [f"observations {shape} are taken as {how}; {leave}"]

@@ -1,11 +1,13 @@
 """Replay of sequences: a bounded ring buffer for each environment, over flashbax.
 
-Rows are kept as they came, T for each rollout of T + 1 (the last row is the next rollout's first).
-Sampled sequences never cross the ring's seam; where a row inside one is ``first``, the agents cut.
+Rows are stored without changes, T for each rollout of T + 1 (the last row is the next rollout's first).  Sampled
+sequences never extend from the newest row to the oldest.  A row inside a sequence may be ``first``, and the agents then
+cut returns and memories there.
 
-Draws are uniform, or proportional to priorities: "Prioritized Experience Replay" by Schaul et al. 2016
+Samples are uniform, or proportional to priorities: "Prioritized Experience Replay" by Schaul et al. 2016
 (https://arxiv.org/abs/1511.05952), section 3.3.  flashbax's own prioritized buffer is not used: it rounds the greatest
-priority to a whole number, and sums kept by adding differences drift until they lead to what must not be drawn.
+priority to a whole number, and its sums are updated by differences, whose errors grow until they lead to sequences that
+must not be sampled.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def _require_room(codec: _Codec, blocks: int, compressed_bytes: int, steps: int,
     Raises:
       ConfigError: the arena is too small, or its blocks cannot be counted with 32 bits.
     """
-    product = f"replay.compressed_bytes={compressed_bytes:,} times {steps:,} steps held"
+    product = f"replay.compressed_bytes={compressed_bytes:,} times {steps:,} stored steps"
     if blocks + codec.max_blocks > np.iinfo(np.int32).max:
         raise ConfigError(f"{product} is more than 128 GiB: lower one of them")
     rollouts = -(-(context + 1) // codec.rollout_length) + 2
