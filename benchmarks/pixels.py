@@ -25,7 +25,7 @@ from bircher.envs import atari, registry, rendering
 from bircher.envs.config import ObservationConfig
 
 WHOLE = "one process, whole pictures"
-AT_ONCE = rendering.SHRUNK_AT_ONCE
+AT_ONCE = rendering.SHRUNK_SURFACES
 
 
 def processor_seconds() -> float:
@@ -66,7 +66,7 @@ def measure(env_id: str, given: argparse.Namespace) -> None:
     compared = ways(env_id, given.envs, given.size)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
     for name in [*compared] * given.repeats:
-        rendering.SHRUNK_AT_ONCE = () if name == WHOLE else AT_ONCE
+        rendering.SHRUNK_SURFACES = () if name == WHOLE else AT_ONCE
         _, idle = play(env_id, given.envs, 1, compared[name])
         wall, used = play(env_id, given.envs, given.steps + 1, compared[name])
         frames = given.envs * given.steps

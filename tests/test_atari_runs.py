@@ -153,7 +153,10 @@ def test_the_list_of_environments_names_games_and_presets() -> None:
     [
         (["CartPole-v1", "env.protocol=dqn"], "env.protocol=dqn is for Atari games, such as Breakout-v5"),
         (["Breakout-v5", "env.protocol=nature"], "expected one of paper, dqn or null"),
-        (["Breakout-v5", "preset=default"], "Breakout-v5 has no observation but its screen: set observation=pixels"),
+        (
+            ["Breakout-v5", "preset=default"],
+            "the only observation of Breakout-v5 is its screen: set observation=pixels",
+        ),
         (["Breakout-v5", "observation=state"], "applies to pictures only: set observation=pixels"),
         (["Breakout-v5", "env.options.stack_num=4"], "env.options.stack_num of an Atari game is set by env.stack"),
         (["Breakout-v5", "env.reward_clip=0"], "env.reward_clip=0 is not possible: expected a number or null, above 0"),

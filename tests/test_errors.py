@@ -258,4 +258,4 @@ def test_a_run_that_cannot_be_repeated_says_so_once(capsys: pytest.CaptureFixtur
             return np.random.rand(2).astype(np.float32), super().reset(**kwargs)[1]
 
     bircher.train(Global, steps=16, out="run", **SETTINGS)
-    assert capsys.readouterr().out.count("Global gives two different first observations for one seed") == 1
+    assert capsys.readouterr().out.count("Global returns two different first observations for one seed") == 1

@@ -91,8 +91,8 @@ def test_presets_of_pictures() -> None:
         (["observation=pixels", "observation.size=[64]"], r"observation.size=\[64\] is not possible: expected a list"),
         (["observation.size=[8, 8]"], "observation.size applies to pictures only: set observation=pixels"),
         (["observation=pixels", "observation.size=[0, 8]"], r"observation.size=\[0, 8\] is not valid"),
-        (["observation=pixels", "env.backend=gymnax"], "env.backend=gymnax cannot be had"),
-        (["preset=lunarlander", "observation=pixels", "env.backend=envpool"], "env.backend=envpool cannot be had"),
+        (["observation=pixels", "env.backend=gymnax"], "env.backend=gymnax is not possible"),
+        (["preset=lunarlander", "observation=pixels", "env.backend=envpool"], "env.backend=envpool is not possible"),
     ],
 )
 def test_refused_in_one_sentence(pairs: list[str], sentence: str) -> None:
@@ -104,7 +104,7 @@ def test_refused_in_one_sentence(pairs: list[str], sentence: str) -> None:
 @pytest.mark.parametrize("env", ["Breakout-MinAtar", "toy/catch", "hex"])
 def test_what_nothing_draws_is_refused_before_anything_is_made(env: str, tmp_path: Path) -> None:
     result = invoke("train", env, "observation=pixels", "--out", str(tmp_path / "run"))
-    assert result.exit_code == 2 and f"{env} cannot be seen as pixels" in result.stderr
+    assert result.exit_code == 2 and f"{env} cannot be observed as pixels" in result.stderr
     assert result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 

@@ -108,7 +108,9 @@ FAULTS = {
     "discount does not fit terminal": lambda r, t: r._replace(discount=jnp.ones(2)),
     "terminal is set on a row that is not last": lambda r, t: r._replace(last=jnp.zeros(2, bool)),
     "first and last are both set": lambda r, t: r._replace(last=r.last | r.first),
-    "a row is first if and only if": lambda r, t: r._replace(last=jnp.zeros(2, bool), terminal=jnp.zeros(2, bool)),
+    "first does not equal last of the previous row": lambda r, t: r._replace(
+        last=jnp.zeros(2, bool), terminal=jnp.zeros(2, bool), discount=jnp.ones(2)
+    ),
     "not first": lambda r, t: r._replace(first=jnp.zeros(2, bool)),
     "legal_actions is": lambda r, t: r._replace(legal_actions=jnp.ones((2, 3), bool)),
     "no action is legal": lambda r, t: r._replace(legal_actions=jnp.zeros((2, 2), bool)),
@@ -119,14 +121,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("sentence", FAULTS)
 def test_check_env_finds(sentence):
-    fault = FAULTS[sentence]
-    if sentence.startswith("a row is first"):
-
-        def fault(r, t):
-            return FAULTS[sentence](r, t)._replace(discount=jnp.ones(2))
-
     with pytest.raises(EnvContractError, match=f"broken.*{sentence}"):
-        check_env(Broken(fault), 8)
+        check_env(Broken(FAULTS[sentence]), 8)
 
 
 def test_check_env_names_row_and_environment():

@@ -315,8 +315,8 @@ def test_the_probe_says_what_cannot_be_repeated() -> None:
             return self.np_random.random(3, np.float32)
 
     (first,), (later,) = registry.probe(Global, seed=0), registry.probe(Later, seed=0)
-    assert first.startswith("Global gives two different first observations for one seed: ")
-    assert later.startswith("Later gives two different episodes for one seed and actions: ")
+    assert first.startswith("Global returns two different first observations for one seed: ")
+    assert later.startswith("Later returns two different episodes for one seed and actions: ")
     assert registry.probe(Own, seed=0) == () and registry.probe(Valid, seed=0) == ()
     assert registry.probe("CartPole-v1", seed=0) == () and registry.probe("FrozenLake-v1", seed=0) == ()
 
@@ -329,7 +329,7 @@ def test_flags_of_0_and_1_are_taken_and_said_once(kind) -> None:
             return observation, reward, kind(terminated), kind(0), info
 
     (sentence,) = registry.probe(Numbers, seed=0)
-    assert sentence == "Numbers gives terminated and truncated as 0 or 1, which is taken as False or True"
+    assert sentence == "Numbers returns terminated and truncated as 0 or 1, which is read as False or True"
     rows = rollout(registry.make(Numbers, 2, seed=0), 6)
     assert rows.terminal[:, 0].tolist() == [False] * 5 + [True, False] and not rows.failed.any()
 

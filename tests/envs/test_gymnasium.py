@@ -172,7 +172,7 @@ def test_a_callable_that_gives_no_environment_is_refused():
     def soup():
         return object()
 
-    with pytest.raises(UnsupportedEnvironment, match="soup gave object, not a gymnasium.Env"):
+    with pytest.raises(UnsupportedEnvironment, match="soup returned object, not a gymnasium.Env"):
         registry.make(soup, 1, seed=0)
 
 

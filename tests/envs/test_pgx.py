@@ -193,7 +193,7 @@ def test_2048_draws_its_starts_from_the_seeds():
     assert len({np.asarray(board).tobytes() for board in one}) > 8 and (one != other).any()
 
 
-def test_an_illegal_move_loses_at_once():
+def test_an_illegal_move_ends_and_loses_the_game():
     rows = stepped(registry.make("tic_tac_toe", 1, seed=0), np.array([[4], [4]]))
     assert rows.terminal[2, 0] and rows.reward[2, 0] == -1
     assert not rows.legal_actions[1, 0, 4] and rows.legal_actions[1, 0].sum() == 8

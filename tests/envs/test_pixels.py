@@ -36,16 +36,18 @@ def areas(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.einsum("yi,ijc,xj->yxc", rows, picture.astype(float), columns, optimize=True)
 
 
-@pytest.mark.parametrize(("env_id", "at_once"), [*((env_id, True) for env_id in AT_ONCE), ("BipedalWalker-v3", False)])
+@pytest.mark.parametrize(
+    ("env_id", "shrink_surface"), [*((env_id, True) for env_id in AT_ONCE), ("BipedalWalker-v3", False)]
+)
 @pytest.mark.parametrize("size", [(64, 96), (84, 84)])
-def test_a_picture_is_the_same_shrunk_at_once_or_from_the_whole(env_id, at_once, size):
+def test_a_picture_is_the_same_shrunk_while_drawing_or_from_the_whole(env_id, shrink_surface, size):
     """What spares the whole picture's copy rests on how Gymnasium's own environments draw: held here."""
     quieten()
     envs = [
         Pixels(gymnasium.make(env_id, render_mode="rgb_array"), size, gray=False, keep_whole=whole)
         for whole in (False, True)
     ]
-    assert envs[0]._at_once == at_once and not envs[1]._at_once
+    assert envs[0]._shrink_surface == shrink_surface and not envs[1]._shrink_surface
     quick, slow = (env.reset(seed=5)[0] for env in envs)
     for _ in range(6):
         np.testing.assert_array_equal(quick, slow)
@@ -128,9 +130,13 @@ def test_a_class_that_draws_is_asked_to():
 @pytest.mark.parametrize(
     ("source", "backend", "sentence"),
     [
-        ("Breakout-MinAtar", None, "Breakout-MinAtar cannot be seen as pixels: Gymnasium has no picture of it"),
+        ("Breakout-MinAtar", None, "Breakout-MinAtar cannot be observed as pixels: Gymnasium has no picture of it"),
         ("tic_tac_toe", None, "Gymnasium has no picture of it"),
-        ("CartPole-v1", "gymnax", "observation=pixels is drawn by Gymnasium: env.backend=gymnax cannot be had"),
+        (
+            "CartPole-v1",
+            "gymnax",
+            "observation=pixels needs Gymnasium, which draws it: env.backend=gymnax is not possible",
+        ),
         (Counter, None, "it does not draw to arrays: its render_mode is None, expected rgb_array"),
         (lambda: Painted(), None, "it does not draw to arrays: its render_mode is None, expected rgb_array"),
     ],
@@ -155,7 +161,10 @@ def test_a_picture_that_is_none_is_a_failure():
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
-    [({"name": "state", "size": (4, 4)}, "size applies to pictures only"), ({"size": (0, 4)}, r"size=\[0, 4\] is not valid")],
+    [
+        ({"name": "state", "size": (4, 4)}, "size applies to pictures only"),
+        ({"size": (0, 4)}, r"size=\[0, 4\] is not valid"),
+    ],
 )
 def test_settings_that_fit_no_picture(settings, sentence):
     with pytest.raises(ValueError, match=sentence):

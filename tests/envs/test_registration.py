@@ -99,7 +99,7 @@ def test_an_id_that_a_module_does_not_register(folder: Path) -> None:
             "several does not register Aple-v0; did you mean several:Apple-v0, several:Pear-v0?"
         )
     assert sentence("several:Quince-v3") == "several does not register Quince-v3; it registers Apple-v0, Pear-v0"
-    assert sentence("none:X-v0").endswith("importing it registered nothing, add gymnasium.register(...) to it")
+    assert sentence("none:X-v0").endswith("its import registered no environment, add gymnasium.register(...) to it")
 
 
 def test_the_command_finds_a_module_of_the_current_folder(folder: Path) -> None:

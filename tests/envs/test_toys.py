@@ -130,7 +130,7 @@ def test_state_is_plain_arrays_that_can_be_continued():
 
 
 def test_unknown_option_is_refused():
-    with pytest.raises(UnsupportedEnvironment, match="toy/chain was given options.*'color'"):
+    with pytest.raises(UnsupportedEnvironment, match="toy/chain does not take the options.*'color'"):
         registry.make("toy/chain", 1, seed=0, options={"color": "red"})
 
 

@@ -29,24 +29,24 @@ OTHERS = (
     "Othello Pacman Pitfall2 Pooyan SirLancelot SpaceWar Superman Tetris TicTacToe3d Trondead Turmoil VideoCheckers "
     "VideoChess VideoCube WordZapper"
 )
-"""EnvPool's games beside the 57."""
+"""EnvPool's other games, in addition to the 57."""
 
 FEWER_ACTIONS = {"Skiing-v5": 9}
-"""Games whose full action set is not 18: the emulator counts what the game itself allows."""
+"""Games whose full action set does not have 18 actions: the emulator counts the actions that the game allows."""
 
 ALIAS = "ALE/"
-"""What Gymnasium writes before an id; here both mean the same."""
+"""The prefix of Gymnasium's ids; here an id means the same with and without it."""
 
 
 class Scores(NamedTuple):
-    """What a game brings."""
+    """The mean scores of a random player and of a human in one game."""
 
     random: float
     human: float
 
 
 class Protocol(NamedTuple):
-    """How the games are played: the picture where nothing else is said, and EnvPool's settings."""
+    """How the games are played: the default size and color of the picture, and EnvPool's settings."""
 
     size: tuple[int, int]
     gray: bool
@@ -56,13 +56,13 @@ class Protocol(NamedTuple):
 COMMON = {
     "max_episode_steps": 27_000,  # 108,000 frames, half an hour
     "frame_skip": 4,
-    "stack_num": 1,  # env.stack joins frames, and the replay may keep each once
+    "stack_num": 1,  # env.stack concatenates frames, and the replay may store each frame once
     "episodic_life": False,
     "zero_discount_on_life_loss": False,
-    "reward_clip": False,  # env.reward_clip does that, in training alone
+    "reward_clip": False,  # env.reward_clip does that, in training only
 }
 PROTOCOLS: dict[str, Protocol] = {
-    # EnvPool has no way to press nothing at all: its least is one frame without an action.
+    # EnvPool cannot start without a no-op: its minimum is one frame without an action.
     "paper": Protocol(
         (96, 96),
         False,
@@ -74,8 +74,9 @@ PROTOCOLS: dict[str, Protocol] = {
         {"repeat_action_probability": 0.0, "full_action_space": False, "noop_max": 30, "use_fire_reset": True},
     ),
 }
-"""The Muesli paper's (sticky actions, all 18 of them, no no-ops), and what has been usual since DQN: the actions that a
-game uses, up to 30 no-ops at the start, then FIRE, and nothing sticky.  A lost life ends nothing in either."""
+"""Two protocols.  `paper` is the Muesli paper's: sticky actions, all 18 actions, no no-ops.  `dqn` has been usual since
+DQN: the actions that a game uses, up to 30 no-ops at the start, then FIRE, and no sticky actions.  A lost life does not
+end an episode in either."""
 
 ELSEWHERE = {
     "img_height": "observation.size",
@@ -85,12 +86,12 @@ ELSEWHERE = {
     "max_episode_steps": "env.max_steps",
     "reward_clip": "env.reward_clip",
 }
-"""EnvPool's options that are settings of their own here."""
+"""EnvPool's options that have a separate setting here."""
 
 
 @cache
 def scores() -> dict[str, Scores]:
-    """Random and human scores by id, of the 57 games."""
+    """Return the random and human scores of the 57 games by id."""
     with SCORES.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         return {game_id(line["game"]): Scores(float(line["random"]), float(line["human"])) for line in lines}
@@ -98,17 +99,17 @@ def scores() -> dict[str, Scores]:
 
 @cache
 def ids() -> tuple[str, ...]:
-    """Every game's id, the 57 first."""
+    """Return every game's id, the 57 first."""
     return (*scores(), *(f"{name}-v5" for name in OTHERS.split()))
 
 
 def game_id(game: str) -> str:
-    """The id of a game as ROMs are named: ``space_invaders`` is SpaceInvaders-v5."""
+    """Return the id of a game from the name of its ROM: ``space_invaders`` gives SpaceInvaders-v5."""
     return "".join(word.capitalize() for word in game.split("_")) + "-v5"
 
 
 def canonical(source: object) -> str | None:
-    """The id of an Atari game, without the prefix ``ALE/``; None for what is no Atari game."""
+    """Return the id of an Atari game without the prefix ``ALE/``; None if the source is not an Atari game."""
     if not isinstance(source, str):
         return None
     env_id = source.removeprefix(ALIAS)
@@ -116,22 +117,22 @@ def canonical(source: object) -> str | None:
 
 
 def human_normalized(env_id: str, score: float) -> float | None:
-    """A score with a random player's as 0 and a human's as 1; None where there is no human's.
+    """Scale a score so that a random player has 0 and a human 1; None for a game without a human score.
 
     (score - random) / (human - random), as in "Human-level control through deep reinforcement learning" by Mnih et al.
     2015 (https://doi.org/10.1038/nature14236).
     """
-    found = scores().get(env_id)
-    return None if found is None else (score - found.random) / (found.human - found.random)
+    reference = scores().get(env_id)
+    return None if reference is None else (score - reference.random) / (reference.human - reference.random)
 
 
 def config(
     protocol: ProtocolName | None, observation: ObservationConfig | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """EnvPool's settings for a protocol, the paper's where none is named; `options` go over the protocol's own.
+    """Return EnvPool's settings for a protocol, by default the paper's; `options` replace those of the protocol.
 
     Raises:
-      UnsupportedEnvironment: an option that is a setting of its own.
+      UnsupportedEnvironment: an option has a separate setting.
     """
     for name, setting in ELSEWHERE.items():
         if name in options:
@@ -144,6 +145,9 @@ def config(
 
 
 def summary(env_id: str) -> tuple[str, str]:
-    """Observation and actions by the paper's protocol in words, without the tenth of a second that its ROM takes."""
+    """Describe the observation and the actions under the paper's protocol.
+
+    This does not load the ROM, which would take a tenth of a second.
+    """
     (height, width), gray, _ = PROTOCOLS["paper"]
     return f"uint8 ({height}, {width}, {1 if gray else 3})", f"discrete, {FEWER_ACTIONS.get(env_id, 18)} actions"

@@ -26,14 +26,14 @@ from bircher.envs.contract import MASK, Contract, call_reset, call_step, float_l
 from bircher.envs.rendering import takes_render_mode
 from bircher.envs.specs import action_spec, described, draws, observation_spec, quiet_bounds
 from bircher.envs.subprocess_pool import (
-    Here,
-    Named,
+    CheckedEnv,
+    LocalPool,
     Picture,
     Rows,
     Source,
     Workers,
+    make_checked,
     maker,
-    named,
     source_name,
 )
 from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
@@ -41,11 +41,11 @@ from bircher.spaces import LayoutSetting, decode_action, encode_observation
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
 
 LEAST_SHARE = 4
-"""Environments that a worker process has at least, where nobody said how many processes there are to be."""
+"""Least number of environments per worker process, where the number of processes is not set."""
 
 
 def picture(observation: ObservationConfig | None) -> Picture | None:
-    """How an environment is drawn for an agent that sees this; None where it sees the environment's own numbers."""
+    """Return how an environment is drawn for the agent; None if the agent observes the environment's own values."""
     if observation is None or observation.name == "state":
         return None
     return Picture(observation.size or SIZE, bool(observation.gray))
@@ -53,19 +53,19 @@ def picture(observation: ObservationConfig | None) -> Picture | None:
 
 def drawing_env(
     source: Source, options: Mapping[str, Any], observation: ObservationConfig | None, action_repeat: int
-) -> Named | None:
-    """One environment that draws, as it is trained in, with its pictures kept whole; None where it does not draw.
+) -> CheckedEnv | None:
+    """Return one environment as in training that also draws pictures at full size; None if it cannot draw.
 
-    It draws where it has a `render` and its `render_mode` is `rgb_array`, or that mode was given to it and is in its
-    metadata.
+    It can draw if it has a `render` and its `render_mode` is `rgb_array`, or if that mode was passed to it and is in
+    its metadata.
     """
     if isinstance(source, str) and not draws(source):
         return None
     make = maker(source, None, options, picture(observation), keep_whole=True, action_repeat=action_repeat, draws=True)
     try:
         with quiet_bounds():
-            env = named(make, 0)
-    except TypeError:  # render_mode is not taken; any other error occurs again where the environment is made without it
+            env = make_checked(make, 0)
+    except TypeError:  # it takes no render_mode; any other error occurs again where it is made without that argument
         return None
     listed = takes_render_mode(source) and "rgb_array" in env.metadata.get("render_modes", ())
     has_render = type(env.unwrapped).render is not gymnasium.Env.render
@@ -81,9 +81,9 @@ def _spec_of(
     limit = max_steps
     if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
         limit = -(-env.spec.max_episode_steps // action_repeat)
-    seen, encoding = observation_spec(env.observation_space, layout)
+    shapes, encoding = observation_spec(env.observation_space, layout)
     actions = action_spec(env.action_space)
-    spec = EnvSpec(source_name(source), seen, actions, limit, action_repeat=action_repeat, encoding=encoding)
+    spec = EnvSpec(source_name(source), shapes, actions, limit, action_repeat=action_repeat, encoding=encoding)
     return described(spec, env.observation_space, env.action_space)
 
 
@@ -95,7 +95,7 @@ def env_spec(
     action_repeat: int = 1,
     layout: LayoutSetting = "auto",
 ) -> EnvSpec:
-    """The specification of a Gymnasium environment; one is made and closed again."""
+    """Return the specification of a Gymnasium environment; this makes one environment and closes it."""
     with quiet_bounds():
         env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
         try:
@@ -105,22 +105,26 @@ def env_spec(
 
 
 def _num_workers(num_envs: int, pictures: bool) -> int:
-    """Processes where nobody said how many: pictures are worth one a core, numbers are stepped sooner than sent."""
+    """Return the default number of processes: one per core for pictures, otherwise 0.
+
+    Environments without pictures take less time to step than their rows take to send.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = min(cores, num_envs // LEAST_SHARE) if pictures else 0
-    return found if found > 1 else 0
+    count = min(cores, num_envs // LEAST_SHARE) if pictures else 0
+    return count if count > 1 else 0
 
 
 class GymnasiumEnv:
-    """B Gymnasium environments, each reset with its own seed once; later episodes go on with its own random numbers.
+    """B Gymnasium environments, each reset with its own seed once; later episodes continue its random numbers.
 
-    With ``observation.name`` pixels they are drawn where they are stepped. ``num_workers`` processes share them out, 0
-    steps them here; None takes a process a core for pictures, and 0 else. Rows do not depend on it. Each action is
-    taken ``action_repeat`` times.
-    ``info["action_mask"]`` gives the legal actions, where there is one. Observations and actions pass through
-    `envs.encoding`, as those of a loaded agent do. An exception inside an environment, a value that breaks its
-    contract, or a process that ended does
-    not end the program: from then on every row has ``failed``, and ``failure`` says what happened.
+    With ``observation.name`` pixels the environments are drawn in the process that steps them. ``num_workers``
+    processes share the environments; 0 steps them in this process, and None takes one process per core for pictures
+    and 0 otherwise. Rows do not depend on this number. Each action is taken ``action_repeat`` times.
+
+    ``info["action_mask"]`` contains the legal actions, if the environment provides it. Observations and actions are
+    converted by `bircher.spaces`, as those of a loaded agent are. The program continues after an exception inside an
+    environment, a value that breaks its contract, or the end of a process: every later row has ``failed``, and
+    ``failure`` returns the reason.
     """
 
     pure = False
@@ -140,43 +144,46 @@ class GymnasiumEnv:
         self._seeds = [int(seed) for seed in seeds]
         self._failure: str | None = None
         self._last = np.zeros(self.num_envs, bool)
-        drawn = picture(observation)
-        make = maker(source, max_steps, options or {}, drawn, action_repeat=action_repeat)
+        drawing = picture(observation)
+        make = maker(source, max_steps, options or {}, drawing, action_repeat=action_repeat)
         if num_workers is None:
-            num_workers = _num_workers(self.num_envs, drawn is not None)
+            num_workers = _num_workers(self.num_envs, drawing is not None)
         with quiet_bounds():
             probe = make()
             self.spec = _spec_of(source, probe, max_steps, action_repeat, layout)
             probe.close()
-            makers = [partial(named, make, index, layout) for index in range(self.num_envs)]
+            makers = [partial(make_checked, make, index, layout) for index in range(self.num_envs)]
             workers = min(num_workers, self.num_envs)
-            self._pool: Here | Workers = Workers(makers, workers) if workers else Here(makers)
+            self._pool: LocalPool | Workers = Workers(makers, workers) if workers else LocalPool(makers)
         self._blank = self._blank_row()
 
     def reset(self) -> tuple[EnvState, TimeStep]:
-        """Start every environment anew with the seeds it was made with; an exception there is raised at once."""
+        """Restart every environment with its original seed and return the first rows.
+
+        Raises EnvironmentFailure for an exception inside an environment, unlike ``step``.
+        """
         self._refuse_unsupported(self.spec.observation)
         rows = self._pool.reset(self._seeds)
         self._failure = None
         self._last = np.zeros(self.num_envs, bool)
-        given = self._given(rows, first=~self._last)
-        # Copies, since a program may be given the rows' memory to write into.
-        return jnp.zeros((), jnp.int32), self._row(jax.tree.map(jnp.array, given))
+        fields = self._row_fields(rows, first=~self._last)
+        # Copies, since a program may reuse the memory of the rows for its results.
+        return jnp.zeros((), jnp.int32), self._row(jax.tree.map(jnp.array, fields))
 
     def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
-        """One row further, by a callback: may be traced, but only runs in the order of the program."""
+        """Step every environment by a callback; this method may be traced, and runs in the order of the program."""
         self._refuse_unsupported(self.spec.observation)
         self._refuse_unsupported(self.spec.action)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._blank)
-        given = io_callback(self._call, like, action, ordered=True)
-        return state + 1, self._row(given)
+        fields = io_callback(self._call, like, action, ordered=True)
+        return state + 1, self._row(fields)
 
     def failure(self) -> str | None:
-        """What went wrong, with the index of the environment and its step; None while all is well."""
+        """Return the error with the index of the environment and its step; None if there is none."""
         return self._failure
 
     def close(self) -> None:
-        """Close the environments, and their processes where they have any."""
+        """Close the environments and their worker processes."""
         self._pool.close()
 
     def _refuse_unsupported(self, part: Any) -> None:
@@ -184,7 +191,7 @@ class GymnasiumEnv:
             raise UnsupportedEnvironment(f"{self.spec.id} cannot be stepped: {part} is not supported")
 
     def _blank_row(self) -> dict[str, Any]:
-        """Zeros of the shapes that a callback returns."""
+        """Return zeros with the shapes that the callback returns."""
         if isinstance(self.spec.observation, Unsupported):
             return {}
         flags = np.zeros(self.num_envs, bool)
@@ -200,13 +207,16 @@ class GymnasiumEnv:
         }
 
     def _call(self, action: Any) -> dict[str, Any]:
-        """What runs outside the program; nothing may be raised from here, or the program's state is gone."""
+        """Step outside the compiled program.
+
+        No exception may leave this method, because the state of the program would be lost.
+        """
         if self._failure is None:
             try:
                 return self._advance(np.asarray(action))
             except Exception as error:
-                told = isinstance(error, EnvironmentFailure)
-                self._failure = str(error) if told else f"{self.spec.id} raised {type(error).__name__}: {error}"
+                complete = isinstance(error, EnvironmentFailure)
+                self._failure = str(error) if complete else f"{self.spec.id} raised {type(error).__name__}: {error}"
         return {**self._blank, "failed": np.ones(self.num_envs, bool)}
 
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
@@ -214,9 +224,9 @@ class GymnasiumEnv:
             action = decode_action(self.spec.action_start, action)
         rows = self._pool.step(action)
         first, self._last = self._last, np.concatenate([part.terminal | part.truncated for part in rows])
-        return self._given(rows, first)
+        return self._row_fields(rows, first)
 
-    def _given(self, rows: list[Rows], first: np.ndarray) -> dict[str, Any]:
+    def _row_fields(self, rows: list[Rows], first: np.ndarray) -> dict[str, Any]:
         parts = [encode_observation(self.spec.encoding, part.observation) for part in rows]
         observation = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         fields = list(zip(*rows, strict=True))[1:]
@@ -231,13 +241,13 @@ class GymnasiumEnv:
             "failed": np.zeros(self.num_envs, bool),
         }
 
-    def _row(self, given: dict[str, Any]) -> TimeStep:
-        observation, reward = given.pop("observation"), given.pop("reward")
-        return row(self.spec, observation, reward, **given)
+    def _row(self, fields: dict[str, Any]) -> TimeStep:
+        observation, reward = fields.pop("observation"), fields.pop("reward")
+        return row(self.spec, observation, reward, **fields)
 
 
 SLOW_SECONDS = 1.0
-"""Where a reset and the steps take longer, they are not repeated."""
+"""If a reset and a step take longer than this, `probe` does not repeat them."""
 
 
 def probe(
@@ -248,57 +258,58 @@ def probe(
     observation: ObservationConfig | None = None,
     action_repeat: int = 1,
 ) -> tuple[str, ...]:
-    """Reset one fresh environment and take one random legal step, twice where that is quick.
+    """Reset one fresh environment and take one random legal step; do both a second time if they are quick.
 
-    Returns a sentence where flags are numbers, and one where the two differ, so that no run can be repeated exactly.
+    Returns notes for the user: one if flags are numbers, and one if the two passes differ, because then no run can be
+    repeated exactly.
 
     Raises:
-      UnsupportedEnvironment: the environment raised or broke its contract.
+      UnsupportedEnvironment: the environment raised an exception or broke its contract.
     """
     name = source_name(source)
     with quiet_bounds():
         env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
     try:
         contract = Contract(env.observation_space, env.action_space)
-        began = time.monotonic()
+        start = time.monotonic()
         first = second = _play(env, contract, seed)
-        if time.monotonic() - began <= SLOW_SECONDS:
+        if time.monotonic() - start <= SLOW_SECONDS:
             second = _play(env, contract, seed)
     except ContractBreach as breach:
         raise UnsupportedEnvironment(f"{name} cannot be used: {breach}") from breach
     finally:
         env.close()
     flags = " and ".join(sorted(contract.numbers_as_flags))
-    notes = (f"{name} gives {flags} as 0 or 1, which is taken as False or True",) if flags else ()
+    notes = (f"{name} returns {flags} as 0 or 1, which is read as False or True",) if flags else ()
     if _same(first, second):
         return notes
     what = "first observations for one seed" if not _same(first[0], second[0]) else "episodes for one seed and actions"
     return (
         *notes,
-        f"{name} gives two different {what}: it uses random numbers, or keeps a state between episodes, that "
+        f"{name} returns two different {what}: it uses random numbers, or keeps a state between episodes, that "
         "reset(seed=...) does not set; runs with it cannot be repeated exactly",
     )
 
 
 def _play(env: gymnasium.Env, contract: Contract, seed: int) -> list[Any]:
-    """What the environment returns for a seed; the actions depend on the seed and the masks alone."""
+    """Return the values of a reset and a step for a seed; the action depends only on the seed and the mask."""
     generator = np.random.default_rng(seed)
-    # Not the environment's own space: it may be shared with other environments, and so are its random numbers.
+    # A copy of the space: the environment may share its space, and so its random numbers, with other environments.
     actions = copy.deepcopy(env.action_space)
     actions.seed(seed)
     leaves = float_leaves(env.observation_space)
-    called = "reset"
+    method = "reset"
     try:
         observation, info = contract.reset(call_reset(env, {"seed": seed, "options": None}))
-        first = _copied(observation, leaves)
+        first = _finite_copy(observation, leaves)
         action = _random_action(actions, info.get(MASK), generator)
-        called = "step"
+        method = "step"
         observation, *rest, _ = contract.step(call_step(env, action))
-        return [first, (_copied(observation, leaves), *rest)]
+        return [first, (_finite_copy(observation, leaves), *rest)]
     except ContractBreach as breach:
-        raise ContractBreach(f"{breach} (at its first {called})") from breach
+        raise ContractBreach(f"{breach} (at its first {method})") from breach
     except Exception as error:
-        raise ContractBreach(f"its first {called} raised {type(error).__name__}: {error}") from error
+        raise ContractBreach(f"its first {method} raised {type(error).__name__}: {error}") from error
 
 
 def _random_action(space: spaces.Space, mask: Any, generator: np.random.Generator) -> Any:
@@ -307,8 +318,8 @@ def _random_action(space: spaces.Space, mask: Any, generator: np.random.Generato
     return space.start + generator.choice(np.flatnonzero(mask))
 
 
-def _copied(observation: Any, leaves: Any) -> Any:
-    """A copy of an observation, since an environment may write into the same array again."""
+def _finite_copy(observation: Any, leaves: Any) -> Any:
+    """Copy an observation, since an environment may overwrite its array; raises ContractBreach if it is not finite."""
     for name, leaf in leaves(observation):
         if not np.isfinite(leaf).all():
             raise ContractBreach(not_finite(name))

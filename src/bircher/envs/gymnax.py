@@ -26,8 +26,8 @@ from bircher.types import EnvSpec, Key
 DRAWING = ("seaborn", "matplotlib", "matplotlib.pyplot", "matplotlib.colors")
 
 
-class _WhenUsed(ModuleType):
-    """Stands for a module, and imports it when something of it is used."""
+class _LazyModule(ModuleType):
+    """A placeholder for a module that imports the module at the first use of one of its attributes."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -37,20 +37,21 @@ class _WhenUsed(ModuleType):
 
 @contextmanager
 def without_drawing() -> Iterator[None]:
-    """Modules imported within get stand-ins for the plotting libraries, which become the real ones at their first use.
+    """Replace the plotting libraries by placeholders for modules that are imported inside this context.
 
-    Where one of them is loaded already, it is taken as it is.
+    A placeholder imports the real library at its first use.  If one of the libraries is loaded already, none of them is
+    replaced.
     """
-    stand_ins = {} if any(name in sys.modules for name in DRAWING) else {name: _WhenUsed(name) for name in DRAWING}
-    for name, module in stand_ins.items():
+    placeholders = {} if any(name in sys.modules for name in DRAWING) else {name: _LazyModule(name) for name in DRAWING}
+    for name, module in placeholders.items():
         parent, _, child = name.rpartition(".")
         if parent:
-            setattr(stand_ins[parent], child, module)
-    sys.modules.update(stand_ins)
+            setattr(placeholders[parent], child, module)
+    sys.modules.update(placeholders)
     try:
         yield
     finally:
-        for name in stand_ins:
+        for name in placeholders:
             del sys.modules[name]
 
 
@@ -65,14 +66,15 @@ def env_spec(
     options: Mapping[str, Any] | None = None,
     layout: LayoutSetting = "auto",
 ) -> EnvSpec:
-    """The specification of a gymnax environment; nothing is compiled."""
+    """Return the specification of a gymnax environment without compiling anything."""
     return _Single(env_id, max_steps, options, layout).spec
 
 
 class GymnaxEnv(PureEnv):
-    """B gymnax environments as pure functions; ``max_steps`` replaces gymnax's own limit, up or down.
+    """B gymnax environments as pure functions; ``max_steps`` replaces gymnax's own limit, larger or smaller.
 
-    Observations are float32, also MinAtar's grids of zeros and ones (gymnax gives them so); bytes stay uint8.
+    Observations are float32, including MinAtar's grids of zeros and ones, which gymnax returns in that type.
+    Observations of bytes stay uint8.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class GymnaxEnv(PureEnv):
 
 
 class _Single:
-    """One gymnax environment with its parameters, as the two functions that PureEnv asks for."""
+    """One gymnax environment with its parameters, as the two functions that PureEnv needs."""
 
     def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None, layout: LayoutSetting):
         self.environment, self.params = gymnax.make(env_id, **(options or {}))
@@ -100,14 +102,14 @@ class _Single:
         self.spec = EnvSpec(env_id, self._observation(), action, limit, encoding=self.encoding)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
-        """A new episode; its state may hold Python numbers."""
+        """Start an episode; the state may contain Python numbers."""
         observation, inner = self.environment.reset_env(key, self.params)
-        return inner, self._seen(observation)
+        return inner, self._encode(observation)
 
     def move(self, key: Key, inner: PyTree[Array], action: Array) -> tuple[Any, ...]:
-        """One step; the limit is gymnax's own count."""
+        """Take one step; gymnax itself counts the steps for the limit."""
         observation, inner, reward, terminal, _ = self.environment.step_env(key, inner, action, self.params)
-        return inner, self._seen(observation), reward, terminal, self.environment.is_truncated(inner, self.params)
+        return inner, self._encode(observation), reward, terminal, self.environment.is_truncated(inner, self.params)
 
     def _discrete_encoding(self, layout: LayoutSetting) -> Encoding | None:
         space = self.environment.observation_space(self.params)
@@ -118,11 +120,11 @@ class _Single:
     def _observation(self) -> Any:
         if self.encoding is not None:
             return encoded_shape(self.encoding)
-        # What is declared is wrong for some of them; what is seen is not.
-        seen, _ = jax.eval_shape(self.environment.reset_env, jax.random.key(0), self.params)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _device_dtype(leaf.dtype)), seen)
+        # Some environments declare a wrong space, so the shape comes from an actual reset.
+        shapes, _ = jax.eval_shape(self.environment.reset_env, jax.random.key(0), self.params)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, _device_dtype(leaf.dtype)), shapes)
 
-    def _seen(self, observation: PyTree[Array]) -> PyTree[Array]:
+    def _encode(self, observation: PyTree[Array]) -> PyTree[Array]:
         return observation if self.encoding is None else encode_observation(self.encoding, jnp.asarray(observation))
 
 

@@ -13,32 +13,32 @@ from bircher.envs.base import Actions, row
 from bircher.types import Continuous, EnvSpec, Key, TimeStep
 
 Start = Callable[[Key, Array], tuple[Any, Any]]
-"""(key, index of the environment) -> (inner state, observation) of a new episode; Python numbers will do."""
+"""(key, index of the environment) -> (inner state, observation) of a new episode; Python numbers are allowed."""
 Move = Callable[[Key, Any, Array], tuple[Any, Any, Any, Any, Any]]
 """(key, inner state, action) -> (inner state, observation, reward, terminal, truncated)."""
 Legal = Callable[[Any], Array]
 """Inner state -> legal_actions [A]."""
 Player = Callable[[Any], Array]
-"""Inner state -> which of two players is to move."""
+"""Inner state -> index of the player to move, of two."""
 
 
 class PureState(NamedTuple):
-    """All that B episodes are: it may be saved, copied and scanned over."""
+    """The complete state of B episodes; it may be saved, copied and scanned over."""
 
     inner: PyTree[Array]
-    """The episodes themselves, [B, ...]."""
+    """The states of the episodes, [B, ...]."""
     key: Key
-    """[B]; never changes: the key of a row is folded from it and ``count``."""
+    """[B]; it never changes.  The key of a row is folded from it and ``count``."""
     count: Int[Array, " B"]
-    """Rows seen by each environment since the reset of all."""
+    """Number of rows of each environment since the reset of all."""
     last: Bool[Array, " B"]
 
 
 class PureEnv:
-    """B environments from two functions of one: how an episode starts and how it moves.
+    """B environments made from two functions of one: ``start`` begins an episode and ``move`` takes a step.
 
-    Where some actions are not legal, ``legal_actions`` says so of an inner state; in a game of two, ``player`` says
-    whose turn it is. Rewards and observations are then those of the player who moved, and of the one to move.
+    ``legal_actions`` returns the legal actions in an inner state, if not all are. In a game of two, ``player`` returns
+    the player to move. Rewards are then those of the player who moved, observations those of the player to move.
     """
 
     pure = True
@@ -57,24 +57,24 @@ class PureEnv:
         self._start, self._move = start, move
         self._legal_actions, self._player = legal_actions, player
         self._seeds = jnp.asarray(seeds, jnp.uint32)
-        # A start may give Python numbers where a move gives arrays: a scan needs one type for both.
+        # A start may return Python numbers where a move returns arrays; a scan needs one type for both.
         key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
         inner, _ = jax.eval_shape(start, key, index)
         self._like = jax.eval_shape(move, key, inner, self._any_action())[0]
         self._start_all = jax.jit(self._start_state)
 
     def reset(self) -> tuple[PureState, TimeStep]:
-        """Start every environment anew from its seed; the same rows at every call."""
+        """Restart every environment from its seed; every call returns the same rows."""
         return self._start_all(self._seeds)
 
     def step(self, state: PureState, action: Actions) -> tuple[PureState, TimeStep]:
-        """One row further, a pure function of the state; where the state is ``last``, the first row of an episode."""
+        """Step as a pure function of the state; after a ``last`` row, return the first row of a new episode."""
         keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
         inner, observation, reward, terminal, truncated = self.moved(keys, state.inner, action)
         turned = self.players(inner) != self.players(state.inner)
-        # Often no episode begins, and drawing a start may cost more than the step.
+        # Often no episode begins, and computing a start may cost more than the step.
         inner, observation = jax.lax.cond(
-            jnp.any(state.last), self._replace, lambda _, moved: moved, (keys, state.last), (inner, observation)
+            jnp.any(state.last), self._replace, lambda _, values: values, (keys, state.last), (inner, observation)
         )
         timestep = row(
             self.spec, observation, reward, first=state.last, terminal=terminal, truncated=truncated, turned=turned,
@@ -83,20 +83,22 @@ class PureEnv:
         return PureState(inner, state.key, state.count + 1, timestep.last), timestep
 
     def moved(self, keys: Key, inner: PyTree[Array], action: Actions) -> tuple[Any, ...]:
-        """What an action leads to in each of B inner states, whatever the number B: (inner states, observations,
-        rewards of those who moved, terminal, truncated). Nothing begins anew."""
+        """Apply an action to each of B inner states, for any number B, without starting new episodes.
+
+        Returns (inner states, observations, rewards of the players who moved, terminal, truncated).
+        """
         return jax.vmap(self._one_move)(keys, inner, action)
 
     def legal_actions(self, inner: PyTree[Array]) -> Bool[Array, "B A"] | None:
-        """The legal actions in each of B inner states; None where all are, everywhere."""
+        """Return the legal actions in each of B inner states; None if all actions are always legal."""
         return None if self._legal_actions is None else jax.vmap(self._legal_actions)(inner)
 
     def players(self, inner: PyTree[Array]) -> Int[Array, "*B"]:
-        """Which player is to move in each of B inner states; one and the same where there is only one."""
+        """Return the player to move in each of B inner states; the scalar 0 if there is only one player."""
         return jnp.int32(0) if self._player is None else jax.vmap(self._player)(inner)
 
     def close(self) -> None:
-        """Nothing is held outside the program."""
+        """Do nothing, since the environment has no resources outside the program."""
 
     def _any_action(self) -> jax.ShapeDtypeStruct:
         if isinstance(self.spec.action, Continuous):
@@ -113,15 +115,15 @@ class PureEnv:
         observation = _cast(observation, self.spec.observation)
         return _cast(inner, self._like), observation, jnp.asarray(reward, jnp.float32), *flags
 
-    def _replace(self, asked: tuple[Key, Array], moved: PyTree[Array]) -> PyTree[Array]:
-        """States and observations, with those of new episodes where ``asked`` says so."""
-        keys, where = asked
-        started = jax.vmap(self._one_start)(keys, jnp.arange(self.num_envs))
+    def _replace(self, restart: tuple[Key, Array], values: PyTree[Array]) -> PyTree[Array]:
+        """Replace states and observations by those of new episodes; ``restart`` has the keys, and where to do so."""
+        keys, where = restart
+        starts = jax.vmap(self._one_start)(keys, jnp.arange(self.num_envs))
 
         def pick(new: Array, old: Array) -> Array:
             return jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-        return jax.tree.map(pick, started, moved)
+        return jax.tree.map(pick, starts, values)
 
     def _start_state(self, seeds: UInt32[Array, " B"]) -> tuple[PureState, TimeStep]:
         keys = jax.vmap(jax.random.key)(seeds)

@@ -38,36 +38,36 @@ GAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 SQUARES = ("tic_tac_toe", "go_9x9", "go_19x19")
-"""Games with all eight symmetries of the square, whose actions are the cells, and perhaps to pass."""
+"""Games with all eight symmetries of the square. Their actions are the cells, and in some games a pass."""
 
 
 def symmetries(env_id: str, shape: Sequence[int], num_actions: int) -> tuple[Symmetry, ...]:
-    """How a game's board may be turned; () where nothing is known of it."""
+    """Return the symmetries of a game's board, or () for a game whose symmetries are not listed here."""
     cells = np.arange(shape[0] * shape[1]).reshape(shape[:2])
     if env_id == "connect_four":
         return tuple(Symmetry(tuple(x.ravel().tolist()), tuple(x[0].tolist())) for x in (cells, cells[:, ::-1]))
     if env_id == "hex":
-        # Half a turn: each player's sides stay that player's.
+        # A rotation by 180 degrees: each player keeps the same two sides.
         boards = [cells, cells[::-1, ::-1]]
     elif env_id == "othello":
-        # Those of the first four discs.
+        # The symmetries of the first four discs.
         boards = [np.rot90(board, times) for board in (cells, cells.T) for times in (0, 2)]
     elif env_id in SQUARES:
         boards = [np.rot90(board, times) for board in (cells, cells.T) for times in range(4)]
     else:
         return ()
-    turned = [board.ravel().tolist() for board in boards]
-    passing = range(cells.size, num_actions)
-    return tuple(Symmetry(tuple(x), (*x, *passing)) for x in turned)
+    orders = [board.ravel().tolist() for board in boards]
+    other_actions = range(cells.size, num_actions)
+    return tuple(Symmetry(tuple(order), (*order, *other_actions)) for order in orders)
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
-    """The specification of a game; nothing is compiled."""
+    """Return the specification of a game without compiling anything."""
     return _Single(env_id, max_steps, options).spec
 
 
 class PgxEnv(PureEnv):
-    """B games as pure functions; ``max_steps`` truncates them, for pgx has no limit but the games' own."""
+    """B games as pure functions; ``max_steps`` truncates them, since pgx only has the limits of the games' rules."""
 
     def __init__(
         self,
@@ -82,38 +82,38 @@ class PgxEnv(PureEnv):
 
 
 class _Single:
-    """One game as the functions that PureEnv asks for; its inner state is pgx's, without the observation."""
+    """One game as the functions that PureEnv needs; its inner state is pgx's, without the observation."""
 
     def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None):
         module, name, arguments = GAMES[env_id]
         self.game = getattr(importlib.import_module(f"pgx.{module}"), name)(**{**arguments, **(options or {})})
         self.max_steps = max_steps
         key = jax.random.key(0)
-        begun = jax.eval_shape(self.game.init, key)
-        moved = jax.eval_shape(self.game.step, begun, jax.ShapeDtypeStruct((), jnp.int32), key)
-        observation = jax.ShapeDtypeStruct(moved.observation.shape, device_dtype(moved.observation.dtype))
-        action = Discrete(moved.legal_action_mask.shape[0])
-        turns = symmetries(env_id, observation.shape, action.num_actions)
-        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players, turns)
+        start = jax.eval_shape(self.game.init, key)
+        state = jax.eval_shape(self.game.step, start, jax.ShapeDtypeStruct((), jnp.int32), key)
+        observation = jax.ShapeDtypeStruct(state.observation.shape, device_dtype(state.observation.dtype))
+        action = Discrete(state.legal_action_mask.shape[0])
+        board_symmetries = symmetries(env_id, observation.shape, action.num_actions)
+        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players, board_symmetries)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
-        """A new game."""
+        """Start a new game."""
         del index
         return self._without_observation(self.game.init(key))
 
     def move(self, key: Key, inner: Any, action: Array) -> tuple[Any, ...]:
-        """One move; the key is 2048's chance. An illegal move ends the game at once and loses it."""
+        """Make one move; the key determines the chance in 2048. An illegal move ends and loses the game."""
         state = self.game.step(inner, action, key)
         reward = state.rewards[inner.current_player]
         limit = jnp.bool_(False) if self.max_steps is None else state._step_count >= self.max_steps
         return *self._without_observation(state), reward, state.terminated, state.truncated | limit
 
     def legal_actions(self, inner: Any) -> Array:
-        """The legal actions [A]; after the end pgx calls all of them legal."""
+        """Return the legal actions [A]; after the end of a game pgx marks all of them as legal."""
         return inner.legal_action_mask
 
     def player(self, inner: Any) -> Array:
-        """Who is to move."""
+        """Return the player to move."""
         return inner.current_player
 
     def _without_observation(self, state: Any) -> tuple[Any, PyTree[Array]]:

@@ -28,18 +28,18 @@ class ClippedEnv:
         self.spec, self.num_envs, self.pure = env.spec, env.num_envs, env.pure
 
     def reset(self) -> tuple[EnvState, TimeStep]:
-        """Start anew."""
+        """Reset the environment and return the first rows."""
         return self.env.reset()
 
     def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
-        """One row further; a reward that is not finite stays so."""
+        """Step the environment and clip its rewards, except those that are not finite."""
         state, timestep = self.env.step(state, action)
         reward = timestep.reward
         clipped = jnp.where(jnp.isfinite(reward), jnp.clip(reward, -self.bound, self.bound), reward)
         return state, timestep._replace(reward=clipped)
 
     def failure(self) -> str | None:
-        """What went wrong in the wrapped environment; None while all is well, or where nothing can."""
+        """Return the error of the wrapped environment; None if there is none, or if it cannot fail."""
         return failure(self.env)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ PGX_REFUSED = {
     "kuhn_poker": "its players hide cards from each other, which is not supported",
     "leduc_holdem": "its players hide cards from each other, which is not supported",
 }
-"""Games that pgx has, and why they cannot be played here."""
+"""Games of pgx that cannot be played here, with the reason."""
 
 ENVPOOL = (
     "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
@@ -104,11 +104,11 @@ PRESETS = {
 
 
 EnvSource = str | Callable[[], Any]
-"""An id, or a class or zero-argument function that gives a ``gymnasium.Env``."""
+"""An id, or a class or zero-argument function that returns a ``gymnasium.Env``."""
 
 
-class Known(NamedTuple):
-    """A line of the list of environments."""
+class ListedEnv(NamedTuple):
+    """One line of the list of environments."""
 
     id: str
     backend: str
@@ -118,18 +118,18 @@ class Known(NamedTuple):
 
 
 def preset_name(env_id: EnvSource) -> str:
-    """The name of the preset of an environment's family, a file in ``presets/``; ``default`` for most."""
+    """Return the name of the preset for an environment's family, a file in ``presets/``; ``default`` for most."""
     if atari.canonical(env_id) is not None:
         return "atari"
     return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"
 
 
 def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
-    """Seeds of ``count`` environments, each a 31-bit number that is not negative.
+    """Return the seeds of ``count`` environments, each a 31-bit number that is not negative.
 
-    They come from a hash of (seed, role, index, generation), since neighboring seeds share environments: i of seed s
-    would be i - 1 of seed s + 1. The lowest bit is 0 for the role ``train`` and 1 for every other, so that no
-    evaluation ever has a seed of any training.
+    They come from a hash of (seed, role, index, generation). With sums instead of hashes neighboring seeds would share
+    environments: environment i of seed s would be environment i - 1 of seed s + 1. The lowest bit is 0 for the role
+    ``train`` and 1 for every other role, so that no evaluation has a seed of a training.
     """
 
     def one(index: int) -> int:
@@ -145,27 +145,29 @@ def resolve(
     observation: ObservationConfig | None = None,
     protocol: ProtocolName | None = None,
 ) -> str:
-    """The backend that runs an environment: one of ``BACKENDS``; for pictures Gymnasium, which draws them.
+    """Return the backend that runs an environment: one of ``BACKENDS``, and Gymnasium for pictures.
 
-    Without an ``observation`` the environment's own is meant. Raises UnknownEnvironment, with the nearest ids, or
+    Without an ``observation`` the environment's own is meant. Raises UnknownEnvironment with the nearest ids, or
     UnsupportedEnvironment, before an adapter is imported or anything is compiled.
     """
-    found = _resolve(source, backend)
-    if found == "envpool" and atari.canonical(source) is not None:
+    adapter = _resolve(source, backend)
+    if adapter == "envpool" and atari.canonical(source) is not None:
         if observation is not None and observation.name == "state":
-            raise UnsupportedEnvironment(f"{source} has no observation but its screen: set observation=pixels")
-        return found
+            raise UnsupportedEnvironment(f"the only observation of {source} is its screen: set observation=pixels")
+        return adapter
     if protocol is not None:
         raise UnsupportedEnvironment(f"env.protocol={protocol} is for Atari games, such as Breakout-v5, not {source}")
     if observation is None or observation.name == "state":
-        return found
+        return adapter
     if backend not in (None, "gymnasium"):
-        raise UnsupportedEnvironment(f"observation=pixels is drawn by Gymnasium: env.backend={backend} cannot be had")
+        raise UnsupportedEnvironment(
+            f"observation=pixels needs Gymnasium, which draws it: env.backend={backend} is not possible"
+        )
     if isinstance(source, str):
         from bircher.envs.specs import draws
 
         if not draws(source):
-            raise UnsupportedEnvironment(f"{source} cannot be seen as pixels: Gymnasium has no picture of it")
+            raise UnsupportedEnvironment(f"{source} cannot be observed as pixels: Gymnasium has no picture of it")
     return "gymnasium"
 
 
@@ -218,16 +220,23 @@ def make(
 ) -> Env:
     """Make ``num_envs`` environments stepped together.
 
-    ``env`` is an id, or a class or zero-argument function giving a ``gymnasium.Env``. ``role`` keeps the starts of
-    training, evaluation and so on apart. ``max_steps`` truncates episodes after so many actions; ``stack`` observations
-    are joined along the last axis; ``num_threads`` is EnvPool's (default: a thread a core), and ``num_workers`` are
-    Gymnasium's processes (default: for pictures one a core, else none); ``options`` go to the environment's
-    constructor. Another ``generation`` has other seeds. ``observation`` says whether the agent sees the environment's
-    own numbers, the default, or a picture of it; ``protocol`` is how an Atari game is played, by default the paper's.
-    Rewards are clipped to ± ``reward_clip``. Gymnasium's environments take each action ``action_repeat`` times.
-    ``layout`` says whether observations are turned and encoded, or left as they are given.
+    Args:
+      env: an id, or a class or zero-argument function that returns a ``gymnasium.Env``.
+      role: gives training, evaluation and so on different seeds.
+      max_steps: truncates episodes after this number of actions.
+      stack: number of observations that are concatenated along the last axis.
+      num_threads: EnvPool's threads, by default one per core.
+      num_workers: Gymnasium's processes, by default one per core for pictures and none otherwise.
+      options: arguments of the environment's constructor.
+      generation: another generation has other seeds.
+      observation: whether the agent observes the environment's own values, the default, or a picture of it.
+      protocol: how an Atari game is played, by default as in the paper.
+      reward_clip: clips rewards to ± this value.
+      action_repeat: how often Gymnasium's environments take each action.
+      layout: whether observations are transposed and encoded, or left unchanged.
 
-    Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment where it cannot be made as asked.
+    Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment for settings that the environment does not
+    support.
     """
     counts = {"num_envs": num_envs, "stack": stack, "max_steps": max_steps, "action_repeat": action_repeat}
     for name, number in counts.items():
@@ -242,16 +251,16 @@ def make(
         )
     env_seeds = seeds(seed, role, num_envs, generation)
     with _one_sentence(env, options):
-        made = _made(
+        environment = _make_with(
             adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol,
             action_repeat or 1, layout,
         )  # fmt: skip
     if reward_clip is not None:
-        made = ClippedEnv(made, reward_clip)
-    return stack_observations(made, stack) if stack > 1 else made
+        environment = ClippedEnv(environment, reward_clip)
+    return stack_observations(environment, stack) if stack > 1 else environment
 
 
-def _made(
+def _make_with(
     adapter: str, env: Any, env_seeds: Sequence[int], max_steps: int | None, options: Mapping[str, Any] | None,
     num_threads: int | None, num_workers: int | None, observation: ObservationConfig | None,
     protocol: ProtocolName | None, action_repeat: int, layout: LayoutSetting,
@@ -285,7 +294,7 @@ def spec(
     observation: ObservationConfig | None = None,
     protocol: ProtocolName | None = None,
 ) -> EnvSpec:
-    """The specification of one environment, without its compilation, of single observations (not stacked)."""
+    """Return the specification of one environment with single, not stacked, observations, without compiling it."""
     adapter = resolve(env, backend, observation, protocol)
     more = {"gymnasium": (observation,), "envpool": (observation, protocol)}.get(adapter, ())
     with _one_sentence(env, options):
@@ -302,11 +311,11 @@ def probe(
     protocol: ProtocolName | None = None,
     action_repeat: int | None = None,
 ) -> tuple[str, ...]:
-    """Play the first step of one Gymnasium environment; environments of other adapters keep their contract.
+    """Play the first step of one Gymnasium environment; environments of other adapters need no such check.
 
-    Returns what is worth a sentence, such as that runs with the environment cannot be repeated exactly.
+    Returns notes for the user, for instance that runs with the environment cannot be repeated exactly.
 
-    Raises UnsupportedEnvironment where the environment raised or broke its contract.
+    Raises UnsupportedEnvironment if the environment raised an exception or broke its contract.
     """
     if resolve(env, backend, observation, protocol) != "gymnasium":
         return ()
@@ -318,20 +327,20 @@ def probe(
 
 @contextmanager
 def _one_sentence(env: EnvSource, options: Mapping[str, Any] | None) -> Iterator[None]:
-    """Whatever an environment's own package raises when it is made becomes an UnsupportedEnvironment."""
+    """Turn any exception of an environment's package into an UnsupportedEnvironment with one sentence."""
     try:
         yield
     except UnsupportedEnvironment:
         raise
     except Exception as error:
-        asked = f" with options {dict(options)}" if options else ""
+        with_options = f" with options {dict(options)}" if options else ""
         reason = (str(error) or type(error).__name__).splitlines()[0]
         name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-        raise UnsupportedEnvironment(f"{name} cannot be made{asked}: {reason}") from error
+        raise UnsupportedEnvironment(f"{name} cannot be made{with_options}: {reason}") from error
 
 
 def describe(observation: Any) -> str:
-    """An observation specification in words, such as ``float32 (8,)``."""
+    """Describe an observation specification in words, such as ``float32 (8,)``."""
     if isinstance(observation, Unsupported):
         return str(observation)
     if isinstance(observation, jax.ShapeDtypeStruct):
@@ -341,10 +350,10 @@ def describe(observation: Any) -> str:
     return "(" + ", ".join(describe(part) for part in observation) + ")"
 
 
-def known(name_filter: str | None = None) -> list[Known]:
-    """All environments with an id, those whose id contains ``name_filter`` (in any case) if one is given.
+def known(name_filter: str | None = None) -> list[ListedEnv]:
+    """List all environments with an id that contains ``name_filter``, ignoring case; None lists all.
 
-    Each is looked at for its spaces; one whose own packages are not installed says so in their place.
+    Each line has the environment's spaces, or the reason why they are not available, such as a missing package.
     """
     from bircher.envs import specs
 
@@ -354,20 +363,20 @@ def known(name_filter: str | None = None) -> list[Known]:
             continue
         backend = resolve(env_id)
         if backend == "envpool" and atari.canonical(env_id) is not None:
-            lines.append(Known(env_id, backend, *atari.summary(env_id), preset_name(env_id)))
+            lines.append(ListedEnv(env_id, backend, *atari.summary(env_id), preset_name(env_id)))
             continue
         try:
-            found = spec(env_id)
-            observation, action = describe(found.observation), str(found.action)
+            env_spec = spec(env_id)
+            observation, action = describe(env_spec.observation), str(env_spec.action)
         except UnsupportedEnvironment as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             observation, action = f"not available: {reason}", ""
-        lines.append(Known(env_id, backend, observation, action, preset_name(env_id)))
+        lines.append(ListedEnv(env_id, backend, observation, action, preset_name(env_id)))
     return lines
 
 
 def _in_gymnasium(env_id: str) -> bool:
-    """Whether Gymnasium has an id; raises UnknownEnvironment where the module that it names does not register it."""
+    """Return whether Gymnasium has an id; raises UnknownEnvironment if the module in the id does not register it."""
     from bircher.envs.specs import registered
 
     try:

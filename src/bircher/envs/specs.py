@@ -29,21 +29,21 @@ from bircher.spaces import Encoding, LayoutSetting, UnsupportedSpace, encoding_o
 from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
 
 LISTED = 5
-"""Ids of a module that an error names."""
+"""Number of a module's ids that an error lists."""
 
 _registered_by: dict[str, frozenset[str]] = {}
-"""The ids that each module registered while it was imported."""
+"""The ids that each module registered during its import."""
 
 
 def ids() -> list[str]:
-    """Every id that is registered now."""
+    """Return every id that is currently registered."""
     return list(gymnasium.registry)
 
 
 def registered(env_id: str) -> GymnasiumSpec:
-    """Gymnasium's registration of an id; ``module:Name-v0`` imports the module first, which registers it.
+    """Return Gymnasium's registration of an id; for ``module:Name-v0`` import the module first, which registers it.
 
-    Modules are found in the current folder too.
+    Modules in the current folder are found too.
 
     Raises:
       UnknownEnvironment: the id is not registered, or its module cannot be imported.
@@ -60,16 +60,16 @@ def registered(env_id: str) -> GymnasiumSpec:
 
 
 def import_module(module: str, env_id: str) -> None:
-    """Import a module and note the ids that it registers.
+    """Import a module and record the ids that it registers.
 
     Raises:
-      UnknownEnvironment: it cannot be imported; the message gives the reason.
+      UnknownEnvironment: the module cannot be imported; the message contains the reason.
     """
     before = frozenset(gymnasium.registry)
     _add_current_folder()
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever the module raises, also a script that ends itself
+    except (Exception, SystemExit) as error:  # the module may raise anything, and a script may exit
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         message = f"{module} cannot be imported: {reason}"
         if isinstance(error, ModuleNotFoundError) and error.name is not None and _is_within(module, error.name):
@@ -80,20 +80,20 @@ def import_module(module: str, env_id: str) -> None:
 
 
 def close_names(name: str, names: Iterable[str]) -> list[str]:
-    """At most three names that are close to one, in any case."""
+    """Return at most three names that are similar to a name, ignoring case."""
     by_lower = {candidate.lower(): candidate for candidate in names}
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
 
 
 def _add_current_folder() -> None:
-    # At the end: a file there that has the name of an installed package must not take its place.
+    # At the end of the path, so that a file in the folder does not hide an installed package of the same name.
     folder = os.getcwd()
     if folder not in sys.path and "" not in sys.path:
         sys.path.append(folder)
 
 
 def _is_within(module: str, missing: str) -> bool:
-    """Whether the missing module is the one that was asked for, or a package around it."""
+    """Return whether the missing module is the requested one or a package that contains it."""
     return module == missing or module.startswith(f"{missing}.")
 
 
@@ -107,7 +107,7 @@ def _without_suffix(env_id: str) -> str:
 def _alternatives(module: str, name: str) -> str:
     ids = sorted(_registered_by.get(module, frozenset()) | _of_module(module))
     if not ids:
-        return ": importing it registered nothing, add gymnasium.register(...) to it"
+        return ": its import registered no environment, add gymnasium.register(...) to it"
     close = close_names(name, ids)
     if close:
         return f"; did you mean {', '.join(f'{module}:{env_id}' for env_id in close)}?"
@@ -116,7 +116,7 @@ def _alternatives(module: str, name: str) -> str:
 
 
 def _of_module(module: str) -> frozenset[str]:
-    """The registered ids whose environment is defined in a module or below it."""
+    """Return the registered ids whose environment is defined in a module or in one of its submodules."""
 
     def origin(spec: GymnasiumSpec) -> str:
         entry = spec.entry_point
@@ -127,13 +127,13 @@ def _of_module(module: str) -> frozenset[str]:
 
 
 ATARI_SUFFIXES = re.compile(r"(?:-ramDeterministic|-ramNoFrameskip|-ram|Deterministic|NoFrameskip)?(?:-v\d+)?$")
-"""What other packages write after the name of an Atari game."""
+"""Suffixes of other packages for the names of Atari games."""
 MINIGRID = ("MiniGrid-", "BabyAI-")
-"""How ids begin that the package minigrid registers when it is imported."""
+"""Prefixes of the ids that the package minigrid registers when it is imported."""
 
 
 def advice(env_id: str, known_ids: Sequence[str]) -> str:
-    """The end of the sentence about an unknown id."""
+    """Return the end of the error sentence for an unknown id, with the nearest ids or the way to get it."""
     game = atari_game(env_id)
     if game in known_ids:
         screen = " and show their screen, not their memory" if "-ram" in env_id else ""
@@ -141,19 +141,20 @@ def advice(env_id: str, known_ids: Sequence[str]) -> str:
     if env_id.startswith(MINIGRID):
         return f"; install the package minigrid and write minigrid:{env_id}"
     close = close_names(env_id, known_ids)
-    return f"; did you mean {', '.join(close)}?" if close else "; `bircher envs` lists those that are known"
+    return f"; did you mean {', '.join(close)}?" if close else "; `bircher envs` lists the known ids"
 
 
 def atari_game(env_id: str) -> str | None:
-    """The id here of an Atari game by another package's name, such as PongNoFrameskip-v4; None for other ids."""
+    """Return the id of an Atari game from another package's name, such as PongNoFrameskip-v4; None for other ids."""
     name = ATARI_SUFFIXES.sub("", env_id.removeprefix(atari.ALIAS)).replace("_", "").lower()
     return next((game for game in atari.ids() if game.removesuffix("-v5").lower() == name), None)
 
 
 def draws(env_id: str) -> bool:
-    """Whether Gymnasium has an environment of this id that may draw to arrays; its module is imported.
+    """Return whether Gymnasium has an environment with this id that may draw to arrays; this imports its module.
 
-    A class lists its modes. Of a function, and of a class that lists none, it is known once an environment is made.
+    A class lists its render modes. For a function, and for a class that lists none, the answer is certain only after
+    an environment is made.
     """
     try:
         entry = registered(env_id).entry_point
@@ -168,9 +169,10 @@ def draws(env_id: str) -> bool:
 
 @contextmanager
 def quiet_bounds():
-    """Silence Gymnasium's warning that a Box's bounds lose precision; nobody here reads the bounds.
+    """Silence two of Gymnasium's warnings.
 
-    And the one about a render mode that a class does not list, which may draw all the same.
+    One says that the bounds of a Box lose precision, but these bounds are not used here. The other is about a render
+    mode that a class does not list, but the class may be able to draw in that mode.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*initialized with render_mode='rgb_array' that is not in.*")
@@ -179,7 +181,7 @@ def quiet_bounds():
 
 
 def action_spec(space: spaces.Space) -> Discrete | Continuous | Unsupported:
-    """The action specification of a Gymnasium space; anything but Discrete and a float Box is Unsupported."""
+    """Return the action specification of a Gymnasium space; all but Discrete and float Box are Unsupported."""
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n), int(space.start))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
@@ -189,30 +191,30 @@ def action_spec(space: spaces.Space) -> Discrete | Continuous | Unsupported:
 
 
 def observation_spec(space: spaces.Space, layout: LayoutSetting = "auto") -> tuple[Any, Any]:
-    """The observation specification of a Gymnasium space, and its encoding: a pytree of shapes and one of Encodings.
+    """Return the observation specification of a Gymnasium space and its encoding.
 
-    Dict and Tuple become pytrees of their parts; one part that is no array makes the specification Unsupported, and the
-    encoding None.
+    They are a pytree of shapes and a pytree of Encodings. Dict and Tuple become pytrees of their parts. If a part is
+    not an array, the specification is Unsupported and the encoding None.
     """
     encoding = encoding_of(space, layout)
-    refused = [part for part in jax.tree.leaves(encoding) if isinstance(part, UnsupportedSpace)]
-    if refused:
-        return Unsupported(f"observation space {_whole(space, refused[0])}"), None
+    unsupported = [part for part in jax.tree.leaves(encoding) if isinstance(part, UnsupportedSpace)]
+    if unsupported:
+        return Unsupported(f"observation space {_with_reason(space, unsupported[0])}"), None
     return jax.tree.map(encoded_shape, encoding), encoding
 
 
-def _whole(space: spaces.Space, part: UnsupportedSpace) -> str:
-    """The space as Gymnasium prints it, and the part of it that is the reason."""
+def _with_reason(space: spaces.Space, part: UnsupportedSpace) -> str:
+    """Return the space as Gymnasium prints it, and the part of it that is not supported."""
     return part.text if part.text.startswith(str(space)) else f"{space}, because of {part.text}"
 
 
 def encoded_shape(encoding: Encoding) -> jax.ShapeDtypeStruct:
-    """Shape and type of the array that the agent is given."""
+    """Return the shape and type of the array that the agent receives."""
     return jax.ShapeDtypeStruct(encoding.encoded_shape, np.dtype(encoding.dtype))
 
 
 def described(spec: EnvSpec, observation_space: spaces.Space, action_space: spaces.Space) -> EnvSpec:
-    """The specification with its spaces as Gymnasium prints them, and what to do about an observation space."""
+    """Add to a specification its spaces as Gymnasium prints them, and advice about an observation space."""
     return spec._replace(
         observation_space=str(observation_space),
         action_space=str(action_space),

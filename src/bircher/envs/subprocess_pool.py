@@ -34,14 +34,17 @@ Maker = Callable[[], gymnasium.Env]
 
 
 class Picture(NamedTuple):
-    """How an environment is drawn for the agent."""
+    """The size and the colors in which an environment is drawn for the agent."""
 
     size: tuple[int, int]
     gray: bool
 
 
-class Named(gymnasium.Wrapper):
-    """Checks what an environment returns, says which environment failed, and counts the steps of all its episodes."""
+class CheckedEnv(gymnasium.Wrapper):
+    """Checks the values that an environment returns, and names the environment and the step in every error.
+
+    Steps are counted over all episodes.
+    """
 
     def __init__(self, env: gymnasium.Env, index: int, layout: LayoutSetting = "auto"):
         super().__init__(env)
@@ -50,28 +53,28 @@ class Named(gymnasium.Wrapper):
         self._encoding = encoding_of(env.observation_space, layout)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The environment's own reset; an exception or a breach of the contract becomes an EnvironmentFailure."""
+        """Reset the environment; an exception or a breach of the contract becomes an EnvironmentFailure."""
         self._resetting = True
         try:
-            return self._fitting(self._contract.reset(call_reset(self.env, kwargs)))
+            return self._require_encodable(self._contract.reset(call_reset(self.env, kwargs)))
         except ContractBreach as breach:
             raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("reset", error) from error
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The environment's own step; an exception or a breach of the contract becomes an EnvironmentFailure."""
+        """Step the environment; an exception or a breach of the contract becomes an EnvironmentFailure."""
         self._steps += 1
         self._resetting = False
         try:
-            return self._fitting(self._contract.step(call_step(self.env, action)))
+            return self._require_encodable(self._contract.step(call_step(self.env, action)))
         except ContractBreach as breach:
             raise self.breach(str(breach)) from breach
         except Exception as error:
             raise self._failure("step", error) from error
 
     def picture(self) -> Frame:
-        """Return the environment's current picture at its own size; raises EnvironmentFailure."""
+        """Return the environment's current picture at its original size; raises EnvironmentFailure."""
         if isinstance(self.env, Pixels) and self.env.whole is not None:
             return self.env.whole
         try:
@@ -81,15 +84,15 @@ class Named(gymnasium.Wrapper):
         except Exception as error:
             raise self._failure("render", error) from error
 
-    def _fitting(self, values: Any) -> Any:
-        """The values of a reset or step, whose observation the agent's array can hold; raises ContractBreach."""
-        unfit = misfit(self._encoding, values[0])
-        if unfit is not None:
-            raise ContractBreach(f"the observation contains {unfit}")
+    def _require_encodable(self, values: Any) -> Any:
+        """Return the values of a reset or step; raises ContractBreach if the agent's array cannot hold them."""
+        value = misfit(self._encoding, values[0])
+        if value is not None:
+            raise ContractBreach(f"the observation contains {value}")
         return values
 
     def breach(self, sentence: str) -> EnvironmentFailure:
-        """An EnvironmentFailure about what the environment returned last."""
+        """Return an EnvironmentFailure about the values that the environment returned last."""
         where = f"reset after {self._steps} steps" if self._resetting else f"step {self._steps}"
         return EnvironmentFailure(f"environment {self._index}, {where}: {sentence}")
 
@@ -98,15 +101,15 @@ class Named(gymnasium.Wrapper):
         return EnvironmentFailure(text)
 
 
-class Repeated(gymnasium.Wrapper):
-    """Every action for so many steps, or until the episode ends; their rewards are summed."""
+class ActionRepeat(gymnasium.Wrapper):
+    """Takes every action for a number of steps, or until the episode ends, and sums their rewards."""
 
     def __init__(self, env: gymnasium.Env, times: int):
         super().__init__(env)
         self._times = times
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """The last of these steps, with the reward of all."""
+        """Return the values of the last of these steps, with the sum of the rewards."""
         total = 0.0
         for _ in range(self._times):
             observation, reward, terminal, truncated, info = self.env.step(action)
@@ -125,12 +128,12 @@ def maker(
     action_repeat: int = 1,
     draws: bool = False,
 ) -> Maker:
-    """A function that makes one environment; it carries the registration along, so it works in another process.
+    """Return a function that makes one environment; it contains the registration, so it works in another process.
 
-    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  With `draws` the environment is
-    asked to draw for a person only, which it may ignore.  Each action is taken `action_repeat` times, and drawn once;
-    `max_steps` counts actions.  The function raises ValueError where the source gives no environment, or `picture` is
-    given and it does not draw.
+    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  `draws` requests pictures for a
+    person only, and the environment may ignore it.  Each action is taken `action_repeat` times and drawn once;
+    `max_steps` counts actions.  The function raises ValueError if the source does not return an environment, or if
+    `picture` is set and the environment does not draw.
     """
     if max_steps is not None:
         max_steps *= action_repeat
@@ -140,40 +143,42 @@ def maker(
     if isinstance(source, str):
         from bircher.envs.specs import registered
 
-        # The checker warns of spaces and types that are handled here, and costs time at every step.
+        # Gymnasium's checker warns about spaces and types that are handled here, and costs time at every step.
         kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if draws else {}), **options}
-        made: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
+        make: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
     else:
-        made = partial(_called, source, max_steps, dict(options), draws)
+        make = partial(_make_from_callable, source, max_steps, dict(options), draws)
     if action_repeat > 1:
-        made = partial(_repeated, made, action_repeat)
-    return made if picture is None else partial(_drawn, made, picture, keep_whole)
+        make = partial(_make_repeated, make, action_repeat)
+    return make if picture is None else partial(_make_drawn, make, picture, keep_whole)
 
 
-def named(make: Maker, index: int, layout: LayoutSetting = "auto") -> Named:
-    """An environment that tells its index where it fails."""
-    return Named(make(), index, layout)
+def make_checked(make: Maker, index: int, layout: LayoutSetting = "auto") -> CheckedEnv:
+    """Make one environment whose errors name its index."""
+    return CheckedEnv(make(), index, layout)
 
 
 def source_name(source: Source) -> str:
-    """What an id, class or function is called."""
+    """Return the name of an id, class or function for messages."""
     return source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
 
 
-def _called(source: Callable[..., Any], max_steps: int | None, options: dict[str, Any], drawn: bool) -> gymnasium.Env:
-    if drawn and takes_render_mode(source):
+def _make_from_callable(
+    source: Callable[..., Any], max_steps: int | None, options: dict[str, Any], draws: bool
+) -> gymnasium.Env:
+    if draws and takes_render_mode(source):
         options = {"render_mode": "rgb_array", **options}
     env = source(**options)
     if not isinstance(env, gymnasium.Env):
-        raise ValueError(f"{source_name(source)} gave {type(env).__name__}, not a gymnasium.Env")
+        raise ValueError(f"{source_name(source)} returned {type(env).__name__}, not a gymnasium.Env")
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
 
 
-def _repeated(make: Maker, times: int) -> gymnasium.Env:
-    return Repeated(make(), times)
+def _make_repeated(make: Maker, times: int) -> gymnasium.Env:
+    return ActionRepeat(make(), times)
 
 
-def _drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
+def _make_drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
     env = make()
     if env.render_mode != "rgb_array":
         env.close()
@@ -182,28 +187,29 @@ def _drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
 
 
 START = f"import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import {__name__} as it; it.serve()"
-"""What a worker runs: the packages are found where this process finds them."""
-PATIENCE = 5.0
-"""Seconds in which a worker that is to end must have ended, before it is killed."""
+"""The program of a worker; it finds packages on the same path as this process."""
+EXIT_TIMEOUT = 5.0
+"""Seconds after which a worker that should have ended is killed."""
 
 
 class Rows(NamedTuple):
-    """What a step of b environments gives."""
+    """The results of one step of b environments."""
 
     observation: Any
-    """A pytree [b, …], as Gymnasium's spaces have it."""
+    """A pytree [b, …] in the form of Gymnasium's spaces."""
     reward: Float[np.ndarray, " b"]
     terminal: Bool[np.ndarray, " b"]
     truncated: Bool[np.ndarray, " b"]
     legal_actions: Bool[np.ndarray, "b A"]
-    """All of the A discrete actions where the environment gives no mask; A is 0 for other action spaces."""
+    """The legal ones of A discrete actions; all are legal if the environment gives no mask.  A is 0 for other action
+    spaces."""
 
 
-class Here:
-    """Environments stepped one after another, in this process."""
+class LocalPool:
+    """Environments that are stepped one after another in this process."""
 
-    def __init__(self, makers: Sequence[Callable[[], Named]]):
-        # Without copies: rows are turned into other arrays, or sent away, before the next step.
+    def __init__(self, makers: Sequence[Callable[[], CheckedEnv]]):
+        # No copies are needed, since rows are converted or sent before the next step.
         self._pool = SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
         self._none = np.zeros(len(makers), bool)
         actions = self._pool.single_action_space
@@ -211,12 +217,12 @@ class Here:
         self._float_leaves = float_leaves(self._pool.single_observation_space)
 
     def reset(self, seeds: Sequence[int]) -> list[Rows]:
-        """Start every environment anew, each with its seed; an exception there is raised."""
+        """Restart every environment with its seed and return the first rows; raises EnvironmentFailure."""
         observation, info = self._pool.reset(seed=[int(seed) for seed in seeds])
         return [self._rows(observation, np.zeros(len(self._none)), self._none, self._none, info)]
 
     def step(self, actions: np.ndarray) -> list[Rows]:
-        """One step of each; after an end its reset."""
+        """Step every environment, or reset it after the end of an episode, and return the rows."""
         return [self._rows(*self._pool.step(actions))]
 
     def close(self) -> None:
@@ -225,7 +231,7 @@ class Here:
 
     def _rows(self, observation: Any, reward: Any, terminal: Any, truncated: Any, info: dict[str, Any]) -> Rows:
         for name, leaf in self._float_leaves(observation):
-            # One call for all environments: a call for each takes a tenth of a small environment's step.
+            # One call checks all environments: a call for each would take a tenth of a small environment's step.
             finite = np.isfinite(leaf)
             if not finite.all():
                 index = int(np.argmin(finite.reshape(len(finite), -1).all(-1)))
@@ -237,65 +243,66 @@ class Here:
 
 
 class Workers:
-    """Environments shared out among processes, each of which steps its own one after another.
+    """Environments distributed over processes, each of which steps its share one after another.
 
-    Rows come as a list, a worker each, in the order of the environments.  Exceptions inside an environment, and the end
-    of a worker, are EnvironmentFailures.
+    Rows are a list with one item per worker, in the order of the environments.  Exceptions inside an environment, and
+    the end of a worker, become EnvironmentFailures.
     """
 
-    def __init__(self, makers: Sequence[Callable[[], Named]], count: int):
+    def __init__(self, makers: Sequence[Callable[[], CheckedEnv]], count: int):
         self._shares = np.array_split(np.arange(len(makers)), count)
         self._workers = [_start([makers[index] for index in share]) for share in self._shares]
         self.close = weakref.finalize(self, _end, self._workers)
-        """End the workers; also done when this object goes, or the interpreter."""
+        """End the workers; this also happens when this object is deleted or the interpreter exits."""
         try:
             for number in range(count):
-                self._received(number)
+                self._receive(number)
         except EnvironmentFailure:
             self.close()
             raise
 
     def reset(self, seeds: Sequence[int]) -> list[Rows]:
-        """Start every environment anew, each with its seed."""
-        return self._asked("reset", np.asarray(seeds))
+        """Restart every environment with its seed and return the first rows."""
+        return self._request("reset", np.asarray(seeds))
 
     def step(self, actions: np.ndarray) -> list[Rows]:
-        """One step of each, side by side; after an end its reset."""
-        return self._asked("step", actions)
+        """Step every environment, or reset it after the end of an episode; the workers do so in parallel."""
+        return self._request("step", actions)
 
-    def _asked(self, what: str, values: np.ndarray) -> list[Rows]:
+    def _request(self, method: str, values: np.ndarray) -> list[Rows]:
         for number, (worker, share) in enumerate(zip(self._workers, self._shares, strict=True)):
             try:
-                _send(worker.stdin, (what, values[share]))
+                _send(worker.stdin, (method, values[share]))
             except OSError:
-                raise self._ended(number) from None
-        return [self._received(number) for number in range(len(self._workers))]
+                raise self._end_failure(number) from None
+        return [self._receive(number) for number in range(len(self._workers))]
 
-    def _received(self, number: int) -> Any:
+    def _receive(self, number: int) -> Any:
         try:
-            error, found = pickle.load(self._workers[number].stdout)  # type: ignore[arg-type]
+            error, rows = pickle.load(self._workers[number].stdout)  # type: ignore[arg-type]
         except (EOFError, pickle.UnpicklingError):
-            raise self._ended(number) from None
+            raise self._end_failure(number) from None
         if error is not None:
             raise EnvironmentFailure(error)
-        return found
+        return rows
 
-    def _ended(self, number: int) -> EnvironmentFailure:
+    def _end_failure(self, number: int) -> EnvironmentFailure:
+        """Return the error about a worker process that has ended."""
         share = self._shares[number]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._workers[number].wait(PATIENCE)
+            self._workers[number].wait(EXIT_TIMEOUT)
         status = self._workers[number].returncode
         return EnvironmentFailure(
             f"the worker process of environments {share[0]} to {share[-1]} ended by itself, with status {status}"
         )
 
 
-def _start(makers: Sequence[Callable[[], Named]]) -> subprocess.Popen[bytes]:
-    # In a session of its own, so that Ctrl-C reaches the training alone, which then ends its workers.
+def _start(makers: Sequence[Callable[[], CheckedEnv]]) -> subprocess.Popen[bytes]:
+    # A separate session, so that Ctrl-C reaches only the training, which then ends its workers.
     worker = subprocess.Popen(
         [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
-    with contextlib.suppress(OSError):  # one that has ended already is noticed when it does not answer
+    with contextlib.suppress(OSError):  # a worker that has ended already is noticed when it does not answer
         _send(worker.stdin, sys.path)
         _send(worker.stdin, cloudpickle.dumps(list(makers)))
     return worker
@@ -307,7 +314,7 @@ def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
             worker.stdin.close()  # type: ignore[union-attr]
     for worker in workers:
         try:
-            worker.wait(PATIENCE)
+            worker.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
@@ -320,20 +327,20 @@ def _send(stream: Any, message: Any) -> None:
 
 
 def serve() -> None:
-    """What a worker does: makes its environments, and answers until its input ends."""
-    # Whatever an environment prints must not get between the answers.
+    """Run a worker: make its environments, and answer requests until its input ends."""
+    # Text that an environment prints must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        pool = Here(pickle.loads(pickle.load(sys.stdin.buffer)))
+        pool = LocalPool(pickle.loads(pickle.load(sys.stdin.buffer)))
     except Exception as error:
         return _send(answers, (f"{type(error).__name__}: {error}", None))
     with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):
         _send(answers, (None, None))
         while True:
-            what, values = pickle.load(sys.stdin.buffer)
+            method, values = pickle.load(sys.stdin.buffer)
             try:
-                (rows,) = pool.reset(values) if what == "reset" else pool.step(values)
+                (rows,) = pool.reset(values) if method == "reset" else pool.step(values)
             except EnvironmentFailure as error:
                 _send(answers, (str(error), None))
             except Exception as error:

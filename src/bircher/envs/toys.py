@@ -1,22 +1,26 @@
-"""Small environments whose every reward is known, for the tests of adapters, targets and agents.
+"""Small environments whose rewards are all known, for the tests of adapters, targets and agents.
 
     id                     observation              actions            what happens
-    toy/counter            (b, t, action before)    2, all alike       n steps, then death
-    toy/counter-truncated  (b, t, action before)    2, all alike       n steps, then truncation
+    toy/counter            (b, t, previous action)  2, same effect     n steps, then death
+    toy/counter-truncated  (b, t, previous action)  2, same effect     n steps, then truncation
     toy/bandit             a constant 1             4                  one step; reward 0, 0.25, 0.5 or 1 by the action
-    toy/chain              one-hot of n places      3                  place i wants action i mod 3, else back to 0
+    toy/chain              one-hot of n places      3                  action i mod 3 leads on from place i, others to 0
     toy/cliff              (t / n, 1)               walk, jump         walk: reward 1; jump: reward 2 and death
     toy/catch              image rows x columns x 1 left, stay, right  the ball falls; 1 if caught, -1 if not, death
-    toy/recall             (cue, asked)             2                  after n or a few more steps the cue is to be
-                                                                       named: 1, else -1
-    toy/nim                one-hot of the heap      take 1, take 2     two players; 1 for who takes the last, the end
+    toy/recall             (cue, asked)             2                  after n or a few more steps, the reward is 1
+                                                                       if the action names the cue, else -1
+    toy/nim                one-hot of the heap      take 1, take 2     two players; the last one taken gives 1 and ends
 
-b is the index of the environment and t the number of actions taken in its episode. The counter's reward on arriving at
-t is 1000 b + 10 t + action, so that a shift along either axis shows. The chain gives 1 and ends in death at its end,
-and is truncated after 10 n steps; the cliff is truncated after n. The cue is -1 or 1, seen on the first row alone, and
-asked for after n to n + ``spread`` steps (4). ``n`` is the option ``length``, ``rows`` and ``columns`` are those of
-catch, ``heap`` is what nim begins with: who is to move there loses if and only if 3 divides what is left.
-``max_steps`` truncates each of them earlier.
+Here b is the index of the environment, and t the number of actions taken in its episode. The option ``length`` sets n.
+``max_steps`` truncates each of the environments earlier.
+
+- counter: the reward for arriving at t is 1000 b + 10 t + action, so that tests detect a shift along either axis.
+- chain: arriving at the end gives 1 and terminates the episode. It is truncated after 10 n steps.
+- cliff: the episode is truncated after n steps.
+- catch: the options ``rows`` and ``columns`` set the size of the image.
+- recall: the cue is -1 or 1 and appears on the first row only. It is asked for after n to n + ``spread`` steps; the
+  option ``spread`` is 4 by default.
+- nim: the option ``heap`` sets the initial heap. The player to move loses if and only if 3 divides the heap.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from bircher.types import Discrete, EnvSpec
 
 
 class Toy(NamedTuple):
-    """What PureEnv takes besides seeds."""
+    """The arguments of PureEnv except the seeds."""
 
     spec: EnvSpec
     start: Start
@@ -46,18 +50,18 @@ class Toy(NamedTuple):
 def make_toy(
     env_id: str, seeds: Sequence[int], max_steps: int | None = None, options: Mapping[str, Any] | None = None
 ) -> PureEnv:
-    """B toys of one kind; raises UnsupportedEnvironment for an option that the toy does not have."""
+    """Make B toys of one kind; raises UnsupportedEnvironment for an option that the toy does not have."""
     toy = _single(env_id, max_steps, options)
     return PureEnv(toy.spec, toy.start, toy.move, seeds, toy.legal_actions, toy.player)
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
-    """The specification of a toy."""
+    """Return the specification of a toy."""
     return _single(env_id, max_steps, options).spec
 
 
 def counter_reward(index: Any, time: Any, action: Any) -> Any:
-    """The counter's reward on arriving at ``time`` by ``action`` in environment ``index``."""
+    """Return the counter's reward for arriving at ``time`` by ``action`` in environment ``index``."""
     return 1000.0 * index + 10.0 * time + action
 
 
@@ -65,7 +69,7 @@ def _single(env_id: str, max_steps: int | None, options: Mapping[str, Any] | Non
     try:
         return TOYS[env_id](env_id, max_steps, **(options or {}))
     except TypeError as error:
-        raise UnsupportedEnvironment(f"{env_id} was given options {dict(options or {})}: {error}") from error
+        raise UnsupportedEnvironment(f"{env_id} does not take the options {dict(options or {})}: {error}") from error
 
 
 def _limited(limit: int | None, max_steps: int | None) -> int | None:
@@ -119,7 +123,7 @@ def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
         place, time = inner
         place, time = jnp.where(action == place % 3, place + 1, 0), time + 1
         end = place == length
-        observation = jax.nn.one_hot(place, length)  # all zeros at the end, which is no place
+        observation = jax.nn.one_hot(place, length)  # all zeros at the end, which is not one of the n places
         return (place, time), observation, jnp.where(end, 1.0, 0.0), end, _reached(time, limit)
 
     return Toy(EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move)
@@ -128,35 +132,35 @@ def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
 def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
     limit = _limited(length, max_steps)
 
-    def seen(time):
+    def observe(time):
         return jnp.array([time / length, 1.0])
 
     def start(key, index):
-        return 0, seen(0)
+        return 0, observe(0)
 
     def move(key, time, action):
         time, jumped = time + 1, action == 1
-        return time, seen(time), jnp.where(jumped, 2.0, 1.0), jumped, _reached(time, limit)
+        return time, observe(time), jnp.where(jumped, 2.0, 1.0), jumped, _reached(time, limit)
 
     return Toy(EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move)
 
 
 def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5) -> Toy:
-    def seen(inner):
+    def observe(inner):
         ball_row, ball_column, paddle, _ = inner
         grid = jnp.zeros((rows, columns, 1))
         return grid.at[ball_row, ball_column, 0].set(1.0).at[rows - 1, paddle, 0].set(1.0)
 
     def start(key, index):
         inner = (jnp.int32(0), jax.random.randint(key, (), 0, columns), jnp.int32(columns // 2), jnp.int32(0))
-        return inner, seen(inner)
+        return inner, observe(inner)
 
     def move(key, inner, action):
         ball_row, ball_column, paddle, time = inner
         inner = (ball_row + 1, ball_column, jnp.clip(paddle + action - 1, 0, columns - 1), time + 1)
         down = inner[0] == rows - 1
         reward = jnp.where(down, jnp.where(inner[2] == ball_column, 1.0, -1.0), 0.0)
-        return inner, seen(inner), reward, down, _reached(inner[3], max_steps)
+        return inner, observe(inner), reward, down, _reached(inner[3], max_steps)
 
     shape = jax.ShapeDtypeStruct((rows, columns, 1), np.float32)
     return Toy(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
@@ -207,4 +211,4 @@ TOYS: dict[str, Callable[..., Toy]] = {
     "toy/recall": _recall,
     "toy/nim": _nim,
 }
-"""Every toy by its id."""
+"""The function that makes each toy, by id."""

@@ -29,7 +29,7 @@ from bircher.spaces import decode_action, encode_observation
 from bircher.types import EnvSpec
 
 if TYPE_CHECKING:
-    from bircher.envs.subprocess_pool import Named
+    from bircher.envs.subprocess_pool import CheckedEnv
 
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -243,7 +243,9 @@ def _colors(count: int) -> np.ndarray:
     return (255 * hsv_to_rgb(hues)).astype(np.uint8)
 
 
-def _render_gymnasium(env: Named, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None) -> list[Frame]:
+def _render_gymnasium(
+    env: CheckedEnv, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
+) -> list[Frame]:
     encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
     start = 0 if spec is None else spec.action_start
 
