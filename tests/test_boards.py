@@ -94,10 +94,10 @@ def test_every_legal_action_has_a_name_that_is_read_back(game: str) -> None:
     ("game", "before", "typed", "sentence"),
     [
         ("tic_tac_toe", "5", "5", "'5' is not possible now: expected the number of a free square, such as 1, 2, 3"),
-        ("tic_tac_toe", "", "10", "'10' is no move: expected the number of a free square"),
-        ("connect_four", "", "four", "'four' is no move: expected the number of a column, such as 1, 2"),
+        ("tic_tac_toe", "", "10", "'10' is not a move: expected the number of a free square"),
+        ("connect_four", "", "four", "'four' is not a move: expected the number of a column, such as 1, 2"),
         ("connect_four", "1 1 1 1 1 1", "1", "'1' is not possible now: expected the number of a column, such as 2"),
-        ("tic_tac_toe", "", "", "'' is no move"),
+        ("tic_tac_toe", "", "", "'' is not a move"),
         ("othello", "", "pass", "'pass' is not possible now: expected a square by column and row, or pass, such as d3"),
     ],
 )

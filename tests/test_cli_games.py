@@ -91,7 +91,7 @@ def test_a_person_plays_in_the_terminal(runs: dict[str, Path]) -> None:
     """Whatever it replies, the person who tries every square until one is free comes to an end."""
     said = invoke("play", runs["one"], typed="12\n1\n1\n" + "\n".join("123456789" * 5) + "\n").stdout
     assert said.startswith("You are X. A move is the number of a free square.")
-    assert "1 2 3\n4 5 6\n7 8 9" in said and "'12' is no move" in said and "muesli: " in said
+    assert "1 2 3\n4 5 6\n7 8 9" in said and "'12' is not a move" in said and "muesli: " in said
     assert "'1' is not possible now" in said
     assert said.splitlines()[-1] in ("You win.", "A draw.", "You lose.")
 

@@ -129,7 +129,7 @@ def test_turns_that_do_not_alternate_are_refused() -> None:
         start = lambda key, index: (0, jnp.zeros(1))  # noqa: E731
         return PureEnv(spec, start, move, range(size), None, lambda time: time // 2 % 2)
 
-    with pytest.raises(EvaluationFailed, match="test/twice is no game of alternating turns"):
+    with pytest.raises(EvaluationFailed, match="test/twice is not a game of alternating turns"):
         Match(ONE, ONE, make, "greedy")(2, 0)
 
 
@@ -204,5 +204,5 @@ def test_where_somebody_never_lost_a_drawn_game_is_added_to_every_pair() -> None
 
 
 def test_players_that_do_not_hang_together_have_no_ratings() -> None:
-    with pytest.raises(ValueError, match="do not hang together"):
+    with pytest.raises(ValueError, match="do not connect all players"):
         matches.ratings(*table((0, 1, 5, 10), (2, 3, 5, 10)))

@@ -165,7 +165,7 @@ def test_alphabeta_is_minimax_that_cuts_off(depth: int) -> None:
         worth = max(values.values())
         best = search.moves(bits(board, 1), bits(board, 2))
         assert best == {c: worth for c, value in values.items() if value == worth}, board[::-1]
-        again = Search(depth).worth(bits(board, 1), bits(board, 2), depth)
+        again = Search(depth).position_value(bits(board, 1), bits(board, 2), depth)
         assert again == worth or worth == solvers.WIN - stones - 1 == again
 
 
@@ -254,8 +254,8 @@ def test_random_is_every_legal_action_alike() -> None:
         ("mcts", "tic_tac_toe", "such as mcts:1000"),
         ("mcts:-3", "tic_tac_toe", "mcts:-3 is not possible"),
         ("alphabeta:x", "connect_four", "alphabeta:x is not possible: expected alphabeta with a whole number from 1"),
-        ("random:3", "tic_tac_toe", "random takes no number, and was given as random:3"),
-        ("random", "2048", "2048 has one player: there is nothing for an opponent to play"),
+        ("random:3", "tic_tac_toe", "random takes no number: write random instead of random:3"),
+        ("random", "2048", "2048 has one player, and an opponent needs a game of two"),
         ("mcts:10", "toy/chain", "toy/chain has one player"),
     ],
 )

@@ -17,43 +17,43 @@ PROMOTIONS = "rbn"
 
 
 class Board(NamedTuple):
-    """How one game is drawn and its moves are written."""
+    """The functions that draw one game as text and name its moves.  Player 0 is the one who moved first."""
 
     hint: str
-    """How a move is typed."""
+    """Description of how to type a move."""
     draw: Callable[[np.ndarray, int], str]
-    """(observation of the player to move, who that is: 0 moved first) -> the board"""
+    """(observation of the player to move, index of that player) -> the board as text"""
     name: Callable[[int, int], str]
-    """(action, who moves) -> the move as it is typed"""
+    """(action, index of the player) -> the move as a person types it"""
 
 
 def board_of(env_id: str) -> Board:
-    """The board of a game.
+    """Return the board of a game.
 
     Raises:
-      KeyError: it cannot be drawn as text.
+      KeyError: the game cannot be drawn as text.
     """
     return BOARDS[env_id]
 
 
 def read_move(board: Board, text: str, legal_actions: np.ndarray, mover: int) -> int:
-    """The action that was typed.
+    """Return the action for a move that a person typed.
 
     Raises:
-      MoveError: it names no move, or one that is not legal now.
+      MoveError: the text is not a move, or the move is not legal in this position.
     """
     names = {board.name(int(action), mover): int(action) for action in np.flatnonzero(legal_actions)}
     typed = text.strip().lower()
     if typed in names:
         return names[typed]
     known = {board.name(action, mover) for action in range(len(legal_actions))}
-    said = f"{typed!r} is not possible now" if typed in known else f"{typed!r} is no move"
-    shown = list(names)[:8]
-    raise MoveError(f"{said}: expected {board.hint}, such as {', '.join(shown)}")
+    problem = f"{typed!r} is not possible now" if typed in known else f"{typed!r} is not a move"
+    examples = list(names)[:8]
+    raise MoveError(f"{problem}: expected {board.hint}, such as {', '.join(examples)}")
 
 
 def _stones(observation: np.ndarray, mover: int) -> np.ndarray:
-    """X, O or a dot for every square, [rows, columns]."""
+    """Return X, O or a dot for every square, [rows, columns]."""
     mine, theirs = observation[..., 0] > 0, observation[..., 1] > 0
     return np.where(mine, "XO"[mover], np.where(theirs, "XO"[1 - mover], "."))
 
@@ -72,7 +72,10 @@ def _rhombus(observation: np.ndarray, mover: int) -> str:
 
 
 def _square_name(columns: int, extra: str = "") -> Callable[[int, int], str]:
-    """Squares as letter and number, row by row from the top; the action after them has a name of its own."""
+    """Return a function that names squares by letter and number, row by row from the top.
+
+    The action after the last square is named `extra`.
+    """
 
     def name(action: int, mover: int) -> str:
         del mover
@@ -100,22 +103,25 @@ def _columns(observation: np.ndarray, mover: int) -> str:
 
 
 def _chess(observation: np.ndarray, mover: int) -> str:
-    """From the first mover's side; an observation shows its mover's pieces first, and its mover below."""
+    """Draw the board from the first mover's side.
+
+    The first planes of an observation are the pieces of the player to move, whose side is at the bottom.
+    """
     squares = np.full((CHESS_SIZE, CHESS_SIZE), ".")
     for plane in range(2 * len(PIECES)):
-        whose = mover if plane < len(PIECES) else 1 - mover
+        owner = mover if plane < len(PIECES) else 1 - mover
         letter = PIECES[plane % len(PIECES)]
-        squares[observation[..., plane] > 0] = letter if whose == 0 else letter.lower()
+        squares[observation[..., plane] > 0] = letter if owner == 0 else letter.lower()
     squares = squares if mover == 0 else squares[::-1]
     lines = [f"{CHESS_SIZE - row} " + " ".join(squares[row]) for row in range(CHESS_SIZE)]
     return "\n".join([*lines, "  " + " ".join(string.ascii_lowercase[:CHESS_SIZE])])
 
 
 def _chess_name(action: int, mover: int) -> str:
-    """Such as b2b3; with the piece's letter where a pawn becomes another than a queen.
+    """Return the name of a move, such as b2b3, with the piece's letter if a pawn becomes a piece other than a queen.
 
-    pgx counts squares column by column from the mover's side; a move is a square and one of 49 directions and lengths:
-    nine that promote, then straight, diagonal and knight's ones.
+    pgx counts squares column by column from the mover's side. A move is a square and one of 49 combinations of
+    direction and length: first nine promotions, then straight, diagonal and knight's moves.
     """
     start, plane = divmod(action, CHESS_PLANES)
     column, row = divmod(start, CHESS_SIZE)
@@ -124,7 +130,7 @@ def _chess_name(action: int, mover: int) -> str:
     else:
         (along, across), piece = _CHESS_STEPS[plane - 9], ""
     end = (column + across, row + along)
-    if not all(0 <= place < CHESS_SIZE for place in end):
+    if not all(0 <= coordinate < CHESS_SIZE for coordinate in end):
         return f"no move {action}"
 
     def square(column: int, row: int) -> str:
@@ -141,7 +147,7 @@ _CHESS_STEPS = (
     *((-step, step) for step in _AWAY),
     (-1, -2), (1, -2), (-2, -1), (2, -1), (-1, 2), (1, 2), (-2, 1), (2, 1),
 )  # fmt: skip
-"""Rows and columns that a direction of pgx's goes."""
+"""Rows and columns of the moves in each of pgx's directions."""
 
 BOARDS = {
     "tic_tac_toe": Board("the number of a free square", _numbered_squares, _number_name),
@@ -149,6 +155,6 @@ BOARDS = {
     "othello": Board("a square by column and row, or pass", _grid, _square_name(8, "pass")),
     "hex": Board("a square by column and row, or at the second move swap", _rhombus, _square_name(11, "swap")),
     "go_9x9": Board("a square by column and row, or pass", _grid, _square_name(9, "pass")),
-    "gardner_chess": Board("the squares from and to, then r, b or n for no queen", _chess, _chess_name),
+    "gardner_chess": Board("the squares from and to, then r, b or n if not a queen", _chess, _chess_name),
 }
 """Boards by the game's id."""

@@ -24,22 +24,23 @@ from bircher.training.rollout import describe_failure, failure_code
 from bircher.types import Key, TimeStep
 
 SCALE = 400 / np.log(10)
-"""Points to a unit of log odds."""
+"""Rating points per unit of log odds."""
 
 
 def ratings(
     scores: Float[np.ndarray, "players players"], games: Float[np.ndarray, "players players"]
 ) -> tuple[Float[np.ndarray, " players"], bool]:
-    """The ratings under which the scores are most likely, the first player's being 0, and whether games were added.
+    """Return the ratings under which the scores are most likely, and whether games were added.
 
-    `scores[i, j]` is what i got in `games[i, j]` games against j: 1 for a win, 1/2 for a draw. Where some players never
-    lost a point to the others, no finite ratings are most likely; then one drawn game is added to every pair that met.
+    The first player's rating is 0. `scores[i, j]` is the sum of the points of i in `games[i, j]` games against j: 1 for
+    a win, 1/2 for a draw. If some players never lost a point to the others, no finite ratings maximize the likelihood.
+    One drawn game is then added to every pair that met.
 
     Raises:
-      ValueError: not every player met every other, if only by others that both met.
+      ValueError: the games do not connect every player with every other, directly or through other players.
     """
     if not _connected((games + games.T) > 0):
-        raise ValueError("the players do not hang together: some never met the others, so no ratings compare them")
+        raise ValueError("the games do not connect all players: some never met the others, so they cannot be rated")
     added = not _connected(scores > 0)
     if added:
         met = (games > 0).astype(float)
@@ -50,7 +51,7 @@ def ratings(
         gradient = (scores - games * expected).sum(1)
         curvature = games * expected * (1 - expected)
         hessian = np.diag(curvature.sum(1)) - curvature
-        # The first player stays where it is; the others take a Newton step, not so long that it overshoots.
+        # The first player's rating is fixed; the others take a Newton step, limited so that it does not overshoot.
         step = np.linalg.solve(hessian[1:, 1:], gradient[1:])
         strength[1:] += np.clip(step, -1, 1)
         if np.abs(step).max(initial=0.0) < 1e-10:
@@ -59,7 +60,7 @@ def ratings(
 
 
 def _connected(edges: Bool[np.ndarray, "players players"]) -> bool:
-    """Whether every player leads to every other along the edges."""
+    """Return whether there is a path along the edges from every player to every other."""
     reach = edges | np.eye(len(edges), dtype=bool)
     for _ in range(len(edges)):
         reach = reach @ reach
@@ -67,13 +68,13 @@ def _connected(edges: Bool[np.ndarray, "players players"]) -> bool:
 
 
 MAX_GAMES = 128
-"""Games played side by side in each seat; more are played in batches."""
+"""Number of games played in parallel in each seat; more are played in batches."""
 MAX_MOVES = 10_000
-"""A game that is not over by then counts as a draw."""
+"""Number of moves after which an unfinished game counts as a draw."""
 
 
 class Tally(NamedTuple):
-    """Games of one player in one seat."""
+    """The number of games that one player won, drew and lost in one seat."""
 
     win: int
     draw: int
@@ -81,7 +82,7 @@ class Tally(NamedTuple):
 
 
 class MatchReport(NamedTuple):
-    """What a match found, from the side of the agent; the first names are those of an evaluation."""
+    """The results of a match from the agent's side; the first fields have the names of an evaluation's fields."""
 
     env: str
     agent: str
@@ -98,32 +99,32 @@ class MatchReport(NamedTuple):
     """Lower end of the score's 95 % bootstrap interval."""
     score_high: float
     opening_moves: int
-    """Moves at random that every game began with."""
+    """Number of random moves at the start of every game."""
     env_steps: int
-    """Moves of both sides, over all games."""
+    """Number of moves of both sides in all games."""
     wall_seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """What `json.dumps` takes."""
+        """Return the report as values that `json.dumps` accepts."""
         return {**self._asdict(), "first": self.first._asdict(), "second": self.second._asdict()}
 
 
 class _Games(NamedTuple):
-    """M games under way; one that is over stays as it is."""
+    """M games in progress; a finished game does not change."""
 
     env_state: Any
     timestep: TimeStep
     outcome: Float[Array, " M"]
-    """What who moved first got."""
+    """Sum of the rewards of the player who moved first."""
     length: Int[Array, " M"]
-    wrong: Bool[Array, " M"]
-    """The turn did not change hands."""
+    wrong_turn: Bool[Array, " M"]
+    """True if a player moved twice in a row."""
     failed: Int[Array, ""]
-    """The first game that failed, and its cause, as `actor.failure_code` has it; -1 where none did."""
+    """The first game that failed, and its cause, as a code of `rollout.failure_code`; -1 if none failed."""
 
 
 class Match:
-    """Two players, whose programs are compiled once for every later call of as many games."""
+    """A match of two players; its programs are compiled once and serve later calls with the same number of games."""
 
     def __init__(self, agent: Player, opponent: Player, make_env: MakeEnv, mode: Mode, opening_moves: int = 0):
         self._players, self._make_env = (agent, opponent), make_env
@@ -132,17 +133,17 @@ class Match:
         self._programs: dict[tuple[str, int], Callable[..., Any]] = {}
 
     def __call__(self, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> MatchReport:
-        """Play `episodes` games, half of them in each seat; with an odd number one more as the first to move.
+        """Play `episodes` games, half of them in each seat; of an odd number, one more in the first seat.
 
         The same openings are played in both seats. `seed` seeds moves, openings and the interval.
 
         Raises:
-          EvaluationFailed: a game failed, or is no alternation of turns.
-          EvaluationStopped: `stop` said so, after a move.
+          EvaluationFailed: a game failed, or its players do not alternate.
+          EvaluationStopped: `stop` returned True after a move.
         """
         if episodes < 1:
             raise ValueError(f"a match needs at least 1 game, not {episodes}")
-        began = time.perf_counter()
+        start = time.perf_counter()
         per_seat = -(-episodes // 2)
         batches = -(-per_seat // MAX_GAMES)
         size = -(-per_seat // batches)
@@ -152,22 +153,22 @@ class Match:
         for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
             env = self._make_env(size, batch) if batch else env
             for seat in (0, 1):
-                played = self._play(env, seat, key, stop)
-                # What the first mover got is what the agent lost where it moved second.
-                outcomes[seat].append(np.asarray(played.outcome, np.float64) * (1 - 2 * seat))
-                lengths[seat].append(np.asarray(played.length))
-        kept = (per_seat, episodes - per_seat)
-        results = [np.sign(np.concatenate(outcomes[seat]))[: kept[seat]] for seat in (0, 1)]
-        steps = sum(int(np.concatenate(lengths[seat])[: kept[seat]].sum()) for seat in (0, 1))
+                games = self._play(env, seat, key, stop)
+                # In the second seat the first mover is the opponent, so the sign changes.
+                outcomes[seat].append(np.asarray(games.outcome, np.float64) * (1 - 2 * seat))
+                lengths[seat].append(np.asarray(games.length))
+        counts = (per_seat, episodes - per_seat)
+        results = [np.sign(np.concatenate(outcomes[seat]))[: counts[seat]] for seat in (0, 1)]
+        steps = sum(int(np.concatenate(lengths[seat])[: counts[seat]].sum()) for seat in (0, 1))
         score, low, high = interval(np.concatenate(results), np.random.default_rng(seed))
         return MatchReport(
             env.spec.id, self._players[0].name, self._players[1].name, episodes, seed, self.mode,
             tally(results[0]), tally(results[1]), score, low, high,
-            self.opening_moves, steps, round(time.perf_counter() - began, 3),
+            self.opening_moves, steps, round(time.perf_counter() - start, 3),
         )  # fmt: skip
 
     def _play(self, env: Env, seat: int, key: Key, stop: Callable[[], bool]) -> _Games:
-        """As many games as the environment holds, with the agent in one seat: 0 moves first, 1 second."""
+        """Play one game in each of the environment's copies, with the agent in one seat: 0 moves first, 1 second."""
         size = env.num_envs
         state, timestep = env.reset()
         games = _Games(
@@ -184,7 +185,7 @@ class Match:
             else:
                 mover = (ply + seat) % 2
                 turn = self._turn(str(mover), self._players[mover], env)
-                # Seats have keys of their own: a player against itself does not play the same game twice.
+                # Each seat has a different key, so that a player against itself does not play the same game twice.
                 move_key = jax.random.fold_in(jax.random.fold_in(key, ply), seat)
                 carries[mover], games = turn(self._players[mover].params, carries[mover], games, move_key, ply)
             if int(games.failed) >= 0:
@@ -194,30 +195,30 @@ class Match:
                 break
             if stop():
                 raise EvaluationStopped
-        if bool(games.wrong.any()):
-            raise EvaluationFailed(f"{env.spec.id} is no game of alternating turns: a player moved twice")
+        if bool(games.wrong_turn.any()):
+            raise EvaluationFailed(f"{env.spec.id} is not a game of alternating turns: a player moved twice in a row")
         return games
 
     def _turn(self, name: str, player: Player, env: Env) -> Callable[..., Any]:
-        """One move of a player in every game: (params, carry, games, key, ply) -> (carry, games)."""
-        place = (name, env.num_envs)
-        if place not in self._programs:
-            self._programs[place] = _compiled(player, env) if player.compiled else _by_hand(player, env)
-        return self._programs[place]
+        """Return a function that makes one move in every game: (params, carry, games, key, ply) -> (carry, games)."""
+        key = (name, env.num_envs)
+        if key not in self._programs:
+            self._programs[key] = _compiled_turn(player, env) if player.compiled else _python_turn(player, env)
+        return self._programs[key]
 
 
-def _compiled(player: Player, env: Env) -> Callable[..., Any]:
+def _compiled_turn(player: Player, env: Env) -> Callable[..., Any]:
     def turn(params: PyTree, carry: PyTree, games: _Games, key: Key, ply: Int[Array, ""] | int) -> tuple[Any, _Games]:
         states = states_of(env, games.env_state)
         action, carry = player.decide(params, carry, states, games.timestep, key)
-        return carry, _advanced(env, games, action, ply)
+        return carry, _advance(env, games, action, ply)
 
     return jax.jit(turn)
 
 
-def _by_hand(player: Player, env: Env) -> Callable[..., Any]:
-    """For a player in Python: only the move that it decided on is a program."""
-    move = jax.jit(lambda games, action, ply: _advanced(env, games, action, ply))
+def _python_turn(player: Player, env: Env) -> Callable[..., Any]:
+    """Return the function for one move of a player in Python; only the step of the environment is compiled."""
+    move = jax.jit(lambda games, action, ply: _advance(env, games, action, ply))
 
     def turn(params: PyTree, carry: PyTree, games: _Games, key: Key, ply: int) -> tuple[Any, _Games]:
         states = states_of(env, games.env_state)
@@ -227,38 +228,38 @@ def _by_hand(player: Player, env: Env) -> Callable[..., Any]:
     return turn
 
 
-def _advanced(env: Env, games: _Games, action: Int[Array, " M"], ply: Int[Array, ""] | int) -> _Games:
-    """The games one move further, where they are not over; even moves are the first mover's."""
+def _advance(env: Env, games: _Games, action: Int[Array, " M"], ply: Int[Array, ""] | int) -> _Games:
+    """Advance the games that are not over by one move; even moves are the first mover's."""
     over = games.timestep.last
     state, timestep = env.step(games.env_state, action)
     side = jnp.where(jnp.asarray(ply) % 2 == 0, 1.0, -1.0)
     failed = failure_code((games.timestep, timestep), ~over)
-    moved = _Games(
+    advanced = _Games(
         state, timestep, games.outcome + side * timestep.reward, games.length + 1,
-        games.wrong | ~(timestep.last | (timestep.discount == -1)), games.failed,
+        games.wrong_turn | ~(timestep.last | (timestep.discount == -1)), games.failed,
     )  # fmt: skip
 
     def pick(old: Array, new: Array) -> Array:
         return jnp.where(over.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
-    picked = jax.tree.map(pick, games._replace(failed=()), moved._replace(failed=()))
-    return picked._replace(failed=jnp.where(games.failed < 0, failed, games.failed))
+    result = jax.tree.map(pick, games._replace(failed=()), advanced._replace(failed=()))
+    return result._replace(failed=jnp.where(games.failed < 0, failed, games.failed))
 
 
 def tally(results: Float[np.ndarray, " games"]) -> Tally:
-    """Wins, draws and losses among results of 1, 0 and -1."""
+    """Count the wins, draws and losses among results of 1, 0 and -1."""
     return Tally(*(int((results == result).sum()) for result in (1, 0, -1)))
 
 
 def interval(
     results: Float[np.ndarray, " games"], generator: np.random.Generator, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """The score of results of 1, 0 and -1, and its percentile bootstrap interval.
+    """Return the score of results of 1, 0 and -1, and its percentile bootstrap interval.
 
-    Where every game ended alike the interval is a point: no resample differs.
+    If all games have the same result, the interval is a point, because all resamples are equal.
     """
     scores = (results + 1) / 2
-    drawn = generator.integers(len(scores), size=(RESAMPLES, len(scores)))
+    indices = generator.integers(len(scores), size=(RESAMPLES, len(scores)))
     outside = (1 - confidence) / 2
-    low, high = np.quantile(scores[drawn].mean(-1), [outside, 1 - outside])
+    low, high = np.quantile(scores[indices].mean(-1), [outside, 1 - outside])
     return float(scores.mean()), float(low), float(high)

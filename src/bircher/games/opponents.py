@@ -11,23 +11,24 @@ from bircher.games.players import Player
 
 NAMES = ("random", "minimax", "alphabeta:DEPTH", "mcts:ROLLOUTS")
 GAMES = {"minimax": "tic_tac_toe", "alphabeta": "connect_four"}
-"""The one game that an opponent can play, where it is one."""
+"""The game of each opponent that can play only one."""
 EXAMPLES = {"alphabeta": "alphabeta:6", "mcts": "mcts:1000"}
 LIMITS = {"alphabeta": 42, "mcts": 100_000}
-"""The greatest number after the colon: a whole game's moves, and what a tree's memory can hold."""
+"""The greatest number after the colon.  For alphabeta it is the number of moves of a whole game; for mcts it is limited
+by the memory of the tree."""
 
 
 def is_name(text: str) -> bool:
-    """Whether this names an opponent, and not a run; its number may still be wrong."""
+    """Return whether a text names an opponent and not a run; its number may still be invalid."""
     return text.partition(":")[0] in _heads()
 
 
 def make(name: str, env: Env) -> Player:
-    """The opponent called `name` for the game of an environment.
+    """Return the opponent called `name` for the game of an environment.
 
     Raises:
-      UnknownOpponent: there is none of this name.
-      UnsuitableOpponent: it cannot play this game, or its number is out of range.
+      UnknownOpponent: no opponent has this name.
+      UnsuitableOpponent: the opponent cannot play this game, or its number is out of range.
     """
     head, colon, number = name.partition(":")
     if head not in _heads():
@@ -38,7 +39,7 @@ def make(name: str, env: Env) -> Player:
         raise UnsuitableOpponent(f"{head} plays {GAMES[head]} only, with single observations, not {game}")
     if head not in EXAMPLES:
         if colon:
-            raise UnsuitableOpponent(f"{head} takes no number, and was given as {name}")
+            raise UnsuitableOpponent(f"{head} takes no number: write {head} instead of {name}")
         return players.at_random(env.spec) if head == "random" else _minimax()
     value = int(number) if number.isascii() and number.isdigit() else 0
     if not 1 <= value <= LIMITS[head]:
@@ -50,20 +51,20 @@ def make(name: str, env: Env) -> Player:
 
 
 def require_two_players(env: Env) -> None:
-    """Refuse a game of one player.
+    """Require a game of two players.
 
     Raises:
-      UnsuitableOpponent: the environment is one.
+      UnsuitableOpponent: the environment has one player.
     """
     if env.spec.num_players != 2:
-        raise UnsuitableOpponent(f"{env.spec.id} has one player: there is nothing for an opponent to play")
+        raise UnsuitableOpponent(f"{env.spec.id} has one player, and an opponent needs a game of two")
 
 
 def unknown(name: str) -> str:
-    """The sentence for a name that is neither an opponent nor a run."""
+    """Return the error sentence for a name that is neither an opponent nor a run."""
     near = difflib.get_close_matches(name.partition(":")[0].lower(), _heads(), n=1, cutoff=0.5)
-    shown = {head: EXAMPLES.get(head, head) for head in _heads()}
-    close = f"; did you mean {shown[near[0]]}?" if near else ""
+    examples = {head: EXAMPLES.get(head, head) for head in _heads()}
+    close = f"; did you mean {examples[near[0]]}?" if near else ""
     return f"unknown opponent {name!r}{close}; known: {', '.join(NAMES)}, or the folder of a run"
 
 

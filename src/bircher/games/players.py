@@ -15,14 +15,15 @@ from bircher.types import EnvSpec, Key, Policy, TimeStep
 
 
 class Decide(Protocol):
-    """How a player chooses its moves in M games."""
+    """The function with which a player chooses its moves in M games."""
 
     def __call__(
         self, params: PyTree, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key
     ) -> tuple[Any, PyTree]:
-        """Actions [M] and the memory after them; `states` are the games' true states [M, ...], for who knows rules.
+        """Return actions [M] and the memory after them.
 
-        Where `timestep.last` is set the game is over, and any action will do.
+        `states` are the true states [M, ...] of the games, for players that know the rules. If `timestep.last` is set,
+        the game is over and any action is accepted.
         """
         ...
 
@@ -32,16 +33,16 @@ class Player(NamedTuple):
 
     name: str
     params: PyTree
-    """Handed to `decide`: what a compiled program is to take as an argument."""
+    """First argument of `decide`, so that a compiled program takes them as an argument."""
     start: Callable[[int], PyTree]
     """(number of games) -> memory at their start"""
     decide: Decide
     compiled: bool = True
-    """Whether `decide` may be traced; else it is called with arrays, as Python."""
+    """Whether `decide` may be traced; otherwise it is called as Python with concrete arrays."""
 
 
 def of_agent(agent: Agent, policy: Policy, mode: Mode, name: str | None = None) -> Player:
-    """An agent as a player, after its training; it sees the rows alone."""
+    """Return a trained agent as a player, which sees only the rows of the environment."""
 
     def decide(params: Policy, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key) -> tuple[Any, PyTree]:
         del states
@@ -52,7 +53,7 @@ def of_agent(agent: Agent, policy: Policy, mode: Mode, name: str | None = None) 
 
 
 def at_random(spec: EnvSpec) -> Player:
-    """Every legal action is as probable as any other."""
+    """Return a player that chooses uniformly among the legal actions."""
 
     def decide(params: PyTree, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key) -> tuple[Any, PyTree]:
         del params, states
@@ -62,26 +63,26 @@ def at_random(spec: EnvSpec) -> Player:
 
 
 def no_memory(num_games: int) -> tuple:
-    """The memory of a player that has none."""
+    """Return the empty memory of a player without memory."""
     del num_games
     return ()
 
 
 def rules_of(env: Env) -> PureEnv:
-    """The game itself, without what stands around it.
+    """Return the game without the wrappers around it.
 
     Raises:
-      TypeError: the environment is no pure one, so that its states cannot be looked at.
+      TypeError: the environment is not a PureEnv, so its states cannot be read.
     """
     while isinstance(env, StackedEnv):
         env = env.env
     if not isinstance(env, PureEnv):
-        raise TypeError(f"{env.spec.id} is no game whose states can be looked at")
+        raise TypeError(f"{env.spec.id} is not a PureEnv, so the states of its games cannot be read")
     return env
 
 
 def states_of(env: Env, env_state: Any) -> PyTree:
-    """The true states of the games in an environment's state."""
+    """Return the true states of the games from an environment's state."""
     while isinstance(env, StackedEnv):
         env, env_state = env.env, env_state.inner
     return env_state.inner

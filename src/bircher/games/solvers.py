@@ -24,16 +24,17 @@ from bircher.types import Key, TimeStep
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 POWERS = 3 ** np.arange(9)
-"""A position is a number of nine digits: 0 empty, 1 of the player to move, 2 of the other."""
+"""Weights that encode a position as a number of nine ternary digits: 0 is empty, 1 the player to move, 2 the other."""
 
 Cells = tuple[int, ...]
 
 
 @functools.cache
 def value(cells: Cells) -> int:
-    """What a position is worth to the player to move: 0 a draw, else a win, above 0, or a loss.
+    """Return the value of a position for the player to move: above 0 for a win, 0 for a draw, below 0 for a loss.
 
-    It is the greater, the sooner a win comes and the later a loss: 10 less the stones on the board at the end.
+    The size of the value is 10 minus the number of stones on the board at the end. An earlier win and a later loss
+    therefore have a greater value.
     """
     if any(all(cells[cell] == 2 for cell in line) for line in LINES):
         return sum(map(bool, cells)) - 10
@@ -43,66 +44,70 @@ def value(cells: Cells) -> int:
 
 
 def best_moves(cells: Cells) -> list[int]:
-    """The moves of the greatest value in a position that is not over."""
+    """Return the moves of greatest value in a position that is not over."""
     values = {move: -value(following) for move, following in _followers(cells).items()}
-    return [move for move, worth in values.items() if worth == max(values.values())]
+    return [move for move, move_value in values.items() if move_value == max(values.values())]
 
 
 def _followers(cells: Cells) -> dict[int, Cells]:
-    """By move, the position after it, from the side of who is to move there."""
+    """Return the position after each legal move, from the side of the player to move there."""
     swapped = tuple((0, 2, 1)[cell] for cell in cells)
     return {move: (*swapped[:move], 2, *swapped[move + 1 :]) for move in range(9) if not cells[move]}
 
 
 @functools.cache
 def table() -> Bool[np.ndarray, "positions 9"]:
-    """The best moves of every position that can be reached and is not over; False everywhere else."""
+    """Return the best moves of every reachable position that is not over; all other entries are False."""
     best = np.zeros((3**9, 9), bool)
-    waiting, seen = [(0,) * 9], set()
-    while waiting:
-        cells = waiting.pop()
+    queue, visited = [(0,) * 9], set()
+    while queue:
+        cells = queue.pop()
         over = 0 not in cells or any(all(cells[cell] == 2 for cell in line) for line in LINES)
-        if cells in seen or over:
+        if cells in visited or over:
             continue
-        seen.add(cells)
+        visited.add(cells)
         best[np.dot(cells, POWERS), best_moves(cells)] = True
-        waiting += _followers(cells).values()
+        queue += _followers(cells).values()
     return best
 
 
 def lost_lines(moves: Int[np.ndarray, " positions"], seat: int, best_only: bool) -> list[tuple[int, ...]]:
-    """Every line of play in which a player loses who always plays `moves[position]`, in a seat: 0 moves first.
+    """Return every line of play that is lost by a player who always plays `moves[position]` in a seat.
 
-    Its opponent tries every legal reply, or with `best_only` every one of the best.
+    Seat 0 moves first. The opponent tries every legal reply, or with `best_only` every best reply.
     """
-    lost: list[tuple[int, ...]] = []
-    waiting: list[tuple[Cells, tuple[int, ...]]] = [((0,) * 9, ())]
-    while waiting:
-        cells, line = waiting.pop()
+    losses: list[tuple[int, ...]] = []
+    queue: list[tuple[Cells, tuple[int, ...]]] = [((0,) * 9, ())]
+    while queue:
+        cells, line = queue.pop()
         followers = _followers(cells)
         own = len(line) % 2 == seat
         if own:
-            tried = [int(moves[np.dot(cells, POWERS)])]
+            candidates = [int(moves[np.dot(cells, POWERS)])]
         else:
-            tried = best_moves(cells) if best_only else list(followers)
-        for move in tried:
-            following, played = followers[move], (*line, move)
-            won = any(all(following[cell] == 2 for cell in three) for three in LINES)
-            if won and not own:
-                lost.append(played)
-            if not won and 0 in following:
-                waiting.append((following, played))
-    return lost
+            candidates = best_moves(cells) if best_only else list(followers)
+        for move in candidates:
+            following, longer = followers[move], (*line, move)
+            is_win = any(all(following[cell] == 2 for cell in three) for three in LINES)
+            if is_win and not own:
+                losses.append(longer)
+            if not is_win and 0 in following:
+                queue.append((following, longer))
+    return losses
 
 
 def positions(observation: Bool[Array, "M 3 3 2"]) -> Int[Array, " M"]:
-    """The numbers of the positions in observations."""
+    """Encode the positions in observations as numbers."""
     cells = observation[..., 0] + 2 * observation[..., 1].astype(jnp.int32)
     return (cells.reshape(-1, 9) * jnp.asarray(POWERS)).sum(-1)
 
 
 def minimax_player() -> Player:
-    """Draws one of the best moves: those that win soonest, else draw, else lose last."""
+    """Return a player that samples one of the best moves.
+
+    The best moves win soonest; without a winning move they draw, and without a drawing move they lose as late as
+    possible.
+    """
     best = table()
 
     def decide(params: PyTree, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key) -> tuple[Any, PyTree]:
@@ -119,26 +124,29 @@ COLUMNS, ROWS, HEIGHT = 7, 6, 7
 BOTTOM = sum(1 << HEIGHT * column for column in range(COLUMNS))
 BOARD = BOTTOM * ((1 << ROWS) - 1)
 COLUMN = (1 << ROWS) - 1
-Center = COLUMN << 3 * HEIGHT
-NEAR_Center = COLUMN << 2 * HEIGHT | COLUMN << 4 * HEIGHT
+CENTER = COLUMN << 3 * HEIGHT
+NEAR_CENTER = COLUMN << 2 * HEIGHT | COLUMN << 4 * HEIGHT
 ORDER = (3, 2, 4, 1, 5, 0, 6)
 """Columns from the center outwards: the better ones come first, so that more is cut off."""
 WIN = 1000
-"""Worth of a win, less the stones on the board when it comes; every estimate is well below it."""
+"""Value of a win, from which the number of stones on the board is subtracted; every estimate is well below it."""
 MAX_DEPTH = 42
-MAX_KEPT = 1_000_000
-"""Positions kept; then all are forgotten."""
+CACHE_SIZE = 1_000_000
+"""Number of positions in the cache; when it is exceeded, the cache is cleared."""
 
 
-class _Kept(NamedTuple):
-    """What a search found of a position: its worth, or a bound of it."""
+class _Bounds(NamedTuple):
+    """A lower and an upper bound of a position's value; they are equal if the value is known."""
 
     low: int
     high: int
 
 
 def winning_squares(mine: int, mask: int) -> int:
-    """The empty squares, within reach or not, where a stone completes four of `mine`; `mask` holds all stones."""
+    """Return the empty squares where a stone completes four of `mine`, including those not yet playable.
+
+    `mask` contains all stones.
+    """
     squares = (mine << 1) & (mine << 2) & (mine << 3)
     for shift in (HEIGHT, HEIGHT - 1, HEIGHT + 1):
         pair = (mine << shift) & (mine << 2 * shift)
@@ -151,55 +159,58 @@ def winning_squares(mine: int, mask: int) -> int:
 
 
 def playable(mask: int) -> int:
-    """The lowest empty square of every column that is not full."""
+    """Return the lowest empty square of every column that is not full."""
     return (mask + BOTTOM) & BOARD
 
 
 def estimate(mine: int, theirs: int) -> int:
-    """Worth of a position that is searched no further: squares that would complete four, and stones in the center."""
+    """Estimate the value of a position at the end of a search.
+
+    The estimate counts squares that would complete four, and stones in the center.
+    """
     mask = mine | theirs
     threats = winning_squares(mine, mask).bit_count() - winning_squares(theirs, mask).bit_count()
-    center = (mine & Center).bit_count() - (theirs & Center).bit_count()
-    near = (mine & NEAR_Center).bit_count() - (theirs & NEAR_Center).bit_count()
+    center = (mine & CENTER).bit_count() - (theirs & CENTER).bit_count()
+    near = (mine & NEAR_CENTER).bit_count() - (theirs & NEAR_CENTER).bit_count()
     return 8 * threats + 2 * center + near
 
 
 class Search:
-    """Alpha-beta to one depth; what it found of positions is kept for the next search.
+    """Alpha-beta search to one depth, with a cache of positions that later searches use too.
 
-    Its worths are those of plain minimax to the same depth, where a position at the end of the search is worth a win
-    if the player to move wins at once, and `estimate` otherwise.
+    Its values equal those of plain minimax to the same depth. A position at the end of the search has the value of a
+    win if the player to move can win with the next move, and `estimate` otherwise.
     """
 
     def __init__(self, depth: int):
         self.depth = depth
-        self._kept: dict[tuple[int, int, int], _Kept] = {}
+        self._cache: dict[tuple[int, int, int], _Bounds] = {}
 
     def moves(self, mine: int, theirs: int) -> dict[int, int]:
-        """The best columns, and the worth that they share, in a position that is not over."""
-        if len(self._kept) > MAX_KEPT:
-            self._kept.clear()
+        """Return the best columns and their common value in a position that is not over."""
+        if len(self._cache) > CACHE_SIZE:
+            self._cache.clear()
         mask = mine | theirs
         wins = winning_squares(mine, mask) & playable(mask)
         best: dict[int, int] = {}
-        worth = -WIN
+        best_value = -WIN
         for column in ORDER:
             move = playable(mask) & COLUMN << HEIGHT * column
             if not move:
                 continue
             if move & wins:
-                found = WIN - mask.bit_count() - 1
+                move_value = WIN - mask.bit_count() - 1
             else:
-                # One below the best so far: as good a move is found too, and one that is worse is cut off.
-                found = -self.worth(theirs, mine | move, self.depth - 1, -WIN, 1 - worth)
-            if found > worth:
-                best, worth = {}, found
-            if found == worth:
-                best[column] = found
+                # The bound is one below the best value, so that equal moves are found and worse ones are cut off.
+                move_value = -self.position_value(theirs, mine | move, self.depth - 1, -WIN, 1 - best_value)
+            if move_value > best_value:
+                best, best_value = {}, move_value
+            if move_value == best_value:
+                best[column] = move_value
         return best
 
-    def worth(self, mine: int, theirs: int, depth: int, alpha: int = -WIN, beta: int = WIN) -> int:
-        """What a position that is not won yet is worth, exact between `alpha` and `beta`, else a bound of it."""
+    def position_value(self, mine: int, theirs: int, depth: int, alpha: int = -WIN, beta: int = WIN) -> int:
+        """Return the value of a position without a winner: exact between `alpha` and `beta`, otherwise a bound."""
         mask = mine | theirs
         moves, stones = playable(mask), mask.bit_count()
         if not moves:
@@ -211,29 +222,32 @@ class Search:
         threats = winning_squares(theirs, mask) & moves
         if threats:
             if threats & (threats - 1):
-                return stones + 2 - WIN  # two at once: only one can be met
+                return stones + 2 - WIN  # two threats, of which only one can be blocked
             moves = threats
         key = (mine, theirs, depth)
-        kept = self._kept.get(key, _Kept(-WIN, WIN))
-        if kept.low >= beta or kept.low == kept.high:
-            return kept.low
-        if kept.high <= alpha:
-            return kept.high
+        bounds = self._cache.get(key, _Bounds(-WIN, WIN))
+        if bounds.low >= beta or bounds.low == bounds.high:
+            return bounds.low
+        if bounds.high <= alpha:
+            return bounds.high
         best, bar = -WIN, alpha
         for column in ORDER:
             move = moves & COLUMN << HEIGHT * column
             if move:
-                best = max(best, -self.worth(theirs, mine | move, depth - 1, -beta, -bar))
+                best = max(best, -self.position_value(theirs, mine | move, depth - 1, -beta, -bar))
                 bar = max(bar, best)
                 if best >= beta:
                     break
-        low, high = (best, kept.high) if best >= beta else (kept.low, best) if best <= alpha else (best, best)
-        self._kept[key] = _Kept(low, high)
+        low, high = (best, bounds.high) if best >= beta else (bounds.low, best) if best <= alpha else (best, best)
+        self._cache[key] = _Bounds(low, high)
         return best
 
 
 def bitboards(observation: np.ndarray) -> tuple[int, int]:
-    """The stones of the player to move and of the other in one observation [6, 7, 2], whose first row is the top."""
+    """Return the bitboards of the player to move and of the other for one observation [6, 7, 2].
+
+    The first row of the observation is the top of the board.
+    """
     squares = observation[::-1].transpose(2, 1, 0)
     sides = [[(column, row) for column, row in np.argwhere(side)] for side in squares]
     mine, theirs = (sum(1 << int(HEIGHT * column + row) for column, row in side) for side in sides)
@@ -241,42 +255,45 @@ def bitboards(observation: np.ndarray) -> tuple[int, int]:
 
 
 def alphabeta_player(depth: int) -> Player:
-    """Plays a best column to a depth of `depth` moves, drawn among equals; the same key gives the same moves."""
+    """Return a player that searches `depth` moves deep and samples one of the best columns.
+
+    The same key gives the same moves.
+    """
     search = Search(depth)
 
     def decide(params: PyTree, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key) -> tuple[Any, PyTree]:
         del params, states
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-        drawn = generator.integers(1 << 16, size=len(timestep.last))
-        action = np.zeros(len(drawn), np.int32)
+        numbers = generator.integers(1 << 16, size=len(timestep.last))
+        action = np.zeros(len(numbers), np.int32)
         observation = np.asarray(timestep.observation)
         for game in np.flatnonzero(~np.asarray(timestep.last)):
             best = sorted(search.moves(*bitboards(observation[game])))
-            action[game] = best[drawn[game] % len(best)]
+            action[game] = best[numbers[game] % len(best)]
         return action, carry
 
     return Player(f"alphabeta:{depth}", (), no_memory, decide, compiled=False)
 
 
 MAX_MOVES = 1000
-"""A game at random that is not over by then counts as a draw."""
+"""Number of moves after which an unfinished random game counts as a draw."""
 
 
 def legal_actions(rules: PureEnv, states: PyTree, num_games: int) -> Bool[Array, "M A"]:
-    """The legal actions in each of M states."""
+    """Return the legal actions in each of M states."""
     legal = rules.legal_actions(states)
     return jnp.ones((num_games, rules.spec.num_actions), bool) if legal is None else legal
 
 
 def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> Float[Array, " M"]:
-    """What the player to move in each of M states gets from a game played at random to its end."""
+    """Play a random game to its end from each of M states; return the outcomes for the players to move there."""
 
-    def going(now):
-        count, _, _, _, done, _ = now
+    def unfinished(loop_state):
+        count, _, _, _, done, _ = loop_state
         return (count < MAX_MOVES) & ~done.all()
 
-    def step(now):
-        count, states, outcome, side, done, key = now
+    def step(loop_state):
+        count, states, outcome, side, done, key = loop_state
         key, draw_key, chance_key = jax.random.split(key, 3)
         logits = jnp.where(legal_actions(rules, states, num_games), 0.0, -jnp.inf)
         action = jax.random.categorical(draw_key, logits).astype(jnp.int32)
@@ -287,17 +304,20 @@ def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> 
         return count + 1, following, outcome, jnp.where(turned, -side, side), done | terminal | truncated, key
 
     ones = jnp.ones(num_games)
-    now = (jnp.int32(0), states, 0.0 * ones, ones, jnp.zeros(num_games, bool), key)
-    return jax.lax.while_loop(going, step, now)[2]
+    loop_state = (jnp.int32(0), states, 0.0 * ones, ones, jnp.zeros(num_games, bool), key)
+    return jax.lax.while_loop(unfinished, step, loop_state)[2]
 
 
 def mcts_player(rules: PureEnv, num_rollouts: int) -> Player:
-    """The most visited move after `num_rollouts` simulations of UCT, each with one game at random from its leaf."""
+    """Return a player that takes the most visited move after `num_rollouts` simulations of UCT.
+
+    Each simulation plays one random game from its leaf.
+    """
 
     def decide(params: PyTree, carry: PyTree, states: PyTree, timestep: TimeStep, key: Key) -> tuple[Any, PyTree]:
         del params
         num_games = len(timestep.last)
-        # The games here have no chance: whatever key goes with a move, it leads to the same position.
+        # These games have no chance, so a move leads to the same position with any key.
         chances = jax.random.split(jax.random.key(0), num_games)
 
         def simulate(states, action):
