@@ -257,10 +257,10 @@ def test_the_protocol_has_five_steps_that_can_be_run(tmp_path):
     [("CartPole-v1", (), 16), ("LunarLander-v3", (), 16), ("toy/cliff", ("loop.rollout_length=36",), 12),
      ("toy/cliff", ("optimizer.segment_length=8",), 8)],
 )  # fmt: skip
-def test_steps_of_the_protocol_add_one_thing_each(env, settings, pieces):
+def test_steps_of_the_protocol_add_one_thing_each(env, settings, segment_length):
     configs = [compose(env, [*step.settings, *settings]) for step in compare.steps(env, settings)]
     second, third, fourth = configs[1:4]
-    assert [config.optimizer.segment_length for config in configs[1:4]] == [pieces] * 3
+    assert [config.optimizer.segment_length for config in configs[1:4]] == [segment_length] * 3
     assert set(grid.differences(third, fourth)) == {"model.unroll_steps"}
     assert set(grid.differences(second, third)) == {
         f"losses.{name}.weight" for name in ("cmpo", "model_value", "model_reward")
