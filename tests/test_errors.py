@@ -136,7 +136,7 @@ def test_a_damaged_configuration_is_refused(run, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(run) -> None:
-    assert_refused(invoke("watch", str(run.path), "--video", "a.mp4"), "only grids")
+    assert_refused(invoke("watch", str(run.path), "--video", "a.mp4"), "only a grid")
     assert_refused(invoke("watch", str(run.path), "--video", "/dev/null/a.mp4"), "cannot be written")
 
 

@@ -30,7 +30,7 @@ def test_bars_are_as_long_as_probabilities():
 
 def test_every_frame_has_its_thought_and_the_last_has_none():
     frames = [np.full((64, 80, 3), value, np.uint8) for value in (10, 20, 30)]
-    drawn = panels.beside(frames, [THOUGHT, THOUGHT._replace(action=0)])
+    drawn = panels.with_panels(frames, [THOUGHT, THOUGHT._replace(action=0)])
     assert {frame.shape for frame in drawn} == {(6 * panels.LINE, 80 + panels.WIDTH, 3)}, "low frames are padded"
     for frame, value in zip(drawn, (10, 20, 30), strict=True):
         assert (frame[:64, :80] == value).all()

@@ -156,7 +156,7 @@ def test_an_environment_that_does_not_draw_is_refused(source: Any) -> None:
 
 
 def test_numbers_that_are_not_drawn_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedEnvironment, match=r'no observation of shape \(2,\).*takes render_mode="rgb_array"$'):
+    with pytest.raises(UnsupportedEnvironment, match=r'an observation of shape \(2,\).*takes render_mode="rgb_array"$'):
         bircher.watch(untrained(Countdown), tmp_path / "video.mp4")
 
 

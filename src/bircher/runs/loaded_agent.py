@@ -336,7 +336,7 @@ def episode_frames(
         env.action_repeat or 1,
         agent.spec,
     )
-    return panels.beside(frames, thought, agent.action_name) if thoughts else frames
+    return panels.with_panels(frames, thought, agent.action_name) if thoughts else frames
 
 
 def load(

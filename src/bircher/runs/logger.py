@@ -29,7 +29,7 @@ from bircher.training.evaluator import Report
 from bircher.training.learner import Learner, TrainState, without_replay
 from bircher.training.loops import Progress
 from bircher.types import Batch, Key, Policy, Trajectory
-from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer, put_aside
+from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer, damaged_path
 
 
 class Replayed:
@@ -317,7 +317,7 @@ class RunLogger:
         if lines.damaged:
             one = len(lines.damaged) == 1
             numbers = f"line{'' if one else 's'} {', '.join(str(number) for number in lines.damaged)}"
-            self.say(f"{numbers} of {file} cannot be read, and {'is' if one else 'are'} now in {put_aside(file).name}")
+            self.say(f"{numbers} of {file} cannot be read, and {'is' if one else 'are'} now in {damaged_path(file).name}")
 
     def write(self, counters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Write one line of metrics.

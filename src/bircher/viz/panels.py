@@ -13,41 +13,45 @@ from jaxtyping import Float, UInt8
 Frame = UInt8[np.ndarray, "_ _ 3"]
 
 WIDTH, LINE, LABEL = 260, 22, 44
-"""Pixels: of a panel, of one action's row in it, and of the action's name."""
+"""Sizes in pixels: width of a panel, height of one action's row in it, and width of the action's name."""
 BACKGROUND, TEXT, FAINT = (18, 18, 24), (230, 230, 235), (120, 120, 130)
 PRIOR, IMPROVED, CHOSEN = (88, 110, 160), (240, 160, 60), (120, 220, 130)
 
 
 class Thought(NamedTuple):
-    """One decision."""
+    """The predictions behind one decision of the agent."""
 
     prior: Float[np.ndarray, " A"]
-    """The network's own policy."""
+    """The policy of the network."""
     improved: Float[np.ndarray, " A"]
-    """What search, or the look-ahead, made of it."""
+    """The policy after the search or the look-ahead."""
     value: float
     action: int
-    """Counted from 0."""
+    """Index of the chosen action, counted from 0."""
 
 
-def beside(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Callable[[int], str] = str) -> list[Frame]:
-    """Each frame with the thought that it led to on its right; a last frame, which led to none, with an empty panel.
+def with_panels(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Callable[[int], str] = str) -> list[Frame]:
+    """Draw to the right of each frame a panel with the thought that follows it.
 
-    Of more actions than there is room for, the likeliest are shown. `name` says what an action is called.
+    A last frame without a thought gets an empty panel. If there is not enough room for all actions, the most probable
+    ones are shown. `name` returns the name of an action.
     """
     if not frames:
         return []
     height = max(len(frames[0]), 6 * LINE)
-    drawn = []
+    pictures = []
     for number, frame in enumerate(frames):
         thought = thoughts[number] if number < len(thoughts) else None
         padded = np.pad(frame, ((0, height - len(frame)), (0, 0), (0, 0)))
-        drawn.append(np.concatenate([padded, panel(thought, height, name)], axis=1))
-    return drawn
+        pictures.append(np.concatenate([padded, panel(thought, height, name)], axis=1))
+    return pictures
 
 
 def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str) -> Frame:
-    """The picture [height, WIDTH, 3] of one decision: upper bars are the prior's, lower ones the improved policy's."""
+    """Draw one decision as a picture [height, WIDTH, 3].
+
+    For each action the upper bar is its prior, the lower bar its probability in the improved policy.
+    """
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (WIDTH, height), BACKGROUND)
@@ -57,7 +61,7 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     pen.text((8, 4), f"value {thought.value:.3g}", fill=TEXT)
     pen.text((8, 4 + LINE // 2 + 4), "prior", fill=PRIOR)
     pen.text((48, 4 + LINE // 2 + 4), "after looking ahead", fill=IMPROVED)
-    shown = _shown(thought, (height - 2 * LINE) // LINE)
+    shown = _select_actions(thought, (height - 2 * LINE) // LINE)
     room = WIDTH - LABEL - 56
     for row, action in enumerate(shown):
         top = 2 * LINE + row * LINE
@@ -73,8 +77,8 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     return np.asarray(image)
 
 
-def _shown(thought: Thought, most: int) -> list[int]:
-    """The actions that are drawn, in their own order: the likeliest, and always the one that was taken."""
+def _select_actions(thought: Thought, most: int) -> list[int]:
+    """Return at most `most` actions in ascending order: the most probable ones, and always the one that was taken."""
     likeliest = np.argsort(-(thought.improved + thought.prior), kind="stable")[:most].tolist()
     if thought.action not in likeliest:
         likeliest[-1] = thought.action
@@ -82,11 +86,11 @@ def _shown(thought: Thought, most: int) -> list[int]:
 
 
 LEAF_WIDTH, LEVEL, MARGIN = 46, 92, 36
-"""Pixels for each leaf side by side, for each level, and around the tree."""
+"""Sizes in pixels: width of a leaf, height of a level, and margin around the tree."""
 
 
 class Edge(NamedTuple):
-    """One visited edge of a tree, from its parent's side."""
+    """One visited edge of a tree."""
 
     parent: int
     child: int
@@ -95,9 +99,9 @@ class Edge(NamedTuple):
     prior: float
     reward: float
     value: float
-    """Mean value of the child, from the side of who moves there."""
+    """Mean value of the child, for the player to move there."""
     q_value: float
-    """reward + discount x value: what the action is worth to who takes it."""
+    """reward + discount x value: the value of the action for the player who takes it."""
 
 
 class Tree(NamedTuple):
@@ -109,7 +113,7 @@ class Tree(NamedTuple):
 
     @classmethod
     def of(cls, tree: Any) -> Tree:
-        """The first element of a searched `mctx.Tree`, as plain numbers."""
+        """Convert the first batch element of an `mctx.Tree` after a search to plain numbers."""
         children, visits = np.asarray(tree.children_index[0]), np.asarray(tree.children_visits[0])
         logits, rewards = np.asarray(tree.children_prior_logits[0], float), np.asarray(tree.children_rewards[0])
         values, discounts = np.asarray(tree.node_values[0]), np.asarray(tree.children_discounts[0])
@@ -127,11 +131,11 @@ class Tree(NamedTuple):
         return cls(tuple(edges), float(values[0]), int(np.asarray(tree.node_visits)[0, 0]))
 
     def following(self, node: int) -> list[Edge]:
-        """A node's edges, most visited first."""
+        """Return a node's edges, most visited first."""
         return sorted((edge for edge in self.edges if edge.parent == node), key=lambda edge: -edge.visits)
 
     def best_line(self) -> list[Edge]:
-        """The most visited edge from the root, from its child, and so on."""
+        """Return the most visited edge from the root, then from its child, and so on."""
         line, node = [], 0
         while following := self.following(node):
             line.append(following[0])
@@ -139,17 +143,18 @@ class Tree(NamedTuple):
         return line
 
     def pruned(self, nodes: int) -> Tree:
-        """The tree with its most visited edges only, at most `nodes` of them; what is kept stays connected."""
-        # A child has at most its parent's visits, so the most visited are connected; ties go to the older node.
-        kept = sorted(self.edges, key=lambda edge: (-edge.visits, edge.child))[:nodes]
-        return self._replace(edges=tuple(kept))
+        """Return the tree with only its most visited edges, at most `nodes` of them; the result is connected."""
+        # A child has at most its parent's visits, so the most visited edges are connected; ties go to the older node.
+        edges = sorted(self.edges, key=lambda edge: (-edge.visits, edge.child))[:nodes]
+        return self._replace(edges=tuple(edges))
 
 
 def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Sequence[str] = ()) -> str:
-    """The tree as SVG: a disc for each node, its area by visits, its color by value; the best line in bold.
+    """Draw the tree as SVG, with a disc for each node and the best line in bold.
 
-    Beside an edge: the action, as `describe` names it, its prior and, where it has one, its reward; in a node its
-    visits and below it its value. `head` are lines of text above the tree, such as a board.
+    The area of a disc shows the visits of its node, the color its value. The label of an edge is the action, as named
+    by `describe`, its prior and its reward if it has one. A node contains its visits, with its value below. `head` are
+    lines of text above the tree, such as a board.
     """
     places, width = _places(tree)
     top = MARGIN + 20 + 15 * len(head)
@@ -178,13 +183,16 @@ def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Seq
 
 
 def write(svg: str, path: Path) -> Path:
-    """Write a drawing; returns its path."""
+    """Write an SVG drawing to a file and return its path."""
     path.write_text(svg, encoding="utf-8")
     return path
 
 
 def _places(tree: Tree) -> tuple[dict[int, tuple[float, int]], float]:
-    """Where each node stands: leaves side by side, parents in the middle of their children; and the whole width."""
+    """Return the (x, level) of each node, and the width of the tree.
+
+    Leaves lie next to each other, a parent in the middle of its children.
+    """
     places: dict[int, tuple[float, int]] = {}
     leaves = 0
 
@@ -208,7 +216,7 @@ def _radius(visits: int, most: int) -> float:
 
 
 def _color(value: float, low: float, high: float) -> str:
-    """From red through white to blue, as the value goes from the least in the tree to the greatest."""
+    """Return a color from red through white to blue for values from the lowest in the tree to the highest."""
     share = 0.5 if high <= low else (value - low) / (high - low)
     red, blue = (255, int(510 * share)) if share < 0.5 else (int(510 * (1 - share)), 255)
     return f"rgb({max(red, 90)},{min(max(red, 90), max(blue, 90))},{max(blue, 90)})"

@@ -33,33 +33,32 @@ if TYPE_CHECKING:
 
 
 Frame = UInt8[np.ndarray, "height width 3"]
-"""One picture, red, green and blue."""
+"""One picture with red, green and blue channels."""
 
 Act = Callable[[Any, Any], Any]
-"""(an encoded observation, its legal actions or None for all) to an action counted from 0; batches of 1."""
+"""(an encoded observation, its legal actions or None for all) -> an action counted from 0; batches of 1."""
 
 _SPANS = 100
-"""Means of a learning curve that has more than twice as many points."""
+"""Number of means that a learning curve shows if it has more than twice as many points."""
 _SIDE = 320
-"""Pixels that the longer side of a drawn grid has at least."""
+"""Minimum length in pixels of the longer side of a picture of a grid."""
 
 
 def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: str = "") -> Path:
-    """Draw the returns of a ``metrics.jsonl`` over environment steps: training as a line, evaluations as points.
+    """Draw the returns in a ``metrics.jsonl`` over environment steps: training as a line, evaluations as points.
 
-    Of a long run the line is the mean over a hundred spans, every episode counted once, before all of it.
-
-    The picture's kind is by its suffix, such as ``.png``; returns its path.
+    For a long run the line shows means over a hundred spans, with equal weight for every episode, and a thin line shows
+    all returns. The suffix of the picture's path, such as ``.png``, sets its format. Returns this path.
 
     Raises:
-      ValueError: the file holds no return yet.
+      ValueError: the file does not contain a return yet.
     """
     lines = glossary.read(metrics_path)
     training = _columns(lines, "env_steps", "act/episode_return", "episodes")
     evaluation = _columns(lines, "env_steps", "eval/return_mean")
     if not training and not evaluation:
-        raise ValueError(f"{metrics_path} holds no return yet: no episode has ended")
-    # Without pyplot: no window system is touched and no figure outlives the call.
+        raise ValueError(f"{metrics_path} does not contain a return yet: no episode has ended")
+    # Without pyplot no window system is used, and the figure is freed after the call.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -79,7 +78,7 @@ def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: st
 def _training_curve(
     axes: Any, steps: Float[np.ndarray, " N"], returns: Float[np.ndarray, " N"], episodes: Float[np.ndarray, " N"]
 ) -> None:
-    """Mean returns, and how many episodes had ended by then."""
+    """Plot mean returns over steps; `episodes` are the numbers of episodes that had ended by then."""
     if len(steps) > 2 * _SPANS:
         axes.plot(steps, returns, color="tab:blue", linewidth=0.6, alpha=0.25)
         steps, returns = by_span(steps, returns, np.diff(episodes, prepend=0.0), _SPANS)
@@ -93,9 +92,10 @@ def curves_by_depth(
     title: str,
     picture_path: str | Path,
 ) -> Path:
-    """Draw named lines over the model's depth, a panel each, with the level of knowing nothing where there is one.
+    """Draw panels of named lines over the model's depth, with a horizontal line at the level of an uninformed model.
 
-    None leaves a gap. `learned` is the depth that training unrolls to. Returns the picture's path.
+    A panel without such a level has None instead of it. A value of None leaves a gap in its line. `learned` is the
+    depth to which training unrolls the model. Returns the picture's path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -118,13 +118,13 @@ def curves_by_depth(
 
 
 def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> Path:
-    """Write frames, all of one size, as an H.264 video of ``fps`` frames a second; returns its path.
+    """Write frames, all of one size, as an H.264 video with ``fps`` frames per second, and return its path.
 
-    A size that is not even, which H.264 refuses, gets its last row or column twice.
+    H.264 needs an even height and width, so the last row or column is repeated if necessary.
 
     Raises:
-      ValueError: there is no frame, or they differ in size.
-      OSError: the file cannot be written; the message holds the encoder's own words.
+      ValueError: there are no frames, or they differ in size.
+      OSError: the file cannot be written; the message contains the encoder's output.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +134,9 @@ def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> P
         raise ValueError("a video needs at least one frame")
     height, width, _ = first.shape
     padding = ((0, height % 2), (0, width % 2), (0, 0))
-    with tempfile.TemporaryFile() as words:
-        encoder = _encoder(path, width + width % 2, height + height % 2, fps, words)
-        # A broken pipe is an encoder that has ended, and says why; leaving the block waits for its end.
+    with tempfile.TemporaryFile() as output:
+        encoder = _encoder(path, width + width % 2, height + height % 2, fps, output)
+        # A broken pipe means that the encoder has ended with a message; leaving the block waits for its end.
         with suppress(BrokenPipeError), encoder as process:
             assert process.stdin is not None
             for frame in chain([first], remaining):
@@ -144,25 +144,25 @@ def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> P
                     raise ValueError(f"a video's frames have one shape, not {first.shape} and {frame.shape}")
                 process.stdin.write(np.pad(frame, padding, mode="edge").tobytes())
         if encoder.returncode:
-            words.seek(0)
-            raise OSError(f"cannot write the video {path}: {words.read().decode(errors='replace').strip()}")
+            output.seek(0)
+            raise OSError(f"cannot write the video {path}: {output.read().decode(errors='replace').strip()}")
     return path
 
 
-def _encoder(path: Path, width: int, height: int, fps: float, words: IO[bytes]) -> subprocess.Popen[bytes]:
-    """ffmpeg, waiting for frames; what it has to say goes to ``words``.
+def _encoder(path: Path, width: int, height: int, fps: float, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start ffmpeg, which reads frames from its input and writes its messages to ``output``.
 
-    The program comes with imageio-ffmpeg; started here because that package's own writer forks, which a
-    process that runs JAX must not.
+    The program comes with imageio-ffmpeg. It is started here because that package's own writer forks, and a process
+    that runs JAX must not fork.
     """
     import imageio_ffmpeg
 
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
-    # Else ffmpeg reads a leading dash as an option, and what stands before a colon as a protocol.
+    # Without the prefix ffmpeg reads a leading dash as an option, and the text before a colon as a protocol.
     target.append(f"file:{path.absolute()}")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=output)
 
 
 def render_episode(
@@ -177,16 +177,18 @@ def render_episode(
     action_repeat: int = 1,
     spec: EnvSpec | None = None,
 ) -> list[Frame]:
-    """The frames of one episode, of at most ``max_steps`` actions, each of ``action_repeat`` steps.
+    """Return the frames of one episode of at most ``max_steps`` actions, each of ``action_repeat`` steps.
 
-    Environments of Gymnasium draw themselves where they can: those that it has under an id, made with ``options`` as
-    keyword arguments, and those that a callable makes.  Of others the observations are drawn, of Atari games their
-    screens: ``make`` makes one such environment, already seeded.  ``act`` is given the last ``stack`` observations
-    joined along the last axis, as in training, and pictures where ``observation`` says so.  ``spec`` says how
-    observations of Gymnasium's environment are encoded, and where its actions begin.
+    A Gymnasium environment, from an id with ``options`` as keyword arguments or from a callable, draws itself if it
+    can.  For every other environment the frames are drawn from its observations, for Atari games from their screens;
+    ``make`` makes one such environment with its seed.
+
+    ``act`` receives the last ``stack`` observations concatenated along the last axis, as in training; with
+    ``observation`` set to pixels they are pictures.  ``spec`` contains the encoding of a Gymnasium environment's
+    observations and the number of its first action.
 
     Raises:
-      ValueError: neither can be done.
+      ValueError: the environment does not draw itself, and no ``make`` was passed.
     """
     if atari.canonical(source) is None:
         from bircher.envs.gymnasium import drawing_env
@@ -195,7 +197,7 @@ def render_episode(
         if drawing is not None:
             return _render_gymnasium(drawing, act, seed, max_steps, stack, spec)
     if make is None:
-        raise ValueError(f"{source} cannot be drawn: Gymnasium has no picture of it, and no environment was given")
+        raise ValueError(f"{source} cannot be drawn: Gymnasium has no picture of it, and `make` was not passed")
     env = make()
     try:
         return _render_observations(env, act, max_steps, stack)
@@ -204,21 +206,21 @@ def render_episode(
 
 
 def draw_observation(observation: Any) -> Frame:
-    """One observation ``[height, width]`` or ``[height, width, channels]`` as a picture, enlarged.
+    """Draw one observation ``[height, width]`` or ``[height, width, channels]`` as an enlarged picture.
 
-    Bytes of 1 or 3 channels are taken as pixels; else each channel has its color, and where several are set
-    the last one shows.
+    Bytes with 1 or 3 channels are pixels. In other observations each channel has a color, and where several channels
+    are set the last one is shown.
 
     Raises:
-      ValueError: the observation is no grid.
+      ValueError: the observation is not a grid.
     """
     grid = np.asarray(observation)
     if grid.ndim == 2:
         grid = grid[..., None]
     if grid.ndim != 3:
         raise ValueError(
-            f"only grids [height, width, channels] can be drawn, no observation of shape {grid.shape}: an environment "
-            'of Gymnasium draws itself where it takes render_mode="rgb_array"'
+            f"an observation of shape {grid.shape} cannot be drawn, only a grid [height, width, channels]: a Gymnasium "
+            'environment draws itself if it takes render_mode="rgb_array"'
         )
     if grid.dtype == np.uint8 and grid.shape[-1] in (1, 3):
         picture = np.broadcast_to(grid, (*grid.shape[:2], 3))
@@ -231,12 +233,12 @@ def draw_observation(observation: Any) -> Frame:
 
 
 def _columns(lines: list[dict[str, Any]], *names: str) -> list[tuple[float, ...]]:
-    """These numbers of the lines that have the second."""
+    """Return the values of these names in every line in which the second name has a finite value."""
     return [tuple(line[name] for name in names) for line in lines if math.isfinite(line.get(names[1], math.nan))]
 
 
 def _colors(count: int) -> np.ndarray:
-    """Well-separated hues, [count, 3] bytes."""
+    """Return colors with well-separated hues, bytes [count, 3]."""
     from matplotlib.colors import hsv_to_rgb
 
     hues = np.stack([np.arange(count) / count, np.full(count, 0.65), np.full(count, 0.95)], axis=-1)
@@ -249,19 +251,19 @@ def _render_gymnasium(
     encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
     start = 0 if spec is None else spec.action_start
 
-    def encoded(given: Any) -> np.ndarray:
-        return np.asarray(given if encoding is None else encode_observation(encoding, given))
+    def encode(value: Any) -> np.ndarray:
+        return np.asarray(value if encoding is None else encode_observation(encoding, value))
 
     try:
-        given, info = env.reset(seed=seed)
-        # A first observation stands for those that it has not had, as in training.
-        recent = deque([encoded(given)] * stack, maxlen=stack)
+        observation, info = env.reset(seed=seed)
+        # The first observation fills the whole stack, as in training.
+        recent = deque([encode(observation)] * stack, maxlen=stack)
         frames = [env.picture()]
         for _ in range(max_steps):
-            seen = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
-            action = decode_action(start, act(seen[None], info.get("action_mask")))[0]
-            given, _, terminated, truncated, info = env.step(action)
-            recent.append(encoded(given))
+            stacked = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
+            action = decode_action(start, act(stacked[None], info.get("action_mask")))[0]
+            observation, _, terminated, truncated, info = env.step(action)
+            recent.append(encode(observation))
             frames.append(env.picture())
             if terminated or truncated:
                 break
@@ -272,7 +274,7 @@ def _render_gymnasium(
 
 def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list[Frame]:
     if env.num_envs != 1:
-        raise ValueError(f"one environment is drawn at a time, not {env.num_envs}")
+        raise ValueError(f"expected 1 environment to draw, not {env.num_envs}")
 
     inner: Any = env
     while hasattr(inner, "env"):
@@ -280,14 +282,14 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     screens = getattr(inner, "pictures", lambda: None)
 
     def draw(observation: Any) -> Frame:
-        newest, shown = np.asarray(observation)[0], screens()
-        if shown is not None:
-            return shown[0]
+        newest, screen = np.asarray(observation)[0], screens()
+        if screen is not None:
+            return screen[0]
         return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
 
     import jax
 
-    # Traced once: a gymnax environment would otherwise be traced anew at every step.
+    # The step is traced once: a gymnax environment would otherwise be traced again at every step.
     step = jax.jit(env.step)
     state, row = env.reset()
     frames = [draw(row.observation)]
@@ -303,14 +305,14 @@ FPS = 30
 
 
 def require_display() -> None:
-    """Raise NoDisplay where no window can be opened."""
-    named = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
-    if sys.platform.startswith("linux") and not named:
+    """Raise NoDisplay if no window can be opened."""
+    has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
+    if sys.platform.startswith("linux") and not has_display:
         raise NoDisplay("there is no display to open a window on: write a video instead, with --video FILE.mp4")
 
 
 def require_writable(path: Path) -> None:
-    """Raise RunFolderError where a file cannot be written."""
+    """Raise RunFolderError if a file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
@@ -319,7 +321,7 @@ def require_writable(path: Path) -> None:
 
 
 def show(frames: list[Frame], title: str) -> None:
-    """Show frames in a window, until the last or until it is closed."""
+    """Show frames in a window until the last frame, or until the window is closed."""
     import pygame
 
     pygame.display.init()

@@ -17,32 +17,32 @@ import numpy as np
 from bircher import metrics as glossary
 
 Numbers = Mapping[str, Any]
-"""Names to numbers, or to anything that ``float`` takes, such as arrays of one element."""
+"""A mapping from names to numbers, or to values that ``float`` accepts, such as arrays of one element."""
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Receives what a run measures.  Neither the loop nor a writer knows of the other's other side."""
+    """The interface through which a training run outputs its metrics."""
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
-        """One moment: the counters then (``bircher.metrics.COUNTERS``), and whatever was measured."""
+        """Write the metrics of one moment, with the counters (``bircher.metrics.COUNTERS``) of that moment."""
         ...
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
-        """A picture ``[height, width, 3]`` of bytes, such as an evaluation's last frame."""
+        """Write a picture ``[height, width, 3]`` of bytes, such as an evaluation's last frame."""
         ...
 
     def close(self) -> None:
-        """Write what is held back and free what is held; nothing is written afterward."""
+        """Write buffered output and free all resources; nothing is written afterward."""
         ...
 
 
 class JsonLines:
-    """One JSON object a line: the counters, then the metrics; NaN and infinities as null.
+    """Writes one JSON object per line: the counters, then the metrics, with NaN and infinities as null.
 
-    ``restored_env_steps`` is None for a new run, whose file must not exist; a resumed run gives the steps of
-    the checkpoint it goes on from, and lines beyond them, of work that will be done again, are dropped.  Lines that
-    cannot be read are put aside, into a file beside it; ``damaged`` has their numbers.
+    ``restored_env_steps`` is None for a new run, whose file must not exist.  For a resumed run it is the number of
+    steps in its checkpoint; later lines are dropped, because the run repeats their steps.  Lines that cannot be read
+    are moved to a separate file next to this one; ``damaged`` contains their numbers.
     """
 
     def __init__(self, path: str | Path, restored_env_steps: int | None = None) -> None:
@@ -51,18 +51,18 @@ class JsonLines:
         self.damaged: tuple[int, ...] = ()
         if restored_env_steps is not None and path.exists():
             self.damaged = _cut(path, restored_env_steps)
-        # Without a buffer: after a full disk closing has nothing left to write, and so cannot fail again.
+        # There is no buffer, so that closing the file after a full disk has nothing to write and cannot fail again.
         self._file = path.open("xb" if restored_env_steps is None else "ab", buffering=0)
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
-        """Append one line; it is in the file when this returns."""
+        """Append one line; it is in the file when this method returns."""
         line = {name: _json_number(value) for name, value in {**counters, **metrics}.items()}
-        left = (json.dumps(line, allow_nan=False) + "\n").encode()
-        while left:
-            left = left[self._file.write(left) :]
+        remaining = (json.dumps(line, allow_nan=False) + "\n").encode()
+        while remaining:
+            remaining = remaining[self._file.write(remaining) :]
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
-        """Pictures have no place in a file of lines."""
+        """Ignore the picture, since a file of lines cannot contain it."""
 
     def close(self) -> None:
         """Close the file."""
@@ -70,19 +70,20 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events over environment steps; ``restored_env_steps`` hides what a resumed run does again.
+    """Writes TensorBoard events over environment steps.
 
-    Events are written by the thread that calls, so that a full disk is an error of the call.  tensorboardX's own
-    SummaryWriter has a thread for them: when that has died of a full disk, later calls wait for it forever.
+    ``restored_env_steps`` hides the older events of the steps that a resumed run repeats.  The calling thread writes
+    the events, so that a full disk raises an error in the call.  tensorboardX's own SummaryWriter writes them in a
+    separate thread; when a full disk has ended that thread, later calls block forever.
     """
 
     def __init__(self, folder: str | Path, restored_env_steps: int | None = None) -> None:
-        # They take a moment to import: only when they are used.
+        # These modules are imported only when they are used, because their import takes time.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
         self._summary, self._event = summary, Event
-        # An absolute path: one that begins with `gs:` or `s3:` would be taken for a cloud's address.
+        # The path is absolute, since one that begins with `gs:` or `s3:` would be read as a cloud address.
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self._events = event_file_writer.EventsWriter(str(folder / "events"))
@@ -92,12 +93,12 @@ class TensorBoard:
             self._add(restored_env_steps + 1, session_log=start)
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
-        """One scalar for each metric."""
+        """Write one scalar for each metric."""
         for name, value in metrics.items():
             self._add(int(counters["env_steps"]), summary=self._summary.scalar(name, float(value)))
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
-        """One picture ``[height, width, 3]`` of bytes."""
+        """Write one picture ``[height, width, 3]`` of bytes."""
         self._add(int(counters["env_steps"]), summary=self._summary.image(tag, array, dataformats="HWC"))
 
     def close(self) -> None:
@@ -105,13 +106,13 @@ class TensorBoard:
         try:
             self._events.close()
         except OSError:
-            # tensorboardX leaves the file open where the flush fails, and Python 3.13 would print that at exit.
+            # tensorboardX leaves the file open if the flush fails, and Python 3.13 would report that at exit.
             with contextlib.suppress(OSError):
                 self._events._py_recordio_writer.close()
             raise
 
     def _add(self, env_steps: int, **content: Any) -> None:
-        """Append one event; every ten seconds events are brought to the disk."""
+        """Append one event; every ten seconds all events are flushed to the disk."""
         self._events.write_event(self._event(step=env_steps, wall_time=time.time(), **content))
         if time.monotonic() - self._flushed >= 10.0:
             self._events.flush()
@@ -119,10 +120,10 @@ class TensorBoard:
 
 
 class Console:
-    """A live display where the output is a terminal; else a plain line every few seconds.
+    """Shows a live display if the output is a terminal, and otherwise prints a plain line every few seconds.
 
-    Drawn only from within ``write`` and at most every ``every_seconds`` (by default 1 live, 5 plain), so
-    that it costs a training run next to nothing.  ``total_env_steps`` gives progress and time left.
+    It draws only within ``write`` and at most every ``every_seconds`` (by default 1 for the live display, 5 for plain
+    lines), so that a training run is hardly slower.  ``total_env_steps`` is needed to show progress and time left.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Console:
         live = self._terminal.is_terminal and not self._terminal.is_dumb_terminal
         self._live = Live(console=self._terminal, auto_refresh=False) if live else None
         self._every = every_seconds if every_seconds is not None else (1.0 if live else 5.0)
-        self._drawn = -math.inf
+        self._last_draw = -math.inf
         self._start: tuple[float, float] | None = None
         self._counters: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
@@ -149,23 +150,23 @@ class Console:
             self._live.start()
 
     def write(self, counters: Numbers, metrics: Numbers) -> None:
-        """Remember the newest value of each metric, and draw if it is time."""
+        """Store the newest value of each metric, and draw if enough time has passed."""
         self._counters = {name: float(value) for name, value in counters.items()}
         self._metrics |= {name: float(value) for name, value in metrics.items()}
         now = time.monotonic()
         self._start = self._start or (now, self._counters["env_steps"])
-        if now - self._drawn >= self._every:
+        if now - self._last_draw >= self._every:
             self._draw(now)
 
     def image(self, tag: str, array: np.ndarray, counters: Numbers) -> None:
-        """A terminal shows no pictures."""
+        """Ignore the picture, since a terminal cannot show it."""
 
     def message(self, text: str) -> None:
-        """A line that stays, above the display."""
+        """Print a permanent line above the display."""
         self._terminal.print(_printable(text), markup=False, emoji=False)
 
     def close(self) -> None:
-        """Draw the last values and give the terminal back."""
+        """Draw the last values and end the live display."""
         if self._counters:
             self._draw(time.monotonic())
         if self._live:
@@ -173,20 +174,23 @@ class Console:
         self._counters = {}
 
     def _draw(self, now: float) -> None:
-        self._drawn = now
+        self._last_draw = now
         if self._live:
             self._live.update(self._panel(now), refresh=True)
         else:
             self.message(self._line(now))
 
     def _seconds_left(self, now: float) -> float | None:
-        """From the mean speed of this process: None where nothing is known yet, or no end is set."""
+        """Estimate the remaining time from the mean speed of this process.
+
+        Returns None before the first steps, or if the total number of steps is not set.
+        """
         if self._total is None or self._start is None:
             return None
-        began, first_steps = self._start
+        start, first_steps = self._start
         done = self._counters["env_steps"] - first_steps
         left = max(self._total - self._counters["env_steps"], 0)
-        return left * (now - began) / done if done > 0 else None
+        return left * (now - start) / done if done > 0 else None
 
     def _line(self, now: float) -> str:
         steps = int(self._counters["env_steps"])
@@ -221,7 +225,7 @@ class Console:
             for name in sorted(name for name in self._metrics if name.startswith(f"{group}/") and name not in _QUIET):
                 unit = glossary.GLOSSARY[name].unit if name in glossary.GLOSSARY else ""
                 body.add_row(name, _number(name, self._metrics[name]), "" if unit in ("1", "bytes") else unit)
-        # As a Text: of a string, what stands in brackets would be read as a style.
+        # The title is a Text, because in a string the words in brackets would be read as a style.
         return Panel(Group(head, "", body), title=Text(_printable(self._title)), title_align="left", expand=False)
 
 
@@ -232,32 +236,35 @@ _LINE = {
     "speed/updates_per_second": "updates/s",
     "speed/memory_bytes": "memory",
 } | {f"loss/{term}": term for term in glossary.TERMS}
-"""What a plain line shows, and as what."""
+"""The metrics in a plain line, with their labels."""
 
 _QUIET = {f"weighted/{term}" for term in glossary.TERMS}
-"""What the live display leaves to the files: the same losses times constants."""
+"""Metrics that the live display omits: they are the losses times constants, and the files contain them."""
 
 
 def _printable(text: str) -> str:
-    """The text with escapes for what no terminal takes: bytes in a path that are not UTF-8."""
+    """Escape the parts of a text that a terminal cannot print: bytes in a path that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def put_aside(path: Path) -> Path:
-    """Where what cannot be read of a file of metrics is kept."""
+def damaged_path(path: Path) -> Path:
+    """Return the path of the file for the unreadable lines of a file of metrics."""
     return path.with_name(path.name + ".damaged")
 
 
 def _cut(path: Path, env_steps: int) -> tuple[int, ...]:
-    """Drop the lines beyond ``env_steps`` (and a half-written one) at once or not at all; numbers of damaged ones."""
+    """Drop the lines beyond ``env_steps`` and an incomplete last line, and return the numbers of damaged lines.
+
+    The file is replaced in one step, so that an interruption leaves the old or the new file.
+    """
     lines, damaged = glossary.salvage(path)
-    kept = [line for line in lines if line["env_steps"] <= env_steps]
+    remaining = [line for line in lines if line["env_steps"] <= env_steps]
     if damaged:
-        with put_aside(path).open("ab") as file:
+        with damaged_path(path).open("ab") as file:
             file.writelines(text + b"\n" for text in damaged.values())
     temporary = path.with_name(path.name + ".unfinished")
     with temporary.open("w", encoding="utf-8") as file:
-        for line in kept:
+        for line in remaining:
             file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
     os.replace(temporary, path)
     return tuple(damaged)
