@@ -71,11 +71,11 @@ def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--steps", "128"], "holds a run with steps=64, not 128: give another --out"),
+        (["--steps", "128"], "has a run with steps=64, not 128: set another --out"),
         (["losses.entropy.weight=0.3"], "losses.entropy.weight="),
         (["--env", "toy/cliff"], "toy/cliff, muesli and toy/cliff, muesli would both be"),
-        (["agent=muesli"], "agent=muesli is not for all runs to share"),
-        (["seed=7"], "seed=7 is not for all runs to share"),
+        (["agent=muesli"], "agent=muesli cannot be shared by all runs"),
+        (["seed=7"], "seed=7 cannot be shared by all runs"),
     ],
 )
 def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, sentence):
@@ -182,17 +182,17 @@ def test_a_page_of_something_else_is_not_overwritten(compared, tmp_path):
     grown = invoke("compare", *runs.values(), "--out", str(page), "--json")
     assert grown.exit_code == 0, "the same one, grown"
     told = invoke("compare", runs["ppo"], "--out", str(page))
-    assert told.exit_code == 2 and "comparison.html is of another comparison (muesli against ppo)" in told.stderr
+    assert told.exit_code == 2 and "comparison.html is from another comparison (muesli against ppo)" in told.stderr
     assert json.loads((page / compare.NUMBERS).read_text()) == json.loads(grown.stdout)
     for name, content in ((compare.NUMBERS, "[1]"), (compare.TABLE, "my notes")):
         other = tmp_path / name
         other.mkdir()
         (other / name).write_text(content)
         told = invoke("compare", runs["ppo"], "--out", str(other))
-        assert told.exit_code == 2 and f"{other / name} is not this comparison's" in told.stderr
+        assert told.exit_code == 2 and f"{other / name} is not from this comparison" in told.stderr
         assert [path.read_text() for path in other.iterdir()] == [content]
     told = invoke("protocol", "toy/cliff", *WORDS, *SHORT, "--out", str(out))
-    assert told.exit_code == 2 and "is of another comparison" in told.stderr
+    assert told.exit_code == 2 and "is from another comparison" in told.stderr
     assert json.loads((out / compare.NUMBERS).read_text()) == found
 
 

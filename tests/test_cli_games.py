@@ -115,7 +115,7 @@ def test_bad_input_is_one_sentence(runs: dict[str, Path]) -> None:
     refused("mcts:0 is not possible", "eval", one, "--opponent", "mcts:0")
     refused("a match needs at least two players", "match", one)
     refused("unknown opponent 'nowhere'", "match", one, "nowhere")
-    refused("toy/nim cannot be played here; boards are drawn of tic_tac_toe", "play", runs["nim"])
+    refused("toy/nim has no board for the terminal; these games have one: tic_tac_toe", "play", runs["nim"])
     refused("seed cannot be changed after training; only search.* can", "eval", one, "seed=3")
     refused("nowhere is no run", "play", "nowhere")
     for words in (("eval", one, "search.num_simulations=-1"), ("play", one, "--simulations", -1)):

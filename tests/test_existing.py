@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
 
 
 def names(*paths: Path, planned=()) -> list[str]:
-    return [cell.variant for cell in compare.cells(paths, planned)]
+    return [cell.variant for cell in compare.finished_jobs(paths, planned)]
 
 
 def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
@@ -71,7 +71,7 @@ def test_a_preset_is_named_and_not_all_that_it_holds(run):
 )
 def test_the_command_of_a_run_makes_its_configuration(run, words):
     path = run("a run", "CartPole-v1", *words)
-    (cell,) = compare.cells([path])
+    (cell,) = compare.finished_jobs([path])
     train, command, env, *settings = shlex.split(cell.command)
     assert (train, command) == ("bircher", "train")
     assert compose(env, settings) == directory.read_config(path)
@@ -83,7 +83,7 @@ def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
     for path in paths:
         text = (path / "config.yaml").read_text()
         (path / "config.yaml").write_text(text.replace("preset: cartpole", "preset: of_old"))
-    found = compare.cells(paths)
+    found = compare.finished_jobs(paths)
     assert [cell.variant for cell in found] == ["ppo", "ppo"]
     for cell, path in zip(found, paths, strict=True):
         assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
@@ -93,7 +93,7 @@ def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
 def test_an_option_that_is_missing_tells_runs_apart(run, monkeypatch):
     path, config = run("a", "CartPole-v1", "agent=ppo"), compose("CartPole-v1", ["agent=ppo", "env.options.b=1"])
     monkeypatch.setattr(compare, "compose", lambda env, words: config)
-    assert compare.recipe(directory.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
+    assert compare.overrides_of(directory.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
 
 
 def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_path):
@@ -110,9 +110,9 @@ def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_p
 def test_one_run_twice_is_refused(run):
     one, two = (run(name, "CartPole-v1", "agent=ppo", "seed=3") for name in ("one", "two"))
     with pytest.raises(RunFolderError, match="one and .*two are one run twice: ppo on CartPole-v1 with seed 3"):
-        compare.cells([one, two])
+        compare.finished_jobs([one, two])
     with pytest.raises(RunFolderError, match="one is given twice"):
-        compare.cells([one, one])
+        compare.finished_jobs([one, one])
 
 
 def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
@@ -121,7 +121,7 @@ def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
     env = config.env.model_copy(update={"id": "callable:Mine"})
     (path / "config.yaml").write_text(config.model_copy(update={"env": env}).to_yaml())
     with pytest.raises(UnknownEnvironment, match="the callable Mine, which no file holds"):
-        compare.cells([path])
+        compare.finished_jobs([path])
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
     ],
 )
 def test_settings_of_an_agent_are_split_outside_brackets(word, parts):
-    assert compare.apart(word) == parts
+    assert compare.split_settings(word) == parts

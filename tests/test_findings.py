@@ -1,4 +1,4 @@
-"""What is said of finished runs whose numbers are made up."""
+"""Findings about finished runs with invented numbers."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_scores_begin_at_the_very_first_episodes(cell):
     assert found.over_steps["x"]["a"].mean[0] > 10.0, "the curve's first place is a mean"
 
 
-def test_what_misleads_is_said(cell):
+def test_notes_name_what_may_mislead(cell):
     runs = [cell("a", "x", 1.0, [0, 1]), cell("a", "y", 1.0, [0, 1]), cell("b", "x", 2.0, [0, 1], steps=200)]
     notes = compare.findings(runs, "title", ["mine"]).notes
     assert notes[0] == "mine" and "on 1,000 fresh episodes" in notes[1]
-    for said in ("b has no run on y", "x: the agents had different numbers of steps", "Of fewer than 5 runs"):
-        assert sum(said in note for note in notes) == 1
+    for sentence in ("b has no run on y", "x: the agents had different numbers of steps", "interval of fewer than 5 runs"):
+        assert sum(sentence in note for note in notes) == 1
     assert not any("of one environment" in note or note.startswith(("y:", "a has")) for note in notes)

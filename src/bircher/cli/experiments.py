@@ -64,7 +64,7 @@ def compare(
         place = out or directory.RUNS / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
         pairs = [*settings, *([] if steps is None else [f"steps={steps}"])]
         made = grid.plan(compare.variants(agents), env or [], range(seeds), pairs, place) if agents else []
-        there = compare.cells(runs, made)
+        there = compare.finished_jobs(runs, made)
         # A run that is what a planned one would be stands for it.
         stand = {(cell.variant, cell.env, cell.seed) for cell in there}
         every = [*there, *(cell for cell in made if (cell.variant, cell.env, cell.seed) not in stand)]

@@ -22,13 +22,13 @@ from bircher.runs import build, directory
 from bircher.runs.trainer import StopRequest
 
 LONGEST = 200
-"""Characters of a folder's name."""
+"""Maximum number of characters of a folder's name before its hash."""
 EVALUATION, LOG = "evaluation.json", "log.txt"
 BIRCHER = (sys.executable, "-m", "bircher")
 
 
 class Variant(NamedTuple):
-    """An agent as it is compared: a name, and the settings that make it."""
+    """An agent in a comparison: a name, and the settings that define it."""
 
     name: str
     settings: tuple[str, ...]
@@ -45,31 +45,31 @@ class Job(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What a user would type for this run alone."""
+        """The command that makes this run alone."""
         return shlex.join(["bircher", "train", self.env, *self.settings])
 
     @property
     def unfinished(self) -> Path:
-        """Where its evaluation is written until it is whole."""
+        """The file to which its evaluation is written until it is complete."""
         return self.path / f"{EVALUATION}.unfinished"
 
     @property
     def log(self) -> Path:
-        """What its processes said, beside its folder."""
+        """The file next to its folder with the output of its processes."""
         return self.path.with_name(f"{self.path.name}.{LOG}")
 
     def __str__(self) -> str:
         return f"{self.env}, {self.variant}, seed {self.seed}"
 
     def done(self, episodes: int | None = None) -> bool:
-        """Whether it was trained and evaluated, on so many episodes where that is asked."""
+        """Return whether it was trained and evaluated, and on this number of episodes unless that is None."""
         return (self.path / EVALUATION).exists() and episodes in (None, self.evaluation().get("episodes"))
 
     def evaluation(self) -> dict[str, Any]:
-        """The report of `bircher eval`, as it was printed.
+        """Return the report that `bircher eval` printed.
 
         Raises:
-          RunFolderError: it cannot be read.
+          RunFolderError: the report cannot be read.
         """
         try:
             return json.loads((self.path / EVALUATION).read_text(encoding="utf-8"))
@@ -77,8 +77,8 @@ class Job(NamedTuple):
             raise RunFolderError(f"{self.path / EVALUATION} cannot be read: {error}") from error
 
 
-class _Job(NamedTuple):
-    cell: Job
+class _RunningJob(NamedTuple):
+    job: Job
     process: subprocess.Popen
     evaluating: bool
     slot: int
@@ -87,163 +87,163 @@ class _Job(NamedTuple):
 def plan(
     variants: Sequence[Variant], envs: Sequence[str], seeds: Sequence[int], settings: Sequence[str], out: Path
 ) -> list[Job]:
-    """Every variant on every environment with every seed; what a run would be refused for is refused here, and once.
+    """Return a job for every variant on every environment with every seed, and check each before any run starts.
 
-    Seeds come first: whatever is stopped early has as many of each.
+    The outermost loop is over seeds, so that a comparison that is stopped early has the same number of each.
 
     Raises:
-      ConfigError, UnknownEnvironment, UnsupportedEnvironment: a cell cannot be run, with its own sentence; two would
-        share a folder; or a folder holds a run of other settings.
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: a job cannot be run, two jobs would share a folder, or a
+        folder contains a run with other settings.
     """
-    cells: list[Job] = []
+    jobs: list[Job] = []
     possible: set[tuple[str, str]] = set()
     for word in settings:
         if word.split("=")[0] in PLANNED:
             raise ConfigError(
-                f"{word} is not for all runs to share: agents, environments and seeds are what is compared"
+                f"{word} cannot be shared by all runs: the comparison itself sets agents, environments and seeds"
             )
     for seed in seeds:
         for env in envs:
             for variant in variants:
                 path = out / folder_name(env) / folder_name(variant.name) / str(seed)
-                cell = Job(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
-                twin = next((other for other in cells if other.path == path), None)
+                job = Job(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
+                twin = next((other for other in jobs if other.path == path), None)
                 if twin is not None:
                     raise ConfigError(f"{twin.env}, {twin.variant} and {env}, {variant.name} would both be {path}")
-                config = compose(env, cell.settings)
+                config = compose(env, job.settings)
                 if (path / directory.CONFIG).exists():
-                    _require_same(cell, config)
+                    _require_same(job, config)
                 elif (variant.name, env) not in possible:
                     build.require_possible(config)
                     possible.add((variant.name, env))
-                cells.append(cell)
-    return cells
+                jobs.append(job)
+    return jobs
 
 
 PLANNED = ("agent", "agent.name", "seed", "env.id")
-"""What a plan sets itself."""
+"""Settings that a plan sets itself."""
 FREE = ("device", "checkpoint.", "evaluation.", "env.num_threads")
-"""What may differ in a run that is there already: nothing learned depends on it."""
+"""Settings that may differ in an existing run, because nothing learned depends on them."""
 
 
 def is_free(name: str) -> bool:
-    """Whether a setting changes nothing that is learned."""
+    """Return whether a setting has no influence on what is learned."""
     return name.startswith(FREE)
 
 
 def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two runs differ, but for those that change nothing learned."""
+    """Return the settings in which two runs differ, except those that have no influence on what is learned."""
     first, second = (flat(config.model_dump(mode="json", by_alias=True)) for config in (one, other))
     names = (name for name in sorted(first.keys() | second.keys()) if not is_free(name))
     return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
 
 
-def _require_same(cell: Job, config: Config) -> None:
-    for name, (before, now) in differences(directory.read_config(cell.path), config).items():
-        raise ConfigError(f"{cell.path} holds a run with {name}={shown(before)}, not {shown(now)}: give another --out")
+def _require_same(job: Job, config: Config) -> None:
+    for name, (before, now) in differences(directory.read_config(job.path), config).items():
+        raise ConfigError(f"{job.path} has a run with {name}={shown(before)}, not {shown(now)}: set another --out")
 
 
 def flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary by dotted names."""
-    found: dict[str, Any] = {}
+    """Flatten a nested dictionary to one with dotted names."""
+    result: dict[str, Any] = {}
     for name, value in layer.items():
-        within = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{name}.") if within else {f"{prefix}{name}": value}
-    return found
+        nested = isinstance(value, Mapping) and value
+        result |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return result
 
 
 def run(
-    cells: Sequence[Job], processes: int, episodes: int, tell: Callable[[str], None] = print
+    jobs: Sequence[Job], processes: int, episodes: int, log: Callable[[str], None] = print
 ) -> tuple[list[Job], list[Job]]:
-    """Train and evaluate what is not done yet, `processes` at a time: (done, failed); stops early where it is asked to.
+    """Train and evaluate the jobs that are not done yet, `processes` at a time, and return (done, failed).
 
-    Cores are shared out, so that processes do not fight for them.  A run that was interrupted goes on from its last
-    checkpoint.
+    Each process has its own share of the cores, so that processes do not compete for them.  An interrupted run
+    continues from its last checkpoint.  A stop request ends the loop early, after the running jobs have saved.
     """
-    waiting = [cell for cell in cells if not cell.done(episodes)]
-    if len(waiting) < len(cells):
-        tell(f"{len(cells) - len(waiting)} of {len(cells)} runs are done already")
-    slots, jobs, failed = list(range(processes)), [], []
-    told_to_stop: set[int] = set()
-    with StopRequest() as stop, _none_left(jobs):
-        while jobs or (waiting and not stop.requested):
-            while waiting and slots and not stop.requested:
-                jobs.append(_begin(waiting.pop(0), slots.pop(0), processes, episodes, tell))
+    pending = [job for job in jobs if not job.done(episodes)]
+    if len(pending) < len(jobs):
+        log(f"{len(jobs) - len(pending)} of {len(jobs)} runs are done already")
+    slots, running, failed = list(range(processes)), [], []
+    interrupted: set[int] = set()
+    with StopRequest() as stop, _interrupt_on_error(running):
+        while running or (pending and not stop.requested):
+            while pending and slots and not stop.requested:
+                running.append(_begin(pending.pop(0), slots.pop(0), processes, episodes, log))
             if stop.requested:
-                # Once each: a second one would not let it save.
-                for job in [job for job in jobs if job.process.pid not in told_to_stop]:
-                    job.process.send_signal(signal.SIGINT)
-                    told_to_stop.add(job.process.pid)
+                # Each process gets one signal, because a second one would stop it before it has saved.
+                for active in [active for active in running if active.process.pid not in interrupted]:
+                    active.process.send_signal(signal.SIGINT)
+                    interrupted.add(active.process.pid)
             time.sleep(0.2)
-            for job in [job for job in jobs if job.process.poll() is not None]:
-                jobs.remove(job)
-                following = _next(job, processes, episodes, stop.requested, failed, tell)
+            for active in [active for active in running if active.process.poll() is not None]:
+                running.remove(active)
+                following = _next(active, processes, episodes, stop.requested, failed, log)
                 if following is None:
-                    slots.append(job.slot)
+                    slots.append(active.slot)
                 else:
-                    jobs.append(following)
-    return [cell for cell in cells if cell.done(episodes)], failed
+                    running.append(following)
+    return [job for job in jobs if job.done(episodes)], failed
 
 
 @contextlib.contextmanager
-def _none_left(jobs: Sequence[_Job]) -> Iterator[None]:
-    """Whatever goes wrong here, no run is left to itself: each is asked to save and end."""
+def _interrupt_on_error(running: Sequence[_RunningJob]) -> Iterator[None]:
+    """Request every running process to save and end if an exception occurs."""
     try:
         yield
     except Exception:
-        for job in jobs:
-            job.process.send_signal(signal.SIGINT)
+        for active in running:
+            active.process.send_signal(signal.SIGINT)
         raise
 
 
-def _begin(cell: Job, slot: int, processes: int, episodes: int, tell: Callable[[str], None]) -> _Job:
-    resumes = (cell.path / directory.CONFIG).exists()
-    if resumes and _trained(cell):
-        tell(f"{cell}: evaluating")
-        return _evaluate(cell, slot, processes, episodes)
-    tell(f"{cell}: " + ("going on" if resumes else "training"))
-    arguments = ["--resume", str(cell.path)] if resumes else [cell.env, *cell.settings, "--out", str(cell.path)]
-    return _Job(cell, _spawn(cell, ["train", *arguments], None, slot, processes), False, slot)
+def _begin(job: Job, slot: int, processes: int, episodes: int, log: Callable[[str], None]) -> _RunningJob:
+    resumes = (job.path / directory.CONFIG).exists()
+    if resumes and _trained(job):
+        log(f"{job}: evaluating")
+        return _evaluate(job, slot, processes, episodes)
+    log(f"{job}: " + ("going on" if resumes else "training"))
+    arguments = ["--resume", str(job.path)] if resumes else [job.env, *job.settings, "--out", str(job.path)]
+    return _RunningJob(job, _spawn(job, ["train", *arguments], None, slot, processes), False, slot)
 
 
-def _trained(cell: Job) -> bool:
+def _trained(job: Job) -> bool:
     try:
-        return directory.read_config(cell.path).reached(directory.counters(cell.path))
+        return directory.read_config(job.path).reached(directory.counters(job.path))
     except CheckpointError:
-        return False  # to resume it will say so
+        return False  # resuming the run reports this error
 
 
-def _evaluate(cell: Job, slot: int, processes: int, episodes: int) -> _Job:
-    arguments = ["eval", str(cell.path), "--episodes", str(episodes), "--seed", str(cell.seed), "--json"]
-    return _Job(cell, _spawn(cell, arguments, cell.unfinished, slot, processes), True, slot)
+def _evaluate(job: Job, slot: int, processes: int, episodes: int) -> _RunningJob:
+    arguments = ["eval", str(job.path), "--episodes", str(episodes), "--seed", str(job.seed), "--json"]
+    return _RunningJob(job, _spawn(job, arguments, job.unfinished, slot, processes), True, slot)
 
 
 def _next(
-    job: _Job, processes: int, episodes: int, stopping: bool, failed: list[Job], tell: Callable[[str], None]
-) -> _Job | None:
-    """What follows a process that ended: the evaluation, or nothing."""
-    cell, code = job.cell, job.process.returncode
+    active: _RunningJob, processes: int, episodes: int, stopping: bool, failed: list[Job], log: Callable[[str], None]
+) -> _RunningJob | None:
+    """Start the evaluation after a training that ended; return None if nothing follows."""
+    job, code = active.job, active.process.returncode
     if code != 0:
         if not stopping:
-            failed.append(cell)
-            tell(f"{cell}: failed, see {cell.log}")
+            failed.append(job)
+            log(f"{job}: failed, see {job.log}")
         return None
-    if job.evaluating:
-        os.replace(cell.unfinished, cell.path / EVALUATION)
-        tell(f"{cell}: mean return {cell.evaluation()['mean']:.1f}")
+    if active.evaluating:
+        os.replace(job.unfinished, job.path / EVALUATION)
+        log(f"{job}: mean return {job.evaluation()['mean']:.1f}")
         return None
-    return None if stopping else _evaluate(cell, job.slot, processes, episodes)
+    return None if stopping else _evaluate(job, active.slot, processes, episodes)
 
 
-def _spawn(cell: Job, arguments: list[str], output: Path | None, slot: int, processes: int) -> subprocess.Popen:
-    """A command line of its own, on its share of the cores; what it says goes to the log beside its run."""
-    cell.path.parent.mkdir(parents=True, exist_ok=True)
+def _spawn(job: Job, arguments: list[str], output: Path | None, slot: int, processes: int) -> subprocess.Popen:
+    """Start a command in a separate process on its share of the cores; its messages go to the log next to its run."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     share = set(cores[slot % len(cores) :: processes]) if cores else set()
 
-    with cell.log.open("a") as said, output.open("w") if output else cell.log.open("a") as printed:
-        # In a session of its own: Ctrl-C reaches it through `run` alone.
-        process = subprocess.Popen([*BIRCHER, *arguments], stdout=printed, stderr=said, start_new_session=True)
+    with job.log.open("a") as errors, output.open("w") if output else job.log.open("a") as stdout:
+        # A separate session, so that Ctrl-C reaches the process only through `run`.
+        process = subprocess.Popen([*BIRCHER, *arguments], stdout=stdout, stderr=errors, start_new_session=True)
     if share:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.sched_setaffinity(process.pid, share)
@@ -251,6 +251,6 @@ def _spawn(cell: Job, arguments: list[str], output: Path | None, slot: int, proc
 
 
 def folder_name(text: str) -> str:
-    """A name that every file system takes; a long one ends in a hash of what was cut off."""
+    """Return a name that every file system accepts; a long one is cut and ends in a hash of the whole text."""
     name = "".join(character if character.isalnum() or character in "-_." else "-" for character in text).strip("-")
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

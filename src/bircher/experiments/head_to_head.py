@@ -21,42 +21,42 @@ from bircher.runs.loaded_agent import LoadedAgent
 from bircher.training.evaluator import Mode
 
 OPPONENT = "random"
-"""What a run of a game of two is measured against where no opponent is named."""
+"""The default opponent of a run in a game of two players."""
 
 
 class Table(NamedTuple):
-    """Every player against every other."""
+    """The results of matches of every player against every other."""
 
     env: str
     players: list[str]
     episodes: int
-    """Games of each pair."""
+    """Number of games of each pair."""
     seed: int
     mode: Mode
     scores: list[list[float | None]]
-    """Row against column; None on the diagonal."""
+    """Score of the row's player against the column's; None on the diagonal."""
     elo: list[float]
     """Ratings; the first player's is 0."""
     anchor: str
     drawn_games_added: bool
-    """Whether a drawn game was added to every pair, without which no finite ratings fit."""
+    """Whether a drawn game was added to every pair, because otherwise no finite ratings fit the scores."""
     matches: list[MatchReport]
-    """The first of a pair stands as the agent."""
+    """Reports in which the first player of a pair is the agent."""
     wall_seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """What `json.dumps` takes."""
+        """Return the table as values that `json.dumps` accepts."""
         return {**self._asdict(), "matches": [report.to_json() for report in self.matches]}
 
 
 def against(
     agent: LoadedAgent, opponent: str, episodes: int = 100, seed: int = 0, greedy: bool = False, opening_moves: int = 0
 ) -> MatchReport:
-    """An agent against an opponent by name, or against the run in a folder, half of the games in each seat.
+    """Play an agent against an opponent by name, or against the run in a folder, with half of the games in each seat.
 
     Raises:
-      UnknownOpponent: neither an opponent nor a run.
-      UnsuitableOpponent: it cannot play the agent's game.
+      UnknownOpponent: the name is neither an opponent nor a run.
+      UnsuitableOpponent: the opponent cannot play the agent's game.
       RunFolderError, CheckpointError: the other run cannot be loaded.
     """
     mode: Mode = "greedy" if greedy else "sample"
@@ -73,12 +73,12 @@ def cross_table(
     greedy: bool = False,
     opening_moves: int = 0,
 ) -> Table:
-    """Every run (or opponent by name) against every other; the first is a run, and its rating 0.
+    """Play every run or opponent by name against every other; the first must be a run, and its rating is 0.
 
     Raises:
       UnknownOpponent, UnsuitableOpponent, RunFolderError, CheckpointError: as in `against`.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     if len(names) < 2:
         raise UnknownOpponent("a match needs at least two players: the folder of a run, then others or opponents")
     mode: Mode = "greedy" if greedy else "sample"
@@ -96,11 +96,11 @@ def cross_table(
             reports.append(report)
             points[i, j], points[j, i] = report.score * episodes, (1 - report.score) * episodes
             games[i, j] = games[j, i] = episodes
-    rated, added = matches.ratings(points, games)
+    elo, added = matches.ratings(points, games)
     scores = [[None if i == j else float(points[i, j] / games[i, j]) for j in range(size)] for i in range(size)]
     return Table(
-        env.spec.id, list(names), episodes, seed, mode, scores, [round(float(rating), 1) for rating in rated],
-        names[0], added, reports, round(time.perf_counter() - began, 3),
+        env.spec.id, list(names), episodes, seed, mode, scores, [round(float(rating), 1) for rating in elo],
+        names[0], added, reports, round(time.perf_counter() - start, 3),
     )  # fmt: skip
 
 
@@ -112,9 +112,9 @@ def play(
     seed: int = 0,
     greedy: bool = True,
 ) -> float:
-    """One game of a person against an agent: `ask` prompts for a move and returns what was typed, `say` shows a text.
+    """Play one game of a person against an agent.
 
-    Returns what the person got: 1, 0 or -1.
+    `ask` prompts for a move and returns the typed text; `say` shows a text. Returns the person's result: 1, 0 or -1.
 
     Raises:
       UnsuitableOpponent: the game has no board that can be drawn as text.
@@ -131,7 +131,7 @@ def play(
         mover = ply % 2
         say(board.draw(np.asarray(timestep.observation[0]), mover))
         if mover == person:
-            action = _asked(board, np.asarray(timestep.legal_actions[0]), mover, ask, say)
+            action = _ask_move(board, np.asarray(timestep.legal_actions[0]), mover, ask, say)
         else:
             chosen, carry = decide(
                 player.params, carry, states_of(env, state), timestep, jax.random.fold_in(key, ply)
@@ -148,17 +148,19 @@ def play(
 
 
 def require_board(env: Env) -> boards.Board:
-    """The board of a game that a person can play in the terminal.
+    """Return the board of a game that a person can play in the terminal.
 
     Raises:
-      UnsuitableOpponent: there is none.
+      UnsuitableOpponent: the game has no such board.
     """
     if env.spec.id not in boards.BOARDS:
-        raise UnsuitableOpponent(f"{env.spec.id} cannot be played here; boards are drawn of {', '.join(boards.BOARDS)}")
+        raise UnsuitableOpponent(
+            f"{env.spec.id} has no board for the terminal; these games have one: {', '.join(boards.BOARDS)}"
+        )
     return boards.board_of(env.spec.id)
 
 
-def _asked(board: boards.Board, legal: np.ndarray, mover: int, ask: Callable[[str], str], say: Any) -> int:
+def _ask_move(board: boards.Board, legal: np.ndarray, mover: int, ask: Callable[[str], str], say: Any) -> int:
     while True:
         try:
             return boards.read_move(board, ask("your move: "), legal, mover)
@@ -167,7 +169,7 @@ def _asked(board: boards.Board, legal: np.ndarray, mover: int, ask: Callable[[st
 
 
 def _games(agent: LoadedAgent, seed: int) -> Callable[[int, int], Env]:
-    """Fresh games as the agent's run has them, with seeds apart from those of training."""
+    """Return a function that makes new games like those of the agent's run, with seeds different from training's."""
     build.require_source(agent.config, agent.source)
     return lambda size, batch: build.make_env(agent.config, agent.source, size, seed, "match", generation=batch)
 
@@ -179,7 +181,7 @@ def _run(path: str, overrides: Sequence[str] = ()) -> LoadedAgent:
 
 
 def _player(name: str, agent: LoadedAgent, env: Env, mode: Mode, overrides: Sequence[str] = ()) -> Player:
-    """An opponent by name, or the run in a folder, that can play the agent's game."""
+    """Return an opponent by name, or the run in a folder, that can play the agent's game."""
     opponents.require_two_players(env)
     if opponents.is_name(name):
         return opponents.make(name, env)

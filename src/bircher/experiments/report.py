@@ -10,18 +10,22 @@ from typing import Any, NamedTuple
 
 from bircher.experiments.statistics import Band, Estimate
 
-ColorS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
+COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
 DASHES = ("-", "--", ":")
-"""For more agents than there are colors."""
+"""Line styles for more agents than there are colors."""
 COLUMNS, CROWDED = 3, 5
-"""Most panels side by side; and the agents from which on shades would hide each other, and names the curves."""
+"""Maximum number of panels in a row, and the number of agents from which on a chart has no shaded ranges and its legend
+is outside, because they would hide the curves."""
 
 LONGEST = 40
-"""Characters of an agent's name in a picture; tables have it whole."""
+"""Maximum number of characters of an agent's name in a picture; tables contain the whole name."""
 
 
 def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
-    """A panel for each environment: the mean of each agent's runs as a line, their range as a shade (of a few)."""
+    """Draw a panel for each environment, with the mean of each agent's runs as a line.
+
+    With few agents the range of their runs is shaded.
+    """
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     crowded = max(len(agents) for agents in panels.values()) >= CROWDED
@@ -31,7 +35,7 @@ def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
         if number % columns == 1 % columns:
             axes.set_ylabel("return of training episodes")
         for index, (name, band) in enumerate(agents.items()):
-            dash = DASHES[index // len(ColorS) % len(DASHES)]
+            dash = DASHES[index // len(COLORS) % len(DASHES)]
             axes.plot(band.x, band.mean, dash, color=_color(index), linewidth=1.4, label=_label(name))
             if not crowded:
                 axes.fill_between(band.x, band.low, band.high, color=_color(index), alpha=0.18, linewidth=0)
@@ -46,14 +50,14 @@ def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
 
 
 def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """A panel for each statistic: every agent's estimate as a point within its interval."""
+    """Draw a panel for each statistic, with every agent's estimate as a point within its interval."""
     rows = max(len(agents) for agents in panels.values())
     figure = _figure(4.6 * len(panels), 0.9 + 0.35 * rows)
     for number, (title, agents) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number, title=title)
-        for place, found in enumerate(agents.values()):
-            axes.plot([found.low, found.high], [place, place], color=_color(place), linewidth=6, alpha=0.4)
-            axes.plot([found.value], [place], "o", color=_color(place))
+        for place, estimate in enumerate(agents.values()):
+            axes.plot([estimate.low, estimate.high], [place, place], color=_color(place), linewidth=6, alpha=0.4)
+            axes.plot([estimate.value], [place], "o", color=_color(place))
         axes.set_yticks(range(len(agents)), [_label(name) for name in agents])
         axes.set_ylim(len(agents) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
@@ -61,16 +65,16 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate]]) -> str:
 
 
 def _label(name: str) -> str:
-    """An agent's name as there is room for it: of many settings the first and the last."""
+    """Shorten an agent's name to the available room: of a long name keep the beginning and the end."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
 
 
 def _color(index: int) -> str:
-    return ColorS[index % len(ColorS)]
+    return COLORS[index % len(COLORS)]
 
 
 def _figure(width: float, height: float) -> Any:
-    # Without pyplot: no window system is touched and no figure outlives the call.
+    # Without pyplot no window system is used, and the figure is freed after the call.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -80,7 +84,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _svg(figure: Any) -> str:
-    """The drawing alone, without the file's preamble and with nothing that differs from call to call."""
+    """Return the figure as an SVG element without the preamble of a file; equal figures give equal texts."""
     import matplotlib
 
     text = io.StringIO()
@@ -91,28 +95,28 @@ def _svg(figure: Any) -> str:
 
 
 class Row(NamedTuple):
-    """One agent on one environment."""
+    """The results of one agent on one environment."""
 
     env: str
     agent: str
     mean: Estimate
-    """Over the runs' own means, with its bootstrap interval."""
+    """Mean over the means of the runs, with its bootstrap interval."""
     runs: tuple[float, ...]
     """The mean return of each run, by seed."""
     env_steps: int
     wall_seconds: float
-    """Mean of the runs."""
+    """Mean over the runs."""
 
 
 class Findings(NamedTuple):
-    """All that a page says."""
+    """The contents of a page of results."""
 
     title: str
     rows: Sequence[Row]
     aggregates: Mapping[str, Mapping[str, Estimate]]
     """By statistic, then by agent."""
     improvement: Mapping[tuple[str, str], Estimate]
-    """How probably a run of the first beats one of the second."""
+    """Probability that a run of the first agent beats one of the second."""
     over_steps: Mapping[str, Mapping[str, Band]]
     """By environment, then by agent."""
     over_seconds: Mapping[str, Mapping[str, Band]]
@@ -120,35 +124,35 @@ class Findings(NamedTuple):
     notes: Sequence[str]
 
 
-def markdown(found: Findings) -> str:
-    """Tables, notes and the exact commands."""
-    parts = [f"# {found.title}", "", *_markdown_table(*_scores(found))]
-    if found.aggregates:
-        parts += ["", *_markdown_table(*_aggregates(found))]
-    if found.improvement:
-        parts += ["", *_markdown_table(*_improvement(found))]
-    parts += ["", *(f"- {note}" for note in found.notes), "", "```", *found.commands, "```", ""]
+def markdown(findings: Findings) -> str:
+    """Return the tables, notes and commands as Markdown."""
+    parts = [f"# {findings.title}", "", *_markdown_table(*_scores(findings))]
+    if findings.aggregates:
+        parts += ["", *_markdown_table(*_aggregates(findings))]
+    if findings.improvement:
+        parts += ["", *_markdown_table(*_improvement(findings))]
+    parts += ["", *(f"- {note}" for note in findings.notes), "", "```", *findings.commands, "```", ""]
     return "\n".join(parts)
 
 
-def html(found: Findings) -> str:
-    """The same with pictures."""
-    body = [f"<h1>{escape(found.title)}</h1>", _html_table(*_scores(found))]
-    if found.aggregates:
+def html(findings: Findings) -> str:
+    """Return the tables, charts, notes and commands as an HTML page."""
+    body = [f"<h1>{escape(findings.title)}</h1>", _html_table(*_scores(findings))]
+    if findings.aggregates:
         body += [
             "<h2>Interquartile mean and median</h2>",
-            intervals(found.aggregates),
-            _html_table(*_aggregates(found)),
+            intervals(findings.aggregates),
+            _html_table(*_aggregates(findings)),
         ]
-    if found.improvement:
-        body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(found))]
-    if found.over_steps:
-        body += ["<h2>By environment steps</h2>", bands(found.over_steps, "environment steps")]
-    if found.over_seconds:
-        body += ["<h2>By wall time</h2>", bands(found.over_seconds, "seconds")]
-    body += ["<ul>", *(f"<li>{escape(note)}</li>" for note in found.notes), "</ul>"]
-    body += ["<h2>Commands</h2>", "<pre>", *(escape(command) for command in found.commands), "</pre>"]
-    return _PAGE.format(title=escape(found.title), body="\n".join(body))
+    if findings.improvement:
+        body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(findings))]
+    if findings.over_steps:
+        body += ["<h2>By environment steps</h2>", bands(findings.over_steps, "environment steps")]
+    if findings.over_seconds:
+        body += ["<h2>By wall time</h2>", bands(findings.over_seconds, "seconds")]
+    body += ["<ul>", *(f"<li>{escape(note)}</li>" for note in findings.notes), "</ul>"]
+    body += ["<h2>Commands</h2>", "<pre>", *(escape(command) for command in findings.commands), "</pre>"]
+    return _PAGE.format(title=escape(findings.title), body="\n".join(body))
 
 
 _PAGE = """<!doctype html>
@@ -166,7 +170,7 @@ svg {{ max-width: 100%; height: auto; }}
 """
 
 
-def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
+def _scores(findings: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
     return heads, [
         [
@@ -174,25 +178,25 @@ def _scores(found: Findings) -> tuple[list[str], list[list[str]]]:
             f"{row.mean.low:.1f} to {row.mean.high:.1f}" if len(row.runs) > 1 else "one run",
             ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
         ]
-        for row in found.rows
+        for row in findings.rows
     ]  # fmt: skip
 
 
-def _aggregates(found: Findings) -> tuple[list[str], list[list[str]]]:
-    statistics = list(found.aggregates)
-    agents = list(found.aggregates[statistics[0]])
-    cells = [[agent, *(_interval(found.aggregates[name][agent]) for name in statistics)] for agent in agents]
+def _aggregates(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    statistics = list(findings.aggregates)
+    agents = list(findings.aggregates[statistics[0]])
+    cells = [[agent, *(_interval(findings.aggregates[name][agent]) for name in statistics)] for agent in agents]
     return ["agent", *statistics], cells
 
 
-def _improvement(found: Findings) -> tuple[list[str], list[list[str]]]:
+def _improvement(findings: Findings) -> tuple[list[str], list[list[str]]]:
     return ["agent", "over", "probability"], [
-        [ours, theirs, _interval(estimate)] for (ours, theirs), estimate in found.improvement.items()
+        [ours, theirs, _interval(estimate)] for (ours, theirs), estimate in findings.improvement.items()
     ]
 
 
-def _interval(found: Estimate) -> str:
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def _markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -206,19 +210,19 @@ def _html_table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])
 
 
-def as_json(found: Findings) -> dict[str, Any]:
-    """The numbers alone, as one object."""
+def as_json(findings: Findings) -> dict[str, Any]:
+    """Return the numbers, commands and notes as one JSON object."""
     return {
-        "title": found.title,
-        "rows": [{**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)} for row in found.rows],
+        "title": findings.title,
+        "rows": [{**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)} for row in findings.rows],
         "aggregates": {
             name: {agent: estimate._asdict() for agent, estimate in agents.items()}
-            for name, agents in found.aggregates.items()
+            for name, agents in findings.aggregates.items()
         },
         "probability_of_improvement": [
             {"agent": ours, "over": theirs, **estimate._asdict()}
-            for (ours, theirs), estimate in found.improvement.items()
+            for (ours, theirs), estimate in findings.improvement.items()
         ],
-        "commands": list(found.commands),
-        "notes": list(found.notes),
+        "commands": list(findings.commands),
+        "notes": list(findings.notes),
     }

@@ -14,11 +14,11 @@ RESAMPLES = 5000
 CONFIDENCE = 0.95
 
 Scores = Mapping[str, Sequence[float]]
-"""One agent's runs: by environment, a number for each seed."""
+"""The runs of one agent: for each environment one number per seed."""
 
 
 class Estimate(NamedTuple):
-    """A statistic of all runs with its stratified bootstrap interval."""
+    """A statistic of all runs, with its stratified bootstrap interval."""
 
     value: float
     low: float
@@ -28,25 +28,27 @@ class Estimate(NamedTuple):
 def aggregate(
     scores: Scores, statistic: Callable[[np.ndarray], np.ndarray], generator: np.random.Generator
 ) -> Estimate:
-    """A statistic over all environments and seeds; its interval resamples the seeds within each environment."""
-    drawn = np.concatenate([resampled(values, generator) for values in scores.values()], axis=-1)
-    return _estimate(statistic(_flat(scores)), statistic(drawn))
+    """Estimate a statistic over all environments and seeds; its interval resamples the seeds of each environment."""
+    resamples = np.concatenate([resampled(values, generator) for values in scores.values()], axis=-1)
+    return _estimate(statistic(_flat(scores)), statistic(resamples))
 
 
 def iqm(scores: Scores, generator: np.random.Generator) -> Estimate:
-    """Interquartile mean: the mean of the middle half of all runs."""
+    """Estimate the interquartile mean, the mean of the middle half of all runs."""
     return aggregate(scores, interquartile_mean, generator)
 
 
 def median(scores: Scores, generator: np.random.Generator) -> Estimate:
-    """Median over environments of the means over seeds, as rliable's."""
+    """Estimate the median over environments of the means over seeds, as rliable does."""
     means = [np.asarray(values, float).mean() for values in scores.values()]
-    drawn = np.stack([resampled(values, generator).mean(-1) for values in scores.values()], axis=-1)
-    return _estimate(float(np.median(means)), np.median(drawn, axis=-1))
+    resamples = np.stack([resampled(values, generator).mean(-1) for values in scores.values()], axis=-1)
+    return _estimate(float(np.median(means)), np.median(resamples, axis=-1))
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores, generator: np.random.Generator) -> Estimate:
-    """How probably a run of ours beats one of theirs, on a random environment of those that both have; ties count half.
+    """Estimate the probability that a run of `ours` beats one of `theirs` on a random environment that both have.
+
+    Ties count half.
 
     Raises:
       ValueError: they have no environment in common.
@@ -55,19 +57,19 @@ def probability_of_improvement(ours: Scores, theirs: Scores, generator: np.rando
     if not shared:
         raise ValueError("no environment has runs of both: there is nothing to compare")
     value = float(np.mean([_wins(_row(ours[env]), _row(theirs[env])) for env in shared]))
-    drawn = [_wins(resampled(ours[env], generator), resampled(theirs[env], generator)) for env in shared]
-    return _estimate(value, np.mean(drawn, axis=0))
+    resamples = [_wins(resampled(ours[env], generator), resampled(theirs[env], generator)) for env in shared]
+    return _estimate(value, np.mean(resamples, axis=0))
 
 
 def resampled(values: Sequence[float], generator: np.random.Generator) -> Float[np.ndarray, "resamples runs"]:
-    """As many runs as there are, drawn with replacement, over and over."""
+    """Return resamples of the runs, each as large as the original and drawn with replacement."""
     return _row(values)[generator.integers(len(values), size=(RESAMPLES, len(values)))]
 
 
 def normalized(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
-    """Every agent's scores with 0 for `floor` and 1 for the best agent's mean in each environment.
+    """Scale every agent's scores to 0 at `floor` and 1 at the best agent's mean in each environment.
 
-    Returns of different games are no numbers to be averaged; where no agent is above the floor, all are 0.
+    Returns of different games cannot be averaged without this. If no agent is above the floor, all scores are 0.
     """
     best: dict[str, float] = {}
     for runs in scores.values():
@@ -82,7 +84,7 @@ def normalized(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict
 
 
 def _wins(x: Float[np.ndarray, "*B n"], y: Float[np.ndarray, "*B m"]) -> Float[np.ndarray, "*B"]:
-    """Share of pairs in which x is above y, ties half: Mann and Whitney's U over n m."""
+    """Return the fraction of pairs in which x is above y, with ties as half: Mann and Whitney's U over n m."""
     difference = x[..., :, None] - y[..., None, :]
     return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean((-2, -1)))
 
@@ -95,14 +97,14 @@ def _flat(scores: Scores) -> np.ndarray:
     return np.concatenate([_row(values) for values in scores.values()])
 
 
-def _estimate(value: np.ndarray | float, drawn: np.ndarray) -> Estimate:
+def _estimate(value: np.ndarray | float, resamples: np.ndarray) -> Estimate:
     outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [outside, 1 - outside])
+    low, high = np.quantile(resamples, [outside, 1 - outside])
     return Estimate(float(value), float(low), float(high))
 
 
 class Curve(NamedTuple):
-    """How one run's returns went."""
+    """The returns of one run over its training."""
 
     env_steps: list[int]
     wall_seconds: list[float]
@@ -110,19 +112,19 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """The runs of one agent on one environment, at common places."""
+    """The mean and the range of one agent's runs on one environment, at common values of x."""
 
     x: list[float]
     mean: list[float]
     low: list[float]
     high: list[float]
-    """The least and the greatest of the runs there."""
+    """`low` and `high` are the least and the greatest of the runs at each x."""
 
 
 def band(curves: Sequence[Curve], axis: str, points: int = 100) -> Band:
-    """Mean and range of several runs over environment steps or wall time, as far as the shortest of them goes.
+    """Return mean and range of several runs over environment steps or wall time, up to the end of the shortest run.
 
-    Each is read by straight lines between its points; before its first one it is not known, and the band begins later.
+    Curves are interpolated linearly between their points. The band begins where every curve has a point.
     """
     places = [np.asarray(getattr(curve, axis), float) for curve in curves]
     x = np.linspace(max(place[0] for place in places), min(place[-1] for place in places), points)
