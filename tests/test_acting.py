@@ -159,7 +159,7 @@ def test_stacked_observations_are_joined_along_the_last_axis(world: str):
     one = agent.think(np.array([2, 6]), greedy=True)
     again = agent.think(np.array([[2, 6]]), greedy=True)
     np.testing.assert_array_equal(one.prior, again.prior)
-    with pytest.raises(ValueError, match=r"holds 7, expected a whole number from 2 to 6"):
+    with pytest.raises(ValueError, match=r"contains 7, expected a whole number from 2 to 6"):
         agent.act(np.array([2, 7]))
     assert len(loaded_agent.episode_frames(agent, 0, thoughts=True)) == LENGTH + 1
 
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(world: str):
     agent = untrained(world)
     with pytest.raises(ValueError, match=r"has observations \(3,\), or \[B, …\] of them, not \(4,\)"):
         agent.act(np.zeros(4))
-    with pytest.raises(ValueError, match=r"legal_actions has the shape \(4,\), and .* has 3 actions"):
+    with pytest.raises(ValueError, match=r"legal_actions has the shape \(4,\), but .* has 3 actions"):
         agent.act(np.zeros(3), legal_actions=np.ones(4, np.int8))
     with pytest.raises(ValueError, match="which the agent.s float32 cannot hold"):
         agent.act(np.array([0.0, 1e300, 0.0]))

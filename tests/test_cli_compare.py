@@ -223,9 +223,9 @@ def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
         (["compare", "ppo", "--env", "Pendulum-v1"], "supports Discrete actions only"),
         (["protocol", "Pendulum-v1"], "supports Discrete actions only"),
         (["compare", "ppo", "muesli", "--env", "CartPole-v1", "model.torso=grid"], "needs an observation of height"),
-        (["compare", "no/run", "--env", "toy/cliff"], "no/run is no run: there is no such folder"),
+        (["compare", "no/run", "--env", "toy/cliff"], "no/run is not a run directory: it does not exist"),
         (["protocol", "toy/clif"], "toy/clif"),
-        (["doctor", "nowhere"], "nowhere is no run"),
+        (["doctor", "nowhere"], "nowhere is not a run directory"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypatch):

@@ -117,6 +117,6 @@ def test_bad_input_is_one_sentence(runs: dict[str, Path]) -> None:
     refused("unknown opponent 'nowhere'", "match", one, "nowhere")
     refused("toy/nim has no board for the terminal; these games have one: tic_tac_toe", "play", runs["nim"])
     refused("seed cannot be changed after training; only search.* can", "eval", one, "seed=3")
-    refused("nowhere is no run", "play", "nowhere")
+    refused("nowhere is not a run directory", "play", "nowhere")
     for words in (("eval", one, "search.num_simulations=-1"), ("play", one, "--simulations", -1)):
         refused("search.num_simulations=-1 is not possible", *words)

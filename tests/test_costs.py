@@ -54,18 +54,23 @@ def test_an_agent_is_scored_as_in_training_where_nothing_limits_its_episodes() -
     assert [costs.scoring_limit(made, spec(77)) for made in (long, short)] == [None, None], "episodes are whole"
     said = costs.scoring_sentence(long, spec(None), 100)
     assert said == (
-        "test/env does not limit its episodes: each of 100 stops after 10,000 decisions (--max-steps), which are at "
-        "most 1,000,000"
+        "test/env does not limit its episodes: each of 100 is cut short after 10,000 decisions (--max-steps), at "
+        "most 1,000,000 in all"
     )
     assert costs.scoring_sentence(long, spec(77), 100) == ""
 
 
 def test_evaluations_that_take_far_more_than_the_training_are_said_before_it() -> None:
     said = costs.evaluation_sentence(composed(steps=4096), spec(None))
-    assert said.startswith("test/env does not limit its episodes: evaluations during training stop one after 1,000 dec")
-    assert "evaluation.count=10 evaluations of evaluation.episodes=16 may take 160,000 decisions, for 4,096 of" in said
+    assert said.startswith(
+        "test/env does not limit its episodes: evaluations during training cut them short after 1,000 dec"
+    )
+    assert (
+        "evaluation.count=10 evaluations of evaluation.episodes=16 may take 160,000 decisions, compared with 4,096 of"
+        in said
+    )
     said = costs.evaluation_sentence(composed(steps=7000), spec(500))
-    assert "may take 80,000 decisions, for 7,000 of the training: evaluation.max_steps makes" in said
+    assert "may take 80,000 decisions, compared with 7,000 of the training: evaluation.max_steps makes" in said
     few = [
         costs.evaluation_sentence(composed(steps=8000), spec(500)),
         costs.evaluation_sentence(composed(steps=7000, **{"evaluation.max_steps": 100}), spec(500)),
@@ -99,8 +104,8 @@ def test_the_cost_of_scoring_is_said_before_it(tmp_path: Path) -> None:
         invoke("train", "never_ending:Endless-v0", *words, "--out", tmp_path / "run")
         told, numbers = invoke("eval", tmp_path / "run", "--episodes", 3, "--json")
         assert told == (
-            "never_ending:Endless-v0 does not limit its episodes: each of 3 stops after 9 decisions (--max-steps), "
-            "which are at most 27\n"
+            "never_ending:Endless-v0 does not limit its episodes: each of 3 is cut short after 9 decisions "
+            "(--max-steps), at most 27 in all\n"
         )
         assert json.loads(numbers)["lengths"] == [9] * 3
         told, numbers = invoke("eval", tmp_path / "run", "--episodes", 3, "--max-steps", 4, "--json")
@@ -121,7 +126,7 @@ def test_a_long_run_is_said_once_after_its_first_seconds() -> None:
     assert forecast(60, 6.0, 999_000) == "", "too little to tell"
     said = forecast(60, 6.0, 998_000)
     assert said.startswith(
-        "about 28 hours are left at this speed, 10 steps a second: fewer steps (now steps=1,000,000)"
+        "about 28 hours are left at this speed, 10 steps a second; fewer steps (now steps=1,000,000)"
     )
     assert "fewer optimizer.updates_per_step" in said and "dqn_cnn" not in said
     assert forecast(60, 6.0, 997_000) == ""

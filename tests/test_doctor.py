@@ -260,7 +260,7 @@ def test_a_watch_raises_each_flag_once_and_does_not_remember_everything(monkeypa
     story = healthy()
     PLANTED[1](story)
     watch = logger.DoctorMonitor(FACTS)
-    raised = [flag.number for line in story for flag in watch(line, at_once=True)]
+    raised = [flag.number for line in story for flag in watch(line, immediately=True)]
     assert raised == [1] and len(watch._lines) <= 60
     assert set(map(tuple, watch._lines)) == set(map(tuple, story)) and len(watch._names) <= 3, "names are shared"
     assert sum("eval/return_mean" in line for line in watch._lines) == 5, "evaluations stay"

@@ -79,8 +79,8 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
         (["CartPole-v1", "backend"], "invalid override 'backend': expected KEY=VALUE"),
         (["CartPole-v1", "--out", "x" * 5000], "cannot be written: File name too long"),
-        (["--resume", "x" * 5000], "is no run: there is no such folder"),
-        (["--resume", "nowhere"], "nowhere is no run: there is no such folder"),
+        (["--resume", "x" * 5000], "is not a run directory: it does not exist"),
+        (["--resume", "nowhere"], "nowhere is not a run directory: it does not exist"),
         (["--resume", "nowhere", "--out", "run"], "--out cannot be given with it"),
         ([], "no environment was given"),
     ],
@@ -93,13 +93,15 @@ def test_bad_input_is_refused_before_anything_is_made(words: list[str], sentence
 @pytest.mark.parametrize("command", ["eval", "watch", "plot"])
 def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert_refused(invoke(command, "nowhere"), "nowhere is no run: there is no such folder")
-    assert_refused(invoke(command, "empty"), "empty is no run: it has no config.yaml")
+    assert_refused(invoke(command, "nowhere"), "nowhere is not a run directory: it does not exist")
+    assert_refused(invoke(command, "empty"), "empty is not a run directory: it has no config.yaml")
 
 
 def test_what_is_there_is_not_overwritten(run) -> None:
     result = invoke("train", "toy/cliff", *WORDS, "--out", str(run.path))
-    assert_refused(result, "already holds a run (config.yaml): choose another folder, or go on with it by --resume")
+    assert_refused(
+        result, "already contains a run (config.yaml): choose another folder, or continue the run with --resume"
+    )
 
 
 def copied(run, tmp_path: Path) -> Path:

@@ -120,7 +120,7 @@ def test_a_run_on_a_callable_cannot_be_evaluated_from_here(run):
     config = Config.from_yaml(path / "config.yaml")
     env = config.env.model_copy(update={"id": "callable:Mine"})
     (path / "config.yaml").write_text(config.model_copy(update={"env": env}).to_yaml())
-    with pytest.raises(UnknownEnvironment, match="the callable Mine, which no file holds"):
+    with pytest.raises(UnknownEnvironment, match="the callable Mine, which a file cannot contain"):
         compare.finished_jobs([path])
 
 

@@ -46,6 +46,10 @@ def test_notes_name_what_may_mislead(cell):
     runs = [cell("a", "x", 1.0, [0, 1]), cell("a", "y", 1.0, [0, 1]), cell("b", "x", 2.0, [0, 1], steps=200)]
     notes = compare.findings(runs, "title", ["mine"]).notes
     assert notes[0] == "mine" and "on 1,000 fresh episodes" in notes[1]
-    for sentence in ("b has no run on y", "x: the agents had different numbers of steps", "interval of fewer than 5 runs"):
+    for sentence in (
+        "b has no run on y",
+        "x: the agents had different numbers of steps",
+        "interval of fewer than 5 runs",
+    ):
         assert sum(sentence in note for note in notes) == 1
     assert not any("of one environment" in note or note.startswith(("y:", "a has")) for note in notes)

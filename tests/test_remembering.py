@@ -122,7 +122,7 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
         state, row = env.step(state, jnp.zeros(5, jnp.int32))
     held = agent._carry
     assert held is not None and float(jnp.abs(held.memory).max()) > 0
-    with pytest.raises(ValueError, match=r"5 episodes are remembered, and 2 observations were given: call reset\(\)"):
+    with pytest.raises(ValueError, match=r"5 episodes are in memory, but 2 observations were given: call reset\(\)"):
         agent.act(np.asarray(row.observation)[:2])
     carry = agent.agent.start(5)
     act = quick_jit(lambda carry, row: agent.agent.act(agent.policy, carry, row, jax.random.key(0), "greedy", 1.0)[1])
@@ -137,7 +137,7 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     anew = np.asarray(agent._carry.memory)
     same = np.isclose(again, anew, rtol=1e-4, atol=1e-5).all(-1)
     np.testing.assert_array_equal(same, [True, False, False, False, True])
-    with pytest.raises(ValueError, match="5 episodes are remembered, and where has the shape"):
+    with pytest.raises(ValueError, match="5 episodes are in memory, but where has the shape"):
         agent.reset(np.zeros(3, bool))
     thought = agent.think
     agent.reset()

@@ -95,7 +95,7 @@ def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys:
         resumed = training.run()
     finally:
         del gymnasium.registry["bircher/Countdown-v0"]
-    assert "bircher/Countdown-v0 begins fresh episodes with new seeds" in capsys.readouterr().out
+    assert "bircher/Countdown-v0 begins new episodes with new seeds" in capsys.readouterr().out
     assert resumed.counters["env_steps"] >= 600 and "['train'].optimizer_state[1].count" in before
     lines = [json.loads(line) for line in (half.path / "metrics.jsonl").read_text().splitlines()]
     updates = [line["learner_steps"] for line in lines]
@@ -141,7 +141,7 @@ def test_over_a_damaged_line_of_metrics_it_goes_on(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert launch.resume(path, ["steps=128"]).run().counters["env_steps"] >= 128
     told = capsys.readouterr().out
-    assert f"lines 2, 3 of {path / 'metrics.jsonl'} cannot be read, and are now in metrics.jsonl.damaged" in told
+    assert f"lines 2, 3 of {path / 'metrics.jsonl'} cannot be read, and were moved to metrics.jsonl.damaged" in told
     assert (path / "metrics.jsonl.damaged").read_text() == "\n".join(lines[1:3]) + "\n"
     del lines[1:3]
     after = directory.read_metrics(path)
@@ -173,7 +173,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bircher", "train", "--resume", "run", f"steps={saved + 1000}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"going on from checkpoint-\d+, {saved:,} environment steps", done.stdout)
+    assert re.search(rf"continuing from checkpoint-\d+, after {saved:,} environment steps", done.stdout)
     assert loaded_agent.load(tmp_path / "run").env_steps >= saved + 1000
     assert not list((tmp_path / "run" / "checkpoints").glob(".unfinished*"))
 
@@ -192,6 +192,6 @@ def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "go on with: bircher train --resume run" in output and "Traceback" not in output
+    assert "to continue: bircher train --resume run" in output and "Traceback" not in output
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert loaded_agent.load(tmp_path / "run").env_steps == json.loads(lines[-1])["env_steps"]

@@ -45,14 +45,14 @@ def test_a_run_of_a_callable_continues(path: Path) -> None:
 
 def test_every_refusal_names_the_way_on(path: Path) -> None:
     call = f"bircher.resume({str(path)!r}, env=Countdown)"
-    assert f"was the callable Countdown, which no file holds: give it from Python, {call}" in refused(
+    assert f"was the callable Countdown, which a file cannot contain: pass it from Python, {call}" in refused(
         "train", "--resume", str(path)
     )
     with pytest.raises(UnknownEnvironment, match="callable Countdown"):
         bircher.resume(path)
     with pytest.raises(RunFolderError) as told:
         bircher.train(Countdown, steps=64, out=path, **SETTINGS)
-    assert f"choose another folder, or go on with it by {call} in Python" in str(told.value)
+    assert f"choose another folder, or continue the run with {call} in Python" in str(told.value)
     with pytest.raises(
         ConfigError, match=r"continue a run with bircher train --resume RUN, in Python with bircher.res"
     ):
@@ -79,13 +79,13 @@ def test_another_environment_is_refused(path: Path) -> None:
         bircher.resume(path, env=Wider, steps=96)
     assert str(told.value) == (
         "the run was trained with observations float32 (2,) and actions discrete, 2 actions, "
-        "and Wider has observations float32 (5,) and actions discrete, 2 actions"
+        "but Wider has observations float32 (5,) and actions discrete, 2 actions"
     )
     agent = bircher.load(path, env=Wider)
     for play in (bircher.evaluate, diagnose):
-        with pytest.raises(UnsupportedEnvironment, match="and Wider has observations"):
+        with pytest.raises(UnsupportedEnvironment, match="but Wider has observations"):
             play(agent)
-    with pytest.raises(UnsupportedEnvironment, match="and ThreeActions has .* discrete, 3 actions"):
+    with pytest.raises(UnsupportedEnvironment, match="but ThreeActions has .* discrete, 3 actions"):
         bircher.resume(path, env=ThreeActions, steps=96)
     with pytest.raises(ConfigError, match="agent.gamma cannot be changed when a run is resumed"):
         bircher.resume(path, env=Countdown, agent={"gamma": 0.5})
@@ -95,7 +95,7 @@ def test_an_ordinary_run_continues_too(tmp_path: Path) -> None:
     bircher.train("toy/cliff", steps=16, out=tmp_path / "run", **SETTINGS)
     assert bircher.resume(tmp_path / "run", steps=32).counters["env_steps"] >= 32
     assert bircher.resume(tmp_path / "run", env="toy/cliff").counters["env_steps"] >= 32
-    with pytest.raises(UnknownEnvironment, match="is a run of toy/cliff and continues there: leave out env"):
+    with pytest.raises(UnknownEnvironment, match="is a run of toy/cliff, which it must continue: remove env"):
         bircher.resume(tmp_path / "run", env=Countdown)
-    with pytest.raises(RunFolderError, match="nowhere is no run"):
+    with pytest.raises(RunFolderError, match="nowhere is not a run directory"):
         bircher.resume(tmp_path / "nowhere")

@@ -134,7 +134,7 @@ def test_an_environment_may_be_a_callable(tmp_path: Path) -> None:
     assert bircher.evaluate(run.agent, episodes=3).env == "Countdown"
     alone = bircher.load(run.path)
     assert alone.act(np.zeros(2)) in (0, 1)
-    with pytest.raises(ValueError, match="the callable Countdown, which no file holds.*env=Countdown"):
+    with pytest.raises(ValueError, match="the callable Countdown, which a file cannot contain.*env=Countdown"):
         bircher.evaluate(alone, episodes=3)
     assert bircher.evaluate(bircher.load(run.path, env=Countdown), episodes=3).episodes == 3
 
@@ -184,12 +184,12 @@ def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
 def test_a_chunk_takes_a_second_and_never_passes_a_goal() -> None:
     pace = ChunkScheduler(num_envs=4, rollout_length=4)
     assert pace.chunk(10_000, None, known=True) == 1
-    pace.measured(1, 0.001)
+    pace.record(1, 0.001)
     assert pace.chunk(10_000, None, known=True) == 8  # no more than eight times as many at once
-    pace.measured(8, 0.008)
-    pace.measured(64, 0.064)
+    pace.record(8, 0.008)
+    pace.record(64, 0.064)
     assert pace.chunk(10**6, None, known=True) == 512
-    pace.measured(512, 4.0)
+    pace.record(512, 4.0)
     assert pace.chunk(10**6, None, known=True) == 128
     assert pace.chunk(160, None, known=False) == 10 and pace.chunk(15, None, known=False) == 0
     assert pace.chunk(15, None, known=True) == 1
@@ -207,7 +207,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
 
 def test_a_folder_is_never_overwritten(run, tmp_path: Path) -> None:
     before = (run.path / "metrics.jsonl").read_text()
-    with pytest.raises(RunFolderError, match="already holds a run"):
+    with pytest.raises(RunFolderError, match="already contains a run"):
         launch.start(tiny(), out=run.path)
     assert (run.path / "metrics.jsonl").read_text() == before
     (tmp_path / "notes.txt").write_text("mine")
@@ -250,7 +250,7 @@ def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, m
         asked = list(pool.map(create, [tmp_path / "mine"] * 8))
     assert asked.count(tmp_path / "mine") == 1, "of those who ask for one folder one gets it"
     refused = [str(error) for error in asked if isinstance(error, RunFolderError)]
-    assert len(refused) == 7 and all("mine already holds a run (config.yaml)" in text for text in refused)
+    assert len(refused) == 7 and all("mine already contains a run (config.yaml)" in text for text in refused)
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

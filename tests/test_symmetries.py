@@ -100,7 +100,7 @@ def test_the_learner_sees_turned_boards_where_it_is_asked_to():
 def test_what_is_no_board_is_refused(tmp_path: Path):
     composed = config.compose("CartPole-v1", {**SETTINGS, "replay.symmetries": True})
     with pytest.raises(
-        UnsupportedEnvironment, match=r"replay.symmetries=true needs a board .*, and CartPole-v1 has none"
+        UnsupportedEnvironment, match=r"replay.symmetries=true needs a board .*, but CartPole-v1 has none"
     ):
         launch.start(composed, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

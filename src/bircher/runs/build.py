@@ -28,32 +28,32 @@ from bircher.training.learner import Learner, TrainState
 from bircher.training.loops import Programs
 from bircher.types import EnvSpec, Key, TimeStep
 
-Learned_FROM = ("train", "check", "diagnose")
-"""Roles of environments whose rewards are those that the agent learns, clipped where it is asked for."""
+LEARNED_FROM = ("train", "check", "diagnose")
+"""Roles of environments in which rewards are those of training, clipped by `env.reward_clip`."""
 
 
 class Parts(NamedTuple):
-    """Agent and learner for one specification, and the shapes of the state that they will make."""
+    """Agent and learner for one specification, and the shapes of their state."""
 
     agent: Agent
     learner: Learner
     init: Callable[..., TrainState]
-    """(key, first rows) -> state; compiled on its first call"""
+    """(key, first rows) -> state; compiled at the first call."""
     template: TrainState
-    """The state's shapes: nothing is allocated yet."""
+    """The shapes of the state; nothing is allocated."""
     saved: TrainState
-    """The same without the replay, as a checkpoint holds it."""
+    """The shapes of the state without the replay, as in a checkpoint."""
 
 
 def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
-    """Environments as configured; `source` is a callable that the configuration only names, or None.
+    """Make environments as configured; `source` is a callable that the configuration only names, or None.
 
     Raises:
-      UnknownEnvironment: no such id.
-      UnsupportedEnvironment: it cannot be made as asked, whatever its own package raised.
+      UnknownEnvironment: the id does not exist.
+      UnsupportedEnvironment: the environment cannot be made with these settings, whatever error its package raised.
     """
     env = config.env
-    clip = env.reward_clip if role in Learned_FROM else None
+    clip = env.reward_clip if role in LEARNED_FROM else None
     try:
         return registry.make(
             env.id if source is None else source,
@@ -63,15 +63,15 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
     except (UnknownEnvironment, UnsupportedEnvironment):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or "it says no more"
+        reason = " ".join(str(error).split()) or "no message"
         raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
 
 
 def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
-    """Play the first step of one environment; returns what is worth saying about it.
+    """Play the first step of one environment, and return notes about it for the user.
 
     Raises:
-      UnsupportedEnvironment: it raised, or broke the contract of a Gymnasium environment.
+      UnsupportedEnvironment: the environment raised, or broke the contract of a Gymnasium environment.
     """
     env = config.env
     return registry.probe(
@@ -80,11 +80,11 @@ def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def recognized(config: Config, source: EnvSource | None, saved: Mapping[str, Any]) -> tuple[Config, EnvSpec]:
-    """The configuration of a saved run and its specification.
+def with_encoding(config: Config, source: EnvSource | None, saved: Mapping[str, Any]) -> tuple[Config, EnvSpec]:
+    """Return the configuration of a saved run, and its specification.
 
-    The version before saved neither the first action nor how observations are encoded: both are looked up, and the run
-    keeps the arrays that it learned from.
+    The version before did not save the first action and the encoding of observations.  For its runs both are taken from
+    a new environment, with the layout whose arrays are those that the run learned from.
     """
     spec = directory.spec_from(saved)
     if directory.has_encoding(saved):
@@ -94,7 +94,10 @@ def recognized(config: Config, source: EnvSource | None, saved: Mapping[str, Any
         as_given = config.model_copy(update={"env": config.env.model_copy(update={"layout": layout})})
         try:
             env = make_env(as_given, source, 1, config.seed, "check")
-        except (UnknownEnvironment, UnsupportedEnvironment):  # not at hand: the arrays are all that is known
+        except (
+            UnknownEnvironment,
+            UnsupportedEnvironment,
+        ):  # not installed: only the arrays of the checkpoint are known
             continue
         found = env.spec
         env.close()
@@ -104,35 +107,35 @@ def recognized(config: Config, source: EnvSource | None, saved: Mapping[str, Any
 
 
 def require_source(config: Config, source: EnvSource | None, call: str = "bircher.load(path, env=...)") -> None:
-    """Require the callable that a run was given as its environment; `call` is the Python call that takes it.
+    """Require the callable that was the run's environment; `call` is the Python call that takes it.
 
     Raises:
-      UnknownEnvironment: it is missing.
+      UnknownEnvironment: the callable is missing.
     """
     if source is None and config.env.id.startswith(CALLABLE):
         name = config.env.id.removeprefix(CALLABLE)
         raise UnknownEnvironment(
-            f"the run's environment was the callable {name}, which no file holds: give it from Python, "
+            f"the run's environment was the callable {name}, which a file cannot contain: pass it from Python, "
             + call.replace("env=...", f"env={name}" if name.isidentifier() else "env=...")
         )
 
 
 def require_same_spaces(expected: EnvSpec, given: EnvSpec) -> None:
-    """Require an environment with the spaces that a run was trained with.
+    """Require that an environment has the spaces with which a run was trained.
 
     Raises:
-      UnsupportedEnvironment: its observations or actions differ.
+      UnsupportedEnvironment: the observations or actions differ.
     """
     spaces = [(registry.describe(spec.observation), str(spec.action), spec.num_players) for spec in (expected, given)]
     if spaces[0] != spaces[1]:
-        shown = [f"observations {observation} and actions {action}" for observation, action, _ in spaces]
-        raise UnsupportedEnvironment(f"the run was trained with {shown[0]}, and {given.id} has {shown[1]}")
+        described = [f"observations {observation} and actions {action}" for observation, action, _ in spaces]
+        raise UnsupportedEnvironment(f"the run was trained with {described[0]}, but {given.id} has {described[1]}")
 
 
 def make_env_again(
     spec: EnvSpec, config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0
 ) -> Env:
-    """Make environments of a run that was trained in those of `spec`.
+    """Make environments for a run that was trained in those of `spec`.
 
     Raises:
       UnknownEnvironment, UnsupportedEnvironment: they cannot be made, or have other spaces than in training.
@@ -148,7 +151,7 @@ def make_env_again(
 
 
 def make_agent(config: Config, spec: EnvSpec) -> Agent:
-    """The agent's functions."""
+    """Return the agent of a configuration."""
     agent, losses = config.agent, config.losses
     if isinstance(agent, MuZeroConfig) and isinstance(losses, MuZeroLosses):
         return muzero.make(agent, config.model, losses, config.search, spec.num_players)
@@ -157,11 +160,11 @@ def make_agent(config: Config, spec: EnvSpec) -> Agent:
 
 
 def make_parts(config: Config, spec: EnvSpec) -> Parts:
-    """Agent and learner; traces the initial state, allocates and compiles nothing.
+    """Return agent and learner; the initial state is traced, but nothing is allocated or compiled.
 
     Raises:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
-      ConfigError: the run has more frames than can be counted.
+      ConfigError: the run has more frames than a counter of 32 bits.
     """
     require_discrete(config.agent.name, spec)
     if config.steps * spec.action_repeat >= 2**31:
@@ -183,7 +186,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
 
 
 def _init(learn: Learner) -> Callable[..., TrainState]:
-    """The first state, each of its parts where it belongs."""
+    """Return the function that computes the first state, with the replay on its device."""
     if not learn.replay_on_host:
         return jax.jit(learn.init)
     init, init_replay, host = jax.jit(learn.init_networks), jax.jit(learn.init_replay), devices.host()
@@ -195,10 +198,10 @@ def _init(learn: Learner) -> Callable[..., TrainState]:
 
 
 def require_possible(config: Config) -> None:
-    """Refuse what a run of this configuration would be refused for, short of its device and memory.
+    """Check that a configuration can be run, apart from its device and memory.
 
     Raises:
-      ConfigError, UnknownEnvironment, UnsupportedEnvironment: it cannot be run.
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment: the configuration cannot be run.
     """
     env = make_env(config, None, 1, config.seed, "check")
     try:
@@ -209,24 +212,24 @@ def require_possible(config: Config) -> None:
 
 
 def require_symmetries(config: Config, spec: EnvSpec) -> None:
-    """Refuse to turn what is no board.
+    """Check that the environment has symmetries if `replay.symmetries` is set.
 
     Raises:
-      UnsupportedEnvironment: `replay.symmetries` is set, and none are known of the environment.
+      UnsupportedEnvironment: no symmetries are known for the environment.
     """
     if config.replay.symmetries and not spec.symmetries:
         raise UnsupportedEnvironment(
-            f"replay.symmetries=true needs a board whose symmetries are known, and {spec.id} has none"
+            f"replay.symmetries=true needs a board game whose symmetries are known, but {spec.id} has none"
         )
 
 
 def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
-    """The loop that the configuration names; nothing is compiled."""
+    """Return the programs of the configured loop; nothing is compiled."""
     return loops.LOOPS[config.loop.name](parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
 
 
 def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
-    """The shapes of the environments' rows."""
+    """Return the shapes of the environments' rows."""
 
     def make() -> TimeStep:
         number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
@@ -238,7 +241,7 @@ def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
 
 
 def num_bytes(tree: PyTree) -> int:
-    """Bytes of a tree of arrays or shapes."""
+    """Return the bytes of a tree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not _is_key(leaf))
 
 
@@ -247,22 +250,22 @@ def _is_key(leaf: Any) -> bool:
 
 
 def replay_device(parts: Parts) -> devices.Device:
-    """Where the replay's arrays are."""
+    """Return the device of the replay's arrays."""
     return devices.default() if not parts.learner.replay_on_host else devices.host()
 
 
 SAID_FROM = 100 * 2**20
-"""Bytes of a replay from which on the memory of its checkpoints is said."""
+"""The size of a replay, in bytes, from which on the sentence mentions the memory of its checkpoints."""
 
 
 def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str:
-    """How large the replay will be.
+    """Return a sentence with the size of the replay.
 
     Raises:
-      NotEnoughMemory: more than the device has left.
+      NotEnoughMemory: the device has not enough memory left.
     """
     replay = num_bytes(parts.template.replay)
-    # A copy is what a checkpoint certainly takes while it is written. Its writer was seen to take two or three in all.
+    # A checkpoint takes at least one copy while it is written. In measurements it took two or three in all.
     needed = 2 * replay
     free = devices.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if not parts.learner.replay_on_host else "in the host's memory"
@@ -271,7 +274,7 @@ def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str
         text += f", with {config.replay.compressed_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:
         raise NotEnoughMemory(
-            f"{text}, and at least as much again while a checkpoint is written, and {size(free)} are left: "
+            f"{text}, and at least as much again while a checkpoint is written, but only {size(free)} are left: "
             f"lower replay.capacity={config.replay.capacity:,}"
         )
     more = ", and up to three times as much again while a checkpoint is written"
@@ -279,15 +282,17 @@ def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str
 
 
 def size(number: float) -> str:
-    """A number of bytes in words."""
+    """Return a number of bytes as text, in MiB or GiB."""
     return f"{number / 2**30:,.1f} GiB" if number >= 2**30 else f"{number / 2**20:,.1f} MiB"
 
 
-def overridden(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
-    """A run's configuration with other settings of its search, `search.KEY=VALUE` each, or dotted or nested.
+def with_overrides(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """Return a run's configuration with other settings of its search.
+
+    `overrides` are texts `search.KEY=VALUE`, or a mapping with dotted or nested keys.
 
     Raises:
-      ConfigError: a setting that is wrong, or none of the search.
+      ConfigError: a setting is wrong, or is not one of the search.
     """
     given = settings.nested(overrides) if isinstance(overrides, Mapping) else settings.parse(overrides)
     if not given:

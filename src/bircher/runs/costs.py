@@ -12,12 +12,12 @@ from bircher.types import EnvSpec
 
 
 def require_memory(config: Config, parts: Parts, device: devices.Device) -> None:
-    """Refuse networks and batches that cannot fit, each with the setting that makes it large.
+    """Check that networks and batches fit into the device's memory.
 
-    Only what is certain to be allocated is counted, so that a run that is refused could not have begun.
+    Only memory that is certain to be allocated is counted, so that no possible run is refused.
 
     Raises:
-      NotEnoughMemory: one of them needs more than the device has left.
+      NotEnoughMemory: the networks or a batch need more than is left; the message names the setting to lower.
     """
     free = devices.available_bytes(device)
     if free is None:
@@ -41,14 +41,16 @@ def require_memory(config: Config, parts: Parts, device: devices.Device) -> None
 
 
 SAID_FROM = 100 * 2**20
-"""Bytes of an update from which on they are said."""
+"""The memory of an update, in bytes, from which on it is mentioned."""
 
 
 def update_sentence(config: Config, taken: int, device: devices.Device) -> str:
-    """What the compiled programs take while they run, besides the replay and the networks; empty where it is little.
+    """Return a sentence with the memory that the compiled programs take while they run, or "" if it is small.
+
+    The replay and the networks are not counted.
 
     Raises:
-      NotEnoughMemory: more than the device has left.
+      NotEnoughMemory: the device has not enough memory left.
     """
     free = devices.available_bytes(device)
     text = f"acting and an update take {size(taken)} while they run"
@@ -61,7 +63,7 @@ def update_sentence(config: Config, taken: int, device: devices.Device) -> str:
 
 
 def _widest(config: Config) -> str:
-    """The greatest number among the settings of the network, as `model.NAME=VALUE`."""
+    """Return the largest number among the settings of the network, as `model.NAME=VALUE`."""
     numbers = {
         name: max(value) if isinstance(value, tuple) else value
         for name, value in config.model
@@ -72,24 +74,24 @@ def _widest(config: Config) -> str:
 
 
 LEAST_EPISODE = 1_000
-"""Decisions that every evaluation episode may take where nothing else limits it."""
+"""The number of decisions that every evaluation episode may take if nothing else limits it."""
 USUAL_COUNT = EvaluationConfig.model_validate({}).count
-"""Evaluations by which the training's decisions are divided where a run makes none."""
+"""The number of evaluations that is assumed for a run without evaluations."""
 OFTEN = 10
-"""Evaluations that may take so many times the decisions of the training are said."""
+"""The multiple of the training's decisions above which the decisions of evaluations are mentioned."""
 LONG_SECONDS = 2 * 3600.0
-"""A run that takes longer than this deserves a sentence."""
+"""The remaining time of a run, in seconds, above which it is mentioned."""
 MEASURED_SECONDS = 10.0
-"""How long a run is measured before its time is foretold."""
+"""The time for which a run is measured before its remaining time is estimated."""
 LARGE_TORSOS = ("impala", "muzero_resnet")
-"""Torsos for images that take several times the operations of the smallest, `dqn_cnn`."""
+"""Torsos for images that need several times the operations of the smallest, `dqn_cnn`."""
 
 
 def evaluation_limit(config: Config, spec: EnvSpec) -> int | None:
-    """Decisions after which an episode of an evaluation during training is cut short; None leaves it whole.
+    """Return the decisions after which an evaluation episode during training is cut short; None means no limit.
 
-    Where neither the environment nor a setting limits episodes, evaluations together may take as many decisions as
-    the training, or 1,000 an episode where that is more.
+    If neither the environment nor a setting limits episodes, all evaluations together may take as many decisions as the
+    training, or 1,000 an episode where that is more.
     """
     evaluation = config.evaluation
     if evaluation.max_steps is not None or spec.max_steps is not None:
@@ -98,26 +100,29 @@ def evaluation_limit(config: Config, spec: EnvSpec) -> int | None:
 
 
 def scoring_limit(config: Config, spec: EnvSpec) -> int | None:
-    """Decisions after which an episode is cut short when a trained agent is scored; None leaves it whole.
+    """Return the decisions after which an episode is cut short when a trained agent is scored; None means no limit.
 
-    Episodes that the environment limits are whole, and others as long as in evaluations during training.
+    Episodes that the environment limits are not cut short.  Others have the limit of evaluations during training.
     """
     return evaluation_limit(config, spec) if spec.max_steps is None else None
 
 
 def scoring_sentence(config: Config, spec: EnvSpec, episodes: int) -> str:
-    """What scoring an agent may cost where nothing limits its episodes; empty otherwise."""
+    """Return a sentence about the cost of scoring an agent if the environment has no limit, else ""."""
     limit = scoring_limit(config, spec)
     if limit is None:
         return ""
     return (
-        f"{spec.id} does not limit its episodes: each of {episodes:,} stops after {limit:,} decisions (--max-steps), "
-        f"which are at most {limit * episodes:,}"
+        f"{spec.id} does not limit its episodes: each of {episodes:,} is cut short after {limit:,} decisions "
+        f"(--max-steps), at most {limit * episodes:,} in all"
     )
 
 
 def evaluation_sentence(config: Config, spec: EnvSpec) -> str:
-    """What evaluations may cost where that is much or nothing limits it; empty otherwise, and for games of two."""
+    """Return a sentence about the cost of evaluations if it is large or the environment has no limit, else "".
+
+    It is "" for games of two.
+    """
     evaluation, limit = config.evaluation, evaluation_limit(config, spec)
     whole = limit or spec.max_steps
     if not evaluation.count or spec.num_players > 1 or whole is None:
@@ -125,18 +130,18 @@ def evaluation_sentence(config: Config, spec: EnvSpec) -> str:
     most = evaluation.count * evaluation.episodes * whole
     played = (
         f"evaluation.count={evaluation.count:,} evaluations of evaluation.episodes={evaluation.episodes:,} may take "
-        f"{most:,} decisions, for {config.steps:,} of the training"
+        f"{most:,} decisions, compared with {config.steps:,} of the training"
     )
     if evaluation.max_steps is None and spec.max_steps is None:
         return (
-            f"{spec.id} does not limit its episodes: evaluations during training stop one after {whole:,} decisions "
-            f"(evaluation.max_steps); {played}"
+            f"{spec.id} does not limit its episodes: evaluations during training cut them short after {whole:,} "
+            f"decisions (evaluation.max_steps); {played}"
         )
     return f"{played}: evaluation.max_steps makes their episodes shorter" if most > OFTEN * config.steps else ""
 
 
 class Forecast:
-    """Says once how long a run will take, where that is long."""
+    """An estimate of the remaining time of a run, given once if it is long."""
 
     def __init__(self, config: Config):
         self._config = config
@@ -144,9 +149,10 @@ class Forecast:
         self._steps, self._seconds = 0, 0.0
 
     def __call__(self, steps: int, seconds: float, left: int, acting_share: float | None = None) -> str:
-        """A sentence, or nothing, after a chunk of so many steps and seconds with so many steps left.
+        """Return a sentence with the remaining time, or "", after a chunk of `steps` steps in `seconds`.
 
-        The first chunk is left out: it is of a machine that is still warming up.
+        `left` is the number of remaining steps.  The first chunk is not measured, because the machine may still be
+        warming up.
         """
         if self._first or self._done:
             self._first = False
@@ -158,12 +164,12 @@ class Forecast:
         speed = self._steps / self._seconds
         if left / speed <= LONG_SECONDS:
             return ""
-        config, advice = self._config, logger.quicker(self._config, (acting_share or 0.0) > 0.5)
+        config, advice = self._config, logger.speed_advice(self._config, (acting_share or 0.0) > 0.5)
         if config.model.torso in LARGE_TORSOS:
             advice = ["model.torso=dqn_cnn", *advice]
         return (
-            f"about {_duration(left / speed)} are left at this speed, {speed:,.3g} steps a second: fewer steps "
-            f"(now steps={config.steps:,}) take less, and so may {', '.join(advice)}"
+            f"about {_duration(left / speed)} are left at this speed, {speed:,.3g} steps a second; fewer steps "
+            f"(now steps={config.steps:,}) take less time, and so may {', '.join(advice)}"
         )
 
 

@@ -34,15 +34,15 @@ except ImportError as error:
     raise UnsupportedPlatform("fcntl") from error
 
 RUNS = Path("runs")
-"""Where runs go that are given no folder."""
+"""The folder of runs for which no folder is given."""
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 
 
 def create(config: Config, out: str | Path | None = None) -> Path:
-    """Make a new run's folder with its `config.yaml`; nothing that is there is overwritten.
+    """Create the folder of a new run with its `config.yaml`; existing files are never overwritten.
 
     Raises:
-      RunFolderError: it holds a run already, or cannot be written.
+      RunFolderError: the folder contains a run already, or cannot be written.
     """
     path = RUNS if out is None else Path(out)
     try:
@@ -61,13 +61,14 @@ def create(config: Config, out: str | Path | None = None) -> Path:
         raise RunFolderError(f"{short_text(str(path), 300)} cannot be written: {reason}") from error
     if found:
         raise RunFolderError(
-            f"{path} already holds a run ({found}): choose another folder, or go on with it by {_way_on(path)}"
+            f"{path} already contains a run ({found}): choose another folder, or continue the run with "
+            + _resume_call(path)
         )
     return path
 
 
-def _way_on(path: Path) -> str:
-    """The call that continues the run in a folder."""
+def _resume_call(path: Path) -> str:
+    """Return the call that continues the run in a folder."""
     with contextlib.suppress(ConfigError, OSError):
         env_id = Config.from_yaml(path / CONFIG).env.id
         if env_id.startswith(CALLABLE):
@@ -77,25 +78,25 @@ def _way_on(path: Path) -> str:
 
 
 def read_config(path: str | Path) -> Config:
-    """The configuration of the run in a folder.
+    """Read the configuration of the run in a folder.
 
     Raises:
-      RunFolderError: there is no run.
-      ConfigError: its configuration is damaged.
+      RunFolderError: the folder has no run.
+      ConfigError: the configuration is damaged.
     """
     path = Path(path)
-    if not os.path.isdir(path):  # unlike Path.is_dir it takes names of any length
-        raise RunFolderError(f"{short_text(str(path), 300)} is no run: there is no such folder")
+    if not os.path.isdir(path):  # unlike Path.is_dir it accepts names of any length
+        raise RunFolderError(f"{short_text(str(path), 300)} is not a run directory: it does not exist")
     if not os.path.isfile(path / CONFIG):
-        raise RunFolderError(f"{path} is no run: it has no {CONFIG}")
+        raise RunFolderError(f"{path} is not a run directory: it has no {CONFIG}")
     return Config.from_yaml(path / CONFIG)
 
 
 def claim(path: Path) -> int:
-    """Take a run for this process until the descriptor that is returned is closed, or the process ends.
+    """Lock a run for this process until the returned descriptor is closed, or the process ends.
 
     Raises:
-      RunFolderError: another process is writing to it, or it cannot be written.
+      RunFolderError: another process is writing to the folder, or it cannot be written.
     """
     if not os.access(path, os.W_OK):
         raise RunFolderError(f"{path} cannot be written: Permission denied")
@@ -111,10 +112,10 @@ def claim(path: Path) -> int:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """What a run has logged, a dictionary a line, at least one.
+    """Read the metrics of a run, one dictionary for each line, with at least one line.
 
     Raises:
-      RunFolderError: that cannot be read, or there is nothing yet.
+      RunFolderError: the metrics cannot be read, or there are not any yet.
     """
     try:
         lines = metrics.read(Path(path) / METRICS)
@@ -126,48 +127,48 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def counters(path: str | Path) -> dict[str, int]:
-    """What a run had done by its last checkpoint; nothing where it has none.
+    """Return the counters of a run at its last checkpoint, or {} if it has none.
 
     Raises:
-      CheckpointError: that is damaged.
+      CheckpointError: the checkpoint is damaged.
     """
     saved = checkpoint.latest(Path(path) / CHECKPOINTS, "train")
     return {} if saved is None else dict(checkpoint.read_meta(saved)["counters"])
 
 
 def rewrite_config(path: Path, config: Config) -> None:
-    """Replace a run's `config.yaml`, at once or not at all."""
+    """Replace a run's `config.yaml` atomically."""
     temporary = path / f".{CONFIG}.unfinished"
     temporary.write_text(config.to_yaml(), encoding="utf-8")
     temporary.replace(path / CONFIG)
 
 
 def last_checkpoint(path: str | Path) -> Path:
-    """The newest checkpoint of a run.
+    """Return the newest checkpoint of a run.
 
     Raises:
-      RunFolderError: it has none yet.
+      RunFolderError: the run has none yet.
     """
     found = checkpoint.latest(Path(path) / CHECKPOINTS, "train")
     if found is None:
-        raise RunFolderError(f"{path} has no checkpoint yet: nothing has been saved that could be loaded")
+        raise RunFolderError(f"{path} has no checkpoint yet, so that there is nothing to load")
     return found
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file; raises FileExistsError where it is there already, also where another process was quicker."""
+    """Write a new file; raises FileExistsError if it exists, even if another process has just created it."""
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
 
 
 def _new_folder(config: Config) -> Path:
-    """Make a folder named by environment, agent, seed and time; with a number where another run took that name."""
+    """Create a folder named by environment, agent, seed and time, with a number if that name is in use."""
     env = re.sub(r"[^a-z0-9]+", "-", config.env.id.removeprefix(CALLABLE).lower()).strip("-")
     name = f"{env}-{config.agent.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     RUNS.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = RUNS / (name if number == 1 else f"{name}-{number}")
-        # Making it is what takes the name: another process may begin in the same second.
+        # Creating the folder reserves the name: another process may start in the same second.
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             break
@@ -175,7 +176,7 @@ def _new_folder(config: Config) -> Path:
 
 
 def spec_to(spec: EnvSpec) -> dict[str, Any]:
-    """A specification of one observation array and discrete actions, as JSON holds it."""
+    """Return a specification of one observation array and discrete actions as a dictionary for JSON."""
     observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
     return {
         "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
@@ -185,7 +186,10 @@ def spec_to(spec: EnvSpec) -> dict[str, Any]:
 
 
 def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
-    """The inverse of `spec_to`; of the version before, whose specifications have no encoding, arrays are as given."""
+    """Return the specification from the result of `spec_to`.
+
+    Specifications of the version before have no encoding; for them the arrays of the environment are taken unchanged.
+    """
     observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
     action = Discrete(saved["num_actions"], saved.get("action_start", 0))
     encoding = saved.get("encoding")
@@ -200,7 +204,7 @@ def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
 
 
 def has_encoding(saved: Mapping[str, Any]) -> bool:
-    """Whether a saved specification says how observations are encoded, which the version before did not."""
+    """Return whether a saved specification has an encoding of observations, which the version before did not save."""
     return "encoding" in saved
 
 
@@ -208,12 +212,12 @@ def _checkpoint_copies(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-copied = jax.jit(_checkpoint_copies)
-"""A tree in buffers of its own: the loop gives its state away with every chunk."""
+copy_buffers = jax.jit(_checkpoint_copies)
+"""Return a tree in separate buffers, because the loop donates its state to every chunk."""
 
 
 class Saver:
-    """Writes one checkpoint at a time; an error of an earlier one is raised by the next call."""
+    """A writer of checkpoints on a thread, one at a time; an error is raised by the next call."""
 
     def __init__(self, folder: Path, keep: int, replay_every: int):
         self._folder, self._keep, self._replay_every = folder, keep, replay_every
@@ -222,44 +226,44 @@ class Saver:
         self._writing: Future[Path] | None = None
 
     def busy(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Return whether a checkpoint is being written."""
         return self._writing is not None and not self._writing.done()
 
     def save(self, parts: Mapping[str, PyTree], meta: Mapping[str, Any], counters: Counters, last: bool) -> None:
-        """Begin to write a copy of `parts` as they are now; `replay` only every so many times, but with the last.
+        """Begin to write a copy of `parts`; `replay` is included every `replay_every` times, and in the last one.
 
-        `counters` need not be known yet; they go to the checkpoint's `meta.json`.
+        `counters` may still be in computation on the device; they are stored in the checkpoint's `meta.json`.
 
         Raises:
-          CheckpointError: the one before could not be written.
+          CheckpointError: the previous checkpoint could not be written.
         """
         self.wait()
         with_replay = last or self._count % self._replay_every == 0
         self._count += 1
-        kept = {name: copied(part) for name, part in parts.items() if name != "replay" or with_replay}
-        self._writing = self._pool.submit(self._write, kept, meta, counters)
-        # Behind it, when what it held is free.
+        copies = {name: copy_buffers(part) for name, part in parts.items() if name != "replay" or with_replay}
+        self._writing = self._pool.submit(self._write, copies, meta, counters)
+        # After the checkpoint is written, its memory is returned to the system.
         self._pool.submit(devices.give_back)
 
     def _write(self, parts: Mapping[str, PyTree], meta: Mapping[str, Any], counters: Counters) -> Path:
-        known = {name: int(value) for name, value in jax.device_get(counters)._asdict().items()}
-        return checkpoint.save(self._folder, parts, {**meta, "counters": known}, self._keep)
+        numbers = {name: int(value) for name, value in jax.device_get(counters)._asdict().items()}
+        return checkpoint.save(self._folder, parts, {**meta, "counters": numbers}, self._keep)
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until the last checkpoint is written.
 
         Raises:
-          CheckpointError: it could not be written.
+          CheckpointError: the checkpoint could not be written.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def kept(self) -> str:
-        """What of the run can be loaded where its last state could not be saved, as part of a sentence."""
+    def last_good(self) -> str:
+        """Return a clause for an error: what can be loaded if the last state could not be saved."""
         found = checkpoint.latest(self._folder, "train")
         return "nothing was saved before" if found is None else "its last good checkpoint is kept"
 
     def close(self) -> None:
-        """Wait for what is being written, whatever becomes of it."""
+        """Wait for the checkpoint that is being written; its errors are ignored."""
         self._pool.shutdown(wait=True)

@@ -21,7 +21,7 @@ from bircher.games import boards
 from bircher.runs import build, loaded_agent
 from bircher.runs.build import Parts
 from bircher.runs.loaded_agent import Inputs, LoadedAgent
-from bircher.runs.logger import Replayed
+from bircher.runs.logger import ReplaySampler
 from bircher.training.learner import Learner
 from bircher.training.rollout import collect_rollout, describe_failure, start_actors
 from bircher.types import EnvSpec, Key, Policy, Trajectory
@@ -29,13 +29,13 @@ from bircher.viz import panels, plots
 from bircher.viz.plots import Frame
 
 NUM_ENVS = 32
-"""Episodes followed side by side."""
+"""The number of episodes that are played in parallel."""
 MOST_SEQUENCES, MOST_BYTES = 256, 2**22
-"""Limits of the sample in which equal observations are searched for."""
+"""The limits of the sample in which equal observations are looked for."""
 
 
 def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, Any]:
-    """Errors of the model at depth 1 … 2K over fresh episodes, and what looking ahead is worth, as plain numbers.
+    """Measure the model's errors at depth 1 … 2K and its look-ahead over new episodes, as plain numbers.
 
     Raises:
       EvaluationFailed: an environment failed.
@@ -53,8 +53,8 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
 
         rows, tally = jax.jit(play)(agent.policy, start)
         if int(tally.failed) >= 0:
-            told = failure(env) or describe_failure(int(tally.failed), NUM_ENVS)
-            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were followed: {told}")
+            reason = failure(env) or describe_failure(int(tally.failed), NUM_ENVS)
+            raise EvaluationFailed(f"{env.spec.id} failed while its episodes were played: {reason}")
     finally:
         env.close()
     measure = jax.jit(lambda policy, rows, key: model_error.diagnose(agent.agent, policy, rows, depths, key))
@@ -66,7 +66,7 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
 
 
 class Monitor:
-    """The same numbers while a run learns, over sequences of its replay; compiled when first asked."""
+    """The model's errors during training, over sequences of the replay; compiled at the first call."""
 
     def __init__(self, agent: Agent, learn: Learner, config: Config):
         depths = min(2 * config.model.unroll_steps, config.loop.rollout_length)
@@ -75,49 +75,49 @@ class Monitor:
             return model_error.diagnose(agent, policy, rows, depths, key)
 
         self._program = jax.jit(measure)
-        self._replayed = Replayed(learn, NUM_ENVS)
+        self._sampler = ReplaySampler(learn, NUM_ENVS)
         self._key = jax.random.key(config.seed)
 
     def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
-        """Metrics by name; none before the replay holds a sequence."""
+        """Return metrics by name; the result is {} before the replay contains a sequence."""
         self._key, sample_key, look_key = jax.random.split(self._key, 3)
-        rows = self._replayed(state, sample_key)
+        rows = self._sampler(state, sample_key)
         return {} if rows is None else model_error.as_metrics(self._program(policy, rows, look_key))
 
 
 class AmbiguityMonitor:
-    """Measures, over sequences of the replay, whether rewards differ after equal observations and actions."""
+    """A measurement on sequences of the replay: whether rewards differ after equal observations and actions."""
 
     def __init__(self, parts: Parts, config: Config):
-        shapes = Replayed(parts.learner, 1).shapes(parts.template.replay)
+        shapes = ReplaySampler(parts.learner, 1).shapes(parts.template.replay)
         count = MOST_BYTES // max(build.num_bytes(shapes.observation), 1)
-        self._replayed = Replayed(parts.learner, min(max(count, NUM_ENVS), MOST_SEQUENCES))
+        self._sampler = ReplaySampler(parts.learner, min(max(count, NUM_ENVS), MOST_SEQUENCES))
         self._key = jax.random.key(config.seed)
 
     def __call__(self, state: Any) -> dict[str, float]:
-        """Metrics by name; none before the replay holds a sequence."""
+        """Return metrics by name; the result is {} before the replay contains a sequence."""
         self._key, sample_key = jax.random.split(self._key)
-        rows = self._replayed(state, sample_key)
+        rows = self._sampler(state, sample_key)
         return {} if rows is None else model_error.measure(jax.device_get(rows._replace(extras={})))
 
 
 class Monitors:
-    """The measurements that an evaluation makes on the replay, as far as the run has a use for them."""
+    """The measurements of evaluations on the replay that are useful for the run's agent."""
 
     def __init__(self, parts: Parts, config: Config):
         model = parts.agent.look is not None and config.evaluation.diagnose
         self._model = Monitor(parts.agent, parts.learner, config) if model else None
-        remembers = config.model.memory != "none"
-        self._ambiguity = None if remembers else AmbiguityMonitor(parts, config)
+        has_memory = config.model.memory != "none"
+        self._ambiguity = None if has_memory else AmbiguityMonitor(parts, config)
 
     def __call__(self, policy: Policy, state: Any) -> dict[str, float]:
-        """Metrics by name."""
+        """Return metrics by name."""
         metrics = self._model(policy, state) if self._model else {}
         return metrics | (self._ambiguity(state) if self._ambiguity else {})
 
 
 def draw(found: dict[str, Any], path: Path) -> Path:
-    """A picture of what `diagnose` found; returns its path."""
+    """Draw the result of `diagnose`, and return the picture's path."""
     panels: dict[str, Any] = {
         "reward, root mean square error": ([("error", found["reward_error"])], found["reward_deviation"]),
         "value, root mean square error": (
@@ -133,28 +133,28 @@ def draw(found: dict[str, Any], path: Path) -> Path:
 
 
 class Decision(NamedTuple):
-    """One observation of an episode, and the tree that was searched from it."""
+    """One observation of an episode, and the tree of a search from it."""
 
     observation: np.ndarray
     step: int
     mover: int
-    """Who moves, 0 or 1, in games of two."""
+    """The player who moves, 0 or 1, in games of two."""
     action: int
-    """What the search chose, counted from 0."""
+    """The action that the search chose, counted from 0."""
     value: float
-    """What the search found the observation to be worth; the tree's own mean at its root counts bad actions too."""
+    """The value of the observation by the search; the mean at the root of the tree includes bad actions as well."""
     tree: panels.Tree
 
 
 def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
-    """Play a fresh episode to its row `step`, and search there.
+    """Play a new episode up to row `step`, and search there.
 
     Raises:
       ConfigError: the agent does not search, or the episode ended before that step.
     """
     build.require_source(agent.config, agent.source)
     if agent.agent.plan is None:
-        raise ConfigError(f"{agent.name} acts here without a search: give it one, such as search.num_simulations=50")
+        raise ConfigError(f"{agent.name} acts without a search: add one, such as search.num_simulations=50")
     env = agent.make_env(1, seed, "search")
     try:
         state, row = env.reset()
@@ -177,13 +177,13 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
 
 
 def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
-    """The decision as SVG, on its board where there is one; at most `nodes` nodes below the root."""
+    """Draw a decision as SVG, with the board of a board game, and at most `nodes` nodes below the root."""
     head: list[str] = []
     describe: Any = agent.action_name
     if agent.spec.id in boards.BOARDS:
         board = boards.board_of(agent.spec.id)
         head = board.draw(decision.observation, decision.mover).splitlines()
-        # A move's name depends on who makes it in chess only, where a tree's second level is not the root's mover.
+        # Only in chess a move's name depends on the player, and the tree's second level is the other player's.
         describe = lambda action: board.name(action, decision.mover)  # noqa: E731
     chosen = describe(decision.action)
     title = (
@@ -194,14 +194,14 @@ def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
 
 
 def parts_of(config: Config, spec: EnvSpec) -> list[Part]:
-    """Every part of the network that the agent has in an environment, as the agent makes it."""
+    """Return the parts of the agent's network in an environment."""
     agent = build.make_agent(config, spec)
     policy = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec))
     return network_summary.summarize(policy.params, spec)
 
 
 def describe(config: Config) -> str:
-    """A table of the parts; one environment is made, for its specification.
+    """Return a table of the network's parts; one environment is made for its specification.
 
     Raises:
       UnsupportedEnvironment: the environment cannot be made, or the agent cannot learn in it.
@@ -225,7 +225,7 @@ def describe(config: Config) -> str:
 
 
 def _short(number: float, step: int, unit: str) -> str:
-    """Three digits and a prefix: 122 M, 2.62 MiB."""
+    """Return a number with three digits and a prefix, such as 122 M or 2.62 MiB."""
     prefixes = ["", "k", "M", "G", "T"] if step == 1000 else ["", "Ki", "Mi", "Gi", "Ti"]
     while number >= step and len(prefixes) > 1:
         number /= step
@@ -235,11 +235,13 @@ def _short(number: float, step: int, unit: str) -> str:
 
 
 def episode(agent: LoadedAgent, seed: int, greedy: bool = False, plain: bool = False) -> list[Frame]:
-    """Return the frames of one episode, with what led to each action where the agent has a model and not `plain`.
+    """Return the frames of one episode.
+
+    For an agent with a model they show next to each frame what led to the action, unless `plain`.
 
     Raises:
-      UnsupportedEnvironment: nothing can draw the environment.
-      EnvironmentFailure: it raised or broke its contract.
+      UnsupportedEnvironment: the environment cannot be drawn.
+      EnvironmentFailure: the environment raised or broke its contract.
     """
     try:
         return loaded_agent.episode_frames(agent, seed, greedy, thoughts=not plain and agent.agent.look is not None)
@@ -251,7 +253,7 @@ def record(agent: LoadedAgent, video: Path, seed: int, greedy: bool = False, pla
     """Write one episode as a video and return its path.
 
     Raises:
-      UnsupportedEnvironment: nothing can draw the environment, or its pictures differ in size.
+      UnsupportedEnvironment: the environment cannot be drawn, or its pictures differ in size.
       RunFolderError: the video cannot be written; this is known before the episode is played.
       EnvironmentFailure: the environment raised or broke its contract.
     """

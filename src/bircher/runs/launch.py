@@ -43,24 +43,24 @@ from bircher.training.rollout import start_actors
 from bircher.viz import plots
 
 CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads", "env.num_workers")
-"""What may be set anew when a run is resumed: nothing that its state depends on."""
+"""Settings that may be changed when a run is resumed; its state does not depend on them."""
 
 
 REFUSALS = (
     ConfigError, CheckpointError, DeviceError, NotEnoughMemory, NoDisplay, RunFolderError, UnknownEnvironment,
     UnsupportedEnvironment, UnsupportedEnvironment, UnknownOpponent, UnsuitableOpponent,
 )  # fmt: skip
-"""What a user can put right; each error is one sentence."""
+"""Errors that a user can correct; the message of each is one sentence."""
 FAILURES = (RunFailed, EvaluationFailed, EnvironmentFailure)
-"""What goes wrong while environments are played."""
+"""Errors while environments are played."""
 
 
 def start(config: Config, source: EnvSource | None = None, out: str | Path | None = None) -> Training:
-    """A new run in a new folder, `runs/ENV-AGENT-SEED-TIME` by default; `source` is a callable environment.
+    """Prepare a new run in a new folder, `runs/ENV-AGENT-SEED-TIME` by default; `source` is a callable environment.
 
     Raises:
-      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: it cannot run here.
-      RunFolderError: the folder holds a run already, or cannot be written.
+      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: the run is not possible here.
+      RunFolderError: the folder contains a run already, or cannot be written.
     """
     device, env, parts, sentences = _prepare(config, source, 0)
     try:
@@ -77,13 +77,13 @@ def start(config: Config, source: EnvSource | None = None, out: str | Path | Non
 def resume(
     path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = (), source: EnvSource | None = None
 ) -> Training:
-    """A run from its last checkpoint on: counters, optimizer, normalizer, keys and replay as they were.
+    """Continue a run from its last checkpoint, with its counters, optimizer, normalizer, keys and replay.
 
-    On pure environments also the episodes go on as they were; others begin fresh ones.
+    In pure environments the episodes continue as well; other environments begin new episodes.
 
     Raises:
-      RunFolderError, ConfigError, CheckpointError: there is nothing sound to go on from.
-      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: it cannot run here.
+      RunFolderError, ConfigError, CheckpointError: the folder has no run, or one that cannot be continued.
+      DeviceError, UnknownEnvironment, UnsupportedEnvironment, NotEnoughMemory: the run is not possible here.
     """
     path = Path(path)
     before = directory.read_config(path)
@@ -92,7 +92,7 @@ def resume(
     build.require_source(config, source, f"bircher.resume({str(path)!r}, env=...)")
     if source is not None and not config.env.id.startswith(CALLABLE):
         if source != config.env.id:
-            raise UnknownEnvironment(f"{path} is a run of {config.env.id} and continues there: leave out env")
+            raise UnknownEnvironment(f"{path} is a run of {config.env.id}, which it must continue: remove env")
         source = None
     descriptor = directory.claim(path)
     try:
@@ -105,6 +105,7 @@ def resume(
 
 
 def _resumed(path: Path, before: Config, config: Config, source: EnvSource | None) -> Training:
+    """Return the run in a folder from its last checkpoint, or from the beginning if there is none."""
     saved = checkpoint.latest(path / directory.CHECKPOINTS, "train")
     if saved is None:
         device, env, parts, sentences = _prepare(config, source, 0)
@@ -112,22 +113,22 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
         return Training(config, source, env, parts, path, device, ResumePoint(env_steps=-1), sentences)
     meta = checkpoint.read_meta(saved)
     generation = int(meta["generation"]) + 1
-    config, _ = build.recognized(config, source, meta["spec"])
+    config, _ = build.with_encoding(config, source, meta["spec"])
     device, env, parts, sentences = _prepare(config, source, generation)
     try:
         build.require_same_spaces(directory.spec_from(meta["spec"]), env.spec)
         train = checkpoint.restore(saved, "train", parts.saved)
-        held = checkpoint.latest(path / directory.CHECKPOINTS, "replay")
+        with_replay = checkpoint.latest(path / directory.CHECKPOINTS, "replay")
         with jax.default_device(build.replay_device(parts)):
-            replay = checkpoint.restore(held or saved, "replay", parts.template.replay)
-        restored = _restored_actor(saved, config, env, parts) if held == saved else None
+            replay = checkpoint.restore(with_replay or saved, "replay", parts.template.replay)
+        restored = _restored_actor(saved, config, env, parts) if with_replay == saved else None
     except (CheckpointError, UnsupportedEnvironment):
         env.close()
         raise
     steps = int(meta["counters"]["env_steps"])
-    sentences = (*sentences, f"going on from {saved.name}, {steps:,} environment steps")
+    sentences = (*sentences, f"continuing from {saved.name}, after {steps:,} environment steps")
     if restored is None:
-        fresh = f"{env.spec.id} begins fresh episodes with new seeds: where its episodes stood could not be saved"
+        fresh = f"{env.spec.id} begins new episodes with new seeds: the state of its episodes cannot be saved"
         sentences = (*sentences, fresh)
     if config != before:
         directory.rewrite_config(path, config)
@@ -139,7 +140,7 @@ def _resumed(path: Path, before: Config, config: Config, source: EnvSource | Non
 def _prepare(
     config: Config, source: EnvSource | None, generation: int
 ) -> tuple[devices.Device, Env, Parts, tuple[str, ...]]:
-    """Device, environments, agent and learner, and what is worth saying about them; nothing is compiled."""
+    """Return device, environments, parts, and sentences about them for the user; nothing is compiled."""
     device = devices.use_device(config.device)
     devices.keep_programs()
     env = build.make_env(config, source, config.env.num_envs, config.seed, "train", generation)
@@ -165,7 +166,7 @@ def _prepare(
 
 
 def _restored_actor(saved: Path, config: Config, env: Env, parts: Parts) -> Any:
-    """The loop's state, where the environments can be put back; else None."""
+    """Return the loop's state from a checkpoint if the environments can be restored, else None."""
     if not env.pure or "actor" not in checkpoint.parts(saved):
         return None
     begin = build.make_loop(config, env, parts).begin
@@ -174,36 +175,40 @@ def _restored_actor(saved: Path, config: Config, env: Env, parts: Parts) -> Any:
 
 
 def _changed(config: Config, given: Mapping[str, Any]) -> Config:
-    """The saved configuration with what may be set anew."""
+    """Return the saved configuration with the settings in `given`, which must be changeable."""
     if not given:
         return config
-    kept = config.model_dump(by_alias=True)
+    saved = config.model_dump(by_alias=True)
     for name in settings.leaves(settings.checked(given, type(config))):
         if not name.startswith(CHANGEABLE):
             raise ConfigError(f"{name} cannot be changed when a run is resumed; only {', '.join(CHANGEABLE)} can")
-    return validated(settings.merge(kept, given))
+    return validated(settings.merge(saved, given))
 
 
 def load_for_playing(path: str | Path, overrides: Iterable[str] = ()) -> LoadedAgent:
-    """A run's agent, with the device and the cache set up; raises what `loaded.load` does."""
+    """Set up the device and the cache, and return a run's agent; raises what `loaded_agent.load` raises."""
     prepare_to_play(path)
     return loaded_agent.load(path, overrides=overrides)
 
 
 def prepare_to_play(path: str | Path) -> None:
-    """The device and the cache as a run had them; raises RunFolderError where there is no run."""
+    """Set up the device and the cache as for the run in a folder.
+
+    Raises:
+      RunFolderError: the folder has no run.
+    """
     try:
         devices.use_device(directory.read_config(path).device)
     except DeviceError:
-        devices.use_device(None)  # What learned on one device plays on any.
+        devices.use_device(None)  # An agent that was trained on one device can act on any.
     devices.keep_programs()
 
 
 def plot(path: Path, picture: Path | None = None) -> Path:
-    """Draw a run's learning curve, by default as `learning_curve.png` in its folder; returns the picture's path.
+    """Draw a run's learning curve, by default as `learning_curve.png` in its folder, and return the picture's path.
 
     Raises:
-      RunFolderError: there is no run, or no return yet, or the picture cannot be written.
+      RunFolderError: the folder has no run, or the run has no return yet, or the picture cannot be written.
     """
     config = directory.read_config(path)
     picture = picture or path / "learning_curve.png"

@@ -28,23 +28,24 @@ from bircher.viz.panels import Thought
 
 
 class Inputs(NamedTuple):
-    """Observations as the network is given them, and their legal actions, with a batch axis."""
+    """Encoded observations and their legal actions, with a batch axis."""
 
     observation: np.ndarray
-    """[B, ...]"""
+    """Observations as the network takes them, [B, ...]."""
     legal_actions: np.ndarray
-    """[B, A], True where an action is legal"""
+    """Whether each action is legal, [B, A]."""
     single: bool = False
-    """Whether one observation was given, without a batch axis."""
+    """Whether the caller gave one observation without a batch axis."""
 
 
 def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inputs:
-    """One observation or a batch of them, as the environment gives them, with the mask of its `info`, or None for all.
+    """Encode an observation of the environment, or a batch of them.
 
-    Observations that are encoded already, as the rows of bircher's environments are, are taken as they are.
+    `legal_actions` is the mask of the environment's `info`, or None if all actions are legal.  Observations that are
+    encoded already, such as the rows of bircher's environments, are not changed.
 
     Raises:
-      ValueError: observation or mask has another shape than the environment's, or holds a number that does not fit.
+      ValueError: observation or mask has another shape than the environment's, or contains a number that does not fit.
     """
     given, encoding = np.asarray(observation), spec.encoding
     encoded = spec.observation.shape
@@ -54,9 +55,9 @@ def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inp
         single = given.shape == own
         batch = given[None] if single else given
         if isinstance(encoding, Encoding):
-            unfit = misfit(encoding, batch)
-            if unfit is not None:
-                raise ValueError(f"an observation of {spec.id} holds {unfit}")
+            problem = misfit(encoding, batch)
+            if problem is not None:
+                raise ValueError(f"an observation of {spec.id} contains {problem}")
             batch = encode_observation(encoding, batch)
     elif _is_batch_of(given, encoded):
         single = given.shape == encoded
@@ -71,10 +72,12 @@ def _is_batch_of(given: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 
 def mask_of(spec: EnvSpec, legal_actions: Any, size: int) -> np.ndarray:
-    """The legal actions of a batch as booleans [B, A], from one mask, a mask for each, or None for all.
+    """Return the legal actions of a batch as booleans [B, A], from one mask, one for each observation, or None.
+
+    None means that all actions are legal.
 
     Raises:
-      ValueError: they have another shape.
+      ValueError: the mask has another shape.
     """
     count = num_legal(spec)
     if legal_actions is None:
@@ -82,92 +85,92 @@ def mask_of(spec: EnvSpec, legal_actions: Any, size: int) -> np.ndarray:
     mask = np.asarray(legal_actions, bool)
     if mask.shape not in ((count,), (1, count), (size, count)):
         raise ValueError(
-            f"legal_actions has the shape {mask.shape}, and {spec.id} has {count} actions: expected ({count},), "
+            f"legal_actions has the shape {mask.shape}, but {spec.id} has {count} actions: expected ({count},), "
             f"or ({size}, {count}) for each observation"
         )
     return np.broadcast_to(mask, (size, count))
 
 
 MAX_FRAMES = 10_000
-"""Where an environment has no limit of its own, an episode is drawn up to here."""
+"""The number of frames after which drawing an episode ends, if its environment has no limit."""
 
 
 class LoadedAgent:
-    """A policy with all that is needed to act: what `bircher.load` returns, and `run.agent`."""
+    """A trained agent that can act, the result of `bircher.load` and of `run.agent`."""
 
     def __init__(
         self, config: Config, spec: EnvSpec, agent: Agent, policy: Policy, source: EnvSource | None, env_steps: int
     ):
         self.config, self.spec, self.policy, self.source = config, spec, policy, source
         self.env_steps = env_steps
-        """Environment steps that it has learned from."""
+        """The number of environment steps from which it has learned."""
         self._agent = agent
-        self._acted = 0
-        self._remembers = bool(jax.tree.leaves(jax.eval_shape(lambda: agent.start(1).memory)))
+        self._act_count = 0
+        self._has_memory = bool(jax.tree.leaves(jax.eval_shape(lambda: agent.start(1).memory)))
         self._carry: Carry | None = None
         self._first: np.ndarray | None = None
         self._programs = {
-            (greedy, thinks): jax.jit(self._program(greedy, thinks))
-            for greedy in (False, True) for thinks in (False, True)
+            (greedy, explains): jax.jit(self._program(greedy, explains))
+            for greedy in (False, True) for explains in (False, True)
         }  # fmt: skip
 
     @property
     def agent(self) -> Agent:
-        """Its pure functions."""
+        """The agent's pure functions."""
         return self._agent
 
     @property
     def name(self) -> str:
-        """The agent's name, such as `muesli`."""
+        """The name of the agent, such as `muesli`."""
         return self._agent.name
 
     def act(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Any:
-        """The action for one observation, or an array [B] of them for a batch [B, ...], as the environment takes it.
+        """Return the environment's action for one observation, or an array [B] of actions for a batch [B, ...].
 
-        It is drawn from the policy, or its most probable one. Observations are as the environment gives them; where
-        `env.stack` is above 1, the last ones joined along the last axis. `legal_actions` is the environment's mask,
-        such as `info.get("action_mask")`; None allows all. An agent with memory takes the observations for the rows of
-        an episode, one after the other, until `reset`.
+        The action is drawn from the policy, or is the best one if `greedy`. Observations are those of the environment;
+        if `env.stack` is above 1, the last ones are joined along the last axis. `legal_actions` is the environment's
+        mask, such as `info.get("action_mask")`; None allows all actions. An agent with memory takes successive
+        observations as the rows of an episode until `reset` is called.
 
         Raises:
-          ValueError: the observation or the mask has another shape than the environment's, or holds a number that does
-            not fit, or the batch has another size than what is remembered.
+          ValueError: the observation or the mask has another shape than the environment's, or contains a number that
+            does not fit, or the batch has another size than the batch in memory.
         """
         inputs = inputs_of(self.spec, observation, legal_actions)
         action = self.own_action(self.choose(inputs, greedy))
         return action[0] if inputs.single else action
 
     def choose(self, inputs: Inputs, greedy: bool = False) -> Int[np.ndarray, " B"]:
-        """The actions for encoded observations, counted from 0, as bircher's environments take them."""
+        """Return the actions for encoded observations, counted from 0, as bircher's environments take them."""
         (action_index,) = self._run(greedy, False, inputs)
         return np.asarray(action_index)
 
     def own_action(self, action_index: Any) -> np.ndarray:
-        """The environment's own actions of those that are counted from 0."""
+        """Return the environment's actions for actions that are counted from 0."""
         return decode_action(self.spec.action_start, action_index)
 
     def action_name(self, action_index: int) -> str:
-        """The environment's own action as text."""
+        """Return the environment's action as text."""
         return str(self.own_action(action_index))
 
     def reset(self, where: Any = None) -> None:
-        """Episodes begin anew, all of them or, of a batch, those `where` says so: what was seen before is forgotten.
+        """Clear the memory, because new episodes begin: all of them, or those of a batch for which `where` is True.
 
         Raises:
-          ValueError: `where` has another size than the batch that is remembered.
+          ValueError: `where` has another size than the batch in memory.
         """
         if where is None:
             self._carry = self._first = None
         elif self._first is not None:
             where = np.asarray(where, bool)
             if where.shape != self._first.shape:
-                raise ValueError(f"{len(self._first)} episodes are remembered, and where has the shape {where.shape}")
+                raise ValueError(f"{len(self._first)} episodes are in memory, but where has the shape {where.shape}")
             self._first = self._first | where
 
     def search(self, observation: Any, legal_actions: Any, seed: int) -> SearchResult:
-        """The search behind a decision, with its tree; the agent's memory stays as it is.
+        """Return the search for a decision, with its tree; the agent's memory is not changed.
 
-        Observation and mask are as in `act`; actions in the tree are counted from 0.
+        Observation and mask are as in `act`. Actions in the tree are counted from 0.
 
         Raises:
           ValueError: the observation has another shape than the environment's, or the agent does not search.
@@ -175,7 +178,7 @@ class LoadedAgent:
         return self.search_of(inputs_of(self.spec, observation, legal_actions), seed)
 
     def search_of(self, inputs: Inputs, seed: int) -> SearchResult:
-        """The same for encoded observations."""
+        """Return the search for encoded observations; see `search`."""
         plan = self._agent.plan
         if plan is None:
             raise ValueError(f"{self.name} acts without a search")
@@ -190,27 +193,27 @@ class LoadedAgent:
         return jax.jit(program)(self.policy, *self._memory(len(batch)), batch, legal)
 
     def _memory(self, size: int) -> tuple[Carry, np.ndarray]:
-        """What is kept of a batch's episodes, and which of them begin."""
-        if not self._remembers or self._carry is None or self._first is None:
-            return self._agent.start(size), np.full(size, self._remembers)
+        """Return the carry of a batch's episodes, and which of them begin."""
+        if not self._has_memory or self._carry is None or self._first is None:
+            return self._agent.start(size), np.full(size, self._has_memory)
         if len(self._first) != size:
             raise ValueError(
-                f"{len(self._first)} episodes are remembered, and {size} observations were given: call reset() first"
+                f"{len(self._first)} episodes are in memory, but {size} observations were given: call reset() first"
             )
         return self._carry, self._first
 
-    def _run(self, greedy: bool, thinks: bool, inputs: Inputs) -> tuple:
-        """What the program finds; what the agent keeps is kept."""
-        self._acted += 1
+    def _run(self, greedy: bool, explains: bool, inputs: Inputs) -> tuple:
+        """Run the program on inputs, store the agent's carry, and return the outputs."""
+        self._act_count += 1
         batch, legal, _ = inputs
         carry, first = self._memory(len(batch))
-        carry, found = self._programs[greedy, thinks](self.policy, carry, first, batch, legal, self._acted)
-        if self._remembers:
+        carry, outputs = self._programs[greedy, explains](self.policy, carry, first, batch, legal, self._act_count)
+        if self._has_memory:
             self._carry, self._first = carry, np.zeros(len(batch), bool)
-        return found
+        return outputs
 
     def think(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Thought:
-        """The action that `act` takes for one observation, counted from 0, and what led to it.
+        """Return the action that `act` takes for one observation, counted from 0, with the estimates that led to it.
 
         Raises:
           ValueError: as in `act`, or the agent has no model.
@@ -218,59 +221,59 @@ class LoadedAgent:
         return self.think_of(inputs_of(self.spec, observation, legal_actions), greedy)
 
     def think_of(self, inputs: Inputs, greedy: bool = False) -> Thought:
-        """The same for an encoded observation."""
+        """Return the action and the estimates for an encoded observation; see `think`."""
         if self._agent.look is None:
-            raise ValueError(f"agent {self.name} has no model: there is no thought behind its actions")
+            raise ValueError(f"agent {self.name} has no model, so that its actions cannot be explained")
         if len(inputs.observation) != 1:
-            raise ValueError(f"one observation is thought about at a time, not {len(inputs.observation)}")
-        found = self._run(greedy, True, inputs)
-        action, prior, improved, value = (np.asarray(x)[0] for x in found)
+            raise ValueError(f"expected one observation, not {len(inputs.observation)}")
+        outputs = self._run(greedy, True, inputs)
+        action, prior, improved, value = (np.asarray(x)[0] for x in outputs)
         return Thought(prior, improved, float(value), int(action))
 
-    def _program(self, greedy: bool, thinks: bool):
+    def _program(self, greedy: bool, explains: bool):
         agent, mode = self._agent, "greedy" if greedy else "sample"
 
         def program(policy, carry, first, observation, legal_actions, count):
             row = self._row(observation, legal_actions, first)
             key = jax.random.fold_in(jax.random.key(self.config.seed), count)
             output, carry = agent.act(policy, carry, row, key, mode, 1.0)
-            if not thinks or agent.look is None:
+            if not explains or agent.look is None:
                 return carry, (output.action,)
             latent = self._latent(policy, row, output.extras)
-            seen = agent.look(policy, latent, legal_actions, key)
-            # The very search that acted, where one did; Muesli after training searches only if it is told to.
+            estimates = agent.look(policy, latent, legal_actions, key)
+            # The result of the search that acted, if any; Muesli searches only with search.num_simulations above 0.
             improved, value = output.extras.get("search_policy"), output.extras.get("search_value")
             if improved is None and agent.plan is not None:
                 improved = agent.plan(policy, latent, legal_actions, key).weights
             return carry, (
-                output.action, seen.prior, seen.improved if improved is None else improved,
-                seen.value if value is None else value,
+                output.action, estimates.prior, estimates.improved if improved is None else improved,
+                estimates.value if value is None else value,
             )  # fmt: skip
 
         return program
 
     @staticmethod
     def _row(observation: Array, legal_actions: Array, first: Array) -> TimeStep:
-        """Rows of which nothing else is known."""
+        """Return rows with these observations; their other fields are constants."""
         flag, number = jnp.zeros(len(observation), bool), jnp.zeros(len(observation))
         return TimeStep(observation, number, number + 1, first, flag, flag, legal_actions, flag)
 
     def _latent(self, policy: Policy, row: TimeStep, extras: Mapping[str, Array]) -> Array:
-        """The latents of rows that were acted on."""
+        """Return the latents of rows, with the memory in the extras of acting."""
         rows = Trajectory.of(row, jnp.zeros(len(row.reward), jnp.int32), extras)
         return self._agent.encode(policy, jax.tree.map(lambda x: x[:, None], rows))[:, 0]
 
     def player(self, mode: Mode, name: str | None = None) -> Player:
-        """This agent as one side of a game of two."""
+        """Return this agent as a player of a game of two."""
         return of_agent(self._agent, self.policy, mode, name)
 
     def evaluator(self, seed: int, mode: Mode, role: str = "eval", max_steps: int | None = None) -> Evaluator:
-        """What plays this agent's episodes, in environments seeded by `seed` and apart from those of training."""
+        """Return an evaluator of this agent, in environments with seeds that training does not use."""
         limit = max_steps or costs.scoring_limit(self.config, self.spec)
         return Evaluator(self._agent, lambda count, batch: self.make_env(count, seed, role, batch), mode, limit)
 
     def make_env(self, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
-        """Make fresh environments of the run, or raise what `assembly.make_env_again` does."""
+        """Make new environments of the run; raises what `build.make_env_again` raises."""
         return build.make_env_again(self.spec, self.config, self.source, num_envs, seed, role, generation)
 
 
@@ -278,7 +281,7 @@ def make_evaluator(
     agent: Agent, config: Config, source: EnvSource | None, seed: int, mode: Mode, role: str,
     max_steps: int | None = None,
 ) -> Evaluator:  # fmt: skip
-    """An evaluator on fresh environments of a configuration."""
+    """Return an evaluator in new environments of a configuration."""
 
     def make(num_envs: int, batch: int):
         return build.make_env(config, source, num_envs, seed, role, generation=batch)
@@ -289,10 +292,10 @@ def make_evaluator(
 def evaluate(
     agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False, max_steps: int | None = None
 ) -> Report:
-    """Play fresh episodes in environments never seen in training; seeds are apart from those of every training run.
+    """Play episodes in new environments, with seeds that no training run uses, and return their statistics.
 
-    Episodes are whole, or count as they stand after `max_steps` actions; without it and a limit of the environment,
-    after as many as in evaluations during training.
+    An episode is cut short after `max_steps` actions, and counts with its return so far. If `max_steps` is None and the
+    environment has no limit, the limit is that of evaluations during training.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
@@ -307,12 +310,13 @@ def evaluate(
 def episode_frames(
     agent: LoadedAgent, seed: int, greedy: bool = False, thoughts: bool = False, max_steps: int | None = None
 ) -> list[np.ndarray]:
-    """The frames of one episode in an environment never seen in training, [height, width, 3] bytes each.
+    """Return the frames of one episode in a new environment, [height, width, 3] bytes each.
 
-    With `thoughts`, beside each frame what led to the action there; at most `max_steps` actions of it.
+    With `thoughts`, each frame has a panel with the estimates that led to the action. The episode has at most
+    `max_steps` actions.
 
     Raises:
-      ValueError: nothing can draw this environment.
+      ValueError: the environment cannot be drawn.
     """
     env, thought, whole = agent.config.env, [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
@@ -342,19 +346,20 @@ def episode_frames(
 def load(
     path: str | Path, env: EnvSource | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()
 ) -> LoadedAgent:
-    """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+    """Return the agent of a run's last checkpoint; `env` is needed only if the run's environment was a callable.
 
-    `overrides` are settings of the search, such as `search.num_simulations=200`: how it acts, not what it learned.
+    `overrides` are settings of the search, such as `search.num_simulations=200`. They change how the agent acts, not
+    what it has learned.
 
     Raises:
-      RunFolderError: the folder holds no run, or no checkpoint yet.
+      RunFolderError: the folder has no run, or the run has no checkpoint yet.
       CheckpointError: the checkpoint is damaged, or of another architecture.
-      ConfigError: a setting that is wrong, or none of the search.
+      ConfigError: a setting is wrong, or is not one of the search.
     """
-    config = build.overridden(directory.read_config(path), overrides)
+    config = build.with_overrides(directory.read_config(path), overrides)
     saved = directory.last_checkpoint(path)
     meta = checkpoint.read_meta(saved)
-    config, spec = build.recognized(config, env, meta["spec"])
+    config, spec = build.with_encoding(config, env, meta["spec"])
     parts = build.make_parts(config, spec)
     train = checkpoint.restore(saved, "train", parts.saved)
     policy = learner.acting_policy(parts.agent, train)

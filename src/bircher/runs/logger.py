@@ -32,34 +32,34 @@ from bircher.types import Batch, Key, Policy, Trajectory
 from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer, damaged_path
 
 
-class Replayed:
-    """`count` sequences at a call."""
+class ReplaySampler:
+    """A sampler of `count` sequences of the replay, which are put on the networks' device."""
 
     def __init__(self, learn: Learner, count: int):
         self._sample = jax.jit(lambda state, key: learn.replay.sample(state, key, count).rows)
-        self._ready, self._apart = learn.replay.ready, learn.replay_on_host
+        self._ready, self._on_host = learn.replay.ready, learn.replay_on_host
 
     def __call__(self, state: Any, key: Key) -> Trajectory | None:
-        """None before the replay holds a sequence."""
+        """Return sequences, or None before the replay contains one."""
         if not bool(self._ready(state)):
             return None
-        if not self._apart:
+        if not self._on_host:
             return self._sample(state, key)
         return jax.device_put(self._sample(state, jax.device_put(key, devices.host())), devices.default())
 
     def shapes(self, state: Any) -> Trajectory:
-        """What a call gives."""
+        """Return the shapes of a call's result."""
         return jax.eval_shape(self._sample, state, jax.random.key(0))
 
 
 SEQUENCES = 16
-"""Most sequences that the terms' gradients are measured on."""
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""It runs some ten times in all: half of the compilation's time is worth more than twice its own."""
+"""The largest number of sequences on which the gradients of loss terms are measured."""
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Options that halve the time of compilation and double that of execution, for a program that runs about ten times."""
 
 
 class GradientMonitor:
-    """Norms, shares and cosines of the terms' gradients on sequences of the replay."""
+    """A measurement of the loss terms' gradients on sequences of the replay: norms, shares and cosines."""
 
     def __init__(self, parts: Parts, config: Config):
         agent, optimizer = parts.agent, config.optimizer
@@ -74,16 +74,16 @@ class GradientMonitor:
             progress = jnp.minimum(train.counters.env_steps / config.steps, 1.0)
             return term_gradients.measure(agent, train.params, train.agent_state, batch, targets, loss_key, progress)
 
-        self._program: Any = jax.jit(measure, compiler_options=QUICKLY)
-        self._replayed = Replayed(parts.learner, size)
+        self._program: Any = jax.jit(measure, compiler_options=QUICK_COMPILATION)
+        self._sampler = ReplaySampler(parts.learner, size)
         self._names = tuple(agent.weights)
         self._key = jax.random.key(config.seed)
         self._compiling: Thread | None = None
 
     def compile(self, train: PyTree) -> None:
-        """Begin to compile for a state of these shapes, beside whatever else is done meanwhile."""
-        given = without_replay(train), self._replayed.shapes(train.replay), self._key
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+        """Start to compile for a state of these shapes, on another thread."""
+        arguments = without_replay(train), self._sampler.shapes(train.replay), self._key
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         self._compiling = Thread(target=self._compile, args=shapes, name="gradients by term")
         self._compiling.start()
 
@@ -91,27 +91,29 @@ class GradientMonitor:
         self._program = self._program.lower(*shapes).compile()
 
     def __call__(self, train: TrainState) -> dict[str, float]:
-        """Metrics by name; none before the replay holds a sequence."""
+        """Return metrics by name; the result is {} before the replay contains a sequence."""
         if self._compiling is not None:
             self._compiling.join()
         self._key, sample_key, key = jax.random.split(self._key, 3)
-        rows = self._replayed(train.replay, sample_key)
+        rows = self._sampler(train.replay, sample_key)
         if rows is None:
             return {}
-        # Brought over whole: taken apart on the device, each number would be a program of its own.
+        # Transferred in one piece: indexing on the device would run a separate program for each number.
         return term_gradients.as_metrics(jax.device_get(self._program(without_replay(train), rows, key)), self._names)
 
 
 SECONDS, SHARE = 10.0, 0.01
-"""Between two looks at a run that learns, and the most of its time that they may take."""
+"""The shortest time between two examinations of a run in training, and the largest share of its time that they may
+take."""
 EPISODES = 20
-"""Fewest training episodes that a return is judged by."""
+"""The fewest training episodes over which a return is averaged."""
 LINES = 2_000
-"""Most that a watch remembers, some 1 MB; of more, every second is forgotten, but for evaluations."""
+"""The largest number of lines that a monitor stores, about 1 MB.  If there are more, every second one is dropped,
+except those of evaluations."""
 
 
 def facts(config: Config) -> doctor.Facts:
-    """What the flags must know besides the metrics."""
+    """Return the properties of a run that the red flags need in addition to its metrics."""
     weights = config.losses.weights()
     replay, model = config.replay, config.model
     categorical = model.value_head == "categorical"
@@ -132,10 +134,10 @@ def facts(config: Config) -> doctor.Facts:
 
 
 def examine(path: str | Path) -> list[doctor.Flag]:
-    """The flags that a run's metrics raise, by number.
+    """Return the red flags that a run's metrics raise, by number.
 
     Raises:
-      RunFolderError: there is no run, or no metrics of it yet.
+      RunFolderError: the folder has no run, or the run has no metrics yet.
     """
     config, lines = _read(Path(path))
     return doctor.examine(lines, facts(config))
@@ -146,10 +148,10 @@ def _read(path: Path) -> tuple[Config, list[dict[str, Any]]]:
 
 
 def questions(path: str | Path) -> list[tuple[str, str]]:
-    """What is usually asked of a run, each with this run's numbers and what could be changed.
+    """Return the usual questions about a run, each with an answer of this run's numbers and of settings to change.
 
     Raises:
-      RunFolderError: as `examine`.
+      RunFolderError: as for `examine`.
     """
     config, lines = _read(Path(path))
 
@@ -164,13 +166,15 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
     share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
     gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
-        ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(quicker(config, acting > 0.5))}"),
+        ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(speed_advice(config, acting > 0.5))}"),
         (
             "out of memory?",
             (f"{memory.max() / 2**20:,.0f} MiB at most: " if len(memory) else "")
             + f"lower replay.capacity (now {replay.capacity:,}), env.num_envs (now {config.env.num_envs}), "
             + (
-                "more optimizer.minibatches" if _deals(config) else f"optimizer.batch_size (now {optimizer.batch_size})"
+                "more optimizer.minibatches"
+                if _has_epochs(config)
+                else f"optimizer.batch_size (now {optimizer.batch_size})"
             ),
         ),
         (
@@ -184,21 +188,21 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
         ),
         (
             "nothing is learned?",
-            f"{course(lines)}an act/entropy_share near 1 was taught nothing, near 0 it stopped exploring "
-            "(losses.entropy.weight); then more steps, and `bircher diagnose` for the model",
+            f"{course(lines)}an act/entropy_share near 1 means that the policy learned nothing, near 0 that it stopped "
+            "exploring (losses.entropy.weight); then try more steps, and `bircher diagnose` for the model",
         ),
     ]
 
 
 def course(lines: Sequence[Line]) -> str:
-    """How returns went: by the evaluations where there are two or more, else by training's first and last episodes.
+    """Return a clause with the first and the last returns: of evaluations if there are two or more, else of training.
 
-    A line of metrics may hold a single episode, so that lines are taken together until they hold enough.
+    A line of metrics may contain a single episode, so that lines are combined until they have enough.
     """
-    tested = series(lines, "eval/return_mean").values
-    if len(tested) > 1:
-        best = f", {tested.max():.4g} at best" if tested.max() > tested[-1] else ""
-        return f"evaluations of {tested[0]:.4g} at first and {tested[-1]:.4g} at last{best}: "
+    evaluated = series(lines, "eval/return_mean").values
+    if len(evaluated) > 1:
+        best = f", {evaluated.max():.4g} at best" if evaluated.max() > evaluated[-1] else ""
+        return f"evaluations of {evaluated[0]:.4g} at first and {evaluated[-1]:.4g} at last{best}: "
     counted = [line for line in lines if not math.isnan(line.get("act/episode_return", math.nan))]
     if not counted:
         return ""
@@ -210,19 +214,21 @@ def course(lines: Sequence[Line]) -> str:
 
 
 def _mean_of_first(returns: np.ndarray, ended: np.ndarray, least: float) -> float:
-    """The mean of the first `least` episodes or more, of lines that hold `ended` episodes each."""
+    """Return the mean over the first `least` episodes or more, from lines with `ended` episodes each."""
     count = int(np.searchsorted(np.cumsum(ended), least)) + 1
     return float(np.average(returns[:count], weights=ended[:count]))
 
 
-def _deals(config: Config) -> bool:
-    """Whether rollouts are dealt out in epochs, from which updates and batches follow."""
+def _has_epochs(config: Config) -> bool:
+    """Return whether rollouts are used for several epochs, from which the numbers of updates and batches follow."""
     return config.optimizer.epochs > 1
 
 
-def quicker(config: Config, acts: bool) -> list[str]:
-    """What would make a run quicker that mostly acts, or mostly learns."""
-    updates = f"optimizer.epochs (now {config.optimizer.epochs})" if _deals(config) else "optimizer.updates_per_step"
+def speed_advice(config: Config, acts: bool) -> list[str]:
+    """Return what would make a run faster; `acts` says whether it spends most of its time on acting."""
+    updates = (
+        f"optimizer.epochs (now {config.optimizer.epochs})" if _has_epochs(config) else "optimizer.updates_per_step"
+    )
     advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
     advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
     evaluations = config.evaluation.count
@@ -233,27 +239,27 @@ _SPEEDS = (("env_steps", "environment steps"), ("updates", "updates"))
 
 
 class DoctorMonitor:
-    """Raises each flag once while a run learns."""
+    """The red flags of a run in training; each flag is returned once."""
 
-    def __init__(self, known: doctor.Facts, lines: list[dict[str, Any]] | None = None):
-        self._facts = known
+    def __init__(self, run_facts: doctor.Facts, lines: list[dict[str, Any]] | None = None):
+        self._facts = run_facts
         self._names: dict[tuple[str, ...], dict[str, int]] = {}
         self._lines = [self._packed(line) for line in lines or []]
         self._raised: set[int] = set()
         self._next = time.monotonic() + SECONDS
 
-    def __call__(self, line: Mapping[str, Any], at_once: bool = False) -> list[doctor.Flag]:
-        """Flags that are new with this line; looks only now and then, unless it is to `at_once`."""
+    def __call__(self, line: Mapping[str, Any], immediately: bool = False) -> list[doctor.Flag]:
+        """Add a line and return new flags; lines are examined at intervals, or `immediately`."""
         self._lines.append(self._packed(line))
         if len(self._lines) > LINES:
-            self._lines = [kept for at, kept in enumerate(self._lines) if at % 2 or "eval/return_mean" in kept]
-        began = time.monotonic()
-        if not at_once and began < self._next:
+            self._lines = [line for at, line in enumerate(self._lines) if at % 2 or "eval/return_mean" in line]
+        start = time.monotonic()
+        if not immediately and start < self._next:
             return []
         new = [flag for flag in doctor.examine(self._lines, self._facts) if flag.number not in self._raised]
         self._raised |= {flag.number for flag in new}
         ended = time.monotonic()
-        self._next = ended + max(SECONDS, (ended - began) / SHARE)
+        self._next = ended + max(SECONDS, (ended - start) / SHARE)
         return new
 
     def _packed(self, line: Mapping[str, Any]) -> Packed:
@@ -262,18 +268,18 @@ class DoctorMonitor:
 
 
 def sentence(flag: doctor.Flag) -> str:
-    """A flag in one line, for the console."""
+    """Return a flag as one line for the console."""
     return f"red flag {flag.number}, {flag.name}: {flag.evidence}; {flag.cause}: {flag.advice}"
 
 
 class Averages:
-    """What chunks of iterations measured: means over their iterations, and over their episodes where any ended."""
+    """The metrics of chunks of iterations: means over iterations, and over episodes if any ended."""
 
     def __init__(self) -> None:
         self._longest = 0
 
     def __call__(self, progress: Progress) -> dict[str, float]:
-        """One chunk's, by name; it knows the longest episode of the run so far."""
+        """Return the metrics of one chunk by name, with the longest episode of the run so far."""
         tally, metrics = progress.tally, {}
         if episodes := int(tally.episodes):
             metrics["act/episode_return"] = float(tally.return_sum) / episodes
@@ -287,15 +293,15 @@ class Averages:
 
 
 def scores(report: Report) -> dict[str, float]:
-    """An evaluation's numbers by their glossary names."""
-    normalized, some = report.human_normalized, {}
+    """Return the metrics of an evaluation by the names of the glossary."""
+    normalized, optional = report.human_normalized, {}
     if normalized is not None:
-        some["eval/human_normalized"] = normalized["mean"]
+        optional["eval/human_normalized"] = normalized["mean"]
     if report.episodes > 1:
-        some["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
+        optional["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
     if report.cut_short:
-        some["eval/cut_short"] = report.cut_short / report.episodes
-    return some | {
+        optional["eval/cut_short"] = report.cut_short / report.episodes
+    return optional | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,
         "eval/return_iqm": report.iqm,
@@ -304,12 +310,12 @@ def scores(report: Report) -> dict[str, float]:
 
 
 class RunLogger:
-    """`metrics.jsonl`, TensorBoard events and the console, as one."""
+    """The writers of a run's metrics: `metrics.jsonl`, TensorBoard events and the console."""
 
     def __init__(self, path: Path, config: Config, restored_env_steps: int | None):
         file = path / directory.METRICS
         lines = JsonLines(file, restored_env_steps)
-        self._watch = DoctorMonitor(facts(config), glossary.read(file))
+        self._doctor = DoctorMonitor(facts(config), glossary.read(file))
         name = config.env.id.removeprefix(CALLABLE)
         self._path = path
         self._console = Console(f"{name}, {config.agent.name}, seed {config.seed}: {path}", config.steps)
@@ -317,32 +323,34 @@ class RunLogger:
         if lines.damaged:
             one = len(lines.damaged) == 1
             numbers = f"line{'' if one else 's'} {', '.join(str(number) for number in lines.damaged)}"
-            self.say(f"{numbers} of {file} cannot be read, and {'is' if one else 'are'} now in {damaged_path(file).name}")
+            self.say(
+                f"{numbers} of {file} cannot be read, and {'was' if one else 'were'} moved to {damaged_path(file).name}"
+            )
 
     def write(self, counters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Write one line of metrics.
 
         Raises:
-          RunFailed: a file cannot be written, as on a full disk; later calls write to the console alone.
+          RunFailed: a file cannot be written, as on a full disk. Later calls write only to the console.
         """
         self._to_each(lambda writer: writer.write(counters, metrics))
-        # An evaluation is worth a look at once.
-        for flag in self._watch({**counters, **metrics}, "eval/return_mean" in metrics):
+        # After an evaluation the lines are examined immediately.
+        for flag in self._doctor({**counters, **metrics}, "eval/return_mean" in metrics):
             self.say(sentence(flag))
 
     def image(self, tag: str, picture: np.ndarray, counters: Mapping[str, Any]) -> None:
-        """Write a picture [height, width, 3] of bytes; raises what `write` does."""
+        """Write a picture [height, width, 3] of bytes; raises what `write` raises."""
         self._to_each(lambda writer: writer.image(tag, picture, counters))
 
     def say(self, sentence: str) -> None:
-        """A line for whoever watches."""
+        """Print a line to the console."""
         self._console.message(sentence)
 
     def close(self) -> None:
-        """Write what is held back; a file that does not take it is named on the console."""
+        """Write buffered data and close the files; print the name of a file that cannot be written."""
         files = [writer for writer in self._writers if writer is not self._console]
         for error in _close(files):
-            self.say(f"the last events of {self._path} are not written: {error.strerror}")
+            self.say(f"the last events of {self._path} could not be written: {error.strerror}")
         self._console.close()
 
     def _to_each(self, act: Callable[[Writer], None]) -> None:
@@ -350,14 +358,14 @@ class RunLogger:
             try:
                 act(writer)
             except OSError as error:
-                # What these hold back is of the same disk, and cannot be written either.
+                # The buffered data of the other writers is for the same disk, and cannot be written either.
                 _close([writer for writer in self._writers if writer is not self._console])
                 self._writers = [] if writer is self._console else [self._console]
                 raise RunFailed(f"the metrics of {self._path} cannot be written: {error.strerror}") from error
 
 
 def _close(writers: Iterable[Writer]) -> list[OSError]:
-    """Close every writer; the errors of those that could not write what they held back."""
+    """Close every writer, and return the errors of those that could not write their buffered data."""
     errors = []
     for writer in writers:
         try:

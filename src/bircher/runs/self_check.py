@@ -42,7 +42,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """Describe the installation and the machine, as JSON holds it."""
+    """Describe the installation and the machine as a dictionary for JSON."""
     device = devices.default()
     free, host = devices.available_bytes(device), devices.host_bytes()
     return {
@@ -59,7 +59,7 @@ def describe() -> dict[str, Any]:
 
 
 def lines(described: dict[str, Any]) -> list[str]:
-    """The description in lines for a terminal."""
+    """Return the result of `describe` as lines for a terminal."""
     packages = ", ".join(f"{name} {version or 'not installed'}" for name, version in described["packages"].items())
     return [
         f"bircher {described['bircher']}, Python {described['python']}",
@@ -106,22 +106,22 @@ SMALL: dict[str, Any] = {
     "model.unroll_steps": 1,
     "evaluation.count": 0,
 }
-"""Compilation takes most of the time, and small programs compile sooner."""
+"""Settings of small programs, because compilation takes most of the time."""
 SEARCH = {"muzero": {"search.num_simulations": 2}, "gumbel_muzero": {"search.num_simulations": 2}}
 """Settings of the agents that search."""
 WORKERS = 2
-"""Checks that run at the same time, where they can."""
+"""The number of checks that run at the same time, if they are concurrent."""
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Check(NamedTuple):
-    """One check."""
+    """A check of the installation."""
 
     name: str
     run: Callable[[], None]
-    """Raises where something is wrong."""
+    """() -> None; it raises if something is wrong."""
     concurrent: bool = False
-    """Whether it may run at the same time as others."""
+    """Whether the check may run at the same time as others."""
 
 
 class Result(NamedTuple):
@@ -130,11 +130,11 @@ class Result(NamedTuple):
     name: str
     seconds: float
     error: str | None
-    """The reason of a failure in one line, or None."""
+    """The reason of a failure in one line; None if the check passed."""
 
 
 def checks() -> list[Check]:
-    """Every check, in the order in which they run."""
+    """Return all checks, in the order in which they run."""
     return [
         *(Check(f"environment {id} ({name})", partial(_step_environment, name, id)) for name, id in ADAPTERS.items()),
         *(Check(f"agent {name}", partial(_differentiate, name), concurrent=True) for name in AGENTS),
@@ -144,19 +144,19 @@ def checks() -> list[Check]:
 
 
 def run(selected: Iterable[Check]) -> Iterator[Result]:
-    """Run checks in their order; a failure does not keep the others from running."""
+    """Run checks in their order and yield their results; after a failure the others still run."""
     for concurrent, group in groupby(selected, lambda check: check.concurrent):
         with ThreadPoolExecutor(WORKERS) as pool:
             yield from (pool.map if concurrent else map)(_timed, group)
 
 
 def _timed(check: Check) -> Result:
-    began, error = time.monotonic(), None
+    start, error = time.monotonic(), None
     try:
         check.run()
-    except Exception as raised:  # whatever a broken package raises is what is reported
+    except Exception as raised:  # a broken package may raise any error, which is reported
         error = " ".join(f"{type(raised).__name__}: {raised}".split())
-    return Result(check.name, time.monotonic() - began, error)
+    return Result(check.name, time.monotonic() - start, error)
 
 
 def _step_environment(adapter: str, env_id: str) -> None:
@@ -173,7 +173,7 @@ def _config(env_id: str, agent: str) -> Config:
 
 
 def _differentiate(name: str) -> None:
-    """Compute an agent's loss and gradient on a rollout of its own."""
+    """Compute an agent's loss and gradient on a rollout that it collects."""
     config = _config(AGENT_ENV, name)
     env = build.make_env(config, None, config.env.num_envs, 0, "check")
     agent, length = build.make_agent(config, env.spec), config.loop.rollout_length
@@ -193,14 +193,18 @@ def _differentiate(name: str) -> None:
 
 
 def _random_params(agent: Agent, spec: EnvSpec) -> Any:
-    """Draw every parameter: some layers begin at zero, and what is before them would have no gradient."""
+    """Draw every parameter at random, because layers before one that begins at zero would have no gradient."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: agent.init(key, spec).params, jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 def _require_gradients(found: TermGradients, names: tuple[str, ...]) -> None:
-    """Refuse gradients that are not finite, and parts of the network without any."""
+    """Check that all gradients are finite, and that every part of the network has one.
+
+    Raises:
+      CheckFailed: a gradient is not finite, or a part has none.
+    """
     norms = {part: np.asarray(values) for part, values in found.norms.items()}
     for part, values in norms.items():
         if not np.isfinite(values).all():
@@ -229,7 +233,7 @@ def _save_and_restore() -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two arrays, or two random keys, have the same type and the same values."""
+    """Return whether two arrays, or two random keys, have the same type and the same values."""
     if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
         one, other = jax.random.key_data(one), jax.random.key_data(other)
     return one.dtype == other.dtype and np.array_equal(np.asarray(one), np.asarray(other))

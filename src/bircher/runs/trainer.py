@@ -27,7 +27,7 @@ from bircher.envs.registry import EnvSource
 from bircher.errors import CheckpointError, EvaluationFailed, EvaluationStopped, RunFailed
 from bircher.runs import build, costs, directory, inspect, loaded_agent, logger
 from bircher.runs.build import Parts
-from bircher.runs.directory import CHECKPOINTS, Saver, copied
+from bircher.runs.directory import CHECKPOINTS, Saver, copy_buffers
 from bircher.runs.loaded_agent import LoadedAgent
 from bircher.runs.logger import Averages, RunLogger, scores
 from bircher.training import learner
@@ -38,47 +38,48 @@ from bircher.types import Counters
 
 
 class Run(NamedTuple):
-    """A run that has ended."""
+    """The result of a run that has ended."""
 
     path: Path
     agent: LoadedAgent
     counters: dict[str, int | float]
     stopped: bool
-    """Whether the user ended it before its steps were done."""
+    """Whether the user ended the run before its last step."""
 
 
 class ResumePoint(NamedTuple):
-    """Where a run goes on from: the start, or a checkpoint."""
+    """The state from which a run continues: that of a checkpoint, or none for a new run."""
 
     train: TrainState | None = None
     actor: Any = None
-    """The loop's state: where the environments stood; None where they begin anew."""
+    """The loop's state with that of the environments; None if the environments are reset."""
     env_steps: int | None = None
     wall_seconds: float = 0.0
     generation: int = 0
-    """How often the run was resumed: environments that begin anew have other seeds each time."""
+    """The number of times that the run was resumed; environments that are reset have other seeds each time."""
 
 
 SECONDS = 1.0
-"""How long the device should be busy with one chunk: Python wakes about so often."""
+"""The time that one chunk should take, which is also the time between two reads of metrics."""
 
 
 class PendingChunk(NamedTuple):
-    """A chunk that the device was given, and what will be read of it."""
+    """A chunk that was dispatched to the device, and its results, which may not be computed yet."""
 
     progress: Progress
     state: tuple[Any, jax.Array]
-    """(counters, updates that were not finite) after it"""
+    """(counters, number of updates that were not finite) after the chunk."""
     iterations: int
     seconds: Callable[[], float]
-    """Return what it took, after waiting until that is known."""
+    """() -> the time that the chunk took, after waiting for its end."""
 
 
 class ChunkScheduler:
-    """Chunks of iterations that take about a second each, and never pass a goal by more than one iteration.
+    """The sizes of chunks of iterations, which take about a second each.
 
-    An iteration takes at most `steps` environment steps and ends at most `episodes` episodes; less where
-    environments are reset.  So a goal is reached at the same iteration whatever the chunks are.
+    A chunk never passes a goal by more than one iteration.  An iteration takes at most `steps` environment steps and
+    ends at most `episodes` episodes, and fewer if environments are reset.  Therefore a goal is reached at the same
+    iteration for any sizes of chunks.
     """
 
     def __init__(self, num_envs: int, rollout_length: int):
@@ -88,26 +89,26 @@ class ChunkScheduler:
         self._chunk = 1
 
     def chunk(self, steps_left: int, episodes_left: int | None, known: bool) -> int:
-        """Iterations for the next chunk, given what may be left when all that was begun is done.
+        """Return the iterations of the next chunk, given the steps and episodes that are left after pending chunks.
 
-        0 where that may reach a goal already: then wait until it is `known`, when at least one is given.
+        It is 0 if the pending chunks may reach a goal.  If `known`, no chunk is pending, and it is at least 1.
         """
         safe = steps_left // self.steps
         if episodes_left is not None:
             safe = min(safe, episodes_left // self.episodes)
         return min(self._chunk, max(safe, 1 if known else 0))
 
-    def measured(self, iterations: int, seconds: float) -> None:
-        """Learn from a chunk how long an iteration takes."""
-        wanted = round(iterations * SECONDS / max(seconds, 1e-6))
-        # A first measurement may be of a machine that is still warming up.
-        self._chunk = max(1, min(wanted, 8 * iterations))
+    def record(self, iterations: int, seconds: float) -> None:
+        """Adapt the size of chunks to the time that one took."""
+        size = round(iterations * SECONDS / max(seconds, 1e-6))
+        # At the first measurement the machine may still be warming up.
+        self._chunk = max(1, min(size, 8 * iterations))
 
 
 class Clock:
-    """What each chunk takes, from when it could begin, by a thread that waits for its end.
+    """The time that each chunk takes from its possible beginning, measured by a thread that waits for its end.
 
-    When a chunk is read says little: some loops hold Python up until the next one has nearly ended.
+    The time at which Python reads a chunk cannot be used, because some loops block until the next one has nearly ended.
     """
 
     def __init__(self) -> None:
@@ -115,12 +116,15 @@ class Clock:
         self._ended = time.monotonic()
 
     def begin(self) -> Callable[[jax.Array], Callable[[], float]]:
-        """Now a chunk is given to the device; what is returned is to be told what it gives, and returns its seconds."""
+        """Start to measure a chunk that is dispatched now.
+
+        Returns a function of an array of the chunk's result, which returns a function that waits and returns seconds.
+        """
         at = time.monotonic()
         return lambda array: self._thread.submit(self._wait, array, at).result
 
     def close(self) -> None:
-        """Once all has ended."""
+        """End the thread, after all chunks have ended."""
         self._thread.shutdown()
 
     def _wait(self, array: jax.Array, at: float) -> float:
@@ -130,7 +134,7 @@ class Clock:
 
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM while the block runs; a second signal acts as it always does."""
+    """A flag that SIGINT or SIGTERM sets while the block runs; a second signal has its usual effect."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -156,7 +160,7 @@ class StopRequest:
 
 
 class Training:
-    """A run that was found possible: its folder is there; nothing is compiled yet."""
+    """A run that is possible and has a folder; nothing is compiled yet."""
 
     def __init__(
         self,
@@ -166,16 +170,16 @@ class Training:
         parts: Parts,
         path: Path,
         device: devices.Device,
-        origin: ResumePoint,
+        resume_point: ResumePoint,
         sentences: tuple[str, ...] = (),
     ):
         self.path = path
         self._config, self._source, self._env, self._parts, self._device = config, source, env, parts, device
-        self._origin, self._sentences = origin, sentences
+        self._resume_point, self._sentences = resume_point, sentences
         self._agent = parts.agent
-        self._pace = ChunkScheduler(config.env.num_envs, config.loop.rollout_length)
+        self._scheduler = ChunkScheduler(config.env.num_envs, config.loop.rollout_length)
         self._averages = Averages()
-        self._begun: list[PendingChunk] = []
+        self._pending: list[PendingChunk] = []
         self._train: Any = None
         self._actor: Any = None
         self._advanced = False
@@ -183,45 +187,45 @@ class Training:
         self._forecast = costs.Forecast(config)
         mode, self._limit = config.evaluation.mode, costs.evaluation_limit(config, env.spec)
         self._monitor = inspect.Monitors(parts, config)
-        self._gauge = logger.GradientMonitor(parts, config) if config.evaluation.gradients else None
+        self._gradients = logger.GradientMonitor(parts, config) if config.evaluation.gradients else None
         self._evaluator = loaded_agent.make_evaluator(
             parts.agent, config, source, config.seed, mode, "monitor", self._limit
         )
 
     def hold(self, descriptor: int) -> None:
-        """Keep a claim on the folder until the run has ended."""
+        """Keep the lock of the folder until the run has ended."""
         self._claim = descriptor
 
     def run(self) -> Run:
-        """Train to the end of the steps (or episodes), or until SIGINT or SIGTERM; the last state is saved.
+        """Train until the last step (or episode), or until SIGINT or SIGTERM; the last state is saved.
 
         Raises:
-          RunFailed: an environment or a number failed; what was learned before is saved.
-          CheckpointError: the disk did not take a checkpoint.
+          RunFailed: an environment failed, or a loss was not finite; the state before is saved.
+          CheckpointError: a checkpoint could not be written.
         """
         with contextlib.ExitStack() as stack:
             if self._config.debug:
                 stack.enter_context(jax.disable_jit())
                 stack.enter_context(jax.debug_nans(True))
             self._stop = stack.enter_context(StopRequest())
-            self._began_at = time.monotonic()
+            self._started_at = time.monotonic()
             stack.callback(os.close, self._claim)
             stack.callback(self._release)
             self._clock = Clock()
             stack.callback(self._clock.close)
-            self._journal = RunLogger(self.path, self._config, self._origin.env_steps)
-            stack.callback(self._journal.close)
-            keep = self._config.checkpoint
-            self._saver = Saver(self.path / CHECKPOINTS, keep.keep, keep.replay_every)
+            self._logger = RunLogger(self.path, self._config, self._resume_point.env_steps)
+            stack.callback(self._logger.close)
+            settings = self._config.checkpoint
+            self._saver = Saver(self.path / CHECKPOINTS, settings.keep, settings.replay_every)
             stack.callback(self._saver.close)
             for sentence in self._sentences:
-                self._journal.say(sentence)
+                self._logger.say(sentence)
             try:
                 self._begin()
                 self._loop()
             except (RunFailed, EvaluationFailed) as error:
                 raise RunFailed(f"{error}; {self._save_after_failure()}") from error
-            if self._advanced or self._origin.train is None:
+            if self._advanced or self._resume_point.train is None:
                 self._save(last=True)
                 self._saver.wait()
             agent = self._loaded_agent()
@@ -229,14 +233,14 @@ class Training:
             return Run(self.path, agent, self._counters_now(), self._stop.requested and not self._done())
 
     def _begin(self) -> None:
-        """Make or take over the state, and the programs."""
+        """Create or restore the state, and compile the programs."""
         actor_key, train_key = jax.random.split(jax.random.key(self._config.seed))
-        resumed = self._origin.actor is not None
-        self._actor = self._origin.actor if resumed else self._first_rows(actor_key)
-        self._train = self._origin.train
+        resumed = self._resume_point.actor is not None
+        self._actor = self._resume_point.actor if resumed else self._first_rows(actor_key)
+        self._train = self._resume_point.train
         if self._train is None:
             self._train = self._parts.init(train_key, self._actor.timestep)
-        counters, _ = jax.device_get(_look(self._train))
+        counters, _ = jax.device_get(_read_counters(self._train))
         self._counters = {name: int(value) for name, value in counters._asdict().items()}
         config, count = self._config, self._config.evaluation.count
         goals = [config.steps * number // count for number in range(1, count + 1)]
@@ -247,32 +251,34 @@ class Training:
         state = self._actor if resumed else jax.eval_shape(self._programs.begin, self._train, self._actor)
         self._zero = self._programs.fresh_progress(self._train, state)
         if not config.debug:
-            if self._gauge and self._milestones:
-                self._gauge.compile(self._train)  # on another core than what follows
+            if self._gradients and self._milestones:
+                self._gradients.compile(self._train)  # on another core, while the programs are compiled
             taken = self._programs.compile(self._train, state, self._zero)
             if sentence := costs.update_sentence(config, taken, self._device):
-                self._journal.say(sentence)
+                self._logger.say(sentence)
         if not resumed:
             self._actor = self._programs.begin(self._train, self._actor)
 
     def _first_rows(self, key: jax.Array) -> ActorState:
-        """The environments, reset, in buffers of their own, for they will be donated."""
+        """Reset the environments, and return their state in separate buffers, because it will be donated."""
         try:
-            return copied(start_actors(self._agent, self._env, jax.random.fold_in(key, self._origin.generation)))
-        except Exception as error:  # whatever an environment's own package raises
+            return copy_buffers(
+                start_actors(self._agent, self._env, jax.random.fold_in(key, self._resume_point.generation))
+            )
+        except Exception as error:  # the environment's package may raise any error
             raise RunFailed(f"{self._env.spec.id} failed at its first reset: {error}") from error
 
     def _loop(self) -> None:
-        """Keep one chunk running while the one before it is read, so that the device never waits for Python."""
-        # From here on: a checkpoint of what compiling took would hold nothing learned.
+        """Keep one chunk running while the previous one is read, so that the device never waits for Python."""
+        # The time starts here, because a checkpoint right after a long compilation would contain nothing new.
         self._saved_at = time.monotonic()
         while True:
             iterations = 0 if self._stop.requested else self._next_iterations()
             if iterations:
                 self._dispatch(iterations)
-            while len(self._begun) > (1 if iterations else 0):
-                self._read(self._begun.pop(0))
-            if not self._begun:
+            while len(self._pending) > (1 if iterations else 0):
+                self._read(self._pending.pop(0))
+            if not self._pending:
                 self._evaluate_if_due()
                 if self._stop.requested or self._done():
                     return
@@ -283,29 +289,37 @@ class Training:
         return self._config.reached(self._counters)
 
     def _next_iterations(self) -> int:
-        """Iterations for the next chunk; 0 where what is under way may already reach a goal."""
-        under_way = sum(begun.iterations for begun in self._begun)
+        """Return the iterations of the next chunk; 0 if the pending chunks may reach a goal."""
+        pending_iterations = sum(pending.iterations for pending in self._pending)
         goal = min([self._config.steps, *self._milestones[:1]])
-        steps = goal - self._counters["env_steps"] - under_way * self._pace.steps
+        steps = goal - self._counters["env_steps"] - pending_iterations * self._scheduler.steps
         episodes = None
         if self._config.episodes is not None:
-            episodes = self._config.episodes - self._counters["episodes"] - under_way * self._pace.episodes
-        known = not self._begun
+            episodes = (
+                self._config.episodes - self._counters["episodes"] - pending_iterations * self._scheduler.episodes
+            )
+        known = not self._pending
         if known and (steps <= 0 or (episodes is not None and episodes <= 0)):
             return 0
-        return self._pace.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
+        return self._scheduler.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
 
     def _dispatch(self, iterations: int) -> None:
         watching = self._clock.begin()
         self._train, self._actor, progress = self._programs.advance(
-            self._train, self._actor, copied(self._zero), iterations
+            self._train, self._actor, copy_buffers(self._zero), iterations
         )
-        self._begun.append(PendingChunk(progress, _look(self._train), iterations, watching(progress.iterations)))
+        self._pending.append(
+            PendingChunk(progress, _read_counters(self._train), iterations, watching(progress.iterations))
+        )
 
-    def _read(self, begun: PendingChunk, failed: bool = False) -> None:
-        """Wait for a chunk, and write what it measured; raises RunFailed, unless that is known already."""
-        progress, (counters, non_finite) = jax.device_get((begun.progress, begun.state))
-        seconds = begun.seconds()
+    def _read(self, pending: PendingChunk, failed: bool = False) -> None:
+        """Wait for a chunk and write its metrics.
+
+        Raises:
+          RunFailed: an environment or an update failed; not raised again if `failed`.
+        """
+        progress, (counters, non_finite) = jax.device_get((pending.progress, pending.state))
+        seconds = pending.seconds()
         before, self._counters = self._counters, {name: int(value) for name, value in counters._asdict().items()}
         metrics = self._averages(progress)
         steps = self._counters["env_steps"] - before["env_steps"]
@@ -317,12 +331,12 @@ class Training:
         used = devices.used_bytes(self._device)
         if used is not None:
             metrics["speed/memory_bytes"] = used
-        self._journal.write(self._counters_now(), metrics)
+        self._logger.write(self._counters_now(), metrics)
         if self._advanced:
-            self._pace.measured(begun.iterations, seconds)
+            self._scheduler.record(pending.iterations, seconds)
         left = self._config.steps - self._counters["env_steps"]
         if sentence := self._forecast(steps, seconds, left, metrics.get("speed/acting_share")):
-            self._journal.say(sentence)
+            self._logger.say(sentence)
         self._advanced = True
         if not failed:
             self._require_sound(int(progress.tally.failed), int(progress.failed_at), int(non_finite))
@@ -330,8 +344,8 @@ class Training:
     def _require_sound(self, failed: int, failed_at: int, non_finite: int) -> None:
         env_id = self._env.spec.id
         if failed >= 0:
-            told = failure(self._env) or describe_failure(failed, self._env.num_envs)
-            raise RunFailed(f"{env_id} failed by environment step {failed_at:,}: {told}")
+            reason = failure(self._env) or describe_failure(failed, self._env.num_envs)
+            raise RunFailed(f"{env_id} failed by environment step {failed_at:,}: {reason}")
         if non_finite:
             raise RunFailed(
                 f"the loss of {non_finite} updates in {env_id} was not finite by environment step "
@@ -349,38 +363,38 @@ class Training:
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
-            told = self._monitor(policy, self._train.replay)
-            told |= self._gauge(self._train) if self._gauge else {}
-            self._journal.write(self._counters_now(), scores(report) | told)
+            metrics = self._monitor(policy, self._train.replay)
+            metrics |= self._gradients(self._train) if self._gradients else {}
+            self._logger.write(self._counters_now(), scores(report) | metrics)
 
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
-        """Begin to write the state as it will be when what is under way is done."""
+        """Begin to write the state after all pending chunks."""
         self._saved_at = time.monotonic()
         parts = {"train": learner.without_replay(self._train), "replay": self._train.replay}
         if self._env.pure and with_actor:
             parts["actor"] = self._actor
-        counters, _ = _look(self._train)
+        counters, _ = _read_counters(self._train)
         meta = {
-            "generation": self._origin.generation,
+            "generation": self._resume_point.generation,
             "wall_seconds": self._wall_seconds(),
             "spec": directory.spec_to(self._env.spec),
         }
         self._saver.save(parts, meta, counters, last)
 
     def _save_after_failure(self) -> str:
-        """Keep what was learned, unless that is not finite itself; says what is kept."""
+        """Save the state, unless it is not finite, and return a clause that says what was saved."""
         if self._train is None:
             return "nothing was learned yet"
-        while self._begun:
-            self._read(self._begun.pop(0), failed=True)
+        while self._pending:
+            self._read(self._pending.pop(0), failed=True)
         if not bool(jax.jit(learner.all_finite)(learner.without_replay(self._train))):
-            return self._saver.kept()
-        # Not the environments: they may hold what failed.
+            return self._saver.last_good()
+        # Without the environments, whose state may contain the failure.
         try:
             self._save(last=True, with_actor=False)
             self._saver.wait()
         except CheckpointError as error:
-            return f"{error}; {self._saver.kept()}"
+            return f"{error}; {self._saver.last_good()}"
         return f"what was learned in {self._counters['env_steps']:,} steps is saved in {self.path}"
 
     def _loaded_agent(self) -> LoadedAgent:
@@ -388,36 +402,39 @@ class Training:
         return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, self._counters["env_steps"])
 
     def _picture(self, agent: LoadedAgent) -> None:
-        """The last moment of one more evaluation episode, for TensorBoard."""
+        """Write the last frame of one more evaluation episode to TensorBoard."""
         if not self._config.evaluation.count or self._stop.requested or not self._advanced:
             return
         greedy = self._config.evaluation.mode == "greedy"
         try:
             frames = loaded_agent.episode_frames(agent, self._config.seed, greedy, max_steps=self._limit)
-            self._journal.image("eval/episode", frames[-1], self._counters_now())
-        except Exception as error:  # whatever a window system or an environment's own drawing raises
-            self._journal.say(f"no picture of an episode: {error}")
+            self._logger.image("eval/episode", frames[-1], self._counters_now())
+        except Exception as error:  # a window system or the environment's drawing may raise any error
+            self._logger.say(f"no picture of an episode could be drawn: {error}")
 
     def _counters_now(self) -> dict[str, int | float]:
         return {**self._counters, "wall_seconds": round(self._wall_seconds(), 3)}
 
     def _wall_seconds(self) -> float:
-        return self._origin.wall_seconds + time.monotonic() - self._began_at
+        return self._resume_point.wall_seconds + time.monotonic() - self._started_at
 
     def _release(self) -> None:
-        """Nothing may still run when the environments go: EnvPool's handle would dangle, a replay may call Python."""
-        jax.block_until_ready([begun.progress for begun in self._begun])
-        with contextlib.suppress(RuntimeError):  # given away, where a chunk failed to begin
+        """Wait for all programs, and close the environments.
+
+        A program that still runs would use EnvPool's invalid handle, or a replay that calls Python.
+        """
+        jax.block_until_ready([pending.progress for pending in self._pending])
+        with contextlib.suppress(RuntimeError):  # the buffers are donated if a chunk failed to begin
             jax.block_until_ready(self._train and self._train.replay)
         self._evaluator.close()
         self._env.close()
 
 
 @jax.jit
-def _copies(counters: Counters, non_finite: jax.Array) -> tuple[Counters, jax.Array]:
+def _copy_counters(counters: Counters, non_finite: jax.Array) -> tuple[Counters, jax.Array]:
     return jax.tree.map(jnp.copy, (counters, non_finite))
 
 
-def _look(train: TrainState) -> tuple[Counters, jax.Array]:
-    """Counters, and updates left out because they were not finite, in buffers of their own."""
-    return _copies(train.counters, train.non_finite)
+def _read_counters(train: TrainState) -> tuple[Counters, jax.Array]:
+    """Return the counters, and the number of updates left out as not finite, in separate buffers."""
+    return _copy_counters(train.counters, train.non_finite)
