@@ -11,7 +11,7 @@ JAX_RANGE := $(shell sed -n 's/^ *"jax\(>=[^"]*\)",.*/\1/p' pyproject.toml)
 # A demo never overwrites an earlier one.
 RUN := $(if $(wildcard runs/demo),runs/demo-$(shell date +%Y%m%d-%H%M%S),runs/demo)
 
-.PHONY: help demo test check reference check-slow check-install check-newest constraints clean
+.PHONY: help demo test check results reference check-slow check-install check-newest constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test           set-up, then the tests (about 16 minutes on 2 cores)"
 	@echo "make check          lint (ruff) and types (pyright)"
 	@echo "make reference      the reference pages and the figures of the docs, from the code"
+	@echo "make results        the tables of results from the ledger, and the rows older than their presets"
 	@echo "make check-slow     the tests that take longer"
 	@echo "make check-install  the README's commands with the wheel installed without extras (about 8 minutes on 2 cores)"
 	@echo "make check-newest   the tests with the newest Python here, and the newest JAX and EnvPool"
@@ -39,6 +40,9 @@ test: $(VENV)/.ready-test
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+results: $(VENV)/.ready
+	$(BIN)/python benchmarks/tables.py
 
 reference: $(VENV)/.ready
 	$(BIN)/python docs/reference/generate.py

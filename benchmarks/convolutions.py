@@ -19,8 +19,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import runner
+from runner import Result, Study
 
 SHAPE, NUM_ACTIONS = (84, 84, 4), 18
 SECTIONS, BLOCKS, DENSE = (16, 32, 32), 2, 256
@@ -224,23 +228,14 @@ class Contender:
         self._process.wait()
 
 
-def main() -> None:
-    """Measure, print a table, and append to the ledger."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("forms", nargs="*", help=f"of: {', '.join(FORMS)}; all if none is named")
-    parser.add_argument("--torch", help="the Python of PyTorch's environment (benchmarks/peers/README.md)")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=8, help="updates in each turn")
-    parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+def convolutions(options: argparse.Namespace) -> Iterator[Result]:
+    """Measure each form and print a table; ratios to PyTorch are medians over rounds."""
     if options.serve:
-        return serve(options.serve, options.batch)
+        serve(options.serve, options.batch)
+        return
     names = options.forms or list(FORMS)
     if unknown := [name for name in names if name not in FORMS]:
-        parser.error(f"unknown form {unknown[0]!r}; known: {', '.join(FORMS)}")
+        raise SystemExit(f"unknown form {unknown[0]!r}; known: {', '.join(FORMS)}")
     contenders = {}
     if options.torch:
         contenders[TORCH] = Contender([options.torch, str(PEER), "--batch", str(options.batch)], options.core, "")
@@ -250,13 +245,15 @@ def main() -> None:
     for _ in range(options.rounds):
         for contender in contenders.values():
             contender.turn(options.repeats)
-    report(contenders, options)
+    rows = report(contenders)
+    for contender in contenders.values():
+        contender.close()
+    sizes = {"batch": options.batch, "rounds": options.rounds, "repeats": options.repeats}
+    yield Result({**sizes, "rows": rows})
 
 
-def report(contenders: dict[str, Contender], options: argparse.Namespace) -> None:
-    """The table, by processor time; ratios to PyTorch are medians over rounds."""
-    from ledger import append, commit, machine
-
+def report(contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
+    """Print the table and return its rows."""
     rows = {}
     for name, contender in contenders.items():
         rows[name] = {"processor_ms": 1e3 * statistics.median(contender.processor),
@@ -268,17 +265,18 @@ def report(contenders: dict[str, Contender], options: argparse.Namespace) -> Non
     for name, row in rows.items():
         ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
         print(f"| {name} | {row['processor_ms']:.1f} | {ratio} | {row['wall_ms']:.1f} |")
-    for contender in contenders.values():
-        contender.close()
-    if not options.dry:
-        words = " ".join(f'"{name}"' if " " in name else name for name in options.forms)
-        append({
-            "name": "convolutions", "command": f"python benchmarks/convolutions.py {words}".strip(),
-            "commit": commit(), "machine": machine(), "batch": options.batch, "rounds": options.rounds,
-            "repeats": options.repeats,
-            "rows": {name: {key: round(value, 3) for key, value in row.items()} for name, row in rows.items()},
-        })  # fmt: skip
+    return {name: {key: round(value, 3) for key, value in row.items()} for name, row in rows.items()}
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("forms", nargs="*", help=f"of: {', '.join(FORMS)}; all if none is named")
+    parser.add_argument("--torch", help="the Python of PyTorch's environment (benchmarks/peers/README.md)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=8, help="updates in each turn")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":
-    main()
+    runner.main(__doc__, {"convolutions": Study(convolutions, _arguments)})

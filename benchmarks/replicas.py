@@ -4,7 +4,8 @@
     python benchmarks/replicas.py Breakout-MinAtar --seeds 10 --steps 2000000 --evaluate build/ten
     python benchmarks/replicas.py Breakout-MinAtar --group parts scale --train build/replicas
 
-Where ablations.py starts a process for each run, here `jax.vmap` makes one program of all runs whose network and terms
+Where `learning.py ablations` starts a process for each run, here `jax.vmap` makes one program of all runs whose network
+and terms
 are the same: weights of terms, the clip's bound and the advantages' factor are arrays with an entry for each.  What
 remains are a few programs, one after the other.  Each run begins as `bircher train` with its settings would, with the
 same keys and environments, so that the two agree up to rounding; on pure JAX environments only.  Training leaves each
@@ -24,8 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ablations import GROUPS, NAME, WHOLE
-from ledger import append, commit, machine
+from learning import GROUPS, WHOLE
+from ledger import Line, commit, machine, record
 
 from bircher.agents import actor_critic
 from bircher.config.config import Config, compose
@@ -53,7 +54,7 @@ class Knobs(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run, as ablations.py would start it."""
+    """One run, as `learning.py ablations` would start it."""
 
     variant: str
     seed: int
@@ -138,7 +139,7 @@ def train(runs: Sequence[Run], out: Path) -> None:
     begun = {run.seed: begin(run.config) for run in runs}
     env, _, blank = begun[runs[0].seed]
     if not env.pure:
-        raise SystemExit(f"{config.env.id} is no pure JAX environment: use ablations.py")
+        raise SystemExit(f"{config.env.id} is no pure JAX environment: use learning.py ablations")
     states = jax.tree.map(lambda *xs: jnp.stack(xs), *(begun[run.seed][1] for run in runs))
     zero = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), blank)
     advance, knob = program(config, env), knobs(runs)
@@ -196,26 +197,29 @@ def evaluate(runs: Sequence[Run], out: Path, episodes: int, command: str, ablate
         if run.seed not in evaluators:
             evaluators[run.seed] = make_evaluator(agent, run.config, None, run.seed, "sample", "eval")
         report = evaluators[run.seed](acting, episodes, run.seed)
-        append(
-            {
-                "name": NAME if ablates else "replicas",
-                "variant": run.variant,
-                "command": command,
-                "settings": run.command,
-                "commit": told["commit"],
-                "machine": told["machine"],
-                "env": run.config.env.id,
-                "seed": run.seed,
-                "env_steps": told["env_steps"][index],
-                "learner_steps": told["learner_steps"][index],
-                "wall_seconds": told["wall_seconds"],
-                "together": len(runs),
-                "episodes": report.episodes,
-                "eval_seed": report.seed,
-                "mode": report.mode,
-                "mean": report.mean,
-                "returns": [round(value, 2) for value in report.returns],
-            }
+        record(
+            Line(
+                name="ablation" if ablates else "replicas",
+                command=command,
+                commit=told["commit"],
+                machine=told["machine"],
+                env=run.config.env.id,
+                agent=run.config.agent.name,
+                seeds=(run.seed,),
+                returns=tuple(round(value, 2) for value in report.returns),
+                wall_seconds=told["wall_seconds"],
+                results={
+                    "variant": run.variant,
+                    "settings": run.command,
+                    "env_steps": told["env_steps"][index],
+                    "learner_steps": told["learner_steps"][index],
+                    "together": len(runs),
+                    "episodes": report.episodes,
+                    "eval_seed": report.seed,
+                    "mode": report.mode,
+                    "mean": report.mean,
+                },
+            )
         )
         print(f"{run.variant}, seed {run.seed}: {report.mean:.2f}", flush=True)
 

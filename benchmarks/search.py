@@ -9,15 +9,16 @@ four programs of a batch size take turns, and the medians of their runs are comp
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import mctx
-from ledger import append, commit, machine
+import runner
+from ledger import machine
+from runner import Result, Study
 
 from bircher import search
 from bircher.networks.model import Model, ModelConfig
@@ -116,17 +117,9 @@ def measure(batch_size: int, num_simulations: int, runs: int, least_seconds: flo
     return rates
 
 
-def main() -> None:
+def measure_all(options: argparse.Namespace) -> Iterator[Result]:
     """One line for each batch size and search."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--simulations", type=int, default=50)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each run, about")
-    parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
-    # Before JAX counts the cores, which it does when it is first used.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    runner.use_one_core()
     print("| search | batch | bircher, simulations/s | mctx, simulations/s | ratio |\n|---|---|---|---|---|")
     lines = []
     for batch_size in options.batch_sizes:
@@ -141,16 +134,16 @@ def main() -> None:
                 "mctx": [round(rate) for rate in rates[f"mctx {kind}"]],
                 "ratio": round(mine / other, 3),
             })  # fmt: skip
-    if not options.dry:
-        append({
-            "name": "search",
-            "command": "python benchmarks/search.py",
-            "commit": commit(),
-            "machine": machine() + ", one of them used",
-            "simulations": options.simulations,
-            "lines": lines,
-        })  # fmt: skip
+    where = machine() + ", one of them used"
+    yield Result({"simulations": options.simulations, "lines": lines}, machine=where)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--simulations", type=int, default=50)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each run, about")
 
 
 if __name__ == "__main__":
-    main()
+    runner.main(__doc__, {"search": Study(measure_all, _arguments)})

@@ -18,7 +18,7 @@ from importlib.metadata import version  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from common import append, commit, machine  # noqa: E402
+from common import Line, commit, machine, record  # noqa: E402
 from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
@@ -52,27 +52,29 @@ def main() -> None:
     returns, _ = evaluate_policy(
         agent, fresh, options.episodes, deterministic=options.greedy, return_episode_rewards=True
     )
-    line = {
-        "name": "peer-ppo",
-        "env": ENV,
-        "agent": f"ppo (Stable-Baselines3 {version('stable-baselines3')})",
-        "settings": "rl-baselines3-zoo",
-        "seed": options.seed,
-        "env_steps": agent.num_timesteps,
-        "command": "python " + shlex.join(sys.argv),
-        "commit": commit(),
-        "machine": machine("stable-baselines3", "torch", "gymnasium", "numpy"),
-        "eval_seed": 1_000_000 + options.seed,
-        "mode": "greedy" if options.greedy else "sample",
-        "episodes": options.episodes,
-        "mean": round(float(np.mean(returns)), 4),
-        "returns": [round(float(value), 2) for value in returns],
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
-    }
-    print(json.dumps({name: value for name, value in line.items() if name != "returns"}))
+    line = Line(
+        name="peer-ppo",
+        command="python " + shlex.join(sys.argv),
+        commit=commit(),
+        machine=machine("stable-baselines3", "torch", "gymnasium", "numpy"),
+        env=ENV,
+        agent=f"ppo (Stable-Baselines3 {version('stable-baselines3')})",
+        seeds=(options.seed,),
+        returns=tuple(round(float(value), 2) for value in returns),
+        wall_seconds=round(wall, 1),
+        results={
+            "settings": "rl-baselines3-zoo",
+            "env_steps": agent.num_timesteps,
+            "eval_seed": 1_000_000 + options.seed,
+            "mode": "greedy" if options.greedy else "sample",
+            "episodes": options.episodes,
+            "mean": round(float(np.mean(returns)), 4),
+            "cpu_seconds": round(cpu, 1),
+        },
+    )
+    print(json.dumps(line._replace(returns=())._asdict()))
     if not options.dry:
-        append(line)
+        record(line)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
-from common import LEDGER, append, commit, machine  # noqa: E402
+from common import LEDGER, Line, commit, machine, record  # noqa: E402
 from gymnax.wrappers.compat import LegacyStepAPIWrapper  # noqa: E402
 from gymnax.wrappers.purerl import LogWrapper  # noqa: E402
 from rejax import PPO  # noqa: E402
@@ -124,31 +124,32 @@ def main() -> None:
     key = jax.random.fold_in(jax.random.key(eval_seed), 1)
     lengths, returns = evaluate(algo.make_act(state), key, algo.env, algo.env_params, args.episodes)
     returns, lengths = np.asarray(returns, dtype=float), np.asarray(lengths)
-    line = {
-        "name": "peer-ppo",
-        "env": args.env,
-        "agent": f"ppo (rejax {version('rejax')})",
-        "settings": args.settings,
-        "seed": args.seed,
-        "env_steps": env_steps,
-        "command": "python " + shlex.join(sys.argv),
-        "commit": commit(),
-        "machine": machine("jax", "jaxlib", "gymnax", "rejax", "flax", "optax", "distrax", "numpy"),
-        "eval_seed": eval_seed,
-        "mode": "sample",
-        "episodes": args.episodes,
-        "max_steps": int(algo.env_params.max_steps_in_episode),
-        "mean": round(float(returns.mean()), 4),
-        "returns": returns.tolist(),
-        "lengths": lengths.tolist(),
-        "training_return": [None if np.isnan(r) else round(float(r), 3) for r in np.asarray(curve)],
-        "wall_seconds": round(wall_seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 1),
-        "eval_wall_seconds": round(time.perf_counter() - STARTED - wall_seconds, 1),
-    }
-    append(line, args.ledger)
-    shown = ("env", "settings", "seed", "env_steps", "mean", "wall_seconds", "cpu_seconds")
-    print(json.dumps({**{name: line[name] for name in shown}, "training_return": line["training_return"][-1]}))
+    line = Line(
+        name="peer-ppo",
+        command="python " + shlex.join(sys.argv),
+        commit=commit(),
+        machine=machine("jax", "jaxlib", "gymnax", "rejax", "flax", "optax", "distrax", "numpy"),
+        env=args.env,
+        agent=f"ppo (rejax {version('rejax')})",
+        seeds=(args.seed,),
+        returns=tuple(returns.tolist()),
+        wall_seconds=round(wall_seconds, 1),
+        results={
+            "settings": args.settings,
+            "env_steps": env_steps,
+            "eval_seed": eval_seed,
+            "mode": "sample",
+            "episodes": args.episodes,
+            "max_steps": int(algo.env_params.max_steps_in_episode),
+            "mean": round(float(returns.mean()), 4),
+            "lengths": lengths.tolist(),
+            "training_return": [None if np.isnan(r) else round(float(r), 3) for r in np.asarray(curve)],
+            "cpu_seconds": round(cpu_seconds, 1),
+            "eval_wall_seconds": round(time.perf_counter() - STARTED - wall_seconds, 1),
+        },
+    )
+    record(line, args.ledger)
+    print(json.dumps(line._replace(returns=(), results={**line.results, "lengths": None})._asdict()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Tables made from the ledger: python benchmarks/table.py writes each between its two markers.
+"""Tables made from the ledger: python benchmarks/tables.py writes each between its two markers.
 
 docs/results/README.md has all results: for every environment and agent the newest line of each seed counts, all seeds
 are shown, and means come with a 95 % interval over seeds (Student's t).  Runs with other settings than their preset's
 are left to the pages about them.  The same page has the five MinAtar games at 3 million steps with a peer.  README.md
-has a summary, one row for each environment, and docs/results/ablations.md has the ablations (benchmarks/ablations.py).
+has a summary, one row for each environment, and docs/results/ablations.md has the ablations (learning.py ablations).
+
+Rows of runs whose preset or agent has changed since (stale.py) are marked, and printed with what changed.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
+from collections.abc import Container, Iterable
 from pathlib import Path
 
-from ablations import GROUPS, NAME, WHOLE
-from ledger import entries
+import stale
+from learning import GROUPS, WHOLE
+from ledger import Line, entries
 
 from bircher.experiments.grid import Variant, is_free
 
@@ -25,12 +29,33 @@ ACTIONS = {"sample": "drawn", "greedy": "best"}
 """How evaluation episodes were acted, by the ledger's word for it."""
 
 
-def newest(names: tuple[str, ...]) -> dict[tuple[str, str], dict[int, dict]]:
+DAGGER = " †"
+FOOTNOTE = (
+    "† Since these runs, a setting of the preset or what the agent computes has changed. `make results` says what."
+)
+
+Runs = dict[int, Line]
+"""The ledger's lines of one agent on one environment, by seed."""
+Stale = Container[stale.Key]
+"""The lines that are older than what they name."""
+
+
+def mark(lines: Iterable[Line], old: Stale) -> str:
+    """A dagger where one of these lines is stale."""
+    return DAGGER if any(stale.key(line) in old for line in lines) else ""
+
+
+def with_footnote(rows: list[str]) -> list[str]:
+    """A table, and what its daggers mean."""
+    return [*rows, "", FOOTNOTE] if any(DAGGER.strip() in row for row in rows) else rows
+
+
+def newest(names: tuple[str, ...]) -> dict[tuple[str, str], Runs]:
     """(env, agent) -> seed -> the ledger's last line for it."""
-    found: dict[tuple[str, str], dict[int, dict]] = {}
-    for line in entries():
-        if line["name"] in names and not changed(line["command"]):
-            found.setdefault((line["env"], line["agent"]), {})[line["seed"]] = line
+    found: dict[tuple[str, str], Runs] = {}
+    for line in entries(*names):
+        if not changed(line.command):
+            found.setdefault((line.env, line.agent), {})[line.seed] = line
     return found
 
 
@@ -50,36 +75,35 @@ def estimate(means: list[float]) -> str:
     return f"{statistics.mean(means):.1f} ± {half:.1f}"
 
 
-def results() -> list[str]:
+def results(old: Stale = ()) -> list[str]:
     """One row for each environment and agent."""
     lines = [
         "| environment | agent | steps | actions | mean return by seed | mean, 95 % interval | wall, s | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (env, agent), seeds in sorted(newest(("learning", "peer-ppo")).items()):
-        means = [seeds[seed]["mean"] for seed in sorted(seeds)]
-        walls = [seeds[seed]["wall_seconds"] for seed in sorted(seeds)]
-        command = seeds[min(seeds)]["command"]
+        means = [seeds[seed].mean for seed in sorted(seeds)]
+        walls = [seeds[seed].wall_seconds or 0.0 for seed in sorted(seeds)]
+        first = seeds[min(seeds)]
+        steps, mode, command = first.results["env_steps"], first.results["mode"], first.command
         lines.append(
-            f"| {env} | {agent} | {seeds[min(seeds)]['env_steps']:,} | {ACTIONS[seeds[min(seeds)]['mode']]} "
+            f"| {env} | {agent}{mark(seeds.values(), old)} | {steps:,} | {ACTIONS[mode]} "
             f"| {', '.join(f'{m:.1f}' for m in means)} "
             f"| {estimate(means)} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
-    return lines
-
-
-Runs = dict[int, dict]
-"""The ledger's lines of one agent on one environment, by seed."""
+    return with_footnote(lines)
 
 
 def games_at(steps: int) -> dict[str, dict[str, Runs]]:
     """Game -> agent -> runs: Muesli's preset at this number of steps, and the peer at as many or up to 1 % more."""
     found: dict[str, dict[str, Runs]] = {}
-    for line in entries():
-        ours = line["command"] == f"bircher train {line.get('env')} seed={line.get('seed')} steps={steps}"
-        peers = line["name"] == "peer-ppo" and steps <= line["env_steps"] < 1.01 * steps
-        if line.get("env", "").endswith("-MinAtar") and (peers or (ours and line["name"] == "learning")):
-            found.setdefault(line["env"], {}).setdefault(line["agent"], {})[line["seed"]] = line
+    for line in entries("learning", "peer-ppo"):
+        if line.name == "learning":
+            wanted = line.command == f"bircher train {line.env} seed={line.seed} steps={steps}"
+        else:
+            wanted = steps <= line.results["env_steps"] < 1.01 * steps
+        if wanted and line.env.endswith("-MinAtar"):
+            found.setdefault(line.env, {}).setdefault(line.agent, {})[line.seed] = line
     return found
 
 
@@ -89,7 +113,7 @@ ALSO = {"ppo (rejax": "rejax", "ppo (Stable-Baselines3": "SB3", "gumbel_muzero":
 """What the summary adds to a number, by how the ledger's name of the agent begins."""
 
 
-def summary(steps: int) -> list[str]:
+def summary(steps: int, old: Stale = ()) -> list[str]:
     """One row for each environment; MinAtar games without a row of the presets are shown at `steps`."""
     by_env: dict[str, dict[str, Runs]] = {}
     for (env, agent), seeds in newest(("learning", "peer-ppo")).items():
@@ -100,25 +124,26 @@ def summary(steps: int) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, agents in sorted(by_env.items()):
         muesli = list(agents["muesli"].values())
-        minutes = sorted(line["wall_seconds"] / 60 for line in muesli)
-        cells = [brief(agents, name, muesli[0]["env_steps"]) for name in COLUMNS.values()]
+        minutes = sorted((line.wall_seconds or 0.0) / 60 for line in muesli)
+        usual = muesli[0].results["env_steps"]
+        cells = [brief(agents, name, usual, old) for name in COLUMNS.values()]
         span = f"{minutes[0]:.1f}–{minutes[-1]:.1f}"
-        lines.append(f"| {env} | {' | '.join(cells)} | {about(muesli[0]['env_steps'])} | {span} |")
-    return lines
+        lines.append(f"| {env} | {' | '.join(cells)} | {about(usual)} | {span} |")
+    return with_footnote(lines)
 
 
-def brief(agents: dict[str, Runs], begins: str, usual: int) -> str:
+def brief(agents: dict[str, Runs], begins: str, usual: int, old: Stale) -> str:
     """The mean over seeds of the agent whose name begins like this, and its steps where they are not the usual ones."""
     name = next((name for name in agents if name == begins or ("(" in begins and name.startswith(begins))), None)
     if name is None:
-        return brief(agents, "gumbel_muzero", usual) if begins == "muzero" else "—"
+        return brief(agents, "gumbel_muzero", usual, old) if begins == "muzero" else "—"
     lines = list(agents[name].values())
-    steps, means = about(lines[0]["env_steps"]), [line["mean"] for line in lines]
+    steps, means = about(lines[0].results["env_steps"]), [line.mean for line in lines]
     notes = [short for start, short in ALSO.items() if name.startswith(start)]
     notes += [steps] if steps != about(usual) else []
     notes += ["one seed"] if len(means) == 1 else []
     number = estimate(means) if len(means) > 1 else f"{means[0]:.1f}"
-    return number + (f" ({', '.join(notes)})" if notes else "")
+    return number + (f" ({', '.join(notes)})" if notes else "") + mark(lines, old)
 
 
 def about(steps: int) -> str:
@@ -126,16 +151,17 @@ def about(steps: int) -> str:
     return f"{steps / 1e6:.2g} M" if steps >= 1e6 else f"{float(f'{steps / 1e3:.2g}'):.0f} k"
 
 
-def games(steps: int) -> list[str]:
+def games(steps: int, old: Stale = ()) -> list[str]:
     """One row for each MinAtar game and agent at this number of steps."""
     lines = ["| game | agent | mean return by seed | mean, 95 % interval | wall, s |", "|---|---|---|---|---|"]
     for env, agents in sorted(games_at(steps).items()):
         for agent, seeds in sorted(agents.items()):
-            walls = [line["wall_seconds"] for line in seeds.values()]
-            means = {seed: line["mean"] for seed, line in seeds.items()}
-            shown = " | ".join(runs(means).split(": "))
-            lines.append(f"| {env} | {agent} | {shown} | {min(walls):.0f}–{max(walls):.0f} |")
-    return lines
+            walls = [line.wall_seconds or 0.0 for line in seeds.values()]
+            shown = " | ".join(runs(seeds).split(": "))
+            lines.append(
+                f"| {env} | {agent}{mark(seeds.values(), old)} | {shown} | {min(walls):.0f}–{max(walls):.0f} |"
+            )
+    return with_footnote(lines)
 
 
 PAPER = {
@@ -157,54 +183,70 @@ def besides(command: str, variant: Variant) -> tuple[str, ...]:
     return tuple(sorted(word for word in others if not is_free(word)))
 
 
-def ablations(steps: int) -> list[str]:
+def ablations(steps: int, old: Stale = ()) -> list[str]:
     """One row for each variant, and for each other way in which it was run: the runs of every environment.
 
     Runs of other numbers of steps are none to be held against these.
     """
     variants = {variant.name: variant for variant in [WHOLE, *(one for group in GROUPS.values() for one in group)]}
-    found: dict[tuple[str, tuple[str, ...]], dict[str, dict[int, float]]] = {}
-    for line in entries(NAME):
-        if line["variant"] in variants:
-            # Where many runs are one program, the command is the program's.
-            given = besides(line.get("settings", line["command"]), variants[line["variant"]])
+    found: dict[tuple[str, tuple[str, ...]], dict[str, Runs]] = {}
+    for line in entries("ablation"):
+        if (variant := line.results["variant"]) in variants:
+            given = besides(stale.command_of(line), variants[variant])
             if f"steps={steps}" in given:
                 others = tuple(word for word in given if word != f"steps={steps}")
-                by_env = found.setdefault((line["variant"], others), {})
-                by_env.setdefault(line["env"], {})[line["seed"]] = line["mean"]
+                by_env = found.setdefault((variant, others), {})
+                by_env.setdefault(line.env, {})[line.seed] = line
     envs = sorted({env for by_env in found.values() for env in by_env})
     lines = [f"| variant | in the paper | {' | '.join(envs)} |", "|---" * (2 + len(envs)) + "|"]
     places = list(variants)
     for name, others in sorted(found, key=lambda row: (places.index(row[0]), row[1])):
-        cells = [runs(found[name, others].get(env, {})) for env in envs]
+        own = [found[name, others].get(env, {}) for env in envs]
+        cells = [runs(seeds) + mark(seeds.values(), old) for seeds in own]
         shown = ", ".join([name, *(f"`{word}`" for word in others)])
         lines.append(f"| {shown} | {PAPER.get(name, '')} | {' | '.join(cells)} |")
-    return lines
+    return with_footnote(lines)
 
 
-def runs(means: dict[int, float]) -> str:
-    """Means by seed, and their own."""
-    if not means:
+def runs(seeds: Runs) -> str:
+    """Mean returns by seed, and the mean over seeds."""
+    if not seeds:
         return ""
+    means = {seed: line.mean for seed, line in seeds.items()}
     return f"{', '.join(f'{means[seed]:.1f}' for seed in sorted(means))}: {estimate(list(means.values()))}"
 
 
 def write(path: Path, name: str, rows: list[str]) -> None:
     """Replace what stands between a page's markers of this name."""
-    begin, end = f"<!-- {name}: made by benchmarks/table.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: made by benchmarks/tables.py -->", f"<!-- end of {name} -->"
     before, rest = path.read_text().split(begin, 1)
     _, after = rest.split(end, 1)
     path.write_text(f"{before}{begin}\n" + "\n".join(rows) + f"\n{end}{after}")
 
 
 def main() -> None:
-    """Write every table."""
+    """Write every table, and print the stale lines behind them."""
+    lines = entries("learning", "ablation")
+    shown = [line for line in lines if not changed(line.command) or line.name == "ablation"]
+    verdicts = stale.verdicts([*shown, *(line for line in lines if "steps=3000000" in line.command)])
+    old = {key: reasons for key, reasons in verdicts.items() if reasons}
     pages = ROOT / "docs" / "results"
-    write(ROOT / "README.md", "summary", summary(3_000_000))
-    write(pages / "README.md", "results", results())
-    write(pages / "README.md", "games", games(3_000_000))
-    write(pages / "ablations.md", "ablations", ablations(1_000_000))
-    write(pages / "ablations.md", "shorter ablations", ablations(500_000))
+    tables = [
+        (ROOT / "README.md", "summary", summary(3_000_000, old)),
+        (pages / "README.md", "results", results(old)),
+        (pages / "README.md", "games", games(3_000_000, old)),
+        (pages / "ablations.md", "ablations", ablations(1_000_000, old)),
+        (pages / "ablations.md", "shorter ablations", ablations(500_000, old)),
+    ]
+    for path, name, rows in tables:
+        write(path, name, rows)
+        for row in rows:
+            if DAGGER in row and row != FOOTNOTE:
+                print(f"{path.relative_to(ROOT)}, {name}: {row}")
+    behind = {stale.key(line) for seeds in newest(("learning",)).values() for line in seeds.values()}
+    for key in old:
+        if key in behind:
+            print(f"{' '.join(key)}: {'; '.join(old[key])}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run's programs without a run around them: what several benchmarks time."""
+"""The programs of a run without the run itself, which several benchmarks time."""
 
 from __future__ import annotations
 

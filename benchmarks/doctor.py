@@ -1,27 +1,35 @@
-"""Plants each of the doctor's sixteen faults in a real run, and asks the doctor: it must name that one and no other.
+"""The doctor: whether it names planted faults, and what its checks and the metrics of a run cost.
 
-    python benchmarks/planted.py
-    python benchmarks/planted.py 1 7
-
-A fault is a setting or an environment.  Plant 0 is a task of fixed length, which has no fault.  Each run is one
-process's work of about a minute on two cores.
+    python benchmarks/doctor.py planted
+    python benchmarks/doctor.py planted 1 7
+    python benchmarks/doctor.py measures LunarLander-v3
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import os
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
+import jax
 import numpy as np
-from ledger import append, commit, machine
+import programs
+import runner
+from runner import Result, Study
 
 import bircher
-from bircher.runs import logger
+from bircher.config import config
+from bircher.runs import launch, logger
+from bircher.training import learner
+from bircher.training.rollout import collect_rollout
 
 
 class Corridor(gymnasium.Env):
@@ -191,32 +199,135 @@ PLANTS = {
 """By the number of the flag; 0 for none."""
 
 
-def main() -> None:
-    """Run the plants asked for, and say for each what the doctor said."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs="*", type=int, help="of the flags; all where none is given")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dry", action="store_true", help="print only, leave the ledger as it is")
-    options = parser.parse_args()
+def planted(options: argparse.Namespace) -> Iterator[Result]:
+    """Plant each of the doctor's faults in a real run: the doctor must name that one and no other.
+
+    A fault is a setting or an environment.  Plant 0 is a task of fixed length, which has no fault.  Each run takes
+    about a minute on two cores.
+    """
     for number in options.numbers or PLANTS:
         plant = PLANTS[number]
-        with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
-            path = Path(folder) / "run"
-            bircher.train(plant.env, seed=options.seed, out=path, **plant.settings)
-            flags = logger.examine(path)
-        raised = [flag.number for flag in flags]
+        with runner.scratch() as folder:
+            bircher.train(plant.env, seed=options.seed, out=folder / "run", **plant.settings)
+            flags = logger.examine(folder / "run")
+        raised, evidence = [flag.number for flag in flags], [flag.evidence for flag in flags]
         expected = [number] if number else []
         verdict = "as planted" if raised == expected else "NOT NAMED" if number not in raised else "named, and others"
-        print(f"{number:2d}: {verdict} {raised} " + "; ".join(flag.evidence for flag in flags), flush=True)
-        if not options.dry:
-            append(
-                {
-                    "name": "planted", "command": f"python benchmarks/planted.py {number}", "commit": commit(),
-                    "machine": machine(), "seed": options.seed, "planted": number, "raised": raised,
-                    "evidence": [flag.evidence for flag in flags],
-                }
-            )  # fmt: skip
+        print(f"{number:2d}: {verdict} {raised} " + "; ".join(evidence), flush=True)
+        yield Result({"planted": number, "raised": raised, "evidence": evidence}, seeds=(options.seed,))
+
+
+def _planted_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("numbers", nargs="*", type=int, help="of the flags; all where none is given")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+TIMED = {
+    "measured": (logger.GradientMonitor, "__call__"),
+    "doctor": (logger.DoctorMonitor, "__call__"),
+}
+
+
+def timing(spent: dict[str, float], name: str, function: Callable) -> Callable:
+    """The function, and its seconds added up."""
+
+    @wraps(function)
+    def timed(*arguments: Any, **more: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **more)
+        finally:
+            spent[name] += time.perf_counter() - began
+
+    return timed
+
+
+def run_seconds(env: str, settings: list[str], out: Path) -> dict[str, float]:
+    """Of a whole run, and within it of each measure."""
+    spent = dict.fromkeys(TIMED, 0.0)
+    originals = {name: getattr(owner, method) for name, (owner, method) in TIMED.items()}
+    for name, (owner, method) in TIMED.items():
+        setattr(owner, method, timing(spent, name, originals[name]))
+    began = time.perf_counter()
+    try:
+        launch.start(config.compose(env, settings), None, out).run()
+    finally:
+        for name, (owner, method) in TIMED.items():
+            setattr(owner, method, originals[name])
+    return {"run": time.perf_counter() - began, **spent}
+
+
+def start_seconds(env: str, settings: list[str], folder: Path, pairs: int) -> dict[str, dict[str, list[float]]]:
+    """Of processes that compile, learn a little and measure once: with the gauge and without, cold cache and warm."""
+    found: dict[str, dict[str, list[float]]] = {cache: {"with": [], "without": []} for cache in ("cold", "warm")}
+    short = ["steps=4096", "evaluation.count=1", "evaluation.episodes=1", "evaluation.diagnose=false"]
+    for number in range(pairs):
+        for name in ("with", "without") if number % 2 else ("without", "with"):
+            environment = {**os.environ, "BIRCHER_CACHE": str(folder / f"cache-{name}-{number}")}
+            gauge = f"evaluation.gradients={'true' if name == 'with' else 'false'}"
+            for cache in found:
+                out = folder / f"start-{name}-{cache}-{number}"
+                command = ["-m", "bircher", "train", env, *settings, *short, gauge, "--out", str(out)]
+                began = time.perf_counter()
+                subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
+                found[cache][name].append(time.perf_counter() - began)
+    return found
+
+
+def update_seconds(settings: config.Config, repeats: int) -> dict[str, list[float]]:
+    """Of a rollout's updates with their numbers and without, and of a rollout."""
+    env, parts, loop, (train, state, progress) = programs.start(settings)
+    train, state, progress = loop.advance(train, state, progress, 4)  # the replay has something
+    roll = jax.jit(
+        lambda policy, state: collect_rollout(parts.agent, env, policy, state, settings.loop.rollout_length, 0.0)
+    )
+    with_numbers = jax.jit(parts.learner.update)
+    without = jax.jit(lambda *arguments: parts.learner.update(*arguments)[0])
+    timed = programs.Times()
+    for _ in range(repeats + 1):
+        state, rows, tally = timed("rollout", roll, learner.acting_policy(parts.agent, train), state)
+        timed("with", with_numbers, train, rows, tally)
+        timed("without", without, train, rows, tally)
+    env.close()
+    return timed.after_the_first()
+
+
+def measures(options: argparse.Namespace) -> Iterator[Result]:
+    """Measure what a run's measures cost: gradients by term, the doctor's checks, and the metrics of every update.
+
+    Two runs are made, the first with an empty compilation cache, and their monitors are timed in place.  The gradient
+    monitor is compiled in a thread, so what it adds to the wall time is the difference between short runs with it and
+    without, which take turns.  Then the updates of a rollout take turns with the same updates without metrics.
+    """
+    with runner.scratch() as folder:
+        os.environ["BIRCHER_CACHE"] = str(folder / "cache")
+        starts = start_seconds(options.env, options.settings, folder, options.pairs)
+        runs = {name: run_seconds(options.env, options.settings, folder / name) for name in ("cold", "warm")}
+    updates = update_seconds(config.compose(options.env, options.settings), options.repeats)
+    median = {name: statistics.median(values) for name, values in updates.items()}
+    numbers = (median["with"] - median["without"]) / (median["with"] + median["rollout"])
+    for name, seconds in runs.items():
+        start = {which: statistics.median(values) for which, values in starts[name].items()}
+        seconds["compiled"] = max(start["with"] - start["without"], 0.0)
+        share = {part: value / seconds["run"] for part, value in seconds.items() if part != "run"}
+        total = sum(share.values()) + numbers
+        parts = ", ".join(f"{part} {value:.2%}" for part, value in share.items())
+        print(
+            f"{options.env}, {name} cache, {seconds['run']:.0f} s: {parts}, numbers {numbers:.2%}; together {total:.2%}"
+        )
+    rounded = {name: {part: round(value, 3) for part, value in seconds.items()} for name, seconds in runs.items()}
+    times = {name: round(value, 6) for name, value in median.items()}
+    yield Result({"runs": rounded, "starts": starts, "updates": times}, options.env)
+
+
+def _measures_arguments(parser: argparse.ArgumentParser) -> None:
+    runner.env_and_settings(parser)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=3, help="short runs with the gauge and without")
 
 
 if __name__ == "__main__":
-    main()
+    runner.main(
+        __doc__,
+        {"planted": Study(planted, _planted_arguments), "measures": Study(measures, _measures_arguments)},
+    )
