@@ -28,7 +28,7 @@ from bircher.training import learner
 from bircher.training.rollout import collect_rollout
 
 WHOLE = "one process, whole pictures"
-AT_ONCE = rendering.SHRUNK_AT_ONCE
+AT_ONCE = rendering.SHRUNK_SURFACES
 
 
 def processor_seconds() -> float:
@@ -75,7 +75,7 @@ def pixels(options: argparse.Namespace) -> Iterator[Result]:
         compared = ways(env_id, options.envs, options.size)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
         for name in [*compared] * options.repeats:
-            rendering.SHRUNK_AT_ONCE = () if name == WHOLE else AT_ONCE
+            rendering.SHRUNK_SURFACES = () if name == WHOLE else AT_ONCE
             _, idle = play(env_id, options.envs, 1, compared[name])
             wall, used = play(env_id, options.envs, options.steps + 1, compared[name])
             frames = options.envs * options.steps
