@@ -16,11 +16,11 @@ RUN := $(if $(wildcard runs/demo),runs/demo-$(shell date +%Y%m%d-%H%M%S),runs/de
 
 help:
 	@echo "make demo           set-up, then Muesli learns to land LunarLander-v3 here: run, score, video, learning curve"
-	@echo "make test           set-up, then the tests (about 16 minutes on 2 cores)"
+	@echo "make test           set-up, then the quick tests"
 	@echo "make check          lint (ruff) and types (pyright)"
 	@echo "make reference      the reference pages and the figures of the docs, from the code"
 	@echo "make results        the tables of results from the ledger, and the rows older than their presets"
-	@echo "make check-slow     the tests that take longer"
+	@echo "make check-slow     the tests that take more than a few seconds each"
 	@echo "make check-install  the README's commands with the wheel installed without extras (about 8 minutes on 2 cores)"
 	@echo "make check-newest   the tests with the newest Python here, and the newest JAX and EnvPool"
 	@echo "make constraints    the newest versions that fit, written to $(CONSTRAINTS)"
@@ -96,7 +96,7 @@ check-newest:
 	build/newest/bin/python -m pip install $(QUIET) -e '.[test]'
 	build/newest/bin/python -m pip install $(QUIET) --upgrade --no-deps 'jax$(JAX_RANGE)' 'jaxlib$(JAX_RANGE)'
 	build/newest/bin/python -m pip freeze --exclude bircher | grep -E '^(jax|jaxlib|envpool|gymnasium|numpy)=='
-	build/newest/bin/python -m pytest $(if $(CI),--color=no)
+	build/newest/bin/python -m pytest -m 'slow or not slow' $(if $(CI),--color=no)
 
 # From Python 3.11, the oldest: its newest versions also install on 3.12 and 3.13, so one file serves all three.
 constraints:

@@ -116,6 +116,7 @@ def untrained(world: str, **settings: Any) -> LoadedAgent:
     return LoadedAgent(config, spec, agent, Policy(params, state), None, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS, indirect=True)
 def test_an_agent_acts_on_what_its_environment_gives(world: str):
     agent, env = untrained(world), gymnasium.make(world)
@@ -130,6 +131,7 @@ def test_an_agent_acts_on_what_its_environment_gives(world: str):
     assert len(loaded_agent.episode_frames(agent, 0)) == LENGTH + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["discrete-from-2"], indirect=True)
 def test_every_command_takes_the_same_environment(world: str, tmp_path: Path):
     run = bircher.train(world, out=tmp_path / "run", **{**QUICK, "search.num_simulations": 2, "model.unroll_steps": 1})

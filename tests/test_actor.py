@@ -36,6 +36,7 @@ def counter():
     return setting("toy/counter-truncated", length=3)
 
 
+@pytest.mark.slow
 def test_rows_are_where_their_actions_led(cliff):
     """The environment, stepped with the rows' actions, gives the rows; logits are the policy's at each of them."""
     env, policy, program, start = cliff
@@ -112,6 +113,7 @@ def test_tallies_follow_one_another():
         assert int(total.failed) == (6 if failed in tallies else -1)
 
 
+@pytest.mark.slow
 def test_in_games_of_two_the_return_is_the_first_movers():
     """Of a heap of 4 who wins moves first or second; a game of three moves is won by who moved first, others lost."""
     _, _, program, state = setting("toy/nim", num_envs=8, heap=4)

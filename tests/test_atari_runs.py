@@ -35,11 +35,13 @@ def invoke(*words: str) -> Any:
     return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_frames_are_four_times_the_steps(run: Any) -> None:
     assert run.counters["env_steps"] >= 64 and run.counters["env_frames"] == 4 * run.counters["env_steps"]
     assert bircher.load(run.path).spec.action_repeat == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_tells_the_human_normalized_score(run: Any) -> None:
     result = invoke("eval", str(run.path), "--episodes", "3", "--json")
     report = json.loads(result.stdout)
@@ -120,6 +122,7 @@ def test_every_game_has_its_preset(agent: str) -> None:
     assert compose("Pong-v5", ["observation=pixels", f"agent={agent}"]).preset == "atari"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", atari.scores())
 def test_every_games_preset_builds_and_steps(env_id: str) -> None:
     config = compose(env_id, {})

@@ -43,11 +43,13 @@ BY_HAND = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("game", "typed"), BY_HAND)
 def test_boards_by_hand(game: str, typed: str) -> None:
     assert played(game, typed)[0] == BY_HAND[game, typed]
 
 
+@pytest.mark.slow
 def test_hex_is_a_rhombus_and_the_second_may_swap() -> None:
     text, _, legal, _ = played("hex", "c1")
     lines = text.splitlines()
@@ -56,11 +58,13 @@ def test_hex_is_a_rhombus_and_the_second_may_swap() -> None:
     assert played("hex", "c1 swap")[0].splitlines()[3] == "   3 O . . . . . . . . . .", "mirrored, and the second's"
 
 
+@pytest.mark.slow
 def test_go_takes_stones_and_passes() -> None:
     text = played("go_9x9", "b1 a1 a2 pass")[0].splitlines()
     assert text[1] == " 1 . X . . . . . . ." and text[2].startswith(" 2 X")
 
 
+@pytest.mark.slow
 def test_chess_moves_are_pgx_own() -> None:
     """Every action's squares, from either side, are those of pgx's table; no two have one name."""
     from pgx._src.gardner_chess_utils import TO_MAP
@@ -81,6 +85,7 @@ def test_chess_moves_are_pgx_own() -> None:
         assert len(names) == (table[:, 9:] >= 0).sum() + 3 * 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", BOARDS)
 def test_every_legal_action_has_a_name_that_is_read_back(game: str) -> None:
     env = registry.make(game, 1, seed=0)
@@ -90,6 +95,7 @@ def test_every_legal_action_has_a_name_that_is_read_back(game: str) -> None:
         assert read_move(board_of(game), f" {name.upper()} ", legal, 0) == action
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("game", "before", "typed", "sentence"),
     [

@@ -79,6 +79,7 @@ def assert_same(tree: Any, other: Any) -> None:
         assert isinstance(leaf, jax.Array) == isinstance(found, jax.Array), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path) -> None:
     state, replay = make_state(), make_replay()
     path = checkpoint.save(tmp_path / "checkpoints", {"train": state, "replay": replay, "env": ()}, {"steps": 12})
@@ -204,6 +205,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["descriptor", "link"])
 def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: str) -> None:
     if through == "link":
@@ -251,6 +253,7 @@ SAVE_FOR_EVER = """
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_good_one(tmp_path: Path) -> None:
     template = {"number": jnp.int32(0), "weight": jnp.zeros(50_000)}
     reported = -1
@@ -289,6 +292,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

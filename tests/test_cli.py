@@ -70,6 +70,7 @@ def test_environments_are_listed_with_all_that_matters() -> None:
     assert invoke("envs", "no such thing", expect=2) == ""
 
 
+@pytest.mark.slow
 def test_an_evaluation_as_json_is_one_object_and_nothing_else(run: Path) -> None:
     report = json.loads(invoke("eval", str(run), "--episodes", "3", "--seed", "5", "--json"))
     named = [field for field in Report._fields if field != "human_normalized"]  # Atari has that
@@ -83,6 +84,7 @@ def test_an_evaluation_as_json_is_one_object_and_nothing_else(run: Path) -> None
     assert other["mode"] == "greedy" and other["returns"] != report["returns"]
 
 
+@pytest.mark.slow
 def test_muesli_may_search_after_training(run: Path) -> None:
     plain = json.loads(invoke("eval", str(run), "--episodes", "3", "--json", "--greedy"))
     searched = json.loads(invoke("eval", str(run), "search.num_simulations=8", "--episodes", "3", "--json", "--greedy"))
@@ -90,6 +92,7 @@ def test_muesli_may_search_after_training(run: Path) -> None:
     invoke("eval", str(run), "agent.gamma=0.5", "--episodes", "3", expect=2)
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_words(run: Path) -> None:
     said = invoke("eval", str(run), "--episodes", "2")
     assert "CartPole-v1, muesli, 2 episodes, mode sample" in said and "95 % interval" in said
@@ -98,6 +101,7 @@ def test_an_evaluation_in_words(run: Path) -> None:
     assert "mean 3.00" in said and "cut short: 2 of 2 episodes" in said, "no pole falls in three steps"
 
 
+@pytest.mark.slow
 def test_a_learning_curve_and_a_video(run: Path, tmp_path: Path) -> None:
     assert invoke("plot", str(run)).strip() == str(run / "learning_curve.png")
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")

@@ -38,6 +38,7 @@ def test_the_bandits_best_arm_and_its_worth(tmp_path):
     assert float(reward[0]) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_chain_is_walked_to_its_end(tmp_path):
     """A reward after five right choices out of three each; acting at random finds it once in hundreds of steps."""
     report = bircher.evaluate(trained(tmp_path, "toy/chain", 30_000), episodes=100)
@@ -45,6 +46,7 @@ def test_the_chain_is_walked_to_its_end(tmp_path):
     assert np.mean(report.lengths) < 8  # five at best
 
 
+@pytest.mark.slow
 def test_catch_is_learned_from_its_picture(tmp_path):
     """Drawn by Gymnasium, shrunk, in gray, through convolutions; a random paddle catches about one ball in five."""
     pictures = {"observation": "pixels", "observation.size": [24, 20], "env.stack": 1, "env.num_workers": 0}
@@ -54,6 +56,7 @@ def test_catch_is_learned_from_its_picture(tmp_path):
     assert bircher.evaluate(agent, episodes=100).mean > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["muzero", "gumbel_muzero"])
 def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     """Both seats by one network, values from the mover's side: who is to move loses where 3 divides the heap."""
@@ -72,6 +75,7 @@ def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     assert (np.sign(values) == np.where(won, 1, -1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero", "ppo"])
 def test_cartpole_is_solved(tmp_path, agent):
     """The preset's agent, over 100 fresh episodes: MuZero taking its best action, the others drawing."""

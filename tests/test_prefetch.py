@@ -61,6 +61,7 @@ def learning(count: int = 5, **settings):
     return states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
 def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
     """Draws for rollout i are sequences of rollouts 0 ... i - 1, as they were; before there are any they say so."""
@@ -83,6 +84,7 @@ def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
     assert any((draw[0] != draw[1]).any() for draw in draws), "and each group for itself"
 
 
+@pytest.mark.slow
 def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
     """The batches are the rollout and the draws of the state before, and nothing else."""
     seen = []
@@ -134,6 +136,7 @@ def test_priorities_of_what_was_drawn_come_back_before_the_next_rollout_is_store
     assert states[4].replay.ring.weights.greatest >= after[drawn].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
 def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeypatch):
@@ -161,6 +164,7 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
     assert_trees_equal(plain, train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
 def test_a_failed_rollout_is_neither_learned_from_nor_kept(kind):
     env, learn = Handed(False), made()
@@ -234,6 +238,7 @@ assert 0 < sizes.max() < 4 * 200, "codes shorter than what they stand for"
 """
 
 
+@pytest.mark.slow
 def test_replay_and_networks_on_two_devices_and_a_resume_there(tmp_path: Path):
     """Arrays of the one never meet those of the other in a program; a run goes on bit for bit, compressed too."""
     flags = "--xla_force_host_platform_device_count=2"

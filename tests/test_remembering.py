@@ -50,6 +50,7 @@ def played(agent, env, policy, length=12):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent_name", AGENTS)
 def test_rows_hold_the_memory_that_acted(agent_name):
     """From what stands in the first row, the latents of a whole rollout are those that acted, ends and all."""
@@ -70,6 +71,7 @@ def test_rows_hold_the_memory_that_acted(agent_name):
     assert float(value.std()) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent_name", AGENTS)
 def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
     agent, env, policy = parts_of(agent_name, **({} if agent_name == "ppo" else {"model.burn_in": 3}))
@@ -89,6 +91,7 @@ def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
         assert float(jnp.abs(leaf).max()) > 0
 
 
+@pytest.mark.slow
 def test_pieces_begin_with_the_memory_of_their_own_first_row():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
@@ -107,6 +110,7 @@ def test_diagnosis_unrolls_from_what_is_remembered():
     assert float(measure(rows).policy_kl[0]) != float(measure(forgetful).policy_kl[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent_name", ["muesli", "gumbel_muzero"])
 def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     """By hand, row by row, an agent says what an evaluation's own loop would; a reset begins anew."""

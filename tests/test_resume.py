@@ -59,6 +59,7 @@ def run_to(training, env_steps: int) -> Run:
         return training.run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loop", "priority_exponent"), [("synchronous", 0.0), ("synchronous", 0.6), ("pipeline", 0.0)])
 def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
     tmp_path: Path, loop: str, priority_exponent: float
@@ -84,6 +85,7 @@ def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
     assert steps == sorted(set(steps)) and steps[-1] == whole.counters["env_steps"]
 
 
+@pytest.mark.slow
 def test_elsewhere_fresh_episodes_begin_with_other_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gymnasium.register("bircher/Countdown-v0", Countdown)
     try:
@@ -116,6 +118,7 @@ def test_without_a_checkpoint_it_starts_from_the_beginning(tmp_path: Path, capsy
     assert not any(line["wall_seconds"] == 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
     run = launch.start(composed, out=tmp_path / "run").run()
@@ -131,6 +134,7 @@ def test_a_finished_run_is_left_as_it_is_and_may_be_made_longer(tmp_path: Path) 
         launch.resume(run.path, ["stepz=5"])
 
 
+@pytest.mark.slow
 def test_over_a_damaged_line_of_metrics_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     composed = config.compose("toy/cliff", {**SETTINGS, "steps": 64})
     path = launch.start(composed, out=tmp_path / "run").run().path
@@ -163,6 +167,7 @@ def start_endless(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     process = start_endless(tmp_path)
     time.sleep(0.5)
@@ -187,6 +192,7 @@ def test_termination_is_asked_for_once_and_then_as_ever() -> None:
     assert signal.getsignal(signal.SIGINT) is interrupt
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_ends_with_130(tmp_path: Path) -> None:
     process = start_endless(tmp_path)
     process.send_signal(signal.SIGINT)

@@ -38,6 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
     return bircher.train("CartPole-v1", steps=320, seed=4, out=out, **settings)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_everything(run) -> None:
     names = {path.name.split(".")[0] for path in run.path.iterdir()}
     assert names == {"config", "metrics", "checkpoints", "events"}
@@ -77,6 +78,7 @@ def test_evaluations_come_at_the_same_steps_and_apart_from_training(run) -> None
     assert not any("loss/cmpo" in line for line in lines if "eval/return_mean" in line)
 
 
+@pytest.mark.slow
 def test_evaluations_of_a_run_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training's episodes stay whole; the picture of an episode ends there too."""
     drawn = []
@@ -129,6 +131,7 @@ def test_a_loaded_agent_is_the_one_that_was_trained(run) -> None:
     assert bircher.evaluate(agent, episodes=5, seed=9, greedy=True).mode == "greedy"
 
 
+@pytest.mark.slow
 def test_an_environment_may_be_a_callable(tmp_path: Path) -> None:
     run = bircher.train(Countdown, steps=64, out=tmp_path / "run", **SETTINGS)
     assert bircher.evaluate(run.agent, episodes=3).env == "Countdown"
@@ -168,6 +171,7 @@ def final_state(path: Path) -> list[np.ndarray]:
     return [np.asarray(jax.random.key_data(leaf) if hasattr(leaf, "_impl") else leaf) for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +271,7 @@ def test_toys_have_the_presets_that_tests_rely_on() -> None:
     assert registry.preset_name("toy/cliff") == "default" and registry.preset_name(Countdown) == "default"
 
 
+@pytest.mark.slow
 def test_chunks_are_timed_by_when_they_end_and_not_by_when_they_are_read(tmp_path: Path, monkeypatch) -> None:
     """A loop that holds Python up while it works still gets chunks of about a second."""
     real, asked = build.make_loop, []

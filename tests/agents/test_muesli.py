@@ -222,6 +222,7 @@ def timestep(batch: int, legal=None) -> TimeStep:
     return TimeStep(observation, jnp.zeros(batch), jnp.ones(batch), no, no, no, legal, no)
 
 
+@pytest.mark.slow
 def test_acting_samples_the_policy_and_keeps_its_logits():
     policy = policy_of(AGENT, MODEL)
     one = timestep(1)
@@ -267,6 +268,7 @@ def test_normalized_observations_act_and_learn_alike():
     assert float(states[0].statistics.count) == float(targets(first, rows)[0].mask.sum())
 
 
+@pytest.mark.slow
 def test_a_search_takes_part_in_acting_after_training_only():
     """Exploring and learning are those of an agent without one."""
     agent = actor_critic.make(
@@ -290,6 +292,7 @@ def test_a_search_takes_part_in_acting_after_training_only():
     assert plain.plan is None and agent.plan is not None
 
 
+@pytest.mark.slow
 def test_in_a_game_of_two_the_next_value_is_the_opponents():
     """The look-ahead is r - gamma v: the sign of the turn is in the agent's discount."""
     alone, two = (

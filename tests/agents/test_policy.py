@@ -176,6 +176,7 @@ def test_explained_variance_is_of_the_values_before_the_updates():
     assert float(metrics["target/explained_variance"]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muesli", "ppo"])
 def test_what_is_not_measured_is_0_and_changes_no_term(name):
     config = compose("CartPole-v1", [f"agent={name}"])
@@ -255,6 +256,7 @@ def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
     np.testing.assert_allclose(target.policy.weights, expected["prior"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(AGENTS) - {"muzero", "gumbel_muzero"}))
 def test_every_part_of_every_agent_learns(name):
     config = compose("toy/cliff", {"agent": name})
@@ -356,6 +358,7 @@ def test_a_mixture_gets_what_its_terms_need():
     assert again.losses == mixed.losses and again.optimizer == mixed.optimizer
 
 
+@pytest.mark.slow
 def test_policies_are_learned_over_their_own_horizon():
     rows = random_rows(5, BATCH, LENGTH)
     weights = {"model_policy": {"weight": 0.1}, "model_value": {"weight": 0.1}, "model_reward": {"weight": 0.1}}

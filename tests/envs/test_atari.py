@@ -106,6 +106,7 @@ def test_rewards_are_whole_unless_clipped():
     assert_same_rows(clipped._replace(reward=whole.reward), whole)
 
 
+@pytest.mark.slow
 def test_only_the_papers_actions_stick_and_only_the_usual_starts_differ():
     actions = np.repeat(np.random.default_rng(2).integers(0, 18, (30, 1)), 6, axis=1)
     frames = rollout(registry.make("Pong-v5", 6, seed=0), 30, actions).observation

@@ -82,6 +82,7 @@ def test_classic_control_is_gymnasiums(env_id):
     np.testing.assert_allclose(mine.max(0), starts.max(0), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", MINATAR)
 def test_minatar_keeps_the_contract(env_id):
     env = registry.make(env_id, 2, seed=0, max_steps=6)

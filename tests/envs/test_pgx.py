@@ -40,6 +40,7 @@ def test_observations_and_actions():
         assert spec.num_players == (1 if game == "2048" else 2) and spec.max_steps is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", sorted(GAMES))
 def test_a_turned_board_is_the_same_game(game):
     """Random games and the same ones on every turned board: observations, legal actions and rewards correspond."""
@@ -97,6 +98,7 @@ def by_hand(game: str, seed: int, actions: np.ndarray) -> list[tuple]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("game", "steps"), [
     ("tic_tac_toe", 40), ("connect_four", 90), ("othello", 140), ("hex", 140), ("go_9x9", 90), ("gardner_chess", 150),
     ("2048", 220),

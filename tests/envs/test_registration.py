@@ -102,6 +102,7 @@ def test_an_id_that_a_module_does_not_register(folder: Path) -> None:
     assert sentence("none:X-v0").endswith("its import registered no environment, add gymnasium.register(...) to it")
 
 
+@pytest.mark.slow
 def test_the_command_finds_a_module_of_the_current_folder(folder: Path) -> None:
     """The console script, unlike `python -m`, does not search the current folder by itself."""
     write(folder / "mine.py", "Mine-v0")

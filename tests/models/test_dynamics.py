@@ -37,6 +37,7 @@ def test_a_step_is_that_of_an_lstm():
         np.testing.assert_allclose(result, np.concatenate([sigmoid(o) * np.tanh(c), c]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "settings", "kind"),
     [
@@ -60,6 +61,7 @@ def test_all_actions_are_each_actions_step(spec, settings, kind, precision):
     assert float(jnp.abs(ahead[:, :, 0] - ahead[:, :, 1]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_the_latent_is_h_and_c_and_heads_see_h():
     model = drawn_model(2, RECURRENT, SPEC)
     latent = model.represent(jax.random.normal(KEY, (3, 4)))
@@ -73,6 +75,7 @@ def test_the_latent_is_h_and_c_and_heads_see_h():
     assert float(jnp.abs(gradient[:, 6:]).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_memory_is_as_long_as_its_forget_gate_lets_it_be():
     """The cell's derivative by the cell before is the forget gate, halved as every latent that enters a step."""
     model = drawn_model(3, RECURRENT, SPEC)

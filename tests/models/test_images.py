@@ -99,6 +99,7 @@ def test_the_impala_network_has_its_papers_sizes(side, last):
     assert torso.num_features == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "halvings", "grid"),
     [(96, None, 6), (84, None, 6), (64, None, 8), (48, None, 6), (64, 4, 4), (10, None, 5)],
@@ -116,6 +117,7 @@ def test_muzeros_latent_is_an_image_halved(side, halvings, grid):
     assert [x.weight.shape[1] for x in torso.convolutions] == planes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("torso", "dynamics", "side"),
     [
@@ -195,6 +197,7 @@ def test_bytes_of_an_image_are_scaled_once_and_nothing_else_is():
     np.testing.assert_array_equal(model.represent(memory), model.represent(memory.astype(jnp.float32)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muesli", "muesli, normalized", "muzero"])
 def test_agents_hand_bytes_to_the_network_as_they_are(name):
     spec, config = image(6, 5, 2), config_of(torso="small_cnn", unroll_steps=1)

@@ -21,6 +21,7 @@ INDEX = EnvSpec(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(), (6,), (6, 7)])
 def test_rows_of_weights_are_the_product_with_one_hot_vectors(widths):
     torso = make_torso(TorsoConfig(torso_widths=widths, latent_width=4), INDEX, KEY)
@@ -51,6 +52,7 @@ def test_a_model_looks_up_indices_and_refuses_convolutions_of_them():
         make_torso(TorsoConfig(torso="small_cnn"), INDEX, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 20, 24), (20, 24), (2, 20, 24, 3)])
 def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
     """The torso is that of height, width and channels; the numbers are those of the turned picture."""

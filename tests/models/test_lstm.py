@@ -71,6 +71,7 @@ def test_no_gradient_reaches_the_rows_that_only_warm_the_memory():
     np.testing.assert_array_equal(reached(3, 4), np.arange(ROWS) >= 3)
 
 
+@pytest.mark.slow
 def test_a_model_encodes_rows_as_it_acts_on_them():
     config = ModelConfig(torso_widths=(8,), latent_width=LATENT, memory="lstm", memory_width=WIDTH)
     model = Model(SPEC, config, KEY)

@@ -72,6 +72,7 @@ def test_scale_latent_spans_minus_one_to_one():
     assert np.isfinite(scale_latent(jnp.zeros((1, 8)))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "kind"), [(SPEC, MLPTorso), (GRID, SmallCNNTorso)])
 def test_the_torso_fits_the_observation(spec, kind):
     torso = make_torso(torso_config(), spec, KEY)
@@ -91,6 +92,7 @@ def test_the_minimum_is_jaxs_own_with_its_gradient():
     np.testing.assert_allclose(gradient[0], [0, -1, -1, 0])
 
 
+@pytest.mark.slow
 def test_a_grids_latent_is_a_grid_and_its_model_convolves():
     config = SMALL.model_copy(update={"torso": "grid", "channels": 3, "num_blocks": 2})
     model = random_model(0, config, GRID)
@@ -114,6 +116,7 @@ def test_a_grids_latent_is_a_grid_and_its_model_convolves():
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torso", ["grid", "identity"])
 def test_a_grids_latent_can_be_read_by_a_convolution(torso):
     settings = {"torso": torso, "kernel": 1, "prediction_channels": 8, "prediction_kernel": 4}
@@ -135,6 +138,7 @@ def test_a_grids_latent_can_be_read_by_a_convolution(torso):
     np.testing.assert_array_equal(model.reward(latent), model.reward_support.mean(model.reward_logits(features)))
 
 
+@pytest.mark.slow
 def test_the_latent_can_be_the_observation_itself():
     model = random_model(0, torso_config(torso="identity", dynamics_widths=(7,)), GRID)
     observation = jax.random.bernoulli(KEY, 0.5, (2, 5, *GRID.observation.shape)).astype(jnp.float32)
@@ -199,6 +203,7 @@ def test_every_leaf_of_the_model_is_an_array():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(Model(SPEC, SMALL, KEY)))
 
 
+@pytest.mark.slow
 def test_look_ahead_is_one_step_for_each_action():
     """Equation 14: r(s, a) + gamma v(s, a) from the latent that step gives for a, and each action its own."""
     model = random_model(3)
@@ -213,6 +218,7 @@ def test_look_ahead_is_one_step_for_each_action():
     assert np.ptp(q, axis=-1).min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", [5, 6])
 def test_a_look_ahead_over_many_actions_is_made_in_pieces(monkeypatch, actions):
     """Also where the actions do not fill the last piece."""
@@ -237,6 +243,7 @@ def test_unroll_is_step_after_step():
         np.testing.assert_allclose(unrolled[k], latent, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_gradient_into_each_dynamics_step_is_halved():
     """MuZero: 1/2 on the latent that enters; after three steps an eighth reaches the root."""
     whole = random_model(5, SMALL.model_copy(update={"latent_gradient_scale": 1.0}))
@@ -250,6 +257,7 @@ def test_the_gradient_into_each_dynamics_step_is_halved():
     assert float(jnp.abs(gradient(whole)).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_observation_statistics_are_those_of_all_valid_rows():
     rng = np.random.default_rng(0)
     statistics, seen = ObservationStatistics.zero(SPEC), []
@@ -268,6 +276,7 @@ def test_observation_statistics_are_those_of_all_valid_rows():
     assert float(statistics.normalize(jnp.full((1, 4), 1e9)).max()) == 10.0
 
 
+@pytest.mark.slow
 def test_a_pictures_pixels_are_normalized_each_by_its_own_and_faint_ones_stay_faint():
     """The background goes; a pixel that flickers by one of 255 is not blown up to what a moving thing is."""
     rng = np.random.default_rng(0)

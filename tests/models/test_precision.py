@@ -60,6 +60,7 @@ def learned(agent, model, rows, spec):
     return total, terms, gradient, target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "network"), [("muesli", "impala, lstm"), ("muzero", "mlp"), ("muzero", "muzero_resnet")]
 )

@@ -90,6 +90,7 @@ def expected_sum(num_samples: int) -> float:
     return float((e / z / num_samples).sum(1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_samples", "published"), [(1, 1.69), (2, 1.43), (4, 1.21), (16, 1.047), (64, 1.011)])
 def test_sampled_weights_sum_as_published(num_samples, published):
     """Consistent, not unbiased: z is 1.69, and the sums fall toward 1 (1.68 is a sampled 1.69)."""
@@ -107,6 +108,7 @@ def test_sampled_weights_leave_their_own_sample_out(advantage):
     np.testing.assert_allclose(sampled_weights(advantage, 0.5), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_sampled_target_tends_to_the_exact_policy():
     prior, advantage = jnp.asarray(PRIOR, jnp.float32), jnp.asarray(ADVANTAGE, jnp.float32)
     exact = improvement.cmpo_policy(prior, advantage, 1.0)

@@ -118,6 +118,7 @@ def test_lambda_returns_are_mixtures_of_n_step_returns():
     np.testing.assert_allclose(lambda_returns(*x.values()), jax.vmap(rlax.lambda_returns)(*x.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 10])
 def test_n_step_returns(n):
     """A plain loop that stops where the episode was cut, after n steps, or at the sequence's end."""

@@ -42,6 +42,7 @@ def test_signed_parabolic_is_the_inverse(x):
     assert float(signed_parabolic(jnp.float32(h(x)))) == pytest.approx(x, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_pair_equals_rlax():
     x = jnp.concatenate([-jnp.logspace(-3, 4.7, 200)[::-1], jnp.zeros(1), jnp.logspace(-3, 4.7, 200)])
     np.testing.assert_allclose(signed_hyperbolic(x), rlax.signed_hyperbolic(x), rtol=1e-4, atol=1e-6)
@@ -72,6 +73,7 @@ def test_two_hot_round_trip_over_the_whole_support_and_beyond(support, share):
         assert weights[0 if share < 0 else -1] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("support", SUPPORTS)
 @given(st.floats(-0.999, 0.999))
 def test_the_mean_of_a_two_hot_prediction_is_the_scalar(support, share):
@@ -87,6 +89,7 @@ def test_every_atom_is_its_own_two_hot():
     np.testing.assert_allclose(support.two_hot(jnp.float32(1.25)), [0, 0, 0, 0, 0.75, 0.25, 0])
 
 
+@pytest.mark.slow
 def test_two_hot_equals_rlax():
     x = jnp.linspace(-25.0, 25.0, 203)
     ours = Support(-20.0, 20.0, 101, False).two_hot(x)
@@ -95,6 +98,7 @@ def test_two_hot_equals_rlax():
     np.testing.assert_allclose(Support(-20.0, 20.0, 101).two_hot(40 * x), both, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "atoms"), [(300.0, 601), (30.0, 61), (20.0, 101), (15.0, 51), (7.3, 64)])
 @pytest.mark.parametrize("transform", [True, False])
 @pytest.mark.parametrize("shape", [(), (3, 5)])
