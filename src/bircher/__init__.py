@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "evaluate", "load", "resume", "train", "watch"]
 
-# The functions import what they need: `import bircher` alone is quick, and loads neither JAX nor an environment.
+# The functions import what they need, so that `import bircher` is fast and loads neither JAX nor an environment.
 
 
 def train(
@@ -37,18 +37,18 @@ def train(
     """Train an agent and return the run: `run.agent`, `run.path`.
 
     Args:
-      env: an id, also one that was registered with Gymnasium, or a callable that makes a `gymnasium.Env`.
+      env: an id, which may be registered with Gymnasium, or a callable that returns a `gymnasium.Env`.
       agent: the agent's name, or its settings (`{"gamma": 0.99}`).
-      steps: environment steps; None takes the preset's.
-      seed: seeds everything.
-      out: the run's folder; None makes one under `runs/`.
+      steps: number of environment steps; None takes that of the preset.
+      seed: seed of all random numbers.
+      out: the run's folder; None creates one under `runs/`.
       overrides: any other setting, nested (`optimizer={"learning_rate": 1e-3}`) or dotted
         (`**{"agent.cmpo.clip_bound": 0.5}`).
 
     Raises:
-      ConfigError, UnknownEnvironment, UnsupportedEnvironment, DeviceError, NotEnoughMemory, RunFolderError: refused
-        before anything was compiled; all are ValueErrors.
-      RunFailed: an environment or a number failed; what was learned before is saved.
+      ConfigError, UnknownEnvironment, UnsupportedEnvironment, DeviceError, NotEnoughMemory, RunFolderError: the run is
+        not possible, which is known before anything is compiled; all are ValueErrors.
+      RunFailed: an environment failed, or a loss was not finite; the state before is saved.
     """
     from bircher.config import config
     from bircher.runs import launch
@@ -65,15 +65,15 @@ def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overr
 
     Args:
       path: the run's folder.
-      env: the callable that makes the environment, for a run that was given one; no file can hold it.
+      env: the callable that makes the environment, if the run was started with one; a file cannot contain it.
       overrides: settings that may change, such as `steps=2_000_000`: steps, episodes, device, checkpoint, evaluation,
         env.num_threads and env.num_workers; nested or dotted, as for `train`.
 
     Raises:
       ConfigError, CheckpointError, RunFolderError, UnknownEnvironment, UnsupportedEnvironment, DeviceError,
-        NotEnoughMemory: refused before anything was compiled, also where `env` has other spaces than the run's
-        environment; all are ValueErrors.
-      RunFailed: an environment or a number failed; what was learned before is saved.
+        NotEnoughMemory: the run cannot be continued, for example because `env` has other spaces than the run's
+        environment. This is known before anything is compiled; all are ValueErrors.
+      RunFailed: an environment failed, or a loss was not finite; the state before is saved.
     """
     from bircher.runs import launch
 
@@ -81,14 +81,14 @@ def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overr
 
 
 def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrides: Any) -> LoadedAgent:
-    """The agent of a run's last checkpoint; `env` only where the run was given a callable.
+    """Return the agent of a run's last checkpoint; `env` is needed only if the run's environment was a callable.
 
-    `overrides` change how it searches: `search={"num_simulations": 200}`, or 0 to act by its network alone.
+    `overrides` are settings of the search: `search={"num_simulations": 200}`, or 0 to act by the network alone.
 
     Raises:
-      RunFolderError: the folder holds no run, or no checkpoint yet.
+      RunFolderError: the folder has no run, or the run has no checkpoint yet.
       CheckpointError: the checkpoint is damaged, or of another architecture.
-      ConfigError: a setting that is wrong, or none of the search.
+      ConfigError: a setting is wrong, or is not one of the search.
     """
     from bircher.runs import loaded_agent
 
@@ -98,10 +98,10 @@ def load(path: str | Path, env: str | Callable[[], Any] | None = None, **overrid
 def evaluate(
     agent: LoadedAgent, episodes: int = 100, seed: int = 0, greedy: bool = False, max_steps: int | None = None
 ) -> Report:
-    """Play fresh episodes in environments that training never saw; actions are drawn from the policy unless `greedy`.
+    """Play episodes in new environments and return their statistics; actions are drawn from the policy unless `greedy`.
 
-    Episodes are whole, or count as they stand after `max_steps` actions. Without it and a limit of the environment they
-    are as long as in evaluations during training: 1,000 actions, or more where the training was long.
+    An episode is cut short after `max_steps` actions, and counts with its return so far. If `max_steps` is None and the
+    environment has no limit, the limit is that of evaluations during training: 1,000 actions, or more for long runs.
 
     Raises:
       EvaluationFailed: an environment raised, or gave a number that is not finite.
@@ -112,12 +112,12 @@ def evaluate(
 
 
 def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = False, plain: bool = False) -> Path:
-    """Play one fresh episode and write it as a video, and next to each frame what led to the action.
+    """Play one new episode, write it as a video, and return the path of the video.
 
-    `plain` writes the frames alone. Returns the path of the video.
+    Next to each frame are the agent's estimates that led to the action; `plain` writes only the frames.
 
     Raises:
-      UnsupportedEnvironment: nothing can draw the environment.
+      UnsupportedEnvironment: the environment cannot be drawn.
       RunFolderError: the video cannot be written.
       EnvironmentFailure: the environment raised or broke its contract.
     """

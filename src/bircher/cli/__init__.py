@@ -42,8 +42,8 @@ def main() -> None:
     app()
 
 
-def _print_version(asked: bool | None) -> None:
-    if asked:
+def _print_version(requested: bool | None) -> None:
+    if requested:
         print(f"bircher {__version__}")
         raise typer.Exit
 
@@ -52,7 +52,7 @@ def _print_version(asked: bool | None) -> None:
 def bircher(
     version: Annotated[
         bool | None,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = None,
 ) -> None:
     """Muesli and the MuZero family of agents in JAX.
@@ -62,12 +62,12 @@ def bircher(
     bircher eval runs/lunarlander-v3-muesli-0-20260101-120000
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A path may hold bytes that are not UTF-8.
+        # A path may contain bytes that are not UTF-8.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _complete(incomplete: str) -> list[str]:
-    """Environments' ids and names of settings, for the shell."""
+    """Return ids of environments and names of settings that begin with this text, for the shell."""
     from bircher.config import settings
     from bircher.config.config import AGENTS
     from bircher.envs import atari, registry
@@ -82,12 +82,13 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="ENV [KEY=VALUE]...",
-        help="An environment's id, or module:Id for one that a module registers; then settings.",
+        help="The id of an environment, or module:Id for one that a module registers, followed by settings.",
         autocompletion=_complete, show_default=False,
     ),
 ]  # fmt: skip
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML, as `bircher config` prints them.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A YAML file of settings, such as the output of `bircher config`."),
 ]
 
 
@@ -95,10 +96,10 @@ ConfigFile = Annotated[
 def train(
     words: Words = None,
     config: ConfigFile = None,
-    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The new run's folder.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run to its end.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The folder of the new run.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run to its end.")] = None,
 ) -> None:
-    """Train an agent. Ctrl-C saves a checkpoint and ends.
+    """Train an agent. Ctrl-C saves a checkpoint and stops.
 
     \b
     bircher train LunarLander-v3
@@ -125,7 +126,7 @@ def train(
         run = training.run()
     print(f"{run.counters['env_steps']:,} environment steps, {run.counters['wall_seconds']:,.0f} s: {run.path}")
     if run.stopped:
-        print(f"stopped; go on with: bircher train --resume {run.path}", file=sys.stderr)
+        print(f"stopped; to continue: bircher train --resume {run.path}", file=sys.stderr)
         raise typer.Exit(STOPPED)
 
 
@@ -143,12 +144,16 @@ app.command()(inspect.check)
 @app.command()
 def watch(
     run: SavedRun,
-    video: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an MP4; else a window opens.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an MP4 file instead of opening a window.")
+    ] = None,
     seed: Seed = 0,
     greedy: Greedy = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Frames alone, without what the agent thought.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show only the frames, without the agent's estimates.")
+    ] = False,
 ) -> None:
-    """Show one fresh episode, in a window or as a video, and beside it what led to each action.
+    """Show one new episode, in a window or as a video, with the agent's estimates next to each frame.
 
     \b
     bircher watch runs/mine --video lander.mp4
@@ -169,7 +174,9 @@ def watch(
 @app.command()
 def plot(
     run: SavedRun,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else learning_curve.png in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture; by default learning_curve.png in RUN.")
+    ] = None,
 ) -> None:
     """Draw a run's learning curve.
 
@@ -187,10 +194,10 @@ def config(
     words: Words = None,
     config: ConfigFile = None,
     summary: Annotated[
-        bool, typer.Option("--summary", help="Print what the network's parts hold and cost instead.")
+        bool, typer.Option("--summary", help="Print the size and the cost of the network's parts instead.")
     ] = False,
 ) -> None:
-    """Print every setting and its value as YAML: save it, edit it, pass it back with --config.
+    """Print all settings with their values as YAML, which --config reads.
 
     \b
     bircher config LunarLander-v3 agent.gamma=0.999 > mine.yaml
@@ -199,21 +206,21 @@ def config(
     with exit_on_error():
         from bircher.config import config as configuration
 
-        found = configuration.compose(*_env_and_settings(words), config)
+        composed = configuration.compose(*_env_and_settings(words), config)
         if summary:
             from bircher.runs import inspect
 
-            print(inspect.describe(found))
+            print(inspect.describe(composed))
         else:
-            print(found.to_yaml(), end="")
+            print(composed.to_yaml(), end="")
 
 
 @app.command()
 def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", show_default=False)] = None) -> None:
-    """List known environments whose id contains FILTER, with observation, actions, preset and the agents it is for.
+    """List known environments whose id contains FILTER, with observation, actions, preset and its agents.
 
-    Other agents take the preset `default`. What is for muzero is for gumbel_muzero too; what is for muesli is for pg,
-    mpo and trpo_penalty too.
+    Agents that are not listed take the preset `default`. A preset for muzero is also for gumbel_muzero, and one for
+    muesli is also for pg, mpo and trpo_penalty.
 
     \b
     bircher envs minatar
@@ -232,22 +239,23 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
 
 
 def _env_and_settings(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """Split the words of a command line into the environment, which may be missing, and settings."""
     words = words or []
     has_env = bool(words) and "=" not in words[0]
     return (words[0], words[1:]) if has_env else (None, words)
 
 
 def _require_alone(env: str | None, config: Path | None, out: Path | None) -> None:
-    """Refuse what cannot stand beside --resume, which takes the run's own settings."""
+    """Raise for options that cannot be combined with --resume, which uses the settings of the run."""
     from bircher.errors import ConfigError
 
     for name, value in ((f"the environment {env}", env), ("--config", config), ("--out", out)):
         if value is not None:
-            raise ConfigError(f"--resume goes on with the run's own settings: {name} cannot be given with it")
+            raise ConfigError(f"--resume uses the settings of the run: {name} cannot be given with it")
 
 
 def _check_shapes() -> None:
-    """Check every function's arrays against the shapes that it declares, where beartype is installed."""
+    """Check the arrays of every function against their declared shapes, if beartype is installed."""
     with contextlib.suppress(ImportError):
         import beartype  # noqa: F401
         from jaxtyping import install_import_hook
@@ -256,7 +264,7 @@ def _check_shapes() -> None:
 
 
 def type_checked(function: Any) -> Any:
-    """Let beartype check the calls of a function; as in the language itself, a float may be given as an int."""
+    """Return a function whose calls beartype checks; an int is accepted for a float, as in Python's type system."""
     try:
         from beartype import BeartypeConf, beartype
     except ImportError:  # not a dependency: the checks need it, a run does not

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from bircher.games.matches import MatchReport
     from bircher.training.evaluator import Report
 
-Episodes = Annotated[int, typer.Option(min=1, help="Fresh episodes; of a game half of them in each seat.")]
-Opening = Annotated[int, typer.Option("--opening", min=0, help="Moves at random that every game begins with.")]
+Episodes = Annotated[int, typer.Option(min=1, help="The number of new episodes; of a game, half of them in each seat.")]
+Opening = Annotated[
+    int, typer.Option("--opening", min=0, help="The number of random moves at the beginning of every game.")
+]
 
 
 def evaluate(
@@ -24,7 +26,9 @@ def evaluate(
     overrides: Overrides = None,
     opponent: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="random, minimax, alphabeta:DEPTH, mcts:ROLLOUTS or a run: games of two."),
+        typer.Option(
+            metavar="NAME", help="For games of two: random, minimax, alphabeta:DEPTH, mcts:ROLLOUTS or a run."
+        ),
     ] = None,
     episodes: Episodes = 100,
     seed: Seed = 0,
@@ -33,15 +37,15 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Count an episode as it stands after so many actions: one player only. By default episodes are whole, "
-            "and where the environment has no limit as long as in training's evaluations.",
+            help="Cut an episode short after this many actions; only for one player. By default the limit is the "
+            "environment's, or, if it has none, that of evaluations during training.",
             show_default=False,
         ),
     ] = None,
     opening_moves: Opening = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run's last checkpoint on fresh episodes that training never saw.
+    """Score the agent of a run's last checkpoint on new episodes.
 
     \b
     bircher eval runs/mine --episodes 100 --seed 0
@@ -69,15 +73,19 @@ def evaluate(
                 agent, opponent or head_to_head.OPPONENT, episodes, seed, greedy, opening_moves
             )
     if report is not None:
-        print(json.dumps(report.to_json())) if as_json else _tell(report)
+        print(json.dumps(report.to_json())) if as_json else _print_report(report)
     if against is not None:
-        print(json.dumps(against.to_json())) if as_json else _tell_match(against)
+        print(json.dumps(against.to_json())) if as_json else _print_match(against)
 
 
 def match(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN RUN2... [KEY=VALUE]...", help="Runs, or opponents by name.", show_default=False),
+        typer.Argument(
+            metavar="RUN RUN2... [KEY=VALUE]...",
+            help="Runs or names of opponents, followed by settings.",
+            show_default=False,
+        ),
     ],
     episodes: Episodes = 100,
     seed: Seed = 0,
@@ -85,7 +93,7 @@ def match(
     opening_moves: Opening = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Play every run against every other: a cross table, and Elo ratings in which the first run has 0.
+    """Play every run against every other, and print a cross table with Elo ratings; the first run has 0.
 
     \b
     bircher match runs/one runs/two --episodes 200
@@ -103,20 +111,25 @@ def match(
     if as_json:
         print(json.dumps(table.to_json()))
     else:
-        _tell_table(table)
+        _print_table(table)
 
 
 def play(
     run: SavedRun,
     overrides: Overrides = None,
-    first: Annotated[bool, typer.Option("--first/--second", help="Whether you move first.")] = True,
+    first: Annotated[bool, typer.Option("--first/--second", help="Whether you move first or second.")] = True,
     simulations: Annotated[
-        int | None, typer.Option(metavar="N", help="Simulations of its search; short for search.num_simulations=N.")
+        int | None,
+        typer.Option(
+            metavar="N", help="The number of simulations of the agent's search; short for search.num_simulations=N."
+        ),
     ] = None,
     seed: Seed = 0,
-    sample: Annotated[bool, typer.Option("--sample", help="It draws its moves instead of taking the best.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw the agent's moves from its policy instead of taking the best.")
+    ] = False,
 ) -> None:
-    """Play a board game against a run in the terminal. Ctrl-C or Ctrl-D ends.
+    """Play a board game against a run in the terminal. Ctrl-C or Ctrl-D stops.
 
     \b
     bircher play runs/mine --second
@@ -137,7 +150,7 @@ def play(
             raise typer.Exit(STOPPED) from None
 
 
-def _tell(report: Report) -> None:
+def _print_report(report: Report) -> None:
     print(f"{report.env}, {report.agent}, {report.episodes} episodes, mode {report.mode}, seed {report.seed}")
     least, most = min(report.returns), max(report.returns)
     print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
@@ -146,11 +159,11 @@ def _tell(report: Report) -> None:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalized.items())
         print(f"human-normalized (0 a random player, 1 a human): {scores}")
     if report.cut_short:
-        print(f"cut short: {report.cut_short} of {report.episodes} episodes, which count as they stood then")
+        print(f"cut short: {report.cut_short} of {report.episodes} episodes, which count with their return so far")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
 
-def _tell_match(report: MatchReport) -> None:
+def _print_match(report: MatchReport) -> None:
     players = f"{report.agent} against {report.opponent}"
     print(f"{report.env}, {players}, {report.episodes} games, mode {report.mode}, seed {report.seed}")
     for seat, tally in (("first", report.first), ("second", report.second)):
@@ -159,7 +172,7 @@ def _tell_match(report: MatchReport) -> None:
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
 
-def _tell_table(table: Table) -> None:
+def _print_table(table: Table) -> None:
     print(f"{table.env}, {table.episodes} games of each pair, mode {table.mode}, seed {table.seed}")
     numbers = range(1, len(table.players) + 1)
     rows = [["", "player", "Elo", *map(str, numbers)]]
@@ -169,5 +182,5 @@ def _tell_table(table: Table) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    added = "; a drawn game was added to each pair, since some lost nothing" if table.drawn_games_added else ""
+    added = "; a drawn game was added to each pair, because a player lost no game" if table.drawn_games_added else ""
     print(f"scores of the row against the column; Elo with {table.anchor} at 0{added}")

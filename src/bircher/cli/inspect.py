@@ -12,16 +12,16 @@ from bircher.cli.shared import FAILED, AsJson, Overrides, SavedRun, Seed, exit_o
 
 
 def check(as_json: AsJson = False) -> None:
-    """Test this installation in about a minute, and print what a bug report needs.
+    """Test this installation in about a minute, and print the information for a bug report.
 
-    Versions, devices and memory; a step of each adapter; loss and gradients of each agent; a checkpoint written and
-    read; a short training in a temporary folder.
+    It prints versions, devices and memory. It takes a step with each adapter, computes the loss and the gradients of
+    each agent, writes and reads a checkpoint, and trains briefly in a temporary folder.
 
     \b
     bircher check
     bircher check --json
 
-    Exit status 0 where all checks passed, 1 where one failed.
+    The exit status is 0 if all checks passed, and 1 if one failed.
     """
     with exit_on_error():
         from bircher import devices
@@ -47,23 +47,25 @@ def check(as_json: AsJson = False) -> None:
 
 
 FLAGGED = 3
-"""Exit status of `bircher doctor` where there are flags."""
+"""The exit status of `bircher doctor` if it raises a flag."""
 
 
 def doctor(run: SavedRun, as_json: AsJson = False) -> None:
-    """Say why a run does not learn: red flags with evidence, likely cause and the setting to change; then what is
-    usually asked, with this run's numbers.
+    """Find out why a run does not learn.
+
+    It prints red flags with evidence, likely cause and the setting to change, and then answers the usual questions with
+    the numbers of the run.
 
     \b
     bircher doctor runs/mine
     bircher doctor runs/mine --json
 
-    Exit status 0 without flags, 3 with some.
+    The exit status is 0 without flags, and 3 with flags.
     """
     with exit_on_error():
         from bircher.runs import logger
 
-        flags, asked = logger.examine(run), logger.questions(run)
+        flags, questions = logger.examine(run), logger.questions(run)
     if as_json:
         print(json.dumps({"flags": [flag._asdict() for flag in flags]}))
     else:
@@ -71,7 +73,7 @@ def doctor(run: SavedRun, as_json: AsJson = False) -> None:
             print(f"{flag.number:2d} {flag.name}\n   {flag.evidence}\n   likely: {flag.cause}\n   try: {flag.advice}")
         if not flags:
             print("no red flag")
-        for question, answer in asked:
+        for question, answer in questions:
             print(f"{question}\n   {answer}")
     if flags:
         raise typer.Exit(FLAGGED)
@@ -80,12 +82,14 @@ def doctor(run: SavedRun, as_json: AsJson = False) -> None:
 def diagnose(
     run: SavedRun,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=1024, help="Environment steps to follow.")] = 8192,
+    steps: Annotated[int, typer.Option(min=1024, help="The number of environment steps to measure.")] = 8192,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else diagnosis.png in the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture; by default diagnosis.png in RUN.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a run's model against fresh episodes: its errors by depth, and what looking ahead is worth.
+    """Compare a run's model with new episodes: its errors by depth, and the gain of its look-ahead.
 
     \b
     bircher diagnose runs/mine
@@ -103,14 +107,14 @@ def diagnose(
     if as_json:
         print(json.dumps({**found, "picture": str(path)}))
         return
-    print(f"{found['env']}, {found['agent']}, {found['env_steps']:,} steps of fresh episodes, seed {seed}")
+    print(f"{found['env']}, {found['agent']}, {found['env_steps']:,} steps of new episodes, seed {seed}")
     print("depth   reward     value    return   policy KL")
     errors = zip(
         found["depths"], found["reward_error"], found["value_error"], found["return_error"], found["policy_kl"],
         strict=True,
     )  # fmt: skip
     for depth, *row in errors:
-        beyond = "" if depth <= found["unroll_steps"] else "   beyond what training unrolls"
+        beyond = "" if depth <= found["unroll_steps"] else "   beyond the unroll of training"
         shown = [
             "—" if number is None else f"{number:.{digits}f}" for number, digits in zip(row, (3, 3, 3, 4), strict=True)
         ]
@@ -127,13 +131,17 @@ def diagnose(
 def search(
     run: SavedRun,
     overrides: Overrides = None,
-    step: Annotated[int, typer.Option(min=0, help="Actions played before the decision.")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="The number of actions before the decision.")] = 0,
     seed: Seed = 0,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes drawn below the root, the most visited ones.")] = 60,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Else search-STEP.svg in the run.")] = None,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="The number of nodes below the root; the most visited ones are drawn.")
+    ] = 60,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The picture; by default search-STEP.svg in RUN.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the tree of one decision as SVG: visits, values, priors, rewards, and the best line.
+    """Draw the search tree of one decision as SVG: visits, values, priors, rewards, and the best line.
 
     \b
     bircher search runs/mine --step 20

@@ -16,8 +16,8 @@ from bircher.errors import UnsupportedPlatform
 FAILED, REFUSED, STOPPED = 1, 2, 130
 
 SavedRun = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seeds the environments and the actions.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Take the most probable action instead of drawing one.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The seed of environments and actions.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Take the best action instead of drawing one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Overrides = Annotated[
     list[str] | None,
@@ -27,7 +27,7 @@ Overrides = Annotated[
 
 
 class OneSentenceGroup(typer.core.TyperGroup):
-    """Commands whose usage errors are one sentence on stderr, as all other refusals are."""
+    """A group of commands whose usage errors are one sentence on stderr, like all other errors of a user."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **more: Any) -> Any:
         """Run a command; exit with its status."""
@@ -35,11 +35,11 @@ class OneSentenceGroup(typer.core.TyperGroup):
             return super().main(args, *rest, standalone_mode=False, **more)
         try:
             status = super().main(args, *rest, standalone_mode=False, **more)
-        except Exception as error:  # Typer's base class of these differs between its versions
+        except Exception as error:  # the base class of usage errors differs between versions of Typer
             message = getattr(error, "format_message", None)
             if message is None or not hasattr(error, "exit_code"):
                 raise
-            if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            if type(error).__name__ == "NoArgsIsHelpError":  # the message of this error is the help text
                 print(message(), file=sys.stderr)
             else:
                 context = getattr(error, "ctx", None)
@@ -50,7 +50,10 @@ class OneSentenceGroup(typer.core.TyperGroup):
 
 
 def _option_here(error: Exception, context: Any) -> str | None:
-    """Say what an unknown option is here: one from other code, or a setting; None where the command has neither."""
+    """Return an error that says what replaces an unknown option, which is from other code or a setting.
+
+    It is None if the command has no replacement.
+    """
     from bircher.config import foreign_names
 
     option = getattr(error, "option_name", None)
@@ -91,7 +94,7 @@ def print_refusal(sentence: str) -> None:
 
 @contextlib.contextmanager
 def exit_on_error(status: int = REFUSED) -> Iterator[None]:
-    """Tell what is refused, or what failed, in one sentence on stderr; anything else is a bug: a traceback."""
+    """Print an expected error as one sentence on stderr and exit; other errors are bugs, and have a traceback."""
     try:
         yield
     except KeyboardInterrupt:
