@@ -268,8 +268,7 @@ def make(
 ) -> Agent:
     """Build one of these agents as a tuple of pure functions.
 
-    It learns and explores without a search.  A search with at least one simulation is used only when the agent acts
-    outside training.
+    It learns and explores without a search.  A search with simulations is used only when it acts outside training.
     """
     weights = loss_config.weights()
     enabled = frozenset(weights)

@@ -87,12 +87,10 @@ def unroll(
 ) -> Unrolled:
     """Unroll the model K steps from every root along the actions that were taken, and align its targets.
 
-    Depth k of root t is valid if no episode ends on rows t … t + k - 1.
-
-    - Rewards have a target at every valid depth.
-    - Values have a target on a terminal row too, which is 0, because the look-ahead bootstraps from it.  They have none
-      on a truncated row, which has no return, or where `value_mask` in the extras of the targets is False.
-    - Policies have a target on rows whose action has a successor.
+    Depth k of root t is valid if no episode ends on rows t … t + k - 1.  Rewards have a target at every valid depth,
+    and policies on rows whose action has a successor.  Values have a target on a terminal row too, which is 0, because
+    the look-ahead bootstraps from it.  They have none on a truncated row, which has no return, or where `value_mask`
+    in the extras of the targets is False.
 
     With `absorbing`, values and rewards have targets after a terminal row as well.  Without `mask_illegal`, the policy
     has to learn to give illegal actions no probability, because a search has a mask of legal actions only at its root.
