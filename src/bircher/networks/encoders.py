@@ -274,10 +274,7 @@ class PointsTorso(FlatTorso):
 
 
 def spatial_softmax(x: Float[Array, "*B H W C"]) -> tuple[Float[Array, "*B C"], ...]:
-    """Return the mean row, the mean column and the mean value of each channel under its own softmax over the image.
-
-    Rows and columns are in [-1, 1].
-    """
+    """Return mean row and column (in [-1, 1]) and mean value of each channel under its own softmax over the image."""
     share = jax.nn.softmax(x.astype(jnp.float32), axis=(-3, -2))
     rows, columns = (jnp.linspace(-1.0, 1.0, length) for length in x.shape[-3:-1])
     row = jnp.einsum("...hwc,h->...c", share, rows)
@@ -447,16 +444,10 @@ class TorsoConfig(BaseModel):
 
 
 def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int | None = None) -> Torso:
-    """Return the representation that a configuration names, for the observations of a specification.
+    """Return the representation that a configuration names; `auto` chooses it by the axes of the observation.
 
-    `auto` chooses it by the axes of the observation.  Its input has the axes height, width and channels; where the
-    specification has another layout, `Model` transposes the observations.
-
-    Args:
-      config: settings.
-      spec: specification of the environment.
-      key: consumed.
-      latent_width: length of the latent, by default that of the configuration; ignored where the latent is a grid.
+    Its input has the axes height, width and channels.  Where the specification has another layout, `Model` transposes
+    the observations.  `latent_width` is by default that of the configuration, and ignored where the latent is a grid.
 
     Raises:
       ConfigError: a convolution is configured, and the observation is not a grid or is smaller than the kernel.
