@@ -175,7 +175,7 @@ def quiet_bounds():
     mode that a class does not list, but the class may be able to draw in that mode.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*initialized with render_mode='rgb_array' that is not in.*")
+        warnings.filterwarnings("ignore", message=".*initiali[sz]ed with render_mode='rgb_array' that is not in.*")
         warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision lowered.*")
         yield
 
