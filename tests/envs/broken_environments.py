@@ -1,4 +1,4 @@
-"""Gymnasium environments that break their contract in one way each."""
+"""Gymnasium environments that each break the contract in one way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Valid(gymnasium.Env):
 
 
 def breaking(space: spaces.Space | None = None, at: int = 3, **changes: Callable[[Any], Any]) -> type[Valid]:
-    """A class whose observation, mask, reward, terminated, truncated or info is another from time `at` on.
+    """Return a class that returns a changed observation, mask, reward, terminated, truncated or info at time `at`.
 
     Each change is a function of the valid value.
     """

@@ -1,4 +1,4 @@
-"""Gymnasium environments whose every row is known, for the adapter's tests."""
+"""Gymnasium environments whose rows are all known, for the tests of the adapter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Counter(gymnasium.Env):
 
 
 def counters(**options):
-    """A zero-argument function giving Counters with indices 0, 1, 2 …, the first one (the probe) unnumbered."""
+    """Return a function that makes Counters with indices 0, 1, 2 …; the first one, for the probe, also has index 0."""
     made = -2
 
     def make():
@@ -44,7 +44,7 @@ def counters(**options):
 
 
 class Raises(Counter):
-    """Raises when its step number ``at`` (over all episodes) is taken, only in environment 1."""
+    """An environment that raises at step ``at``, counted over all episodes, if its index is 1."""
 
     def __init__(self, index: int = 1, at: int = 8):
         super().__init__(index)
@@ -58,7 +58,7 @@ class Raises(Counter):
 
 
 class NotANumber(Counter):
-    """Gives a NaN reward on step 3 of each episode."""
+    """An environment that returns a NaN reward on step 3 of each episode."""
 
     def step(self, action):
         observation, reward, terminal, truncated, info = super().step(action)
@@ -86,7 +86,7 @@ class Masked(Counter):
 
 
 class Spaces(Counter):
-    """A counter with any observation and action space; observations are drawn from the space."""
+    """A counter with any observation and action space; observations are samples of the space."""
 
     def __init__(self, observation_space=None, action_space=None):
         super().__init__()
@@ -117,7 +117,7 @@ class Painted(Counter):
 
 
 class Indexed(Painted):
-    """A painted counter that learns its index from its first seed: bits 1 to 4 of it."""
+    """A painted counter whose index is bits 1 to 4 of its first seed."""
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:

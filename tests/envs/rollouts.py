@@ -1,4 +1,4 @@
-"""Rows of an environment as NumPy, for tests."""
+"""Rollouts of environments as NumPy rows, for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bircher.types import TimeStep
 
 
 def rollout(env, steps: int, actions=None, seed: int = 0) -> TimeStep:
-    """``steps`` + 1 rows [T + 1, B], by one compiled scan; actions [T, B], or random ones."""
+    """Return ``steps`` + 1 rows [T + 1, B] from one compiled scan over actions [T, B], by default random ones."""
     given = jnp.zeros((steps, env.num_envs), jnp.int32) if actions is None else jnp.asarray(actions, jnp.int32)
 
     def one(carry, inputs):
@@ -31,7 +31,7 @@ def rollout(env, steps: int, actions=None, seed: int = 0) -> TimeStep:
 
 
 def play(env, policy: Callable[[np.ndarray], np.ndarray], steps: int) -> TimeStep:
-    """``steps`` + 1 rows of environments acting by a function of the observation."""
+    """Return ``steps`` + 1 rows of environments that act by a function of the observation."""
     state, timestep = env.reset()
     step, rows = jax.jit(env.step), [timestep]
     for _ in range(steps):
@@ -41,7 +41,7 @@ def play(env, policy: Callable[[np.ndarray], np.ndarray], steps: int) -> TimeSte
 
 
 def assert_same_rows(one: TimeStep, other: TimeStep) -> None:
-    """Every field equal, and of the same type."""
+    """Assert that every field is equal and has the same type."""
     for name in TimeStep._fields:
         a, b = getattr(one, name), getattr(other, name)
         assert a.dtype == b.dtype, name

@@ -1,4 +1,4 @@
-"""Atari through EnvPool: every setting of both protocols, by what EnvPool says of itself and by what happens."""
+"""Tests of Atari in EnvPool: every setting of both protocols, in EnvPool's configuration and in its behavior."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("protocol", "actions", "shape"), [("paper", 18, (96, 96, 3)), ("dqn", 4, (84, 84, 1))])
-def test_a_protocol_sets_all_that_envpool_would_otherwise(protocol, actions, shape):
+def test_a_protocol_sets_every_option_of_envpool(protocol, actions, shape):
     env = registry.make("Breakout-v5", 2, seed=0, protocol=protocol)
     config = env._pool.config
     assert {name: config[name] for name in (*BOTH, *ASKED[protocol])} == {**BOTH, **ASKED[protocol]}
@@ -77,7 +77,7 @@ def test_rows_are_the_pools_own_with_channels_last():
     assert rows.observation.dtype == np.uint8 and rows.observation.std() > 10
 
 
-def test_a_lost_life_is_no_end_and_the_last_one_is():
+def test_only_the_last_lost_life_ends_an_episode():
     """Random actions lose Breakout's five lives within a few hundred steps."""
     env = registry.make("Breakout-v5", 4, seed=0, protocol="dqn")
     pool, rng, lives, losses, deaths = env._pool, np.random.default_rng(0), np.full(4, 5), 0, 0
@@ -94,7 +94,7 @@ def test_a_lost_life_is_no_end_and_the_last_one_is():
     env.close()
 
 
-def test_rewards_are_whole_unless_clipped():
+def test_rewards_are_unchanged_unless_clipped():
     actions = np.random.default_rng(1).integers(0, 6, (120, 4))
     whole, clipped, half = (
         rollout(registry.make("SpaceInvaders-v5", 4, seed=0, protocol="dqn", reward_clip=bound), 120, actions)
@@ -107,7 +107,7 @@ def test_rewards_are_whole_unless_clipped():
 
 
 @pytest.mark.slow
-def test_only_the_papers_actions_stick_and_only_the_usual_starts_differ():
+def test_the_paper_has_sticky_actions_and_dqn_has_random_starts():
     actions = np.repeat(np.random.default_rng(2).integers(0, 18, (30, 1)), 6, axis=1)
     frames = rollout(registry.make("Pong-v5", 6, seed=0), 30, actions).observation
     assert (frames[0] == frames[0, :1]).all(), "a start of the paper's protocol differs"
@@ -119,7 +119,7 @@ def test_only_the_papers_actions_stick_and_only_the_usual_starts_differ():
     assert (frames == frames[:, :1]).all() and (frames[0] != frames[30]).any()
 
 
-def test_frames_are_stacked_by_the_house():
+def test_frames_are_stacked_by_the_wrapper():
     env = registry.make("Pong-v5", 2, seed=0, stack=4, observation=seen(gray=True, size=(20, 16)))
     assert env.spec.observation.shape == (20, 16, 4) and env.spec.action_repeat == 4
     rows = rollout(env, 6)
@@ -133,7 +133,7 @@ def test_ids(env_id):
     assert atari.canonical(env_id) == env_id.removeprefix("ALE/")
 
 
-def test_ids_that_are_none_have_neighbors():
+def test_unknown_ids_are_answered_with_similar_ones():
     with pytest.raises(UnknownEnvironment, match="named like Breakout-v5 here"):
         registry.resolve("Breakout-v4")
     with pytest.raises(UnknownEnvironment):
@@ -141,7 +141,7 @@ def test_ids_that_are_none_have_neighbors():
     assert atari.canonical("toy/chain") is atari.canonical(dict) is None
 
 
-def test_known_says_what_the_spec_would():
+def test_the_list_agrees_with_the_specification():
     lines = {line.id: line for line in registry.known("Breakout")}
     assert lines["Breakout-v5"] == ("Breakout-v5", "envpool", "uint8 (96, 96, 3)", "discrete, 18 actions", "atari")
     for env_id in ("Skiing-v5", "Pong-v5"):
@@ -159,20 +159,20 @@ def test_known_says_what_the_spec_would():
         ("Breakout-v5", {"options": {"color": 1}}, "cannot be made with options.*color"),
     ],
 )
-def test_what_cannot_be_had_is_refused(env_id, arguments, sentence):
+def test_unsupported_settings_are_errors(env_id, arguments, sentence):
     with pytest.raises(UnsupportedEnvironment, match=sentence) as caught:
         registry.make(env_id, 1, seed=0, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_options_go_over_the_protocol():
+def test_options_replace_settings_of_the_protocol():
     env = registry.make("Breakout-v5", 1, seed=0, options={"frame_skip": 2, "repeat_action_probability": 0.5})
     assert env._pool.config["repeat_action_probability"] == 0.5 and env.spec.action_repeat == 2
     env.close()
 
 
 def test_human_normalized_scores():
-    """By hand: Breakout's random player has 1.7 and its human 30.5, Skiing's -17098.1 and -4336.9."""
+    """By-hand values: Breakout's random player has 1.7, its human 30.5, Skiing's -17098.1 and -4336.9."""
     assert atari.human_normalized("Breakout-v5", 1.7) == 0 and atari.human_normalized("Breakout-v5", 30.5) == 1
     assert atari.human_normalized("Breakout-v5", 404.0) == pytest.approx(402.3 / 28.8)
     assert atari.human_normalized("Skiing-v5", -30_000.0) == pytest.approx(-12_901.9 / 12_761.2)

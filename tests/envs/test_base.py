@@ -1,4 +1,4 @@
-"""Stacking, and a contract check that can fail."""
+"""Tests of stacked observations, and of the check of an environment's contract."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_stacks_of_environments_that_are_not_pure():
 @pytest.mark.parametrize("source", ["toy/counter", "LunarLander-v3", counters])
 @pytest.mark.parametrize("stack", [1, 2])
 def test_state_and_row_may_be_donated(source, stack):
-    """A program that writes into the memory it is given gives the same rows as one that does not."""
+    """A program that donates its arguments returns the same rows as one that does not."""
     rows = []
     for donated in ((), (0, 1)):
         env = registry.make(source() if callable(source) else source, 2, seed=0, stack=stack)
@@ -67,14 +67,14 @@ def test_state_and_row_may_be_donated(source, stack):
     assert_same_rows(*rows)
 
 
-def test_what_cannot_be_stacked_is_refused():
+def test_observations_without_an_axis_cannot_be_stacked():
     flat = Broken(observation=jax.ShapeDtypeStruct((), np.float32))
     with pytest.raises(UnsupportedEnvironment, match="cannot be stacked 2 times"):
         stack_observations(flat, 2)
 
 
 class Broken:
-    """Two environments that live three steps, and break the contract as asked; all is well without a fault."""
+    """Two environments with episodes of three steps that break the contract by the function `fault`."""
 
     num_envs, pure = 2, True
 

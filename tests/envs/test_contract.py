@@ -1,4 +1,4 @@
-"""What an environment may return, what ends a run, and the sentence that says so."""
+"""Tests of the contract of Gymnasium environments: accepted values, breaches and their sentences."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ BREACHES = {
 
 
 @pytest.mark.parametrize("name", BREACHES)
-def test_a_breach_in_mid_episode_is_a_failure_with_index_and_step(name: str) -> None:
+def test_a_breach_within_an_episode_is_a_failure_with_index_and_step(name: str) -> None:
     broken, sentence = BREACHES[name]
     made = iter([Valid if broken.observation_space is Valid.observation_space else broken] + [broken] * 3)
     env = registry.make(lambda: next(made)(), 3, seed=0)
@@ -97,7 +97,7 @@ def test_a_breach_in_mid_episode_is_a_failure_with_index_and_step(name: str) -> 
     assert env.failure().startswith("environment 0, step 3: ") and sentence in env.failure()
 
 
-def test_the_index_is_that_of_the_environment_also_in_a_worker() -> None:
+def test_errors_from_a_worker_have_the_index_of_the_environment() -> None:
     broken = breaking(observation=lambda row: row * np.float32("inf"), at=2)
 
     class Second(broken):
@@ -117,7 +117,7 @@ def test_the_index_is_that_of_the_environment_also_in_a_worker() -> None:
         env.close()
 
 
-def test_a_breach_at_a_later_reset_is_told_as_one() -> None:
+def test_the_error_of_a_breach_at_a_later_reset_names_the_reset() -> None:
     class Second(Valid):
         resets = 0
 
@@ -134,8 +134,8 @@ def test_a_breach_at_a_later_reset_is_told_as_one() -> None:
     )
 
 
-def test_what_means_the_same_is_taken() -> None:
-    """Arrays of one number, masks of 0 and 1, lists, wider numbers, and masks only now and then."""
+def test_equivalent_values_are_accepted() -> None:
+    """Accepted are arrays of one number, masks of 0 and 1, lists, wider types, and masks in some steps only."""
 
     class Loose(Valid):
         def observation(self):
@@ -159,7 +159,7 @@ def test_what_means_the_same_is_taken() -> None:
         np.testing.assert_array_equal(rows.legal_actions[:, 1].sum(-1), [4, 1, 1, 4, 4, 0, 4])
 
 
-def test_a_mask_in_some_environments_alone() -> None:
+def test_only_some_environments_may_return_a_mask() -> None:
     made = iter([Valid, Valid, breaking(mask=lambda mask: np.eye(4, dtype=bool)[2], at=1)])
     env = registry.make(lambda: next(made)(), 2, seed=0)
     rows = rollout(env, 2, np.zeros((2, 2)))
@@ -188,7 +188,7 @@ class ARowTooMany(Valid):
         return super().observation()[None]
 
 
-class RaisesAtOnce(Valid):
+class RaisesInStep(Valid):
     def step(self, action):
         raise KeyError("wheel")
 
@@ -200,7 +200,7 @@ PROBED = {
     WithoutOptions: "reset cannot be called as Gymnasium calls it, reset(self, *, seed=None, options=None): "
     "got an unexpected keyword argument 'options' (at its first reset)",
     ARowTooMany: "the observation is an array float32 (1, 3), its space has float32 (3,) (at its first reset)",
-    RaisesAtOnce: "its first step raised KeyError: 'wheel'",
+    RaisesInStep: "its first step raised KeyError: 'wheel'",
     breaking(
         observation=lambda row: row + np.float32("inf"), at=0
     ): "the observation contains a number that is not finite (at its first reset)",
@@ -209,7 +209,7 @@ PROBED = {
 
 @pytest.mark.parametrize("env", PROBED, ids=lambda env: env.__name__)
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_probe_finds_a_breach_below_any_wrapper(env: type[Valid], wrapped: bool) -> None:
+def test_the_probe_finds_a_breach_inside_any_wrapper(env: type[Valid], wrapped: bool) -> None:
     """Wrappers such as TimeLimit unpack five values themselves."""
 
     def make():
@@ -226,7 +226,7 @@ def test_the_probe_finds_a_breach_below_any_wrapper(env: type[Valid], wrapped: b
 
 
 class Passing(gymnasium.Wrapper):
-    """Unpacks what the environment below it returns."""
+    """A wrapper that unpacks the values of the environment inside it."""
 
     def reset(self, **kwargs):
         observation, info = self.env.reset(**kwargs)
@@ -261,7 +261,7 @@ class ResetsToNothing(Passing):
 
 
 class Twenty(Passing):
-    """An error of its own, which looks like another number of values."""
+    """A wrapper with an unrelated error that looks like a wrong number of values."""
 
     def step(self, action):
         one, two = [1, action, 3]
@@ -278,7 +278,7 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("wrapper", BETWEEN, ids=lambda wrapper: wrapper.__name__)
-def test_a_breach_of_a_wrapper_between_two_others_is_told(wrapper: type[Passing]) -> None:
+def test_a_breach_of_an_inner_wrapper_is_an_error(wrapper: type[Passing]) -> None:
     def make():
         return Passing(wrapper(Passing(Valid())))
 
@@ -291,7 +291,7 @@ def test_a_breach_of_a_wrapper_between_two_others_is_told(wrapper: type[Passing]
         assert f"environment 0, step 1: {BETWEEN[wrapper]}" in str(env.failure())
 
 
-def test_a_wrapper_finds_its_environment_as_it_made_it() -> None:
+def test_a_wrapper_has_access_to_its_own_environment() -> None:
     class Reads(gymnasium.Wrapper):
         def step(self, action):
             observation, _, *rest = self.env.step(action)
@@ -301,7 +301,7 @@ def test_a_wrapper_finds_its_environment_as_it_made_it() -> None:
     np.testing.assert_array_equal(rows.reward[:4, 0], [0, 1, 2, 3])
 
 
-def test_the_probe_says_what_cannot_be_repeated() -> None:
+def test_the_probe_reports_environments_that_cannot_be_repeated() -> None:
     class Global(Valid):
         def observation(self):
             return np.random.rand(3).astype(np.float32)
@@ -322,7 +322,7 @@ def test_the_probe_says_what_cannot_be_repeated() -> None:
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8, lambda flag: np.array([flag], np.int8)])
-def test_flags_of_0_and_1_are_taken_and_said_once(kind) -> None:
+def test_flags_of_0_and_1_are_accepted_with_one_note(kind) -> None:
     class Numbers(Valid):
         def step(self, action):
             observation, reward, terminated, _, info = super().step(action)

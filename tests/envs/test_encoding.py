@@ -1,4 +1,4 @@
-"""From own observations to the agent's arrays: kinds, numbers that do not fit, layouts, and what is said of them."""
+"""Tests of the encoding of observations: types, numbers that do not fit, layouts, and the errors about them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_discrete_observation_takes_one_integer():
         ),
     ],
 )
-def test_a_number_that_would_be_changed_is_found(space, good, bad, words):
+def test_numbers_that_do_not_fit_the_type_are_found(space, good, bad, words):
     encoding = encoding_of(space)
     assert misfit(encoding, good) is None
     if bad is not None:
@@ -102,7 +102,7 @@ def test_a_number_that_would_be_changed_is_found(space, good, bad, words):
 
 
 class Growing(gymnasium.Env):
-    """Gives ten times as much at each step: beyond int32 at the tenth."""
+    """Returns ten times the previous number at each step, which is beyond int32 at the tenth step."""
 
     action_space = spaces.Discrete(2)
 
@@ -120,8 +120,8 @@ class Growing(gymnasium.Env):
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
-def test_a_number_that_leaves_int32_ends_the_run_in_a_sentence(dtype):
-    """Also where the space itself says int32, and NumPy would wrap the number."""
+def test_a_number_beyond_int32_ends_the_run_with_one_sentence(dtype):
+    """This includes spaces with the type int32, for which NumPy would wrap the number."""
     env = registry.make(lambda: Growing(dtype), 2, seed=0)
     rows = rollout(env, 11, np.zeros((11, 2)))
     np.testing.assert_array_equal(rows.failed[:, 0], np.arange(12) >= 10)
@@ -188,7 +188,7 @@ def test_layouts_are_recognized(shape, is_picture, layout, turned):
     st.lists(st.integers(1, 4), min_size=4, max_size=4),
     st.lists(st.integers(1, 3), max_size=2),
 )
-def test_a_turned_picture_keeps_every_pixel(layout, lengths, lead):
+def test_a_transposed_picture_has_every_pixel(layout, lengths, lead):
     frames, height, width, channels = lengths
     whole = np.arange(np.prod([*lead, *lengths])).reshape(*lead, *lengths)  # frames, height, width, channels
     own = {
@@ -224,7 +224,7 @@ def test_encodings_work_in_programs_and_are_saved():
             assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
 
 
-def test_a_refused_space_is_named_with_the_way_out():
+def test_an_error_about_a_space_names_it_and_the_way_out():
     dictionary = spaces.Dict({"eye": spaces.Box(0, 1, (2,)), "action_mask": spaces.MultiBinary(2)})
     cases = [
         (Spaces(dictionary), [str(dictionary), "FlattenObservation", 'info["action_mask"]']),

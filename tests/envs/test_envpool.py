@@ -1,4 +1,4 @@
-"""EnvPool through its XLA handle: what the adapter rests on, held against the installed version."""
+"""Tests of the properties of the installed EnvPool on which the adapter depends, through the XLA handle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bircher.types import Discrete
 
 
 def fall(max_steps=None, steps=130):
-    """The lander falling without its engines."""
+    """Roll out a lander that falls without its engines."""
     env = registry.make("LunarLander-v3", 3, seed=3, max_steps=max_steps)
     return rollout(env, steps, np.zeros((steps, 3)))
 
@@ -60,8 +60,8 @@ def test_a_crash_is_terminal_with_its_final_observation():
     np.testing.assert_array_equal(rows.terminal, rows.last)
 
 
-def test_a_crash_on_the_last_allowed_step_is_told_as_truncation_only():
-    """EnvPool's own behavior, documented in the adapter; if it changes for the better, so may the documentation."""
+def test_a_crash_on_the_last_allowed_step_is_reported_as_truncation_only():
+    """This is EnvPool's behavior, which the adapter documents; if EnvPool changes it, change the documentation."""
     death = int(np.argmax(fall().terminal[:, 0]))
     assert fall(max_steps=death + 1).terminal[death, 0]
     rows = fall(max_steps=death)
@@ -69,7 +69,7 @@ def test_a_crash_on_the_last_allowed_step_is_told_as_truncation_only():
     assert not rows.terminal[death, 0] and rows.discount[death, 0] == 1
 
 
-def test_rows_come_in_the_order_of_the_environments_whatever_the_threads():
+def test_rows_are_in_the_order_of_the_environments_for_any_number_of_threads():
     alone = rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=1), 150)
     assert_same_rows(alone, rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=4), 150))
     one = rollout(EnvPoolEnv("LunarLander-v3", registry.seeds(9, "train", 6)[4:5]), 60, np.zeros((60, 1)))
@@ -86,12 +86,12 @@ def test_no_start_of_an_evaluation_occurs_in_training():
     assert not starts["train"] & starts["evaluation"]
 
 
-def test_wide_values_are_refused():
+def test_values_of_64_bits_are_an_error():
     with pytest.raises(UnsupportedEnvironment, match="64-bit.*use backend=gymnasium"):
         env_spec("Ant-v4")
 
 
-def test_closed_pool_is_refused():
+def test_a_closed_pool_is_an_error():
     env = registry.make("LunarLander-v3", 2, seed=0)
     state, _ = env.reset()
     env.close()

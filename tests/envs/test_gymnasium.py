@@ -1,4 +1,4 @@
-"""The Gymnasium adapter against the pure twins, and what it makes of failures, masks and spaces."""
+"""Tests of the Gymnasium adapter: rows equal to those of the toys, failures, masks and spaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_rows_equal_the_pure_twin(truncates):
     assert_same_rows(rollout(env, 14, ACTIONS), rollout(twin, 14, ACTIONS))
 
 
-def test_max_steps_is_a_truncation_and_a_death_then_is_a_death():
+def test_max_steps_truncates_and_a_death_on_that_step_is_terminal():
     twin = registry.make("toy/counter", 3, seed=0, max_steps=2)
     assert_same_rows(
         rollout(registry.make(counters(), 3, 0, max_steps=2), 8, ACTIONS[:8]), rollout(twin, 8, ACTIONS[:8])
@@ -35,8 +35,8 @@ def test_max_steps_is_a_truncation_and_a_death_then_is_a_death():
     assert both.last[5].all() and both.terminal[5].all() and (both.discount[5] == 0).all()
 
 
-def test_an_action_may_last_several_steps():
-    """Rewards are summed, and what an episode has left at its end is taken; max_steps counts actions."""
+def test_an_action_can_be_repeated():
+    """Rewards are summed, also over an incomplete repetition at the end of an episode; max_steps counts actions."""
     env = registry.make(counters(), 2, 0, action_repeat=2)
     assert env.spec.action_repeat == 2
     rows = rollout(env, 4, ACTIONS[:4, :2])
@@ -53,7 +53,7 @@ def test_an_action_may_last_several_steps():
     assert lander.spec.max_steps == 334 and lander.spec.action_repeat == 3
 
 
-def test_actions_last_one_step_where_gymnasium_does_not_step():
+def test_other_adapters_do_not_repeat_actions():
     with pytest.raises(UnsupportedEnvironment, match=r"env.action_repeat=2 .* runs in envpool: set env.backend=gymn"):
         registry.make("LunarLander-v3", 1, seed=0, action_repeat=2)
     with pytest.raises(UnsupportedEnvironment, match=r"Breakout-v5 runs in envpool: set env.options.frame_skip"):
@@ -84,7 +84,7 @@ def test_each_environment_gets_its_own_seed_and_reset_repeats_them():
     assert len(starts) > 6 and len({row.tobytes() for row in starts}) == len(starts), "later episodes repeat a start"
 
 
-def test_an_exception_sets_failed_and_is_told():
+def test_an_exception_sets_failed_and_failure_returns_it():
     made = iter([0, 0, 1, 2])  # the probe, then three environments
     env = registry.make(lambda: Raises(next(made)), 3, seed=0)
     assert env.failure() is None
@@ -99,7 +99,7 @@ def test_an_exception_sets_failed_and_is_told():
         check_env(registry.make(lambda: Raises(next(made)), 3, seed=0), 12)
 
 
-def test_a_reward_that_is_no_number_is_a_failure():
+def test_a_reward_of_nan_is_a_failure():
     env = registry.make(NotANumber, 2, seed=0)
     rows = rollout(env, 4, np.zeros((4, 2)))
     np.testing.assert_array_equal(rows.failed[:, 0], [False, False, False, True, True])
@@ -139,7 +139,7 @@ def test_observation_spaces(name):
     check_env(env, 7)
 
 
-def test_an_index_counts_from_zero_and_one_hot_names_it():
+def test_a_discrete_observation_is_an_index_from_zero_or_one_hot():
     space = spaces.Discrete(4, start=2)
     _, timestep = registry.make(lambda: Spaces(space), 1, seed=0).reset()
     _, as_given = registry.make(lambda: Spaces(space), 1, seed=0, layout="as_given").reset()
@@ -155,7 +155,7 @@ def test_continuous_actions_step():
     check_env(env, 7)
 
 
-def test_unsupported_spaces_say_so():
+def test_unsupported_spaces_are_named():
     env = registry.make(lambda: Spaces(action_space=spaces.MultiDiscrete([2, 3])), 2, seed=0)
     assert env.spec.action == Unsupported("action space MultiDiscrete([2 3])")
     check_env(env)
@@ -168,7 +168,7 @@ def test_unsupported_spaces_say_so():
         env.reset()
 
 
-def test_a_callable_that_gives_no_environment_is_refused():
+def test_a_callable_must_return_an_environment():
     def soup():
         return object()
 

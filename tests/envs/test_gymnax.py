@@ -1,4 +1,4 @@
-"""gymnax: its episodes' ends, its starts, and that its classic control is Gymnasium's."""
+"""Tests of the gymnax adapter: ends and starts of episodes, and classic control equal to Gymnasium's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_fallen_pole_is_terminal_with_its_final_observation():
     assert len({row.tobytes() for row in starts}) == len(starts) > 8
 
 
-def test_a_fall_on_the_last_allowed_step_is_a_fall():
+def test_a_fall_on_the_last_allowed_step_is_terminal():
     fall = int(np.argmax(rollout(registry.make("CartPole-v1", 1, 0), 40, np.ones((40, 1))).terminal))
     rows = rollout(registry.make("CartPole-v1", 1, 0, max_steps=fall), fall, np.ones((fall, 1)))
     assert rows.terminal[fall, 0] and rows.discount[fall, 0] == 0
@@ -54,7 +54,7 @@ STATES = {
 
 @pytest.mark.parametrize("env_id", STATES)
 def test_classic_control_is_gymnasiums(env_id):
-    """Steps from the same states give the same rows; so do limits, spaces and the range of starts."""
+    """Steps from equal states give equal rows; limits, spaces and the range of starts are equal too."""
     theirs, (ours, params) = gymnasium.make(env_id), gymnax.make(env_id)
     assert registry.spec(env_id).max_steps == theirs.spec.max_episode_steps == params.max_steps_in_episode
     assert registry.spec(env_id).action == Discrete(int(theirs.action_space.n))
@@ -108,7 +108,7 @@ def test_no_start_of_an_evaluation_occurs_in_training():
     assert not starts["train"] & starts["evaluation"]
 
 
-def test_spaces_that_are_no_float_vectors():
+def test_spaces_other_than_float_vectors():
     assert registry.describe(registry.spec("FrozenLake-misc").observation) == "int32 (1,)"
     check_env(registry.make("FrozenLake-misc", 2, seed=0), 5)
     check_env(registry.make("Catch-bsuite", 2, seed=0), 5)

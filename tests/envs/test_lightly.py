@@ -1,4 +1,4 @@
-"""gymnax without the plotting libraries, until something is drawn."""
+"""Tests that gymnax is imported without the plotting libraries until something is drawn."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ print(isinstance(figure, matplotlib.pyplot.Figure))
 """
 
 
-def test_nothing_that_draws_is_loaded_until_it_is_used() -> None:
+def test_plotting_libraries_are_loaded_at_their_first_use() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.stdout == "[]\nTrue\n", done.stderr

@@ -1,4 +1,4 @@
-"""pgx's games against pgx itself, stepped by hand, and against games whose results are known."""
+"""Tests of the pgx adapter against pgx itself, stepped by hand, and against games with known results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPES = {
     "2048": ((4, 4, 31), 4),
 }
 LAST = {"go_9x9": 81}
-"""Where chance would end a game late, an action that is often taken: to pass."""
+"""An action that is taken often, a pass, so that random games end earlier."""
 
 
 def test_observations_and_actions():
@@ -42,8 +42,8 @@ def test_observations_and_actions():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("game", sorted(GAMES))
-def test_a_turned_board_is_the_same_game(game):
-    """Random games and the same ones on every turned board: observations, legal actions and rewards correspond."""
+def test_symmetries_of_a_board_give_the_same_game(game):
+    """Observations, legal actions and rewards of random games correspond to those on every symmetric board."""
     spec = registry.spec(game)
     known = {"connect_four": 2, "hex": 2, "othello": 4, "tic_tac_toe": 8, "go_9x9": 8, "go_19x19": 8}
     assert len(spec.symmetries) == known.get(game, 0)
@@ -72,13 +72,13 @@ def test_a_turned_board_is_the_same_game(game):
 
 
 def stepped(env, actions: np.ndarray):
-    """The rows [T + 1, B] that actions [T, B] lead to."""
+    """Return the rows [T + 1, B] for actions [T, B]."""
     moves = iter(actions)
     return play(env, lambda _: next(moves), len(actions))
 
 
 def by_hand(game: str, seed: int, actions: np.ndarray) -> list[tuple]:
-    """The rows of one environment from pgx's own game: reward, discount, first, last, legal actions, observation."""
+    """Return one environment's rows from pgx's own game: reward, discount, first, last, legal actions, observation."""
     module, name, arguments = GAMES[game]
     rules = getattr(importlib.import_module(f"pgx.{module}"), name)(**arguments)
     start, step = quick_jit(rules.init), quick_jit(rules.step)
@@ -104,7 +104,7 @@ def by_hand(game: str, seed: int, actions: np.ndarray) -> list[tuple]:
     ("2048", 220),
 ])  # fmt: skip
 def test_rows_are_those_of_pgx_stepped_by_hand(game, steps):
-    """Every row of games of chance: rewards of who moved, turns, ends, final observations, legal actions, resets."""
+    """All rows of random games are equal: rewards, turns, ends, final observations, legal actions and resets."""
     seeds = [3, 4]
     env = PgxEnv(game, seeds)
     generator, step = np.random.default_rng(0), quick_jit(env.step)
@@ -136,7 +136,7 @@ def test_rows_are_those_of_pgx_stepped_by_hand(game, steps):
 
 
 class Recorded:
-    """An environment that shows rows [T + 1, B] once more: what has been compiled is not compiled again."""
+    """An environment that replays recorded rows [T + 1, B], so that nothing is compiled a second time."""
 
     num_envs, pure = 2, True
 
@@ -168,7 +168,7 @@ def test_larger_games_keep_the_contract(game):
     ("connect_four", [6, 0, 5, 1, 6, 2, 5, 3], 1),  # the second mover, in the lowest row
 ])  # fmt: skip
 def test_games_whose_results_are_known(game, moves, reward):
-    """Whoever pgx calls player 0: the last reward is that of who moved last, a row shows its mover's stones first."""
+    """The last reward is that of the last mover; a row has its mover's stones first, whoever pgx calls player 0."""
     end = len(moves)
     rows = stepped(registry.make(game, 8, seed=1), np.repeat(np.array(moves)[:, None], 8, 1))
     assert rows.terminal[end].all() and not rows.last[:end].any()
@@ -181,7 +181,7 @@ def test_games_whose_results_are_known(game, moves, reward):
     np.testing.assert_array_equal(stones[..., 1], ((time + 1) // 2)[:, None].repeat(8, 1))
 
 
-def test_max_steps_truncates_a_game_which_is_no_end_of_it():
+def test_max_steps_truncates_a_game_without_terminating_it():
     env = registry.make("connect_four", 2, seed=0, max_steps=3)
     check_env(env, 9)
     rows = stepped(env, np.array([[0, 1]] * 5))
@@ -201,7 +201,7 @@ def test_an_illegal_move_ends_and_loses_the_game():
     assert not rows.legal_actions[1, 0, 4] and rows.legal_actions[1, 0].sum() == 8
 
 
-def test_options_are_those_of_pgx():
+def test_options_are_passed_to_pgx():
     assert registry.spec("go_9x9", options={"history_length": 1}).observation.shape == (9, 9, 3)
     with pytest.raises(UnsupportedEnvironment, match="hex cannot be made with options {'size': 5}"):
         registry.spec("hex", options={"size": 5})
@@ -209,7 +209,7 @@ def test_options_are_those_of_pgx():
         registry.spec("connect_four", options={"color": "red"})
 
 
-def test_a_game_is_made_without_its_pictures_and_without_the_other_games():
+def test_a_game_loads_neither_pictures_nor_other_games():
     script = (
         "import sys, bircher.envs.registry as r; r.make('connect_four', 1, 0); "
         "print([n for n in ('pgx.chess', 'pgx.shogi', 'haiku', 'matplotlib', 'requests') if n in sys.modules])"

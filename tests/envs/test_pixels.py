@@ -1,4 +1,4 @@
-"""Pictures as observations: what they show, when, and who draws them."""
+"""Tests of pictures as observations: their contents, their order, and the process that draws them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bircher.errors import UnsupportedEnvironment
 AT_ONCE = ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
 
 NEAR = 4
-"""How far pygame's averages are from exact ones: it rounds down, more than once."""
+"""Largest difference of pygame's averages from exact ones: pygame rounds down, more than once."""
 
 
 def seen(name: str = "pixels", **settings) -> ObservationConfig:
@@ -25,7 +25,7 @@ def seen(name: str = "pixels", **settings) -> ObservationConfig:
 
 
 def areas(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Averages over the areas that `size` cells cover, each axis by a matrix of overlaps: a plain second opinion."""
+    """Average over the areas of `size` cells with a matrix of overlaps for each axis, as an independent reference."""
 
     def overlaps(fine: int, coarse: int) -> np.ndarray:
         edges = np.arange(coarse + 1) * fine / coarse
@@ -41,7 +41,7 @@ def areas(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 )
 @pytest.mark.parametrize("size", [(64, 96), (84, 84)])
 def test_a_picture_is_the_same_shrunk_while_drawing_or_from_the_whole(env_id, shrink_surface, size):
-    """What spares the whole picture's copy rests on how Gymnasium's own environments draw: held here."""
+    """Shrinking while drawing depends on how Gymnasium's environments draw, which this test checks."""
     quieten()
     envs = [
         Pixels(gymnasium.make(env_id, render_mode="rgb_array"), size, gray=False, keep_whole=whole)
@@ -77,8 +77,8 @@ def test_gray_is_luma():
         observation = env.step(0)[0]
 
 
-def test_the_rows_are_those_of_the_state_with_pictures_in_its_place():
-    """An episode's last picture, its first, and every one between belong to their own row and environment."""
+def test_rows_with_pictures_equal_rows_with_states_otherwise():
+    """The pictures of an episode, from the first to the last, belong to the right row and environment."""
     size, actions = (4, 6), np.random.default_rng(0).integers(0, 2, (14, 3))
     state = rollout(registry.make(Indexed, 3, seed=0), 14, actions)
     rows = rollout(registry.make(Indexed, 3, seed=0, observation=seen(size=size)), 14, actions)
@@ -90,7 +90,7 @@ def test_the_rows_are_those_of_the_state_with_pictures_in_its_place():
     assert_same_rows(rows._replace(observation=state.observation), state)
 
 
-def test_drawing_changes_nothing_about_the_lander():
+def test_drawing_does_not_change_the_lander():
     actions = np.random.default_rng(1).integers(0, 4, (90, 2))
     options = {"seed": 3, "backend": "gymnasium"}
     state = rollout(registry.make("LunarLander-v3", 2, **options), 90, actions)
@@ -110,7 +110,7 @@ def test_contract_and_stacking(env_id):
     assert registry.spec(env_id, observation=seen()).observation.shape == (64, 64, 3)
 
 
-def test_starts_differ_and_none_of_an_evaluation_is_in_training():
+def test_starts_differ_and_training_has_no_start_of_an_evaluation():
     starts = {}
     for role in ("train", "eval"):
         rows = rollout(
@@ -121,7 +121,7 @@ def test_starts_differ_and_none_of_an_evaluation_is_in_training():
     assert not set(starts["train"]) & set(starts["eval"])
 
 
-def test_a_class_that_draws_is_asked_to():
+def test_a_class_that_can_draw_receives_the_render_mode():
     assert registry.spec(Painted, observation=seen(size=(2, 2))).observation.shape == (2, 2, 3)
     made = registry.spec(lambda: Painted(render_mode="rgb_array"), observation=seen(size=(2, 2)))
     assert made.observation.shape == (2, 2, 3)
@@ -141,7 +141,7 @@ def test_a_class_that_draws_is_asked_to():
         (lambda: Painted(), None, "it does not draw to arrays: its render_mode is None, expected rgb_array"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(source, backend, sentence):
+def test_pixels_without_a_picture_are_an_error(source, backend, sentence):
     with pytest.raises(UnsupportedEnvironment, match=sentence) as caught:
         registry.make(source, 1, seed=0, backend=backend, observation=seen())
     assert "\n" not in str(caught.value)
@@ -154,7 +154,7 @@ class Sketch(Painted):
         return np.zeros((4, 4), np.float32)
 
 
-def test_a_picture_that_is_none_is_a_failure():
+def test_a_result_of_render_that_is_not_a_picture_is_a_failure():
     with pytest.raises(RuntimeError, match=r"environment 0, reset after 0 .*float32 \(4, 4\), expected"):
         registry.make(Sketch, 1, seed=0, observation=seen()).reset()
 
@@ -166,6 +166,6 @@ def test_a_picture_that_is_none_is_a_failure():
         ({"size": (0, 4)}, r"size=\[0, 4\] is not valid"),
     ],
 )
-def test_settings_that_fit_no_picture(settings, sentence):
+def test_settings_of_pictures_are_checked(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         seen(**{"name": "pixels", **settings})

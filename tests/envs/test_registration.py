@@ -1,4 +1,4 @@
-"""Ids that a module registers, found in the current folder, and what unknown ids are answered with."""
+"""Tests of ids that a module in the current folder registers, and of the errors for unknown ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for env_id in IDS:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder that Python does not search, whose modules and ids are forgotten afterward."""
+    """Provide a current folder that Python does not search, and remove its modules and ids afterward."""
     before, ids = set(sys.modules), set(gymnasium.registry)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
@@ -56,7 +56,7 @@ def test_a_module_of_the_current_folder_registers_its_ids(folder: Path, module: 
     assert registry.probe(f"{module}:Mine-v0", seed=0) == ()
 
 
-def test_a_file_of_the_folder_hides_no_package(folder: Path) -> None:
+def test_a_file_in_the_folder_does_not_hide_a_package(folder: Path) -> None:
     write(folder / "beside.py", "Beside-v0")
     (folder / "colorsys.py").write_text("raise RuntimeError('the wrong one')")
     registry.resolve("beside:Beside-v0")
@@ -73,7 +73,7 @@ def sentence(env_id: str) -> str:
     return str(told.value)
 
 
-def test_a_failed_import_says_which_module_and_why(folder: Path) -> None:
+def test_the_error_of_a_failed_import_names_module_and_reason(folder: Path) -> None:
     (folder / "needs_more.py").write_text("import no_such_package\n")
     (folder / "half.py").write_text("def (:\n")
     (folder / "script.py").write_text("raise SystemExit('usage: script')\n")
@@ -119,11 +119,11 @@ ATARI = "Atari games are named like Pong-v5 here, and env.protocol=dqn plays the
 @pytest.mark.parametrize(
     "env_id", ["PongNoFrameskip-v4", "PongDeterministic-v4", "Pong-v0", "ALE/Pong-v4", "ALE/PongNoFrameskip-v4", "pong"]
 )
-def test_the_names_of_atari_games_elsewhere(env_id: str) -> None:
+def test_atari_ids_of_other_packages_get_advice(env_id: str) -> None:
     assert sentence(env_id) == f"unknown environment {env_id!r}; {ATARI}"
 
 
-def test_other_ids_that_people_bring() -> None:
+def test_ids_of_other_packages_get_advice() -> None:
     for env_id in ("Pong-ram-v5", "ALE/Pong-ram-v5", "Pong-ramNoFrameskip-v4"):
         assert "named like Pong-v5 here and show their screen, not their memory" in sentence(env_id)
     assert "named like SpaceInvaders-v5 here" in sentence("space_invadersNoFrameskip-v4")

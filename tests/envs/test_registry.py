@@ -1,4 +1,4 @@
-"""Ids to adapters, presets and seeds."""
+"""Tests of the registry: from ids to adapters, presets and seeds."""
 
 from __future__ import annotations
 
@@ -114,20 +114,20 @@ def test_an_unknown_id_imports_neither_envpool_nor_gymnax():
 
 
 @pytest.mark.parametrize(("name", "number"), [("num_envs", 0), ("max_steps", 0), ("stack", 0)])
-def test_numbers_below_one_are_refused(name, number):
+def test_numbers_below_one_are_errors(name, number):
     arguments = {"num_envs": 1, "seed": 0, name: number}
     with pytest.raises(UnsupportedEnvironment, match=f"{name} must be at least 1, not 0"):
         registry.make("toy/chain", **arguments)
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "FrozenLake-v1"])
-def test_unknown_options_are_one_sentence(env_id):
+def test_unknown_options_are_an_error_of_one_sentence(env_id):
     with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made with options.*color") as caught:
         registry.make(env_id, 1, seed=0, options={"color": "red"})
     assert "\n" not in str(caught.value)
 
 
-def test_known_lists_what_the_filter_names():
+def test_the_list_contains_the_ids_that_match_the_filter():
     lines = registry.known("cartpole")
     assert lines[0] == ("CartPole-v1", "gymnax", "float32 (4,)", "discrete, 2 actions", "cartpole")
     assert all("cartpole" in line.id.lower() for line in lines)

@@ -1,4 +1,4 @@
-"""The toys against rows written by hand."""
+"""Tests of the toys against rows written by hand."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_max_steps_truncates_before_the_death():
     assert not rows.terminal.any() and (rows.discount == 1).all()
 
 
-def test_a_death_on_the_last_allowed_step_is_a_death():
+def test_a_death_on_the_last_allowed_step_is_terminal():
     rows = rollout(registry.make("toy/counter", 1, seed=0, max_steps=5), 5, np.zeros((5, 1)))
     assert rows.terminal[5, 0] and rows.discount[5, 0] == 0
 
 
-def test_chain_pays_the_known_best_actions_only():
+def test_chain_rewards_only_the_known_best_actions():
     env = registry.make("toy/chain", 1, seed=0, options={"length": 4})
     rows = rollout(env, 4, np.array([[0], [1], [2], [0]]))
     np.testing.assert_array_equal(rows.reward[:, 0], [0, 0, 0, 0, 1])
@@ -66,7 +66,7 @@ def test_cliff_walks_to_its_limit_or_dies():
     assert rows.first[3, 1] and rows.discount[3, 0] == 1 and rows.discount[2, 1] == 0
 
 
-def test_bandit_pays_by_the_arm():
+def test_bandit_rewards_depend_on_the_arm():
     rows = rollout(registry.make("toy/bandit", 4, seed=0), 1, np.arange(4)[None])
     np.testing.assert_array_equal(rows.reward[1], [0.0, 0.25, 0.5, 1.0])
     assert rows.terminal[1].all()
@@ -90,7 +90,7 @@ def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
 
 
 def test_nim_rows_by_hand():
-    """The last reward is the winner's, who moved last; then the next game begins."""
+    """The last reward is that of the winner, who moved last; then the next game begins."""
     env = registry.make("toy/nim", 2, seed=0, options={"heap": 4})
     rows = rollout(env, 5, np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]]))
     assert env.spec.num_players == 2
@@ -129,13 +129,13 @@ def test_state_is_plain_arrays_that_can_be_continued():
         assert_same_rows(jax.tree.map(np.asarray, timestep), jax.tree.map(np.asarray, again))
 
 
-def test_unknown_option_is_refused():
+def test_an_unknown_option_is_an_error():
     with pytest.raises(UnsupportedEnvironment, match="toy/chain does not take the options.*'color'"):
         registry.make("toy/chain", 1, seed=0, options={"color": "red"})
 
 
-def test_recall_asks_for_the_cue_when_nobody_can_count_on_it():
-    """The cue shows on the first row alone; each wait between length and length + spread comes up, with its answer."""
+def test_recall_asks_for_the_cue_after_a_random_wait():
+    """The cue is on the first row only; each wait from length to length + spread occurs, with its answer."""
     env = registry.make("toy/recall", 64, seed=0, options={"length": 3, "spread": 2})
     state, row = env.reset()
     step, cue, time, ended = jax.jit(env.step), np.asarray(row.observation[:, 0]), np.zeros(64, int), set()

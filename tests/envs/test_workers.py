@@ -1,4 +1,4 @@
-"""Environments in other processes: the same rows, and no hang when one goes."""
+"""Tests of environments in worker processes: equal rows, and no hang when a process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXELS = ObservationConfig.model_validate({"name": "pixels", "size": (4, 6)})
 
 
 def there(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
+    """Return whether a process runs; a process that has ended but was not waited for does not run."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -43,7 +43,7 @@ def test_rows_do_not_depend_on_the_processes(source):
     assert isinstance(source, str) or rows[0].last.any()
 
 
-def test_dictionaries_of_observations_are_joined():
+def test_dictionaries_of_observations_are_concatenated():
     def make():
         return Spaces(spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3)}))
 
@@ -52,14 +52,14 @@ def test_dictionaries_of_observations_are_joined():
         np.testing.assert_array_equal(rows[0].observation[name], rows[1].observation[name])
 
 
-def test_processes_where_nobody_said_how_many(monkeypatch):
+def test_default_number_of_processes(monkeypatch):
     monkeypatch.setattr(adapter.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     counts = [adapter._num_workers(num_envs, pictures=True) for num_envs in (1, 4, 8, 12, 64)]
     assert counts == [0, 0, 2, 3, 4]
     assert adapter._num_workers(64, pictures=False) == 0
 
 
-def test_an_exception_in_a_worker_is_told_with_the_environments_own_number():
+def test_an_exception_in_a_worker_has_the_index_of_the_environment():
     class Second(Raises):
         def __init__(self):
             super().__init__(index=0)
@@ -76,7 +76,7 @@ def test_an_exception_in_a_worker_is_told_with_the_environments_own_number():
     env.close()
 
 
-def test_a_worker_that_is_killed_is_a_failure_and_the_others_end():
+def test_a_killed_worker_is_a_failure_and_ends_the_others():
     env = registry.make(Indexed, 4, seed=0, num_workers=2)
     workers = env._pool._workers
     assert not rollout(env, 2).failed.any()
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_is_a_failure_and_the_others_end():
     assert not any(there(worker.pid) for worker in workers)
 
 
-def test_what_an_environment_prints_does_not_get_between():
+def test_printing_environments_do_not_disturb_the_answers():
     class Talks(Indexed):
         def step(self, action):
             print("a step", flush=True)
@@ -103,8 +103,8 @@ def test_what_an_environment_prints_does_not_get_between():
     env.close()
 
 
-def test_workers_end_with_a_training_that_is_killed():
-    """Also without a guard: the script is no part of what a worker runs."""
+def test_workers_end_when_the_training_is_killed():
+    """This needs no guard in the script, because a worker does not run the script."""
     script = (
         "import os, signal\n"
         "from bircher.envs import registry\n"
