@@ -126,7 +126,7 @@ class Learner:
         """Prepare a learner; nothing is allocated or compiled.
 
         Raises:
-          ValueError: the replay is too small, sequences cannot be cut as asked, or there would be no update.
+          ValueError: the replay is too small, sequences cannot be cut as configured, or there would be no update.
         """
         optimizer, replay = config.optimizer, config.replay
         require_rows(optimizer, config.rollout_length)
@@ -353,7 +353,7 @@ class Learner:
             total, term_metrics = losses.combine(terms, weights, targets.mask, batch.importance)
             return total, (term_metrics, metrics)
 
-        (total, (always, seen)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        (total, (always, occasional)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         step, optimizer_state = self._optimizer.update(gradients, state.optimizer_state, state.params)
         rate = learning_rate(config.optimizer, state.counters.env_steps, config.total_steps)
         step = jax.tree.map(lambda x: -rate * x, step)
@@ -378,7 +378,7 @@ class Learner:
             counters=state.counters._replace(learner_steps=state.counters.learner_steps + 1),
             non_finite=state.non_finite + ~finite,
         )
-        return state, UpdateMetrics(always, seen)
+        return state, UpdateMetrics(always, occasional)
 
 
 def sanitized(rows: Trajectory, failed: Array) -> Trajectory:
