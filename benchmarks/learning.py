@@ -21,7 +21,7 @@ from ledger import entries
 from runner import Result, Study
 
 from bircher import metrics
-from bircher.experiments import compare, grid
+from bircher.experiments import compare, grid, replicas
 from bircher.experiments.grid import Job, Variant
 from bircher.runs import directory
 
@@ -134,6 +134,13 @@ def ablations(options: argparse.Namespace) -> Iterator[Result]:
     variants = [WHOLE, *(variant for group in options.group for variant in GROUPS[group])]
     settings = [*options.settings, f"steps={options.steps}"]
     jobs = grid.plan(variants, [options.env], range(options.seeds), settings, out)
+    if options.together:
+        programs: dict[tuple[str, ...], list[Job]] = {}
+        for job in jobs:
+            apart = [word for word in job.settings if word.split("=")[0] not in (*replicas.NUMBERS, "seed")]
+            programs.setdefault(tuple(apart), []).append(job)
+        for group in programs.values():
+            replicas.run(group)
     done, _ = grid.run(jobs, options.processes, options.episodes)
     known = {(line.command, line.returns) for line in entries("ablation")}
     yield from (result for result in map(_ablated, done) if (result.command, result.returns) not in known)
@@ -167,7 +174,8 @@ def _ablated(job: Job) -> Result:
 
 def _ablations_arguments(parser: argparse.ArgumentParser) -> None:
     runner.env_and_settings(parser)
-    parser.add_argument("--group", choices=GROUPS, nargs="+", default=list(GROUPS))
+    parser.add_argument("--group", choices=GROUPS, nargs="*", default=list(GROUPS), help="none: the whole agent alone")
+    parser.add_argument("--together", action="store_true", help="runs that differ in numbers alone as one program")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=1)

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,9 @@ Seeds = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="The number of runs at the same time; they share the cores.")]
 Episodes = Annotated[int, typer.Option(min=1, help="Episodes of the evaluation of each final agent.")]
+Together = Annotated[
+    bool, typer.Option("--together", help="Train all runs in one program; they may differ in numbers only.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="The folder of runs and pages; the same folder continues a comparison."),
@@ -41,6 +45,7 @@ def compare(
     steps: Steps = None,
     processes: Processes = 1,
     episodes: Episodes = 100,
+    together: Together = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,6 +55,7 @@ def compare(
     bircher compare muesli ppo --env LunarLander-v3 --seeds 3
     bircher compare ppo ppo,losses.cmpo.weight=0.01 --env CartPole-v1 --env Acrobot-v1 steps=1e5
     bircher compare runs/one runs/two --out runs/both
+    bircher compare muesli --env Breakout-MinAtar --seeds 10 --together
 
     Settings of one agent follow it after commas.  Existing runs must be finished.  Runs of the same agent are labeled
     by the settings in which they differ.  The exit status is 1 if a run failed, and 130 if the command was stopped.
@@ -60,7 +66,8 @@ def compare(
         from bircher.experiments import compare, grid
         from bircher.runs import directory
 
-        devices.stay_on_cpu()  # the runs are separate processes
+        if not together:
+            devices.stay_on_cpu()  # the runs are separate processes
         runs, agents, settings = _sorted(words)
         if not runs and not agents:
             raise ConfigError("nothing to compare: name agents, such as muesli ppo, or folders of runs")
@@ -77,8 +84,14 @@ def compare(
         # An existing run replaces a planned one of the same variant, environment and seed.
         stand = {(cell.variant, cell.env, cell.seed) for cell in there}
         every = [*there, *(cell for cell in made if (cell.variant, cell.env, cell.seed) not in stand)]
+        if together:
+            from bircher.experiments import replicas
+
+            if not made:
+                raise ConfigError("--together trains agents: name at least one, and --env ENV")
+            replicas.configs(made)
         title = " against ".join(dict.fromkeys(cell.variant for cell in every))
-    _make(every, place, title, (), processes, episodes, as_json)
+    _make(every, place, title, (), processes, episodes, as_json, made if together else ())
 
 
 def _sorted(words: list[str]) -> tuple[list[Path], list[str], list[str]]:
@@ -129,9 +142,10 @@ def protocol(
 
 
 def _make(
-    every: list, place: Path, title: str, notes: tuple[str, ...], processes: int, episodes: int, as_json: bool
-) -> None:
-    """Run the missing runs, then write and print the results."""
+    every: list, place: Path, title: str, notes: tuple[str, ...], processes: int, episodes: int, as_json: bool,
+    together: Sequence = (),
+) -> None:  # fmt: skip
+    """Run the missing runs, those of one program first, then write and print the results."""
     with exit_on_error():
         from bircher.experiments import compare
 
@@ -143,7 +157,15 @@ def _make(
     with exit_on_error(FAILED):
         from bircher.experiments import grid
 
-        done, failed = grid.run(every, processes, episodes, lambda text: print(text, file=sys.stderr, flush=True))
+        def log(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        stopped = False
+        if together:
+            from bircher.experiments import replicas
+
+            stopped = not replicas.run(together, log)
+        done, failed = ([], []) if stopped else grid.run(every, processes, episodes, log)
         missing = len(every) - len(done)
         if missing:
             advice = f"continue with the same command and --out {shlex.quote(str(place))}"
