@@ -105,9 +105,8 @@ def unroll(
     terminal = windows(rows.terminal, depths, length)
     has_return = windows(target.extras.get("value_mask", target.mask), depths, length)
 
-    latents = model.unroll(latent, windows(rows.action, unroll_steps, length))
-    following = latents
-    latents = jnp.concatenate([latent[None], latents])
+    following = model.unroll(latent, windows(rows.action, unroll_steps, length))
+    latents = jnp.concatenate([latent[None], following])
     policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
     features = model.head_input(latents)
     prediction = model.prediction(features)
