@@ -55,13 +55,14 @@ def evaluate(
     with exit_on_error():
         from bircher.errors import ConfigError
         from bircher.experiments import head_to_head
-        from bircher.runs import costs, launch, loaded_agent
+        from bircher.runs import build, costs, launch, loaded_agent
 
         agent = launch.load_for_playing(run, overrides or ())
         report = against = None
         if max_steps is not None and (opponent is not None or agent.spec.num_players > 1):
             raise ConfigError(f"--max-steps {max_steps} was given, but a match is always played to its end")
         if opponent is None and agent.spec.num_players == 1:
+            build.require_source(agent.config, agent.source)
             cost = costs.scoring_sentence(agent.config, agent.spec, episodes) if max_steps is None else ""
             if cost:
                 print(cost, file=sys.stderr)
