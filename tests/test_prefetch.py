@@ -227,7 +227,7 @@ assert where(training._train.params) == {"cpu:1"}, where(training._train.params)
 half = run_to(launch.start(composed, out=sys.argv[1] + "/half"), 300)
 assert half.stopped
 again = launch.resume(half.path)
-assert where(again._origin.train.replay) == {"cpu:0"}
+assert where(again._resume_point.train.replay) == {"cpu:0"}
 found, expected = state_of(again.run().path), state_of(whole.path)
 for name, value in expected.items():
     np.testing.assert_array_equal(value, found[name], err_msg=name)

@@ -177,7 +177,7 @@ def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
 ) -> None:
     states = []
     for size in (1, 7):
-        monkeypatch.setattr(ChunkScheduler, "measured", lambda self, *_, size=size: setattr(self, "_chunk", size))
+        monkeypatch.setattr(ChunkScheduler, "record", lambda self, *_, size=size: setattr(self, "_chunk", size))
         training = launch.start(tiny(steps=400, seed=2), out=tmp_path / str(size))
         states.append(final_state(training.run().path))
     assert len(states[0]) > 20
@@ -204,7 +204,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "available_bytes", lambda device: 2**20)
-    with pytest.raises(NotEnoughMemory, match=r"takes .* MiB on the cpu.* and 1\.0 MiB are left"):
+    with pytest.raises(NotEnoughMemory, match=r"takes .* MiB on the cpu.* but only 1\.0 MiB are left"):
         launch.start(tiny(**{"replay.capacity": 100_000}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -153,7 +153,11 @@ def test_the_list_agrees_with_the_specification():
     ("env_id", "arguments", "sentence"),
     [
         ("CartPole-v1", {"protocol": "dqn"}, "env.protocol=dqn is for Atari games, such as Breakout-v5, not Cart"),
-        ("Breakout-v5", {"observation": ObservationConfig()}, "no observation but its screen: set observation=pixels"),
+        (
+            "Breakout-v5",
+            {"observation": ObservationConfig()},
+            "only observation of Breakout-v5 is its screen: set observation=pixels",
+        ),
         ("Breakout-v5", {"options": {"gray_scale": False}}, "gray_scale of an Atari game is set by observation.gray"),
         ("Breakout-v5", {"options": {"reward_clip": True}}, "reward_clip of an Atari game is set by env.reward_clip"),
         ("Breakout-v5", {"options": {"color": 1}}, "cannot be made with options.*color"),
