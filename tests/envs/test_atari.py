@@ -156,7 +156,7 @@ def test_the_list_agrees_with_the_specification():
         (
             "Breakout-v5",
             {"observation": ObservationConfig()},
-            "only observation of Breakout-v5 is its screen: set observation=pixels",
+            "is its screen: set observation=pixels",
         ),
         ("Breakout-v5", {"options": {"gray_scale": False}}, "gray_scale of an Atari game is set by observation.gray"),
         ("Breakout-v5", {"options": {"reward_clip": True}}, "reward_clip of an Atari game is set by env.reward_clip"),
