@@ -158,7 +158,7 @@ def test_another_architecture_is_refused_with_the_first_leaf_that_differs(tmp_pa
         checkpoint.restore(path, "train", {**make_state(), "more": jnp.zeros(2)})
     less = make_state()
     del less["host"]
-    with pytest.raises(MismatchedCheckpoint, match=r"\['host'\], which is int64\[5\], is unknown"):
+    with pytest.raises(MismatchedCheckpoint, match=r"\['host'\], which is int64\[5\], is not in the expected state"):
         checkpoint.restore(path, "train", less)
 
 

@@ -89,7 +89,7 @@ def test_a_comparison_needs_a_folder_and_runs_that_can_be_read(compared, tmp_pat
     out, words, _ = compared
     (tmp_path / "file").write_text("mine")
     told = invoke(*[str(tmp_path / "file") if word == str(out) else word for word in words])
-    assert told.exit_code == 2 and "file cannot be made" in told.stderr
+    assert told.exit_code == 2 and "file cannot be created" in told.stderr
     run = tmp_path / "run"
     shutil.copytree(out / "toy-cliff" / "ppo" / "0", run)
     for name, sentence in (
@@ -200,7 +200,7 @@ def test_the_median_of_one_environment_is_not_taken_for_that_of_runs(compared):
     """rliable's: over environments, of the means of their runs."""
     out, _, found = compared
     assert set(found["aggregates"]) == {"IQM of runs, return", "median over environments of mean return"}
-    assert any("of one environment it is that mean" in note for note in found["notes"])
+    assert any("with one environment it equals that mean" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize(("names", "pairs"), [("ab", {"ab", "ba"}), ("abcd", {"ba", "ca", "da"})])

@@ -52,4 +52,4 @@ def test_notes_name_what_may_mislead(cell):
         "interval of fewer than 5 runs",
     ):
         assert sum(sentence in note for note in notes) == 1
-    assert not any("of one environment" in note or note.startswith(("y:", "a has")) for note in notes)
+    assert not any("with one environment" in note or note.startswith(("y:", "a has")) for note in notes)

@@ -164,7 +164,7 @@ def test_pixels_are_shown_as_they_are() -> None:
 
 
 def test_what_cannot_be_drawn_is_said() -> None:
-    with pytest.raises(ValueError, match=r"no observation of shape \(8,\)"):
+    with pytest.raises(ValueError, match=r"an observation of shape \(8,\)"):
         plots.draw_observation(np.zeros(8))
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be drawn"):
         plots.render_episode("NoSuchEnv-v0", lambda observation, legal_actions: np.array([0]), 0, 5)
