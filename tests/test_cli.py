@@ -147,6 +147,7 @@ def test_debug_mode_takes_an_int_for_a_float_and_refuses_text() -> None:
         type_checked(half)("3")
 
 
+@pytest.mark.slow
 def test_debug_mode_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:
     class Overflows(Countdown):
         def step(self, action):
@@ -157,6 +158,7 @@ def test_debug_mode_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:
         bircher.train(Overflows, out=tmp_path / "run", **{**SETTINGS, "debug": True})
 
 
+@pytest.mark.slow
 def test_the_example_of_a_loop_of_ones_own_learns() -> None:
     sys.path.insert(0, str(ROOT / "examples"))
     try:
@@ -169,6 +171,7 @@ def test_the_example_of_a_loop_of_ones_own_learns() -> None:
     assert all(f"agent.{name}(" in source for name in ("init", "targets", "loss"))
 
 
+@pytest.mark.slow
 def test_a_run_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It trains, scores, goes on, and is drawn, below a folder with all that libraries take for something else."""
     monkeypatch.chdir(tmp_path)

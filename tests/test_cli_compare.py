@@ -37,6 +37,7 @@ def compared(tmp_path_factory):
     return out, words, json.loads(told.stdout)
 
 
+@pytest.mark.slow
 def test_a_comparison_holds_every_run_and_its_command(compared):
     out, _, found = compared
     assert [row["agent"] for row in found["rows"]] == ["muesli", "ppo"]
@@ -57,6 +58,7 @@ def test_asked_again_it_trains_nothing_anew(compared):
     assert json.loads(told.stdout) == found
 
 
+@pytest.mark.slow
 def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
     out, words, _ = compared
     copy = tmp_path / "both"
@@ -129,6 +131,7 @@ def test_who_stops_a_comparison_waits_for_its_runs_to_save(tmp_path, monkeypatch
     assert log.read_text().split() == ["ready", "saved"]
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_can_be_compared(compared, tmp_path):
     out, _, found = compared
     runs = [str(out / "toy-cliff" / agent / "0") for agent in ("muesli", "ppo")]
@@ -137,6 +140,7 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
     assert (tmp_path / "again" / compare.TABLE).read_text().splitlines()[2] in told.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_path):
     run = str(compared[0] / "toy-cliff" / "ppo" / "0")
     own = ["optimizer.minibatches=1", "optimizer.epochs=1", "steps=64"]
@@ -147,6 +151,7 @@ def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_p
     assert [row["agent"] for row in json.loads(told.stdout)["rows"]] == [planned]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_and_else_left_as_it_is(compared, tmp_path):
     run = tmp_path / "old" / "mine"
     shutil.copytree(compared[0] / "toy-cliff" / "ppo" / "0", run)
@@ -174,6 +179,7 @@ def test_a_run_that_is_not_finished_is_not_trained_on(compared, tmp_path):
     assert "(0 of 6,400" in invoke("compare", str(run), "--out", str(out)).stderr and not out.exists()
 
 
+@pytest.mark.slow
 def test_a_page_of_something_else_is_not_overwritten(compared, tmp_path):
     out, words, found = compared
     page = tmp_path / "page"

@@ -44,6 +44,7 @@ def assert_refused(result: Any, sentence: str) -> None:
     assert result.stderr.startswith("bircher: ") and result.stderr.count("\n") == 1 and sentence in result.stderr
 
 
+@pytest.mark.slow
 def test_an_evaluation_against_an_opponent_is_one_object(runs: dict[str, Path]) -> None:
     words = ("eval", runs["one"], "--opponent", "minimax", "--episodes", 11, "--seed", 4, "--json")
     report = json.loads(invoke(*words).stdout)
@@ -59,6 +60,7 @@ def test_an_evaluation_against_an_opponent_is_one_object(runs: dict[str, Path]) 
     assert greedy["mode"] == "greedy" and greedy["opening_moves"] == 1
 
 
+@pytest.mark.slow
 def test_without_an_opponent_a_game_is_played_against_chance_and_that_is_said(runs: dict[str, Path]) -> None:
     result = invoke("eval", runs["one"], "--episodes", 4)
     assert result.stderr == "tic_tac_toe is a game of two: playing against random\n"
@@ -67,11 +69,13 @@ def test_without_an_opponent_a_game_is_played_against_chance_and_that_is_said(ru
     assert lines[1].startswith("moving first: ") and "95 % interval" in lines[3]
 
 
+@pytest.mark.slow
 def test_another_run_is_an_opponent(runs: dict[str, Path]) -> None:
     report = json.loads(invoke("eval", runs["one"], "--opponent", runs["two"], "--episodes", 6, "--json").stdout)
     assert report["opponent"] == str(runs["two"]) and sum(report["first"].values()) == 3
 
 
+@pytest.mark.slow
 def test_a_cross_table(runs: dict[str, Path]) -> None:
     words = ("match", runs["one"], runs["two"], "minimax", "--episodes", 8)
     table = json.loads(invoke(*words, "--json").stdout)
@@ -101,6 +105,7 @@ def test_a_person_may_move_second_and_leave(runs: dict[str, Path]) -> None:
     assert result.stdout.startswith("You are O.") and "muesli: " in result.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(runs: dict[str, Path]) -> None:
     def refused(sentence: str, *words: object) -> None:
         assert_refused(CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False), sentence)

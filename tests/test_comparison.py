@@ -26,6 +26,7 @@ def test_statistics_are_rliables():
     assert found == pytest.approx(metrics.probability_of_improvement(matrix(OURS), matrix(THEIRS)))
 
 
+@pytest.mark.slow
 def test_intervals_are_rliables():
     """On numbers without steps, where a quantile does not jump from one resampling to the next."""
     draw = np.random.default_rng(1)

@@ -59,6 +59,7 @@ def empty(ring):
     return jax.jit(ring.init)(jax.tree.map(lambda x: x[0, 0], rollout(0, True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
 def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
     """Bit for bit, before and after the ring is full, by weight and uniformly, with priorities that were changed."""
@@ -108,6 +109,7 @@ class Arena:
         return [time for time, _, _ in self.inside]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["noise", "gray", "both", "first gray"])
 @pytest.mark.parametrize(("room", "context", "exponent"), [(90, 0, 0.0), (90, 3, 0.6), (71, 5, 0.0), (53, 0, 0.6)])
 def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, context, exponent):
@@ -204,6 +206,7 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
     assert sentence.endswith("in the host's memory, with 250 bytes for each observation, compressed")
 
 
+@pytest.mark.slow
 def test_stacks_are_joined_of_what_was_compressed():
     """The two wrappers, one in the other, against frames kept as they are."""
     spec = jax.ShapeDtypeStruct((12, 12, 3), np.uint8)

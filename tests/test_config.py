@@ -46,6 +46,7 @@ def test_the_paper_preset_holds_the_papers_constants() -> None:
     assert (config.model.num_atoms, config.model.support, config.model.unroll_steps) == (601, 300.0, 5)
 
 
+@pytest.mark.slow
 @given(st.floats(1e-12, 1e3), st.integers(0, 2**31 - 1), st.lists(st.integers(1, 999), min_size=1), st.booleans())
 def test_any_values_come_back_exactly(tmp_path_factory, rate, seed, widths, enabled) -> None:
     given = {"optimizer.learning_rate": rate, "seed": seed, "model": {"dynamics_widths": widths}}
@@ -56,6 +57,7 @@ def test_any_values_come_back_exactly(tmp_path_factory, rate, seed, widths, enab
     assert Config.from_yaml(path) == config
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text("abc", min_size=1), st.text() | st.text("0123456789eE+-._x", max_size=6)))
 def test_text_options_come_back_as_text(tmp_path_factory, options) -> None:
     config = compose("toy/cliff", {"env.options": options})
@@ -276,6 +278,7 @@ def test_null_derives_a_setting_again_over_a_file_that_holds_it(tmp_path: Path) 
         compose("CartPole-v1", ["optimizer.batch_size=null"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"losses.cmpo.weight": 0.01}, {"model.memory": "lstm"}])
 def test_no_setting_depends_on_which_others_are_typed(given: dict) -> None:
     given = {"agent": "ppo", **given}

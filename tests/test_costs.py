@@ -80,6 +80,7 @@ def test_evaluations_that_take_far_more_than_the_training_are_said_before_it() -
     assert few == [""] * 4
 
 
+@pytest.mark.slow
 def test_an_endless_environment_is_evaluated_to_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Endless.steps = 0
     settings = {**SETTINGS, "evaluation.count": 1, "evaluation.episodes": 2, "env.num_envs": 4}
@@ -95,6 +96,7 @@ def test_an_endless_environment_is_evaluated_to_the_limit(tmp_path: Path, capsys
     assert bircher.evaluate(run.agent, episodes=2, max_steps=7).lengths == [7, 7]
 
 
+@pytest.mark.slow
 def test_the_cost_of_scoring_is_said_before_it(tmp_path: Path) -> None:
     module = tmp_path / "never_ending.py"
     module.write_text("import gymnasium as g, test_costs\ng.register('Endless-v0', entry_point=test_costs.Endless)\n")
@@ -143,6 +145,7 @@ def test_of_pictures_the_small_torso_is_named_and_a_short_run_says_nothing() -> 
     assert days(1, 50.0, 10**6) == "" and days(10, 50.0, 10**6).startswith("about 58 days")
 
 
+@pytest.mark.slow
 def test_the_memory_of_an_update_is_said_where_it_is_much_and_refused_where_it_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,7 @@ def test_imports_of_the_package_are_declared_dependencies():
     assert not missing, f"imported, and not among the dependencies in pyproject.toml: {missing}"
 
 
+@pytest.mark.slow
 def test_undeclared_imports_of_dependencies_are_declared_here(loaded):
     missing = undeclared(loaded, declared_dependencies())
     assert not missing, f"their own requirements do not bring these, nor does pyproject.toml: {missing}"

@@ -41,6 +41,7 @@ def outcome_of(rows, value, b, t):
     return rows.reward[b, t + 1] + DISCOUNT * rows.discount[b, t + 1] * outcome_of(rows, value, b, t + 1)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_a_loop_over_rows_and_depths():
     rows = random_rows(8, 4 * BATCH, LENGTH, all_legal=True)
     found = found_for(rows)
@@ -130,6 +131,7 @@ def test_the_look_ahead_promises_a_gain():
 CMPO_ON = {"cmpo": {"weight": 1.0}, "model_value": {"weight": 1.0}, "model_reward": {"weight": 1.0}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -204,6 +206,7 @@ def test_every_metric_is_in_the_glossary():
     metrics.check(model_error.as_metrics(found_for(random_rows(10, BATCH, LENGTH, all_legal=True))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
 def test_the_command_prints_one_object_and_draws(agent, tmp_path):
     from tiny import WORDS

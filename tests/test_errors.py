@@ -97,6 +97,7 @@ def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> Non
     assert_refused(invoke(command, "empty"), "empty is not a run directory: it has no config.yaml")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_overwritten(run) -> None:
     result = invoke("train", "toy/cliff", *WORDS, "--out", str(run.path))
     assert_refused(
@@ -159,6 +160,7 @@ def registered():
         del gymnasium.registry[env_id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -181,6 +183,7 @@ def test_an_environment_that_fails_ends_the_run_and_loses_nothing(registered, na
     assert lines[-1]["env_steps"] == agent.env_steps
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that a float holds, and whose square it does not."""
 
@@ -233,6 +236,7 @@ class NoWayOut(BadReward):
         return observation, 1.0, terminated, truncated, {"action_mask": mask}
 
 
+@pytest.mark.slow
 def test_a_mask_that_allows_nothing_ends_the_run_and_says_where() -> None:
     sentence = r'NoWayOut failed by environment step \d+: environment 0, step 4: info\["action_mask"\] allows no action'
     with pytest.raises(RunFailed, match=sentence + ".*what was learned in .* is saved in run"):
@@ -240,6 +244,7 @@ def test_a_mask_that_allows_nothing_ends_the_run_and_says_where() -> None:
     assert bircher.load("run").env_steps > 0
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_an_evaluation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoWayOut, "only_there", True)
     run = bircher.train(NoWayOut, steps=16, out="run", **SETTINGS)
@@ -254,6 +259,7 @@ def test_what_goes_wrong_in_an_evaluation_is_told(monkeypatch: pytest.MonkeyPatc
         bircher.evaluate(run.agent, episodes=2)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_repeated_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
     class Global(BadReward):
         def reset(self, **kwargs):

@@ -58,6 +58,7 @@ def test_every_environment_plays_one_episode_however_short() -> None:
     assert (report.env, report.agent, report.seed, report.mode) == ("Countdown", "dice", 3, "sample")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [Countdown, "toy/cliff"])
 def test_many_episodes_are_played_in_batches_with_other_starts(source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "MAX_ENVS", 8)
@@ -87,6 +88,7 @@ def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.M
     assert report.lengths == [8, 8] and report.returns == [8.0, 8.0] and report.cut_short == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [4, 256])
 def test_an_evaluation_s_own_limit_cuts_only_what_is_longer(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "CHUNK", chunk)

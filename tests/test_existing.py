@@ -30,6 +30,7 @@ def names(*paths: Path, planned=()) -> list[str]:
     return [cell.variant for cell in compare.finished_jobs(paths, planned)]
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
     plain = [run(f"runs/{seed}", "CartPole-v1", "agent=ppo", "steps=2000", f"seed={seed}") for seed in range(2)]
     assert names(*plain) == ["ppo", "ppo"], "what all share needs no name"

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from bircher.analysis import network_summary
 SIZES = st.integers(1, 7)
 
 
+@pytest.mark.slow
 @given(SIZES, SIZES, SIZES)
 def test_a_matrix_product_is_two_for_each_of_its_multiplications(rows, inner, columns):
     assert (

@@ -42,6 +42,7 @@ def ring_rows(held):
     return held.ring if hasattr(held, "ring") else held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
 @pytest.mark.parametrize("count", [2, 9])
 def test_drawn_stacks_are_those_that_were_seen(exponent, count):

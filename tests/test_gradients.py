@@ -49,6 +49,7 @@ def part_of(gradient, path):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_each_terms_own_gradient(measured):
     found, slow = measured
     for part, path in PARTS.items():
@@ -80,6 +81,7 @@ def test_without_any_gradient_shares_are_nothing():
     assert told["gradient/value_share"] == 0.0 and not any("cosine" in name for name in told)
 
 
+@pytest.mark.slow
 def test_every_part_of_a_recurrent_model_is_in_the_glossary() -> None:
     """Every parameter belongs to a part; the reader of grids is the only part that this model does not have."""
     config = ModelConfig(memory="lstm", memory_width=4, latent_width=6)

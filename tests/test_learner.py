@@ -128,6 +128,7 @@ def probe_learner(fraction=0.5, capacity=48, priority_exponent=0.0, importance_e
 PLAIN = {"batch_size": 4, "updates_per_step": 3 / 12, "learning_rate": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "fresh"), [(0.0, 4), (0.25, 3), (0.5, 2), (0.75, 1), (1.0, 0)])
 def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
     """Also that no environment's rollout is used more than once more than another's."""
@@ -147,6 +148,7 @@ def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
         assert float(metrics["oldest"]) > (iteration + 1) * LENGTH - 48 // ENVS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [
     PLAIN, {**PLAIN, "updates_per_step": 1.0, "minibatches": 2, "epochs": 3},
 ])  # fmt: skip
@@ -181,6 +183,7 @@ def test_one_update_of_a_rollout_is_measured(settings):
     assert float(metrics["asked"]) * made.updates_per_iteration == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_without_priorities_the_program_knows_nothing_of_them():
     """The same program whatever the other exponent is, the same numbers, and nothing more in the state."""
     made, state, learn = probe_learner(0.5, **PLAIN)
@@ -324,6 +327,7 @@ def learned(state):
     return state.params, state.target_params, state.agent_state, state.optimizer_state
 
 
+@pytest.mark.slow
 def test_every_part_learns():
     """Trap 2, through the whole update: after a few, each parameter and each target parameter has moved."""
     made, state, _ = muesli_learner()
@@ -335,6 +339,7 @@ def test_every_part_learns():
     assert int(state.non_finite) == 0
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_left_out_and_counted():
     """Parameters, optimizer and the advantages' scale stay as they were, and the next rollout is learned from."""
     made, state, learn = muesli_learner()
@@ -349,6 +354,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, healthy.params, state.params))) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
     made, state, learn = muesli_learner()
     rows = random_rows(6, 4, 8)
@@ -372,6 +378,7 @@ def test_a_failed_rollout_teaches_nothing_and_leaves_nothing_to_learn_from():
     assert not (taught & blank[:, 1:]).any()
 
 
+@pytest.mark.slow
 def test_a_weight_may_change_over_training():
     """From its start to its end in a straight line over the run's steps, as it is summed and logged."""
     agent = muesli_agent(losses={"entropy": {"weight": 0.4, "final_weight": 0.0}})
@@ -408,6 +415,7 @@ def test_which_network_acts(with_target):
     assert_trees_equal(policy.params, state.target_params if with_target else state.params)
 
 
+@pytest.mark.slow
 def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
     """Values encode (b, t); wherever a window begins, rows and targets stay together."""
     rows = random_rows(0, 64, 9)
@@ -441,6 +449,7 @@ def test_a_window_longer_than_a_sequence_is_refused():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 9])
 def test_pieces_hold_every_transition_once_with_its_own_targets(length):
     rows, agent = random_rows(0, 5, 9), muesli_agent()
@@ -471,6 +480,7 @@ def test_every_epoch_deals_out_all_rows_anew():
     np.testing.assert_allclose(np.asarray(metrics["fresh"] + metrics["replayed"]) * 4, np.full(ENVS, 6.0))
 
 
+@pytest.mark.slow
 def test_updates_stop_where_the_policy_has_gone_too_far():
     """The whole rest of the group is left out; without a stop the same updates go further."""
     rows = random_rows(0, ENVS, LENGTH)

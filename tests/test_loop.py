@@ -79,6 +79,7 @@ def loop(kind: str = "joined"):
     return programs, begin
 
 
+@pytest.mark.slow
 def test_the_pipeline_acts_by_the_policy_of_one_rollout_ago():
     """Against a plain loop: r_1 and r_2 by the first parameters, r_3 by those that r_1 taught, and so on."""
     programs, begin = loop("pipeline")
@@ -117,6 +118,7 @@ def advanced(programs, state, *calls: int):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["joined", "split", "pipeline"])
 def test_iterations_in_one_call_or_in_many_are_the_same(kind):
     """Bit for bit: parameters, optimizer, replay, keys, counters, environments and the sums."""

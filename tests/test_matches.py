@@ -63,6 +63,7 @@ def test_many_games_are_played_in_batches(monkeypatch: pytest.MonkeyPatch) -> No
     assert report.second.win == 0, "the perfect player moves first and wins"
 
 
+@pytest.mark.slow
 def test_an_exact_player_against_chance_and_against_itself() -> None:
     make = maker("tic_tac_toe")
     exact, chance = (opponents.make(name, make(1, 0)) for name in ("minimax", "random"))

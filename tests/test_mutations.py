@@ -59,6 +59,7 @@ def check(mutation: Mutation) -> None:
         assert any(name in sentence for name in NAMES if name.split(".")[0] == group) or "replay.capacity" in sentence
 
 
+@pytest.mark.slow
 @settings(max_examples=150, phases=GENERATE)
 @given(mutations())
 def test_a_changed_setting_is_refused_in_one_sentence_or_is_valid(mutation: Mutation) -> None:
@@ -114,7 +115,7 @@ def test_a_real_process_ends_the_same_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["train", "toy/cliff", "optimizer.learning_rate=1"], "did you mean optimizer.learning_rate?"),
+        (["train", "toy/cliff", "optimizer.learning_rat=1"], "did you mean optimizer.learning_rate?"),
         (["train", "toy/cliff", "model=" + "[" * 3000], "nested more than 50 levels deep"),
         (["train", "toy/cliff", "seed=1" + "0" * 100_000], "seed=1000"),
         (["train", "toy/cliff", "a." * 50_000 + "a=1"], "unknown setting a.a.a."),

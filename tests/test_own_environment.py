@@ -92,6 +92,7 @@ class Infinite(Countdown):
         return np.full(2, np.inf, np.float32), super().reset(**kwargs)[1]
 
 
+@pytest.mark.slow
 def test_the_example_trains_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "examples")
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])

@@ -45,6 +45,7 @@ def test_of_many_actions_the_likeliest_and_the_one_taken_are_drawn():
     assert named == [3, 37, 38, 39]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
 def test_a_thought_is_the_policy_and_value_behind_the_action(agent, tmp_path):
     from tiny import WORDS

@@ -254,6 +254,7 @@ def trajectory(num_envs: int, length: int, start: int) -> Trajectory:
     return Trajectory(marks["time"], zeros, zeros + 1, no, no, no, no[..., None], marks["env"], {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.4, 1.0])
 def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
     num_envs, length, minibatches, num_replayed = 4, 3, 3, 5
@@ -286,6 +287,7 @@ def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
         state = ring.update_priority(state, jnp.asarray(batch.indices), jnp.asarray(priorities, jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_replayed_sequences_count_as_much_as_fresh_ones_on_average(beta):
     """In each minibatch, however unequal the priorities are: by the greatest weight it was 0.5 here and less."""

@@ -33,6 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bircher.train(Countdown, steps=32, out=tmp_path_factory.mktemp("runs") / "run", **SETTINGS).path
 
 
+@pytest.mark.slow
 def test_a_run_of_a_callable_continues(path: Path) -> None:
     before = bircher.load(path).env_steps
     run = bircher.resume(path, env=Countdown, steps=6.4e1)
@@ -91,6 +92,7 @@ def test_another_environment_is_refused(path: Path) -> None:
         bircher.resume(path, env=Countdown, agent={"gamma": 0.5})
 
 
+@pytest.mark.slow
 def test_an_ordinary_run_continues_too(tmp_path: Path) -> None:
     bircher.train("toy/cliff", steps=16, out=tmp_path / "run", **SETTINGS)
     assert bircher.resume(tmp_path / "run", steps=32).counters["env_steps"] >= 32

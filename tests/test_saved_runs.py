@@ -14,6 +14,7 @@ from bircher.runs import launch
 ARCHIVES = sorted((Path(__file__).parent / "golden" / "runs").glob("*/*.tar.xz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: f"{path.parent.name}-{path.name.split('.')[0]}")
 def test_a_saved_run_loads_scores_as_before_and_resumes(archive: Path, tmp_path: Path) -> None:
     name = archive.name.split(".")[0]

@@ -52,6 +52,7 @@ def test_after_each_checkpoint_memory_is_given_back(tmp_path: Path, monkeypatch:
     assert written == [1, 2], "once for each, when it is there"
 
 
+@pytest.mark.slow
 def test_where_metrics_cannot_be_written_the_run_is_saved_and_ends_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

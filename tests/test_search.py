@@ -158,6 +158,7 @@ def test_an_element_does_not_see_its_neighbors(kind, explore):
     assert not np.array_equal(alone.visits, among_others.visits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "rollout"])
 def test_one_call_of_the_model_a_simulation(kind):
     num_simulations, calls = 7, []

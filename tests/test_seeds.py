@@ -33,6 +33,7 @@ def starts(env, steps: int) -> set[bytes]:
     return set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
 def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -> None:
     seen = starts(registry.make(env_id, 64, 0, "train"), 300)

@@ -58,6 +58,7 @@ def test_1_cmpo_moves_the_policy_wherever_actions_differ():
     assert moved[differ].min() > 1e-5
 
 
+@pytest.mark.slow
 def test_2_after_one_update_every_part_has_a_gradient():
     """The last layers begin at zero, so the first update reaches the heads alone; the second must reach everything."""
     agent = AGENT
@@ -87,6 +88,7 @@ def test_2_after_one_update_every_part_has_a_gradient():
         assert float(jnp.abs(leaf).max()) > 1e-6, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy/counter", "toy/counter-truncated"])
 def test_3_and_4_targets_are_of_their_environment_and_time_and_end_with_the_episode(name):
     """From the environment to the target: r(b, t + 1, a_t) + gamma E[q(s_{t+1})], the latter only where none died."""

@@ -56,7 +56,7 @@ def test_of_a_long_run_the_curve_is_a_mean_before_all_of_it(tmp_path: Path) -> N
 
 def test_without_a_return_there_is_no_curve(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "metrics.jsonl", [{"env_steps": 1, "act/episode_return": None}])
-    with pytest.raises(ValueError, match="no return yet"):
+    with pytest.raises(ValueError, match="does not contain a return yet"):
         plots.learning_curve(lines, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
 

@@ -161,6 +161,7 @@ def test_advantages_of_a_batch_have_mean_0_and_deviation_1_over_valid_rows():
     assert valid.mean() == pytest.approx(0, abs=1e-5) and valid.std() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_explained_variance_is_of_the_values_before_the_updates():
     agent, batch = ppo(), batch_of(random_rows(3, BATCH, LENGTH))
     before = policy_of(agent)

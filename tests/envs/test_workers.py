@@ -31,6 +31,7 @@ def there(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [Indexed, Masked, "CartPole-v1"])
 def test_rows_do_not_depend_on_the_processes(source):
     drawn = None if source is Masked else PIXELS
