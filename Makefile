@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/pinned.txt
 # `make demo PYTHON=/path/to/python3.12` takes that one.
 PYTHON ?=
+# `make check-slow SLOW=slow` leaves out the tests that take minutes, as CI does.
+SLOW ?= slow or long
 QUIET := --quiet --disable-pip-version-check
 # As pyproject.toml has it, such as >=0.10,<0.13.
 JAX_RANGE := $(shell sed -n 's/^ *"jax\(>=[^"]*\)",.*/\1/p' pyproject.toml)
@@ -49,7 +51,7 @@ reference: $(VENV)/.ready
 	$(BIN)/python docs/images/figures.py
 
 check-slow: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m slow $(if $(CI),--color=no)
+	$(BIN)/python -m pytest -m "$(SLOW)" $(if $(CI),--color=no)
 
 # Makes the virtual environment $(1) with the newest supported Python at hand, or with PYTHON.
 define new_environment
@@ -96,7 +98,7 @@ check-newest:
 	build/newest/bin/python -m pip install $(QUIET) -e '.[test]'
 	build/newest/bin/python -m pip install $(QUIET) --upgrade --no-deps 'jax$(JAX_RANGE)' 'jaxlib$(JAX_RANGE)'
 	build/newest/bin/python -m pip freeze --exclude bircher | grep -E '^(jax|jaxlib|envpool|gymnasium|numpy)=='
-	build/newest/bin/python -m pytest -m 'slow or not slow' $(if $(CI),--color=no)
+	build/newest/bin/python -m pytest -m 'not long' $(if $(CI),--color=no)
 
 # From Python 3.11, the oldest: its newest versions also install on 3.12 and 3.13, so one file serves all three.
 constraints:

@@ -124,7 +124,7 @@ def test_the_shell_completes_environments_and_settings() -> None:
     ).stdout  # fmt: skip
 
 
-@pytest.mark.slow  # a thousand small compilations; the one below covers debug mode in the quick tests
+@pytest.mark.long  # a thousand small compilations; the one below covers debug mode in the quick tests
 def test_debug_mode_runs_under_the_debugger_and_ends_soon(tmp_path: Path) -> None:
     """One iteration, each operation by itself: a second run finds most of them in the cache."""
     sizes = ["env.num_envs=2", "loop.rollout_length=4", "optimizer.batch_size=2", "optimizer.updates_per_step=0.125"]

@@ -66,7 +66,7 @@ def test_a_changed_setting_is_refused_in_one_sentence_or_is_valid(mutation: Muta
     check(mutation)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=1000, phases=GENERATE)
 @given(mutations(), st.integers())
 def test_a_thousand_of_them(mutation: Mutation, more: int) -> None:

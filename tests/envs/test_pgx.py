@@ -153,7 +153,7 @@ class Recorded:
         pass
 
 
-@pytest.mark.slow  # each takes long to compile
+@pytest.mark.long  # each takes long to compile
 @pytest.mark.parametrize("game", sorted(set(registry.PGX) - set(SHAPES)))
 def test_larger_games_keep_the_contract(game):
     assert registry.spec(game).num_players == 2
