@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from bircher.config.config import AGENTS
 
 BRITISH_AND_AMERICAN = (
-    ("optimizer", "optimizer"), ("normalize", "normalize"), ("normalization", "normalization"), ("gray", "gray"),
-    ("behavior", "behavior"), ("reanalyze", "reanalyze"),
+    ("optimiser", "optimizer"), ("normalise", "normalize"), ("normalisation", "normalization"), ("grey", "gray"),
+    ("behaviour", "behavior"), ("reanalyse", "reanalyze"),
 )  # fmt: skip
 
 
