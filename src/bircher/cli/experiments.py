@@ -62,7 +62,7 @@ def compare(
     """
     with exit_on_error():
         from bircher import devices
-        from bircher.config.config import ConfigError
+        from bircher.errors import ConfigError
         from bircher.experiments import compare, grid
         from bircher.runs import directory
 
@@ -82,15 +82,15 @@ def compare(
         made = grid.plan(compare.variants(agents), env or [], range(seeds), pairs, place) if agents else []
         there = compare.finished_jobs(runs, made)
         # An existing run replaces a planned one of the same variant, environment and seed.
-        stand = {(cell.variant, cell.env, cell.seed) for cell in there}
-        every = [*there, *(cell for cell in made if (cell.variant, cell.env, cell.seed) not in stand)]
+        existing = {(job.variant, job.env, job.seed) for job in there}
+        every = [*there, *(job for job in made if (job.variant, job.env, job.seed) not in existing)]
         if together:
             from bircher.experiments import replicas
 
             if not made:
                 raise ConfigError("--together trains agents: name at least one, and --env ENV")
             replicas.configs(made)
-        title = " against ".join(dict.fromkeys(cell.variant for cell in every))
+        title = " against ".join(dict.fromkeys(job.variant for job in every))
     _make(every, place, title, (), processes, episodes, as_json, made if together else ())
 
 

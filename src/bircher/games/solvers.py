@@ -130,7 +130,6 @@ ORDER = (3, 2, 4, 1, 5, 0, 6)
 """Columns from the center outwards: the better ones come first, so that more is cut off."""
 WIN = 1000
 """Value of a win, from which the number of stones on the board is subtracted; every estimate is well below it."""
-MAX_DEPTH = 42
 CACHE_SIZE = 1_000_000
 """Number of positions in the cache; when it is exceeded, the cache is cleared."""
 
