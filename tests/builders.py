@@ -12,7 +12,7 @@ import numpy as np
 from bircher.agents import actor_critic
 from bircher.networks.model import Model, ModelConfig
 from bircher.ops.distributions import ILLEGAL
-from bircher.types import Batch, Discrete, EnvSpec, Policy, Trajectory
+from bircher.types import Batch, Discrete, EnvSpec, Extras, Policy, Trajectory
 
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -74,7 +74,7 @@ def random_rows(seed: int, batch: int, length: int, all_legal: bool = False) -> 
         terminal=jnp.asarray(terminal),
         legal_actions=jnp.asarray(legal),
         action=jnp.asarray(action, jnp.int32),
-        extras={"behavior_logits": jnp.asarray(behavior_logits, jnp.float32)},
+        extras=Extras(per_action={"behavior_logits": jnp.asarray(behavior_logits, jnp.float32)}),
     )
 
 

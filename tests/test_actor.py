@@ -48,7 +48,7 @@ def test_rows_are_where_their_actions_led(cliff):
         for name in ("observation", "reward", "discount", "first", "last", "terminal", "legal_actions"):
             np.testing.assert_array_equal(getattr(rows, name)[:, t], getattr(timestep, name), err_msg=f"{name} {t}")
         logits = policy.params.predict(policy.params.represent(timestep.observation)).policy_logits
-        np.testing.assert_allclose(rows.extras["behavior_logits"][:, t], logits, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(rows.extras.per_action["behavior_logits"][:, t], logits, rtol=1e-3, atol=1e-4)
         if t < 16:
             env_state, timestep = step(env_state, rows.action[:, t])
     assert_trees_equal(state.timestep, timestep)

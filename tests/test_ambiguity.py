@@ -17,12 +17,12 @@ def rows(observation: list, action: list, reward: list, first: list, last: list)
     ones = np.ones(first_rows.shape, np.float32)
     legal = np.ones((*first_rows.shape, 2), bool)
     reward, action = np.array(reward, np.float32)[None], np.array(action)[None]
-    return Trajectory(observation, reward, ones, first_rows, last_rows, last_rows, legal, action, {})
+    return Trajectory(observation, reward, ones, first_rows, last_rows, last_rows, legal, action)
 
 
 def joined(*sequences: Trajectory) -> Trajectory:
     fields = (np.concatenate(parts) for parts in zip(*(one[:-1] for one in sequences), strict=True))
-    return Trajectory(*fields, {})
+    return Trajectory(*fields)
 
 
 def episode(cue: float, answer: int) -> Trajectory:
@@ -98,10 +98,10 @@ def test_the_measure_is_that_of_a_loop_over_sequences_and_rows(seed: int) -> Non
     observation = rng.integers(0, 2, (count, length, 2, 1)).astype(np.float32) * [[1.0], [0.0]]
     ones, legal = np.ones((count, length), np.float32), np.ones((count, length, 2), bool)
     action = rng.integers(0, 2, (count, length))
-    given = Trajectory(observation, position, ones, first, last, last, legal, action, {})
+    given = Trajectory(observation, position, ones, first, last, last, legal, action)
     expected = measured_by_a_loop(given)
     assert model_error.measure(given) == pytest.approx(expected) and 0 < expected["act/reward_ambiguity"]
-    turned = Trajectory(*(np.swapaxes(part, 0, 1) for part in given[:-1]), {})
+    turned = Trajectory(*(np.swapaxes(part, 0, 1) for part in given[:8]))
     assert model_error.measure(turned) != pytest.approx(expected)
 
 

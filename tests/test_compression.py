@@ -43,7 +43,7 @@ def rollout(number: int, noisy: bool) -> Trajectory:
         observation={"eye": jnp.asarray(eye, jnp.uint8), "sense": jnp.asarray(sense, jnp.float32)},
         reward=jnp.arange(ENVS)[:, None] * 10_000.0 + time, discount=jnp.ones(shape),
         first=no, last=no, terminal=no, legal_actions=jnp.ones((*shape, 2), bool),
-        action=jnp.zeros(shape, jnp.int32), extras={},
+        action=jnp.zeros(shape, jnp.int32),
     )  # fmt: skip
 
 

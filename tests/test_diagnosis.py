@@ -17,7 +17,7 @@ from bircher.analysis import model_error
 from bircher.cli import app
 from bircher.config.config import AGENTS
 from bircher.ops.distributions import mask_logits
-from bircher.types import Policy
+from bircher.types import Extras, Policy
 from builders import SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DEPTHS, DISCOUNT = 5, 8, 4, 0.9
@@ -155,10 +155,10 @@ def test_what_it_would_learn_toward_is_what_it_learns_toward(agent, settings):
     logits = MODEL.predict(MODEL.represent(rows.observation)).policy_logits
     # Rewards above 0: a batch's mean and deviation differ from its second moment.
     reward, behavior = np.where(rows.first, 0.0, rows.reward + 5.0), mask_logits(logits, rows.legal_actions)
-    rows = rows._replace(reward=reward.astype(np.float32), extras={"behavior_logits": behavior})
+    rows = rows._replace(reward=reward.astype(np.float32), extras=Extras(per_action={"behavior_logits": behavior}))
     targets, state = quick_jit(made.targets)(policy_of(made, MODEL), batch_of(rows), jax.random.key(0))
     look = made.look(Policy(MODEL, state), MODEL.represent(rows.observation), rows.legal_actions, jax.random.key(0))
-    toward = targets.extras["mpo_policy"] if agent == "mpo" else targets.policy.weights
+    toward = targets.extras.per_transition["mpo_policy"] if agent == "mpo" else targets.policy.weights
     np.testing.assert_allclose(look.improved[:, : toward.shape[1]], toward, rtol=1e-3, atol=1e-4)
     moved = np.abs(np.asarray(look.improved) - np.asarray(look.prior)).max()
     assert (moved > 0.02) == (agent != "pg"), "a plain policy gradient has no improved policy"

@@ -48,16 +48,16 @@ def probe() -> Agent:
         return Policy({"w": jnp.zeros(3)}, {"calls": jnp.zeros(())})
 
     def act(policy, carry, timestep, key, mode, progress):
-        return ActOutput(jnp.zeros(len(timestep.reward), jnp.int32), {}), carry
+        return ActOutput(jnp.zeros(len(timestep.reward), jnp.int32)), carry
 
     def targets(policy, batch, key, minibatches):
         shape = batch.trajectory.reward[:, 1:].shape
-        zeros, none = jnp.zeros(shape), jnp.zeros((*shape, 1))
+        zeros, none = jnp.zeros(shape), jnp.zeros((shape[0], shape[1] + 1, 1))
         policy_target = PolicyTarget(none.astype(jnp.int32), none)
         # 7 for a fresh sequence, else by its environment.
         seen = batch.trajectory.observation
         priority = jnp.where(seen[:, -1, 2] == 1, 7.0, 0.1 + 0.2 * seen[:, 0, 0])
-        result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, priority, {})
+        result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, priority)
         return result, {"calls": policy.state["calls"] + 1}
 
     def loss(params, state, batch, target, key, measured):
@@ -90,7 +90,7 @@ def marked_rollout(iteration: int) -> Trajectory:
     no = jnp.zeros(shape, bool)
     observation = jnp.stack([env, time, last], -1).astype(jnp.float32)
     ones = jnp.ones((*shape, 2), bool)
-    return Trajectory(observation, jnp.zeros(shape), jnp.ones(shape), no, no, no, ones, env * 0, {})
+    return Trajectory(observation, jnp.zeros(shape), jnp.ones(shape), no, no, no, ones, env * 0)
 
 
 def tally(env_steps=ENVS * LENGTH, episodes=0, failed=-1) -> Tally:
@@ -466,7 +466,7 @@ def test_pieces_hold_every_transition_once_with_its_own_targets(length):
         np.testing.assert_array_equal(cut_targets.value[piece], targets.value[b, t : t + length])
         np.testing.assert_array_equal(cut_targets.policy.weights[piece], targets.policy.weights[b, t : t + length + 1])
         assert cut.indices[piece] == b and float(cut.importance[piece]) == pytest.approx(b / 5)
-    np.testing.assert_array_equal(cut_targets.extras["advantage_scale"], targets.extras["advantage_scale"])
+    assert cut_targets.extras.per_batch == targets.extras.per_batch
 
 
 def test_every_epoch_deals_out_all_rows_anew():

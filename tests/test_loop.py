@@ -104,7 +104,8 @@ def test_the_pipeline_acts_by_the_policy_of_one_rollout_ago():
     assert_trees_equal(plain, train)
     assert_trees_equal(rollout(acting[5], where, seen[5] / 400)[1], state.rollout)
     newer = rollout(acting[6], where, seen[6] / 400)[1]
-    assert not np.array_equal(newer.extras["behavior_logits"], state.rollout.extras["behavior_logits"])
+    logits = [rows.extras.per_action["behavior_logits"] for rows in (newer, state.rollout)]
+    assert not np.array_equal(*logits)
 
 
 def learned(train):

@@ -251,7 +251,7 @@ def trajectory(num_envs: int, length: int, start: int) -> Trajectory:
     """Rows whose observation is their time and whose action is their environment."""
     marks = rows(num_envs, length, start)
     zeros, no = jnp.zeros((num_envs, length)), jnp.zeros((num_envs, length), bool)
-    return Trajectory(marks["time"], zeros, zeros + 1, no, no, no, no[..., None], marks["env"], {})
+    return Trajectory(marks["time"], zeros, zeros + 1, no, no, no, no[..., None], marks["env"])
 
 
 @pytest.mark.slow

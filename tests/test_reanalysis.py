@@ -12,7 +12,7 @@ from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.training import learner
 from bircher.training.optimizer import OptimizerConfig
-from bircher.types import Tally, TimeStep
+from bircher.types import Extras, Tally, TimeStep
 from builders import ACTIONS, SMALL, SPEC, quick_jit, random_rows
 
 ENVS, LENGTH = 8, 4
@@ -22,7 +22,7 @@ def rollout_of(iteration):
     """A rollout whose rows carry its number as reward, and a blank policy where a search would have stored its own."""
     rows = random_rows(iteration, ENVS, LENGTH, all_legal=True)
     shape = rows.reward.shape
-    blank = {"search_policy": jnp.zeros((*shape, ACTIONS)), "search_value": jnp.zeros(shape)}
+    blank = Extras({"search_value": jnp.zeros(shape)}, {"search_policy": jnp.zeros((*shape, ACTIONS))})
     return rows._replace(reward=jnp.full(shape, float(iteration)), extras=blank)
 
 

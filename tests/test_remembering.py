@@ -64,10 +64,10 @@ def test_rows_hold_the_memory_that_acted(agent_name):
         np.testing.assert_allclose(latents[:, t], alone[:, 0], rtol=1e-4, atol=1e-5)
     value = policy.params.value(latents)
     if agent_name == "gumbel_muzero":
-        assert np.isfinite(rows.extras["search_value"]).all()
+        assert np.isfinite(rows.extras.per_row["search_value"]).all()
     else:
         logits = policy.params.predict(latents).policy_logits
-        np.testing.assert_allclose(rows.extras["behavior_logits"], logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows.extras.per_action["behavior_logits"], logits, rtol=1e-4, atol=1e-5)
     assert float(value.std()) > 0.01
 
 
@@ -97,7 +97,7 @@ def test_pieces_begin_with_the_memory_of_their_own_first_row():
     rows = played(agent, env, policy)
     targets, _ = quick_jit(agent.targets)(policy, Batch(rows, jnp.full(4, -1), jnp.ones(4)), jax.random.key(4))
     cut, _ = split_sequences(Batch(rows, jnp.full(4, -1), jnp.ones(4)), targets, 4)
-    np.testing.assert_array_equal(initial_memory(cut.trajectory)[1], rows.extras["memory"][0, 4])
+    np.testing.assert_array_equal(initial_memory(cut.trajectory)[1], rows.memory[0, 4])
     whole, parts = quick_jit(agent.encode)(policy, rows), quick_jit(agent.encode)(policy, cut.trajectory)
     np.testing.assert_allclose(parts[2, :5], whole[0, 8:13], rtol=1e-4, atol=1e-5)
 
@@ -105,7 +105,7 @@ def test_pieces_begin_with_the_memory_of_their_own_first_row():
 def test_diagnosis_unrolls_from_what_is_remembered():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
-    forgetful = rows._replace(extras={**rows.extras, "memory": jnp.zeros_like(rows.extras["memory"])})
+    forgetful = rows._replace(memory=jnp.zeros_like(rows.memory))
     measure = quick_jit(lambda rows: model_error.diagnose(agent, policy, rows, 2, jax.random.key(0)))
     assert float(measure(rows).policy_kl[0]) != float(measure(forgetful).policy_kl[0])
 

@@ -37,7 +37,7 @@ def board_rows(seed: int, batch: int, length: int) -> Trajectory:
 def turned_by_hand(rows: Trajectory, symmetry: Symmetry) -> Trajectory:
     """Every number moved by itself."""
     boards, legal, logits = (
-        np.array(x) for x in (rows.observation, rows.legal_actions, rows.extras["behavior_logits"])
+        np.array(x) for x in (rows.observation, rows.legal_actions, rows.extras.per_action["behavior_logits"])
     )
     moved = np.zeros_like(boards), np.zeros_like(legal), np.zeros_like(logits)
     for new, old in enumerate(symmetry.cells):
@@ -47,13 +47,14 @@ def turned_by_hand(rows: Trajectory, symmetry: Symmetry) -> Trajectory:
     action = np.vectorize(symmetry.actions.index)(np.asarray(rows.action))
     return rows._replace(
         observation=jnp.asarray(moved[0]), legal_actions=jnp.asarray(moved[1]),
-        action=jnp.asarray(action, jnp.int32), extras={**rows.extras, "behavior_logits": jnp.asarray(moved[2])},
+        action=jnp.asarray(action, jnp.int32),
+        extras=rows.extras._replace(per_action={"behavior_logits": jnp.asarray(moved[2])}),
     )  # fmt: skip
 
 
 def test_each_sequence_is_turned_whole_by_one_of_the_symmetries():
     rows = board_rows(0, 40, 5)
-    rows = rows._replace(extras={**rows.extras, "search_value": rows.reward + 1})
+    rows = rows._replace(extras=rows.extras._replace(per_row={"search_value": rows.reward + 1}))
     known = IDENTITY, MIRROR, ROLLED
     found = quick_jit(lambda key: apply_symmetries(known, rows, key))(jax.random.key(3))
     by_hand = [turned_by_hand(rows, symmetry) for symmetry in known]

@@ -50,9 +50,9 @@ def counted(name: str):
 def test_1_cmpo_moves_the_policy_wherever_actions_differ():
     target, _ = targets_of(random_rows(0, 6, 8))
     policy = improvement.dense(target.policy, ACTIONS)
-    moved = np.asarray(distributions.kl_divergence(policy, target.extras["prior"]))
-    clipped = np.clip(target.extras["q_advantage"], -1, 1)
-    legal = np.asarray(target.extras["prior"]) > 0
+    moved = np.asarray(distributions.kl_divergence(policy, target.extras.per_row["prior"]))
+    clipped = np.clip(target.extras.per_row["q_advantage"], -1, 1)
+    legal = np.asarray(target.extras.per_row["prior"]) > 0
     differ = np.where(legal, clipped, -9).max(-1) - np.where(legal, clipped, 9).min(-1) > 0.1
     assert differ.sum() > 20
     assert moved[differ].min() > 1e-5
@@ -95,7 +95,7 @@ def test_3_and_4_targets_are_of_their_environment_and_time_and_end_with_the_epis
     policy, rows, target = counted(name)
     model = policy.params
     latent = model.represent(jnp.asarray(rows.observation))
-    bootstrap = np.asarray((target.extras["prior"] * model.look_ahead(latent, 0.5)).sum(-1))
+    bootstrap = np.asarray((target.extras.per_row["prior"] * model.look_ahead(latent, 0.5)).sum(-1))
     assert np.abs(bootstrap).min() > 1e-3
     trained = 0
     for b, t in np.ndindex(3, 9):
@@ -210,7 +210,7 @@ def test_14_reset_rows_and_masked_rows_do_not_count_in_the_advantages_scale():
 
     def scale(rows):
         target, state = targets_of(rows)
-        return float(state.normalizer.scale(1e-12)), float(target.extras["advantage_scale"])
+        return float(state.normalizer.scale(1e-12)), float(target.extras.per_batch["advantage_scale"])
 
     reward = np.asarray(rows.reward).copy()
     reward[:, 1:][ends[:, :-1]] = 1e6  # what a step that leads nowhere brought

@@ -44,8 +44,13 @@ LEAVES = {
     "normaliser": "normalizer",
     "behaviour_logits": "behavior_logits",
     "kl_to_behaviour": "kl_to_behavior",
+    ".extras['behavior_logits']": ".extras.per_action['behavior_logits']",
+    ".extras['search_policy']": ".extras.per_action['search_policy']",
+    ".extras['search_value']": ".extras.per_row['search_value']",
+    ".extras['random_action']": ".extras.per_row['random_action']",
+    ".extras['memory']": ".memory",
 }
-"""Old names within the paths of a checkpoint's arrays."""
+"""Old names within the paths of a checkpoint's arrays, in the order in which they are replaced."""
 
 
 SPELLINGS = (("-", "_"), (" ", "_"), ("/", "."), ("isation", "ization"), ("ise", "ize"), ("yse", "yze"),

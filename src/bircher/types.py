@@ -19,7 +19,7 @@ border between modules; a mask is 1 (or True) where a value is to be used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -137,6 +137,15 @@ class TimeStep(NamedTuple):
     failed: Bool[Array, "*B"]
 
 
+class Extras(NamedTuple):
+    """Arrays by name that an agent stores with each row, for its own targets."""
+
+    per_row: Mapping[str, Array] = {}
+    """One number for each row, [B, T + 1], such as ``search_value``."""
+    per_action: Mapping[str, Array] = {}
+    """One number for each action, [B, T + 1, A], such as ``behavior_logits``."""
+
+
 class Trajectory(NamedTuple):
     """Rows ``[B, T + 1]`` (or ``[T + 1, B]`` inside a scan) with the action chosen on each."""
 
@@ -148,15 +157,16 @@ class Trajectory(NamedTuple):
     terminal: Bool[Array, "*BT"]
     legal_actions: Bool[Array, "*BT A"]
     action: Int[Array, "*BT"]
-    extras: Mapping[str, Array]
-    """Arrays that the agent stores with each row, such as ``behavior_logits``."""
+    extras: Extras = Extras()
+    memory: PyTree[Array] | None = None
+    """The memory of a recurrent agent before each row; None for an agent without memory."""
 
     @classmethod
-    def of(cls, timestep: TimeStep, action: Array, extras: Mapping[str, Array]) -> Trajectory:
-        """Return the row of a time step, given the action that was chosen there."""
+    def of(cls, timestep: TimeStep, output: ActOutput) -> Trajectory:
+        """Return the row of a time step, given what the agent did there."""
         fields = timestep._asdict()
         del fields["failed"]
-        return cls(**fields, action=action, extras=extras)
+        return cls(**fields, action=output.action, extras=output.extras, memory=output.memory)
 
 
 class Batch(NamedTuple):
@@ -185,6 +195,17 @@ class PolicyTarget(NamedTuple):
     """Weight of each action; they sum to 1 over N, or nearly so for sampled actions."""
 
 
+class TargetExtras(NamedTuple):
+    """Further arrays by name that an agent's own loss terms and metrics need."""
+
+    per_transition: Mapping[str, Array] = {}
+    """[B, T, ...], such as ``old_value``."""
+    per_row: Mapping[str, Array] = {}
+    """[B, T + 1, ...], such as ``prior``."""
+    per_batch: Mapping[str, Array] = {}
+    """Numbers that hold for the whole batch, such as ``advantage_scale``."""
+
+
 class Targets(NamedTuple):
     """The targets of the loss for each transition.  No gradient flows through any of them."""
 
@@ -193,12 +214,37 @@ class Targets(NamedTuple):
     """The reward that followed the row's action."""
     advantage: Float[Array, "B T"]
     policy: PolicyTarget
+    """[B, T + 1, ...], because a model's unroll may end on the last row."""
     mask: Bool[Array, "B T"]
     """True on rows whose action is trained on; False on last rows and on rows that are excluded for another reason."""
     priority: Float[Array, " B"]
     """Priority of each sequence in a prioritized replay; at least 0."""
-    extras: Mapping[str, Array]
-    """Further arrays that the agent's own loss terms need, [B, T, ...]."""
+    extras: TargetExtras = TargetExtras()
+
+    def map(
+        self,
+        per_transition: Callable[[Array], Array] = lambda x: x,
+        per_row: Callable[[Array], Array] = lambda x: x,
+        per_sequence: Callable[[Array], Array] = lambda x: x,
+    ) -> Targets:
+        """Return the targets with each array replaced by the function for its first axes.
+
+        They are [B, T] for transitions, [B, T + 1] for rows and [B] for sequences.  Numbers of the whole batch stay.
+        """
+        extras = self.extras
+        return Targets(
+            value=per_transition(self.value),
+            reward=per_transition(self.reward),
+            advantage=per_transition(self.advantage),
+            policy=PolicyTarget(*map(per_row, self.policy)),
+            mask=per_transition(self.mask),
+            priority=per_sequence(self.priority),
+            extras=TargetExtras(
+                {name: per_transition(x) for name, x in extras.per_transition.items()},
+                {name: per_row(x) for name, x in extras.per_row.items()},
+                extras.per_batch,
+            ),
+        )
 
 
 class Policy(NamedTuple):
@@ -212,7 +258,9 @@ class ActOutput(NamedTuple):
     """Actions of B environments, and the arrays that are stored with them."""
 
     action: Int[Array, " B"]
-    extras: Mapping[str, Array]
+    extras: Extras = Extras()
+    memory: PyTree[Array] | None = None
+    """The memory with which the agent acted, which is that before this row; None for an agent without memory."""
 
 
 _FLOAT_SUMS = ("return_sum", "last_reward_sum")

@@ -88,10 +88,10 @@ def targets(
 ) -> dict[str, np.ndarray]:
     """Value, normalized advantage, CMPO policy, mask and priority, for a fresh normalizer, by the definitions alone."""
     seen = looked_at(model, rows, discount)
-    rows = type(rows)(*(np.asarray(x) if not isinstance(x, dict) else x for x in rows))
+    rows = jax.tree.map(np.asarray, rows)
     q, v = seen["q"], seen["v"]
     batch, length = rows.reward.shape[0], rows.reward.shape[1] - 1
-    legal, behavior_logits = rows.legal_actions, np.asarray(rows.extras["behavior_logits"], float)
+    legal, behavior_logits = rows.legal_actions, np.asarray(rows.extras.per_action["behavior_logits"], float)
     behavior = masked_softmax(behavior_logits, legal)
     uniform = legal / legal.sum(-1, keepdims=True)
     prior = (1 - sum(shares)) * masked_softmax(seen["policy_logits"], legal)
@@ -141,7 +141,7 @@ def losses(model: Model, rows: Trajectory, target: Any, unroll_steps: int) -> di
                 continue
             prediction = predict(model, roots[b, t])
             logits, a = np.asarray(prediction.policy_logits, float), int(rows.action[b, t])
-            pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras["behavior_logits"][b, t], float))
+            pi, pi_b = softmax(logits), softmax(np.asarray(rows.extras.per_action["behavior_logits"][b, t], float))
             terms["policy_gradient"][b, t] = -min(1, pi[a] / pi_b[a]) * target["advantage"][b, t] * np.log(pi[a])
             terms["cmpo"][b, t] = excess(target["policy"][b, t], logits)
             value_logits = np.asarray(prediction.value_logits, float)

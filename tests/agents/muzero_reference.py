@@ -20,7 +20,7 @@ def value_target(
     None where a game's outcome lies beyond the sequence, or where the row's own action was random.
     """
     length = rows.reward.shape[1] - 1
-    random = rows.extras.get("random_action", np.zeros(rows.reward.shape, bool))
+    random = rows.extras.per_row.get("random_action", np.zeros(rows.reward.shape, bool))
     if random[b, t]:
         return None
     steps = []

@@ -229,7 +229,7 @@ def test_acting_samples_the_policy_and_keeps_its_logits():
     many = jax.tree.map(lambda x: jnp.repeat(x, 4000, 0), one)
     output, carry = AGENT.act(policy, Carry(), many, jax.random.key(0), "explore", 0.0)
     logits = MODEL.predict(MODEL.represent(one.observation)).policy_logits[0]
-    np.testing.assert_allclose(output.extras["behavior_logits"][0], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.extras.per_action["behavior_logits"][0], logits, rtol=1e-4, atol=1e-5)
     frequencies = np.bincount(output.action, minlength=ACTIONS) / 4000
     np.testing.assert_allclose(frequencies, jax.nn.softmax(logits), atol=0.03)
     greedy, _ = AGENT.act(policy, Carry(), many, jax.random.key(0), "greedy", 0.0)
@@ -243,7 +243,7 @@ def test_illegal_actions_are_never_taken():
     for mode in ("explore", "greedy"):
         output, _ = AGENT.act(policy_of(AGENT, MODEL), Carry(), many, jax.random.key(0), mode, 0.0)
         assert (output.action != best).all()
-        assert (jax.nn.softmax(output.extras["behavior_logits"])[:, best] == 0).all()
+        assert (jax.nn.softmax(output.extras.per_action["behavior_logits"])[:, best] == 0).all()
 
 
 @pytest.mark.parametrize("broken", [

@@ -16,7 +16,7 @@ from bircher.agents import muzero
 from bircher.agents.base import Carry
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
-from bircher.types import Policy, TimeStep
+from bircher.types import Extras, Policy, TimeStep
 from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DISCOUNT = 6, 9, 0.9
@@ -36,7 +36,9 @@ def rows_of(seed, two_players=False):
     policy = rng.uniform(size=(*rows.reward.shape, ACTIONS)) * np.asarray(rows.legal_actions)
     policy = policy / policy.sum(-1, keepdims=True)
     value = rng.uniform(-1, 1, size=rows.reward.shape)
-    extras = {"search_policy": jnp.asarray(policy, jnp.float32), "search_value": jnp.asarray(value, jnp.float32)}
+    extras = Extras(
+        {"search_value": jnp.asarray(value, jnp.float32)}, {"search_policy": jnp.asarray(policy, jnp.float32)}
+    )
     reward = jnp.clip(rows.reward / 3, -1, 1)
     discount = jnp.where(rows.terminal | rows.first | (not two_players), rows.discount, -1.0)
     return rows._replace(extras=extras, reward=reward, discount=discount)
@@ -53,24 +55,24 @@ def targets_of(agent, rows, seed=0, model=None):
 def test_value_targets_are_the_slow_references(kind, players, random):
     rows = rows_of(3, players == 2)
     if random:
-        rows.extras["random_action"] = jax.random.bernoulli(jax.random.key(2), 0.3, rows.reward.shape)
+        rows.extras.per_row["random_action"] = jax.random.bernoulli(jax.random.key(2), 0.3, rows.reward.shape)
     agent = agent_of(returns={"kind": kind, "steps": 3, "lambda": 0.8}, num_players=players)
     target = targets_of(agent, rows)
     plain = jax.tree.map(np.asarray, rows)
-    value = np.asarray(rows.extras["search_value"])
+    value = np.asarray(rows.extras.per_row["search_value"])
     checked = 0
     for b in range(BATCH):
         for t in range(LENGTH):
             if not target.mask[b, t]:
-                assert not target.extras["value_mask"][b, t]
+                assert not target.extras.per_transition["value_mask"][b, t]
                 continue
             slow = value_target(plain, value, b, t, DISCOUNT, kind, n=3, lambda_=0.8)
-            assert bool(target.extras["value_mask"][b, t]) == (slow is not None)
+            assert bool(target.extras.per_transition["value_mask"][b, t]) == (slow is not None)
             if slow is not None:
                 assert float(target.value[b, t]) == pytest.approx(slow, abs=1e-5)
                 checked += 1
     assert checked > 10
-    errors = np.where(target.extras["value_mask"], np.abs(target.value - value[:, :-1]), 0)
+    errors = np.where(target.extras.per_transition["value_mask"], np.abs(target.value - value[:, :-1]), 0)
     np.testing.assert_allclose(target.priority, errors.max(-1), rtol=1e-6)
 
 
@@ -99,7 +101,7 @@ def test_losses_are_the_slow_references(head, reward_head):
     terms, _ = quick_jit(agent.loss)(model, (), batch_of(rows), target, jax.random.key(0))
     held = {
         "value": np.asarray(target.value),
-        "known": np.asarray(target.extras["value_mask"]),
+        "known": np.asarray(target.extras.per_transition["value_mask"]),
         "policy": np.asarray(improvement.dense(target.policy, ACTIONS)),
         "mask": np.asarray(target.mask),
     }
@@ -116,12 +118,12 @@ def test_a_fixture_that_encodes_place_and_time_shows_every_shift():
     none = jnp.zeros(rows.first.shape, bool)
     rows = rows._replace(
         first=none, last=none, terminal=none, discount=jnp.ones(none.shape), reward=jnp.asarray(100.0 * b + t),
-        extras=rows.extras | {"search_value": jnp.asarray(1000.0 * b + 0.5 * t)},
+        extras=rows.extras._replace(per_row={"search_value": jnp.asarray(1000.0 * b + 0.5 * t)}),
     )  # fmt: skip
     target = targets_of(agent_of(gamma=1.0, returns={"steps": 1}), rows)
     np.testing.assert_allclose(target.value, (1100.0 * b + 1.5 * t)[:, 1:])
     np.testing.assert_allclose(target.reward, (100.0 * b + t)[:, 1:])
-    np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), rows.extras["search_policy"])
+    np.testing.assert_allclose(improvement.dense(target.policy, ACTIONS), rows.extras.per_action["search_policy"])
 
 
 @pytest.mark.parametrize("torso", ["mlp", "identity"])
@@ -176,7 +178,9 @@ def test_policies_learn_which_actions_are_illegal():
     only = jnp.arange(ACTIONS) == 1  # the others are illegal wherever this one is forced
     rows = rows._replace(
         legal_actions=jnp.broadcast_to(only, rows.legal_actions.shape),
-        extras=rows.extras | {"search_policy": jnp.broadcast_to(only * 1.0, rows.legal_actions.shape)},
+        extras=rows.extras._replace(
+            per_action={"search_policy": jnp.broadcast_to(only * 1.0, rows.legal_actions.shape)}
+        ),
     )
     target = targets_of(agent, rows)
     for name in ("policy", "model_policy"):
@@ -200,17 +204,17 @@ def test_reanalysis_with_the_same_parameters_gives_the_same_targets(name):
     rows = rows._replace(legal_actions=legal)
     fresh = agent_of(name, reanalyze_fraction=1.0)
     key = jax.random.key(9)
-    blank = {"search_policy": jnp.zeros((*rows.reward.shape, ACTIONS)), "search_value": jnp.zeros(rows.reward.shape)}
+    shape = rows.reward.shape
+    blank = Extras({"search_value": jnp.zeros(shape)}, {"search_policy": jnp.zeros((*shape, ACTIONS))})
     first = targets_of(fresh, rows._replace(extras=blank), 9, model)
     # What that search said, as if it had acted: without reanalysis the targets are the same.
     config = muzero.MuZeroConfig.model_validate({"name": name, "gamma": DISCOUNT})
     plan = muzero.planner(config, SEARCH, DISCOUNT)
     flat = (model.represent(rows.observation.reshape(-1, 4)), legal.reshape(-1, ACTIONS))
     found = quick_jit(lambda: plan(model, *flat, key, "sample"))()
-    stored = {
-        "search_policy": found.weights.reshape(*rows.reward.shape, ACTIONS),
-        "search_value": found.value.reshape(rows.reward.shape),
-    }
+    stored = Extras(
+        {"search_value": found.value.reshape(shape)}, {"search_policy": found.weights.reshape(*shape, ACTIONS)}
+    )
     second = targets_of(agent_of(name), rows._replace(extras=stored), 9, model)
     np.testing.assert_allclose(first.value, second.value, atol=1e-4)
     np.testing.assert_allclose(first.policy.weights, second.policy.weights, atol=1e-4)
@@ -236,10 +240,10 @@ def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
         )
         output, carry = act(jax.random.key(0))
         assert carry == Carry() and not (output.action == 1).any()
-        policy = output.extras["search_policy"]
+        policy = output.extras.per_action["search_policy"]
         np.testing.assert_allclose(policy.sum(-1), 1, atol=1e-5)
         assert float(policy[:, 1].max()) == 0
-        assert output.extras["search_value"].shape == (64,)
+        assert output.extras.per_row["search_value"].shape == (64,)
         if mode == "greedy":
             assert len(set(np.asarray(output.action).tolist())) == 1
 
@@ -253,14 +257,14 @@ def test_a_share_of_trainings_actions_is_random_and_says_so():
         output, _ = quick_jit(
             lambda mode=mode: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, 0.0)
         )()
-        found[mode] = np.asarray(output.action), np.asarray(output.extras["random_action"])
+        found[mode] = np.asarray(output.action), np.asarray(output.extras.per_row["random_action"])
     assert not found["sample"][1].any(), "after training none is"
     action, random = found["explore"]
     assert abs(random.mean() - 0.25) < 0.03
     assert abs((action[random] == 0).mean() - 0.5) < 0.06, "the prior prefers one"
     assert not (action == 1).any()
     plain, _ = quick_jit(lambda: agent_of().act(Policy(model, ()), Carry(), rows, jax.random.key(0), "explore", 0.0))()
-    assert "random_action" not in plain.extras
+    assert "random_action" not in plain.extras.per_row
 
 
 def test_without_simulations_the_network_acts_alone():

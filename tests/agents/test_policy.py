@@ -141,7 +141,7 @@ def test_returns_without_a_model_are_the_slow_references(kind, seed):
         goal = advantage + value[:, :-1]
     else:
         pi = reference.masked_softmax(prediction.policy_logits, plain.legal_actions)
-        pi_b = softmax(rows.extras["behavior_logits"])
+        pi_b = softmax(rows.extras.per_action["behavior_logits"])
         chosen = np.asarray(rows.action)[..., None]
         ratio = (np.take_along_axis(pi, chosen, -1) / np.take_along_axis(pi_b, chosen, -1))[..., 0]
         goal, of_gradient = slow_v_trace(plain, value, ratio, 0.7)
@@ -150,7 +150,7 @@ def test_returns_without_a_model_are_the_slow_references(kind, seed):
     assert mask.sum() > 15
     np.testing.assert_allclose(np.asarray(target.value)[mask], goal[mask], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(np.asarray(target.advantage)[mask], advantage[mask], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(target.extras["old_value"], value[:, :-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(target.extras.per_transition["old_value"], value[:, :-1], rtol=1e-4, atol=1e-4)
 
 
 def test_advantages_of_a_batch_have_mean_0_and_deviation_1_over_valid_rows():
@@ -252,7 +252,7 @@ def test_mpos_policy_is_the_prior_times_exponentiated_advantages():
     q = reference.looked_at(MODEL, rows, DISCOUNT)
     goal = expected["prior"] * np.exp((q["q"] - q["v"][..., None]) / expected["scale"] / 0.5)
     goal /= goal.sum(-1, keepdims=True)
-    np.testing.assert_allclose(target.extras["mpo_policy"], goal[:, :-1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(target.extras.per_transition["mpo_policy"], goal[:, :-1], rtol=1e-3, atol=1e-4)
     # The model's policies learn the prior.
     np.testing.assert_allclose(target.policy.weights, expected["prior"], rtol=1e-3, atol=1e-4)
 

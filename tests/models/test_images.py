@@ -213,7 +213,7 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
     def priors(observation):
         row = TimeStep(observation, number, number + 1, flag, flag, flag, legal, flag)
         output, _ = agent.act(policy, agent.start(4), row, KEY, "sample", 0.0)
-        rows = jax.tree.map(lambda x: x[:, None], Trajectory.of(row, output.action, output.extras))
+        rows = jax.tree.map(lambda x: x[:, None], Trajectory.of(row, output))
         return agent.look(policy, agent.encode(policy, rows)[:, 0], legal, KEY).prior
 
     found = quick_jit(priors)(values)

@@ -81,7 +81,7 @@ def test_a_model_encodes_rows_as_it_acts_on_them():
         latent, state = model.encode(observation[:, t], state, FIRST[:, t])
         np.testing.assert_allclose(unrolled[:, t], latent, rtol=1e-5, atol=1e-6)
     assert config.start(BATCH).shape == STATE.shape
-    assert ModelConfig().start(BATCH) == ()
+    assert ModelConfig().start(BATCH) is None
 
 
 def test_memories_that_cannot_be_are_refused_by_name():

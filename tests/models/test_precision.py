@@ -11,7 +11,7 @@ from bircher.agents import muzero
 from bircher.agents.base import weights_at
 from bircher.ops import losses
 from bircher.search import SearchConfig
-from bircher.types import Discrete, EnvSpec, Policy
+from bircher.types import Discrete, EnvSpec, Extras, Policy
 from builders import ACTIONS, SMALL, SPEC, batch_of, drawn_model, muesli_agent, quick_jit, random_rows
 
 KEY = jax.random.key(0)
@@ -42,8 +42,8 @@ def rows_of(spec):
     rng = np.random.default_rng(1)
     if spec is IMAGE:
         rows = rows._replace(observation=jnp.asarray(rng.integers(0, 256, (4, 7, 12, 12, 2)), jnp.uint8))
-    searched = {"search_policy": jax.nn.softmax(rows.extras["behavior_logits"]), "search_value": rows.reward}
-    return rows._replace(extras={**rows.extras, **searched})
+    searched = {**rows.extras.per_action, "search_policy": jax.nn.softmax(rows.extras.per_action["behavior_logits"])}
+    return rows._replace(extras=Extras({"search_value": rows.reward}, searched))
 
 
 def learned(agent, model, rows, spec):

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from bircher import search
 from bircher.agents import loss_terms, muzero
-from bircher.agents.base import Agent, Carry, LookAhead, Mode, Term, initial_memory, memory_extras, require_discrete
+from bircher.agents.base import Agent, Carry, LookAhead, Mode, Term, initial_memory, require_discrete
 from bircher.agents.config import (
     AdvantageConfig,
     CMPOConfig,
@@ -42,7 +42,19 @@ from bircher.networks.layers import ObservationStatistics
 from bircher.networks.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, losses, returns
 from bircher.search import SearchConfig, SearchResult
-from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, PolicyTarget, Targets, TimeStep, Trajectory
+from bircher.types import (
+    ActOutput,
+    Batch,
+    EnvSpec,
+    Extras,
+    Key,
+    Policy,
+    PolicyTarget,
+    TargetExtras,
+    Targets,
+    TimeStep,
+    Trajectory,
+)
 
 
 class PolicyAgentState(eqx.Module):
@@ -95,8 +107,6 @@ def policy_targets(
     """Compute multi-step returns, normalized advantages and improved policies with the target network.
 
     `model_discount` is gamma, negative where the next value is the opponent's. The discounts of the rows agree with it.
-    `Targets.policy` covers all T + 1 rows, because the model's unroll may end on the last row. The other targets
-    cover T rows.
     """
     rows = batch.trajectory
     ends = episode_ends(rows)
@@ -109,16 +119,16 @@ def policy_targets(
     if config.advantage.source == "look_ahead":
         assert outputs.q is not None
         chosen = (distributions.select(outputs.q, rows.action) - outputs.value)[:, :-1]
-    extras = {"prior": outputs.prior, "advantage_scale": scale, "old_value": outputs.value[:, :-1]}
+    per_transition, per_row = {"old_value": outputs.value[:, :-1]}, {"prior": outputs.prior}
     target = improvement.exact_target(outputs.prior)
     if target_spec.cmpo or target_spec.mpo:
         assert outputs.q is not None
         q_advantage = _q_advantage(config.cmpo, outputs.prior, outputs.q, outputs.value) / scale
-        extras["q_advantage"] = q_advantage
+        per_row["q_advantage"] = q_advantage
         if target_spec.cmpo:
             target = _cmpo(config.cmpo, outputs.prior, q_advantage, key)
         if target_spec.mpo:
-            extras["mpo_policy"] = _mpo(config, outputs.prior, q_advantage)[:, :-1]
+            per_transition["mpo_policy"] = _mpo(config, outputs.prior, q_advantage)[:, :-1]
     result = Targets(
         value=value,
         reward=rows.reward[:, 1:],
@@ -126,7 +136,7 @@ def policy_targets(
         policy=target,
         mask=mask,
         priority=jnp.abs(jnp.where(mask, raw_advantage, 0.0)).max(-1),
-        extras=extras,
+        extras=TargetExtras(per_transition, per_row, {"advantage_scale": scale}),
     )
     return jax.lax.stop_gradient(result), PolicyAgentState(normalizer, state.statistics)
 
@@ -142,7 +152,7 @@ def _target_outputs(
     """Apply the target network to every row."""
     latent = encoded(model, state, rows)
     prediction = model.predict(latent)
-    behavior_logits = rows.extras["behavior_logits"]
+    behavior_logits = rows.extras.per_action["behavior_logits"]
     prior = distributions.mixture_prior(
         prediction.policy_logits, behavior_logits, rows.legal_actions,
         config.prior.behavior_share, config.prior.uniform_share,
@@ -296,8 +306,8 @@ def make(
             action = searched(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
         else:
             action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
-        extras = {"behavior_logits": logits, **memory_extras(carry.memory)}
-        return ActOutput(action.astype(jnp.int32), extras), carry._replace(memory=memory)
+        extras = Extras(per_action={"behavior_logits": logits})
+        return ActOutput(action.astype(jnp.int32), extras, carry.memory), carry._replace(memory=memory)
 
     def searched(
         policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+import jax
 from jaxtyping import Array, Float, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,29 +74,20 @@ class AgentConfig(BaseModel):
 
 
 class Carry(NamedTuple):
-    """The state of an agent in B episodes, passed from one row to the next; () stands for a part that is not used."""
+    """The state of an agent in B episodes, passed from one row to the next; None stands for a part that is not used."""
 
-    memory: PyTree[Array] = ()
+    memory: PyTree[Array] | None = None
     """The memory of the network, [B, ...]."""
-    moves: PyTree[Array] = ()
-    """The number of actions since the episode began, [B]."""
+    moves: Int[Array, " B"] | None = None
+    """The number of actions since the episode began."""
 
 
-MEMORY = "memory"
-"""The key under which a row's extras store the memory before the row."""
-
-
-def initial_memory(rows: Trajectory) -> PyTree[Array]:
+def initial_memory(rows: Trajectory) -> PyTree[Array] | None:
     """Return the network's memory before the first row of each sequence [B, R], as it was during acting.
 
-    It is () for a network without memory.
+    It is None for a network without memory.
     """
-    return rows.extras[MEMORY][:, 0] if MEMORY in rows.extras else ()
-
-
-def memory_extras(memory: PyTree[Array]) -> dict[str, Array]:
-    """Return the extras of a row that store this memory; they are empty for a network without memory."""
-    return {} if isinstance(memory, tuple) else {MEMORY: memory}
+    return jax.tree.map(lambda x: x[:, 0], rows.memory)
 
 
 class Act(Protocol):

@@ -56,7 +56,7 @@ class LossInputs(NamedTuple):
     @property
     def behavior_logits(self) -> Float[Array, "B T A"]:
         """The logits of the policy that took these actions."""
-        return self.rows.extras["behavior_logits"][:, : self.logits.shape[1]]
+        return self.rows.extras.per_action["behavior_logits"][:, : self.logits.shape[1]]
 
 
 class Rule(NamedTuple):
@@ -195,7 +195,7 @@ def _ppo_clip(p: LossInputs) -> Array:
 def _ppo_value(p: LossInputs) -> Array:
     assert p.clips is not None
     predicted = p.model.value_support.mean(p.unrolled.prediction.value_logits[0])
-    return ppo_value(predicted, p.target.extras["old_value"], p.target.value, p.clips.value)
+    return ppo_value(predicted, p.target.extras.per_transition["old_value"], p.target.value, p.clips.value)
 
 
 _UNROLL: frozenset[Need] = frozenset({"unroll"})
@@ -209,7 +209,7 @@ TABLE: dict[str, Rule] = {
     "ppo_clip": Rule(_ppo_clip),
     "policy": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
     "cmpo": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.logits), _LOOK),
-    "mpo": Rule(lambda p: policy_distillation(p.target.extras["mpo_policy"], p.logits), _LOOK),
+    "mpo": Rule(lambda p: policy_distillation(p.target.extras.per_transition["mpo_policy"], p.logits), _LOOK),
     "kl_to_behavior": Rule(lambda p: kl_to_behavior(p.logits, p.behavior_logits)),
     "entropy": Rule(lambda p: entropy(p.logits)),
     "value": Rule(lambda p: value(p.model, p.unrolled)),

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from bircher.agents.loss_terms import LossInputs
 from bircher.networks.encoders import IndexTorso
@@ -27,58 +26,22 @@ class UpdateMetrics(NamedTuple):
         """Return both kinds in one dictionary."""
         return self.always | self.occasional
 
+    def mean(self, measured: Array) -> UpdateMetrics:
+        """Return the means of metrics that are stacked along the first axis, one entry for each update.
 
-class Packing:
-    """A conversion between trees of numbers and vectors.
-
-    A compiled loop writes one vector in each step, instead of about thirty arrays of one number each.
-    """
-
-    def __init__(self) -> None:
-        self._unpack: Callable[[Array], PyTree] = lambda vector: vector
-
-    def __call__(self, tree: PyTree) -> Array:
-        """Return the numbers of a tree as one vector, and store how to convert it back."""
-        vector, self._unpack = ravel_pytree(tree)
-        return vector
-
-    def unpack(self, vector: Array) -> PyTree:
-        """Return the tree of a vector."""
-        return self._unpack(vector)
-
-
-class Packings(NamedTuple):
-    """The conversions of the two kinds of `UpdateMetrics`, for the time that they are in a compiled loop."""
-
-    always: Packing
-    occasional: Packing
-
-    @classmethod
-    def fresh(cls) -> Packings:
-        """Return conversions that have not packed anything yet."""
-        return cls(Packing(), Packing())
-
-    def pack(self, metrics: UpdateMetrics) -> tuple[Array, Array]:
-        """Return one vector for each kind of metric."""
-        return self.always(metrics.always), self.occasional(metrics.occasional)
-
-    def mean(self, vectors: tuple[Array, Array], measured: Array) -> UpdateMetrics:
-        """Return the means of metrics over updates; those of the second kind over the updates that computed them.
-
-        `vectors` are results of `pack`, stacked along the first axis.  `measured` is True for updates that computed the
-        second kind.
+        `measured` is True for updates that computed the occasional metrics, whose means are over these updates.
         """
-        always, occasional = vectors
         count = jnp.maximum(measured.sum(), 1)
-        return UpdateMetrics(self.always.unpack(always.mean(0)), self.occasional.unpack(occasional.sum(0) / count))
+        return UpdateMetrics(
+            jax.tree.map(lambda x: x.mean(0), self.always),
+            jax.tree.map(lambda x: x.sum(0) / count, self.occasional),
+        )
 
 
 def compute_if(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """Return the metrics that `build` computes, without gradient, or zeros of the same shapes if not `measured`."""
-    packing = Packing()
-    shape = jax.eval_shape(lambda: packing(build()))
-    vector = jax.lax.cond(measured, lambda: packing(build()), lambda: jnp.zeros(shape.shape, shape.dtype))
-    return packing.unpack(jax.lax.stop_gradient(vector))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build))
+    return jax.lax.stop_gradient(jax.lax.cond(measured, build, lambda: zeros))
 
 
 def common_metrics(inputs: LossInputs) -> dict[str, Array]:
@@ -94,7 +57,7 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
         return losses.masked_mean(values, has_value)
 
     # Values from before these updates, where they are available: after some epochs any target is explained.
-    value = target.extras.get("old_value", model.value_support.mean(unrolled.prediction.value_logits[0]))
+    value = target.extras.per_transition.get("old_value", model.value_support.mean(unrolled.prediction.value_logits[0]))
     error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
     spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
     overflow = model.value_support.overflow(target.value)
@@ -156,7 +119,7 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, inputs: LossInpu
         return losses.masked_mean(values, target.mask)
 
     length = target.mask.shape[1]
-    prior = target.extras["prior"][:, :length]
+    prior = target.extras.per_row["prior"][:, :length]
     policy = jax.nn.softmax(inputs.logits)
     log_ratio = distributions.log_probability(inputs.logits, inputs.action) - distributions.log_probability(
         inputs.behavior_logits, inputs.action
@@ -166,11 +129,13 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, inputs: LossInpu
         "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
         "target/advantage_mean": mean(target.advantage),
-        "target/advantage_scale": target.extras["advantage_scale"],
+        "target/advantage_scale": target.extras.per_batch["advantage_scale"],
         "target/advantage_deviation": jnp.sqrt(mean(jnp.square(target.advantage))),
     }
-    if "q_advantage" in target.extras:
-        clipped = jnp.abs(target.extras["q_advantage"][:, :length]) > (jnp.inf if clip_bound is None else clip_bound)
+    if "q_advantage" in target.extras.per_row:
+        clipped = jnp.abs(target.extras.per_row["q_advantage"][:, :length]) > (
+            jnp.inf if clip_bound is None else clip_bound
+        )
         metrics |= {
             "target/clipped_advantages": mean(clipped.mean(-1)),
             "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
@@ -187,5 +152,7 @@ def search_metrics(inputs: LossInputs) -> dict[str, Array]:
     return common_metrics(inputs) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
         "target/search_entropy": losses.masked_mean(entropy, target.mask),
-        "target/value_change": losses.masked_mean(jnp.abs(target.advantage), target.extras["value_mask"]),
+        "target/value_change": losses.masked_mean(
+            jnp.abs(target.advantage), target.extras.per_transition["value_mask"]
+        ),
     }

@@ -28,7 +28,6 @@ from bircher.agents.base import (
     Mode,
     Term,
     initial_memory,
-    memory_extras,
     require_discrete,
 )
 from bircher.agents.metrics import compute_if, search_metrics
@@ -37,7 +36,7 @@ from bircher.networks.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, returns
 from bircher.ops.distributions import mask_logits
 from bircher.search import Root, SearchConfig, SearchResult, Simulate, Step, completed_q_values
-from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+from bircher.types import ActOutput, Batch, EnvSpec, Extras, Key, Policy, TargetExtras, Targets, TimeStep, Trajectory
 
 
 def model_discount_of(gamma: float, num_players: int) -> float:
@@ -122,7 +121,7 @@ def muzero_targets(
         policy=improvement.exact_target(policy),
         mask=mask,
         priority=error.max(-1),
-        extras={"value_mask": mask & exists},
+        extras=TargetExtras({"value_mask": mask & exists}),
     )
     return jax.lax.stop_gradient(result)
 
@@ -134,7 +133,7 @@ def _reanalyzed(
 
     The last `fraction` of each minibatch is searched again, because its replayed sequences are the last ones.
     """
-    policy, value = rows.extras["search_policy"], rows.extras["search_value"]
+    policy, value = rows.extras.per_action["search_policy"], rows.extras.per_row["search_value"]
     size = len(value) // minibatches
     count = round(fraction * size)
     if not count:
@@ -157,7 +156,7 @@ def _returns(
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Return the value target of each root row, and whether it exists."""
     reward, discounts, bootstrap = rows.reward[:, 1:], gamma * rows.discount[:, 1:], value[:, 1:]
-    random = rows.extras.get("random_action", jnp.zeros_like(ends))
+    random = rows.extras.per_row.get("random_action", jnp.zeros_like(ends))
     # The rewards after a random action are no estimate of its state's value, so that returns end before such an action
     # and bootstrap from the search's value.
     continues = (~(ends | random)[:, 1:]).astype(jnp.float32)
@@ -259,7 +258,7 @@ def make(
         return Policy(Model(spec, model_config, key, project="consistency" in weights), ())
 
     def start(batch_size: int) -> Carry:
-        moves = jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else ()
+        moves = jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else None
         return Carry(model_config.start(batch_size), moves)
 
     def act(
@@ -313,11 +312,12 @@ def muzero_act(
         action = result.action
     else:
         action = draw(draw_key, result.weights, temperature if searches else jnp.ones(()))
-    extras = {"search_policy": result.weights, "search_value": result.value, **memory_extras(carry.memory)}
+    per_row = {"search_value": result.value}
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
-        action, extras["random_action"] = replace_some(random_key, action, timestep.legal_actions, share)
-    return ActOutput(action.astype(jnp.int32), extras), Carry(memory, moves)
+        action, per_row["random_action"] = replace_some(random_key, action, timestep.legal_actions, share)
+    extras = Extras(per_row, {"search_policy": result.weights})
+    return ActOutput(action.astype(jnp.int32), extras, carry.memory), Carry(memory, moves)
 
 
 def muzero_look_ahead(model: Model, latent: Array, legal_actions: Array, result: SearchResult) -> LookAhead:

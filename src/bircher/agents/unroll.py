@@ -103,7 +103,7 @@ def unroll(
     reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
     in_range = (jnp.arange(depths)[:, None] + jnp.arange(length))[:, None, :]
     terminal = windows(rows.terminal, depths, length)
-    has_return = windows(target.extras.get("value_mask", target.mask), depths, length)
+    has_return = windows(target.extras.per_transition.get("value_mask", target.mask), depths, length)
 
     following = model.unroll(latent, windows(rows.action, unroll_steps, length))
     latents = jnp.concatenate([latent[None], following])

@@ -78,9 +78,9 @@ class ModelConfig(TorsoConfig):
             )
         return self
 
-    def start(self, batch_size: int) -> Float[Array, "B state"] | tuple:
-        """Return the memory at the start of episodes, or () without a memory."""
-        return () if self.memory == "none" else jnp.zeros((batch_size, 2 * self.memory_width))
+    def start(self, batch_size: int) -> Float[Array, "B state"] | None:
+        """Return the memory at the start of episodes, or None without a memory."""
+        return None if self.memory == "none" else jnp.zeros((batch_size, 2 * self.memory_width))
 
     def make_support(self) -> Support:
         """Return the support of the categorical reward, and of a categorical value."""

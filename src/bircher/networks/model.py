@@ -140,25 +140,25 @@ class Model(eqx.Module):
     def encode(
         self,
         observation: Shaped[Array, "*observation"],
-        state: Float[Array, "B state"] | tuple,
+        state: Float[Array, "B state"] | None,
         first: Bool[Array, " B"],
-    ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | tuple]:
+    ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | None]:
         """Return the latents of one row, and the state of the memory after it."""
         features = self.features(observation)
-        if self.memory is not None and not isinstance(state, tuple):
+        if self.memory is not None and state is not None:
             features, state = self.memory(features, state, first)
         return self.project(features), state
 
     def encode_rows(
         self,
         observation: Shaped[Array, "*observation"],
-        state: Float[Array, "B state"] | tuple,
+        state: Float[Array, "B state"] | None,
         first: Bool[Array, "B R"],
         burn_in: int = 0,
     ) -> Float[Array, "B R latent"]:
         """Return the latents of sequences of rows, given the state of the memory before their first rows."""
         features = self.features(observation)
-        if self.memory is not None and not isinstance(state, tuple):
+        if self.memory is not None and state is not None:
             features = self.memory.rows(features, state, first, burn_in)
         return self.project(features)
 

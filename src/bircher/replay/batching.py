@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -126,10 +127,7 @@ def _indices_and_importance(spec: BatchSpec, draw: Draw, ready: Array) -> tuple[
 
 
 def apply_symmetries(symmetries: tuple[Symmetry, ...], rows: Trajectory, key: Key) -> Trajectory:
-    """Apply a random symmetry of the board to each sequence.
-
-    Extras of three axes have a number for each action, and the symmetry permutes them as well.
-    """
+    """Apply a random symmetry of the board to each sequence, and to what its rows store for each action."""
     choice = jax.random.randint(key, rows.action.shape[:1], 0, len(symmetries))
     cells = jnp.array([symmetry.cells for symmetry in symmetries])[choice]
     actions = jnp.array([symmetry.actions for symmetry in symmetries])[choice]
@@ -141,7 +139,7 @@ def apply_symmetries(symmetries: tuple[Symmetry, ...], rows: Trajectory, key: Ke
         legal_actions=pick(rows.legal_actions, actions),
         # The action of the transformed board that corresponds to the action taken.
         action=jax.vmap(jnp.take)(jnp.argsort(actions, axis=-1), rows.action).astype(rows.action.dtype),
-        extras={name: pick(x, actions) if x.ndim == 3 else x for name, x in rows.extras.items()},
+        extras=rows.extras._replace(per_action={name: pick(x, actions) for name, x in rows.extras.per_action.items()}),
     )
 
 
@@ -150,16 +148,15 @@ def crop_sequences(key: Key, batch: Batch, targets: Targets, length: int) -> tup
 
     Targets were computed from whole sequences.  Numbers for a whole sequence or batch stay as they are.
     """
-    size, rows = targets.mask.shape
-    begin = jax.random.randint(key, (size,), 0, rows - length + 1)
+    size, transitions = targets.mask.shape
+    begin = jax.random.randint(key, (size,), 0, transitions - length + 1)
 
-    def cut(x: Array) -> Array:
-        if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
-            return x
-        width = length + x.shape[1] - rows
+    def cut(width: int, x: Array) -> Array:
         return jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i, width))(x, begin)
 
-    return batch._replace(trajectory=jax.tree.map(cut, batch.trajectory)), jax.tree.map(cut, targets)
+    per_transition, per_row = partial(cut, length), partial(cut, length + 1)
+    trajectory = jax.tree.map(per_row, batch.trajectory)
+    return batch._replace(trajectory=trajectory), targets.map(per_transition, per_row)
 
 
 def split_sequences(batch: Batch, targets: Targets, length: int) -> tuple[Batch, Targets]:
@@ -168,16 +165,16 @@ def split_sequences(batch: Batch, targets: Targets, length: int) -> tuple[Batch,
     Targets were computed from whole sequences.  Every transition is in exactly one segment, because `length` divides
     the length of the sequences.  A number of a whole sequence is repeated for each of its segments.
     """
-    size, rows = targets.mask.shape
-    count = rows // length
+    size, transitions = targets.mask.shape
+    count = transitions // length
 
-    def cut(x: Array) -> Array:
-        if not x.ndim or x.shape[0] != size:
-            return x
-        if x.ndim < 2 or x.shape[1] not in (rows, rows + 1):
-            return jnp.repeat(x, count, axis=0)
-        width = length + x.shape[1] - rows
+    def cut(width: int, x: Array) -> Array:
         index = jnp.arange(count)[:, None] * length + jnp.arange(width)
         return x[:, index].reshape(size * count, width, *x.shape[2:])
 
-    return jax.tree.map(cut, batch), jax.tree.map(cut, targets)
+    def repeat(x: Array) -> Array:
+        return jnp.repeat(x, count, axis=0)
+
+    per_transition, per_row = partial(cut, length), partial(cut, length + 1)
+    segments = Batch(jax.tree.map(per_row, batch.trajectory), repeat(batch.indices), repeat(batch.importance))
+    return segments, targets.map(per_transition, per_row, repeat)

@@ -24,7 +24,7 @@ from bircher.runs.loaded_agent import Inputs, LoadedAgent
 from bircher.runs.logger import ReplaySampler
 from bircher.training.learner import Learner
 from bircher.training.rollout import collect_rollout, describe_failure, start_actors
-from bircher.types import EnvSpec, Key, Policy, Trajectory
+from bircher.types import EnvSpec, Extras, Key, Policy, Trajectory
 from bircher.viz import panels, plots
 from bircher.viz.plots import Frame
 
@@ -98,7 +98,7 @@ class AmbiguityMonitor:
         """Return metrics by name; the result is {} before the replay contains a sequence."""
         self._key, sample_key = jax.random.split(self._key)
         rows = self._sampler(state, sample_key)
-        return {} if rows is None else model_error.measure(jax.device_get(rows._replace(extras={})))
+        return {} if rows is None else model_error.measure(jax.device_get(rows._replace(extras=Extras(), memory=None)))
 
 
 class Monitors:

@@ -22,7 +22,7 @@ from bircher.search import SearchResult
 from bircher.spaces import Encoding, decode_action, encode_observation, misfit
 from bircher.training import checkpoint, learner
 from bircher.training.evaluator import Evaluator, Mode, Report
-from bircher.types import EnvSpec, Policy, TimeStep, Trajectory
+from bircher.types import ActOutput, EnvSpec, Policy, TimeStep, Trajectory
 from bircher.viz import panels, plots
 from bircher.viz.panels import Thought
 
@@ -187,8 +187,8 @@ class LoadedAgent:
         def program(policy, carry, first, observation, legal_actions):
             key = jax.random.key(seed)
             row = self._row(observation, legal_actions, first)
-            extras = self._agent.act(policy, carry, row, key, "greedy", 1.0)[0].extras
-            return plan(policy, self._latent(policy, row, extras), legal_actions, key)
+            output, _ = self._agent.act(policy, carry, row, key, "greedy", 1.0)
+            return plan(policy, self._latent(policy, row, output), legal_actions, key)
 
         return jax.jit(program)(self.policy, *self._memory(len(batch)), batch, legal)
 
@@ -239,10 +239,11 @@ class LoadedAgent:
             output, carry = agent.act(policy, carry, row, key, mode, 1.0)
             if not explains or agent.look is None:
                 return carry, (output.action,)
-            latent = self._latent(policy, row, output.extras)
+            latent = self._latent(policy, row, output)
             estimates = agent.look(policy, latent, legal_actions, key)
             # The result of the search that acted, if any; Muesli searches only with search.num_simulations above 0.
-            improved, value = output.extras.get("search_policy"), output.extras.get("search_value")
+            improved = output.extras.per_action.get("search_policy")
+            value = output.extras.per_row.get("search_value")
             if improved is None and agent.plan is not None:
                 improved = agent.plan(policy, latent, legal_actions, key).weights
             return carry, (
@@ -258,9 +259,9 @@ class LoadedAgent:
         flag, number = jnp.zeros(len(observation), bool), jnp.zeros(len(observation))
         return TimeStep(observation, number, number + 1, first, flag, flag, legal_actions, flag)
 
-    def _latent(self, policy: Policy, row: TimeStep, extras: Mapping[str, Array]) -> Array:
-        """Return the latents of rows, with the memory in the extras of acting."""
-        rows = Trajectory.of(row, jnp.zeros(len(row.reward), jnp.int32), extras)
+    def _latent(self, policy: Policy, row: TimeStep, output: ActOutput) -> Array:
+        """Return the latents of rows, with the memory with which the agent acted there."""
+        rows = Trajectory.of(row, output)
         return self._agent.encode(policy, jax.tree.map(lambda x: x[:, None], rows))[:, 0]
 
     def player(self, mode: Mode, name: str | None = None) -> Player:

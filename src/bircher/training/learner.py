@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from bircher.agents.base import Agent, weights_at
-from bircher.agents.metrics import Packings, UpdateMetrics
+from bircher.agents.metrics import UpdateMetrics
 from bircher.ops import losses
 from bircher.replay import base as replay_base
 from bircher.replay import prefetch, storage
@@ -189,7 +189,7 @@ class Learner:
         policy = self.agent.init(key, self.spec)
         carry = self.agent.start(self.config.num_envs)
         output, _ = self.agent.act(policy, carry, timestep, key, "explore", 0.0)
-        return policy, take(Trajectory.of(timestep, output.action, output.extras), jnp.asarray(0))
+        return policy, take(Trajectory.of(timestep, output), jnp.asarray(0))
 
     # One iteration.
 
@@ -237,22 +237,21 @@ class Learner:
         `next_batches`, and the priorities are returned for a replay that is on the host.
         """
         key, order_key, batch_key = jax.random.split(state.key, 3)
-        before, packings = _learned(state), Packings.fresh()
+        before = _learned(state)
         state = replace(state, key=key)
 
         def step(state: TrainState, inputs: tuple[Array, Key, Array, ReplaySample | None]):
-            state, (metrics, priorities) = self._update_on_batch(state, rollout, next_batches is not None, *inputs)
-            return state, (packings.pack(metrics), priorities)
+            return self._update_on_batch(state, rollout, next_batches is not None, *inputs)
 
         last = (jnp.arange(self._num_batches) == self._num_batches - 1) | self._measures_all
         order = fresh_order(self._batch_spec, self._num_batches, order_key)
         keys = jax.random.split(batch_key, self._num_batches)
         samples = None if next_batches is None else next_batches.drawn
-        state, (vectors, priorities) = jax.lax.scan(step, state, (order, keys, last, samples))
+        state, (each, priorities) = jax.lax.scan(step, state, (order, keys, last, samples))
         # A failed rollout teaches nothing: what was learned before stays unchanged.
         kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _learned(state))
         state = eqx.tree_at(_learned, state, kept, is_leaf=lambda x: x is None)
-        metrics = packings.mean(vectors, last).metrics() | _norms(before[0], state.params)
+        metrics = each.mean(last).metrics() | _norms(before[0], state.params)
         share = self._batch_spec.num_replayed / self._batch_spec.batch_size
         age = self._replay.age(state.replay) if next_batches is None else next_batches.age
         metrics["target/replay_age"] = share * age
@@ -313,23 +312,22 @@ class Learner:
         index = self._minibatches(jax.random.fold_in(key, count + 1))
         if config.segment_length is not None:
             batch, targets = split_sequences(batch, targets, config.segment_length)
-        packings = Packings.fresh()
 
-        def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]) -> tuple[tuple, tuple]:
+        def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]):
             (state, stopped), (index, key, measured) = carry, inputs
             part = take(batch, index), _select_targets(targets, index)
             new, metrics = self._sgd_step(state, *part, sound, key, measured)
             if config.target_kl is None:
-                return (new, stopped), packings.pack(metrics)
+                return (new, stopped), metrics
             stopped |= metrics.occasional[DISTANCE] > config.target_kl
             kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learned(state), _learned(new))
             new = replace(eqx.tree_at(_learned, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
             counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
-            return (replace(new, counters=counters), stopped), packings.pack(metrics)
+            return (replace(new, counters=counters), stopped), metrics
 
-        each = (measured & (jnp.arange(count) == count - 1)) | self._measures_all
-        (state, _), vectors = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, each))
-        return state, packings.mean(vectors, each)
+        last = (measured & (jnp.arange(count) == count - 1)) | self._measures_all
+        (state, _), each = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, last))
+        return state, each.mean(last)
 
     def _minibatches(self, key: Key) -> Array:
         """Return which sequences, or parts of them, each step uses: [epochs x minibatches, items]."""
@@ -406,5 +404,9 @@ def _norms(before: PyTree, params: PyTree) -> dict[str, Array]:
 
 
 def _select_targets(targets: Targets, index: Array) -> Targets:
-    """Return the targets of some sequences; numbers that hold for the whole batch stay."""
-    return jax.tree.map(lambda x: x[index] if x.ndim else x, targets)
+    """Return the targets of some sequences."""
+
+    def select(x: Array) -> Array:
+        return x[index]
+
+    return targets.map(select, select, select)

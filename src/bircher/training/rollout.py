@@ -113,7 +113,7 @@ def collect_rollout(
         key, act_key = jax.random.split(state.key)
         timestep = state.timestep
         output, carry = agent.act(policy, state.carry, timestep, act_key, mode, progress)
-        row = Trajectory.of(timestep, output.action, output.extras)
+        row = Trajectory.of(timestep, output)
         env_state, following = env.step(state.env_state, output.action)
         fresh = following.first
         episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
@@ -139,7 +139,7 @@ def collect_rollout(
     # draws the action there again, so that the random numbers do not depend on where rollouts are cut.
     _, act_key = jax.random.split(state.key)
     output, _ = agent.act(policy, state.carry, state.timestep, act_key, mode, progress)
-    last = Trajectory.of(state.timestep, output.action, output.extras)
+    last = Trajectory.of(state.timestep, output)
     rows = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]).swapaxes(0, 1), rows, last)
     return state, rows, _total(tallies)
 
