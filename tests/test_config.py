@@ -272,10 +272,21 @@ def test_null_derives_a_setting_again_over_a_file_that_holds_it(tmp_path: Path) 
     assert compose(None, again, file) == compose("CartPole-v1", ["agent=ppo", "env.num_envs=32"])
     own = compose("CartPole-v1", ["agent=ppo", "env.num_envs=32", "replay.capacity=2048"])
     assert own.replay.capacity == 2048
-    with pytest.raises(ConfigError, match="replay.capacity=512 is too small"):
-        compose(None, again[:3], file)
-    with pytest.raises(ConfigError, match="optimizer.batch_size=null is not possible: expected a whole number"):
-        compose("CartPole-v1", ["optimizer.batch_size=null"])
+    with pytest.raises(ConfigError, match="replay.capacity=64 is too small"):
+        compose(None, [*again[:3], "replay.capacity=64"], file)
+
+
+def test_null_is_derived_for_every_agent() -> None:
+    words = ["optimizer.batch_size=null", "optimizer.updates_per_step=null", "replay.capacity=null"]
+    config = compose("toy/cliff", [*words, "optimizer.minibatches=4", "env.num_envs=32"])
+    assert (config.optimizer.batch_size, config.replay.capacity) == (8, 8192)
+    assert config.optimizer.updates_per_step == 4 / (32 * config.loop.rollout_length)
+    weights = ["losses.model_value.weight=null", "losses.model_reward.weight=null"]
+    assert compose("toy/cliff", weights).losses.weights()["model_value"] == 1.0
+    assert compose("toy/cliff", ["optimizer.segment_length=auto"]).optimizer.segment_length == 16
+    assert compose("toy/cliff", ["agent=ppo", "optimizer.segment_length=auto"]).optimizer.segment_length == 1
+    with pytest.raises(ConfigError, match="optimizer.minibatches=5 does not divide env.num_envs=32"):
+        compose("toy/cliff", [words[0], "optimizer.minibatches=5", "env.num_envs=32"])
 
 
 @pytest.mark.slow

@@ -37,9 +37,11 @@ def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
     free = run("free", "CartPole-v1", "agent=ppo", "steps=2000", "seed=2", "evaluation.count=0", "env.num_threads=1")
     assert names(*plain, free) == ["ppo"] * 3, "nothing learned depends on it"
     mixed = run("runs/b/0", "CartPole-v1", "agent=ppo", "steps=2000", CMPO)
-    assert names(*plain, mixed) == ["ppo", "ppo", f"ppo,{CMPO}"], "not what follows from it"
+    assert names(*plain, mixed) == ["ppo,losses.cmpo.weight=0.0"] * 2 + [f"ppo,{CMPO}"], "without derived settings"
     wide = run("runs/c/0", "CartPole-v1", "agent=ppo", "steps=3000", "model.head_widths=[64,32]")
-    assert names(plain[0], wide) == ["ppo,steps=2000", "ppo,steps=3000,model.head_widths=[64,32]"]
+    assert names(plain[0], wide) == [
+        "ppo,steps=2000,model.head_widths=[64]", "ppo,steps=3000,model.head_widths=[64,32]"
+    ]  # fmt: skip
     other = run("runs/d/0", "CartPole-v1", "steps=3000")
     assert names(*plain, other) == ["ppo", "ppo", "muesli"]
 
@@ -51,50 +53,42 @@ def test_names_hold_over_environments(run):
         run("a", pole, "agent=ppo", "steps=2000", CMPO), run("b", lander, "agent=ppo", "steps=9000", CMPO),
         run("c", lander, "agent=ppo", "steps=9000"),
     ]  # fmt: skip
-    assert names(*paths) == [f"ppo,{CMPO}", f"ppo,{CMPO}", "ppo"]
+    assert names(*paths) == [f"ppo,{CMPO}", f"ppo,{CMPO}", "ppo,losses.cmpo.weight=0.0"]
     assert names(*paths[:2]) == ["ppo", "ppo"], "an environment's steps are its own"
 
 
 def test_a_preset_is_named_and_not_all_that_it_holds(run):
     paths = [run("a", "CartPole-v1", "preset=ppo_muesli_conservative"), run("b", "CartPole-v1", "agent=ppo")]
-    assert names(*paths) == ["ppo,preset=ppo_muesli_conservative", "ppo"]
+    assert names(*paths) == ["ppo,preset=ppo_muesli_conservative", "ppo,preset=cartpole"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["agent=ppo", "seed=4"],
-        ["agent=ppo", CMPO, "model.unroll_steps=2", "optimizer.segment_length=8", "evaluation.count=0"],
-        ["preset=ppo_muesli_aggressive", "losses.entropy.final_weight=0.5", "agent.advantage.epsilon=1e-13"],
-        ["agent=gumbel_muzero", "search.num_simulations=7", "agent.temperature.values=[1.0,0.5,0.1]"],
-        ["env.options.name=two words", "model.policy_horizon=null", "device=cpu"],
-    ],
-)
-def test_the_command_of_a_run_makes_its_configuration(run, words):
-    path = run("a run", "CartPole-v1", *words)
-    (cell,) = compare.finished_jobs([path])
-    train, command, env, *settings = shlex.split(cell.command)
-    assert (train, command) == ("bircher", "train")
-    assert compose(env, settings) == directory.read_config(path)
-    assert "--config" not in settings and len(settings) <= len(words) + 2
+def test_the_command_of_a_run_makes_its_configuration(run):
+    path = run("a run", "CartPole-v1", "agent=ppo", CMPO, "env.options.name=two words")
+    (job,) = compare.finished_jobs([path])
+    train, command, env, *settings = shlex.split(job.command)
+    assert (train, command, env, settings) == ("bircher", "train", "CartPole-v1", ["--config", f"{path}/config.yaml"])
+    assert compose(env, (), settings[1]) == directory.read_config(path)
 
 
-def test_what_no_settings_make_is_made_from_its_file(run, tmp_path):
+def test_a_preset_that_no_longer_exists_is_named(run):
     paths = [run(f"it is {seed}", "CartPole-v1", "agent=ppo", f"seed={seed}") for seed in range(2)]
     for path in paths:
         text = (path / "config.yaml").read_text()
         (path / "config.yaml").write_text(text.replace("preset: cartpole", "preset: of_old"))
-    found = compare.finished_jobs(paths)
-    assert [cell.variant for cell in found] == ["ppo", "ppo"]
-    for cell, path in zip(found, paths, strict=True):
-        assert shlex.split(cell.command)[2:] == ["CartPole-v1", "--config", str(path / "config.yaml")]
-    assert names(*paths, run("b", "CartPole-v1", "agent=ppo")) == ["ppo,preset=of_old", "ppo,preset=of_old", "ppo"]
+    assert names(*paths) == ["ppo", "ppo"]
+    assert names(*paths, run("b", "CartPole-v1", "agent=ppo")) == ["ppo,preset=of_old"] * 2 + ["ppo,preset=cartpole"]
 
 
-def test_an_option_that_is_missing_tells_runs_apart(run, monkeypatch):
-    path, config = run("a", "CartPole-v1", "agent=ppo"), compose("CartPole-v1", ["agent=ppo", "env.options.b=1"])
-    monkeypatch.setattr(compare, "compose", lambda env, words: config)
-    assert compare.overrides_of(directory.read_config(path)) == ({"env.options.b": "env.options.b=null"}, False)
+def test_derived_settings_are_named_only_where_nothing_else_differs(run):
+    paths = [run("a", "CartPole-v1", "agent=ppo"), run("b", "CartPole-v1", "agent=ppo", "optimizer.batch_size=4")]
+    assert names(*paths) == ["ppo,optimizer.batch_size=8", "ppo,optimizer.batch_size=4"]
+    wide = run("c", "CartPole-v1", "agent=ppo", "env.num_envs=16")
+    assert names(paths[0], wide) == ["ppo,env.num_envs=8", "ppo,env.num_envs=16"]
+
+
+def test_a_missing_option_tells_runs_apart(run):
+    paths = [run("a", "CartPole-v1", "agent=ppo"), run("b", "CartPole-v1", "agent=ppo", "env.options.b=1")]
+    assert names(*paths) == ["ppo,env.options={}", "ppo,env.options.b=1"]
 
 
 def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_path):
@@ -104,8 +98,10 @@ def test_a_run_is_pooled_with_a_planned_one_of_the_same_settings_only(run, tmp_p
     rate = run("rate", "CartPole-v1", "agent=ppo", "steps=2000", "optimizer.learning_rate=0.1", "seed=5")
     usual = run("usual", "CartPole-v1", "agent=ppo", "seed=5")
     assert names(same, rate, usual, planned=planned) == [
-        words[1], "ppo,steps=2000,optimizer.learning_rate=0.1", "ppo"
-    ]  # fmt: skip
+        words[1],
+        "ppo,steps=2000,losses.cmpo.weight=0.0,optimizer.learning_rate=0.1",
+        "ppo,steps=100000,losses.cmpo.weight=0.0,optimizer.learning_rate=0.001",
+    ]
 
 
 def test_one_run_twice_is_refused(run):

@@ -35,7 +35,7 @@ class Term(BaseModel):
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """The weight in the sum of the loss terms. 0, without a `final_weight`, leaves the term out as `enabled=false`
-    does."""
+    does. For `model_value` and `model_reward` null is derived: 1 if a term looks ahead, and otherwise 0."""
     final_weight: Annotated[float, Field(ge=0)] | None = None
     """The weight at the end of the run, which is reached linearly over its steps; null keeps `weight` throughout."""
     enabled: bool = True

@@ -301,7 +301,7 @@ def muzero_act(
     search_key, draw_key, random_key = jax.random.split(key, 3)
     temperature = config.temperature.at(progress)
     moves = carry.moves
-    if config.temperature.moves:
+    if moves is not None:
         moves = jnp.where(timestep.first, 0, moves)
         temperature, moves = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
     model: Model = policy.params

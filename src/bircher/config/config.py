@@ -251,7 +251,6 @@ def compose(
     source = env_id if env is None else env
     debug = any(layer.get("debug") for layer in (from_file, from_overrides))
     layers = [from_preset_name, from_file, *([DEBUG] if debug else []), from_overrides]
-    layers = presets.without_null(layers) if agent == "ppo" else layers
     observation = next(
         (layer["observation"]["name"] for layer in layers[::-1] if "name" in layer.get("observation", {})), ""
     )
@@ -260,9 +259,7 @@ def compose(
     merged = settings.checked(merged, AGENTS[agent], f" (preset {name})")
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
-    if agent == "ppo":
-        merged = presets.complete(merged, layers, settings.defaults(AGENTS[agent]))
-    config = _build(agent, merged)
+    config = _build(agent, presets.resolve(merged, settings.defaults(AGENTS[agent])))
     registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")

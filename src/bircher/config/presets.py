@@ -1,6 +1,6 @@
 """Presets: the YAML files of settings that come with the package, by environment and agent.
 
-`complete` adds the settings of PPO that follow from others, and those that a mixture with Muesli's terms needs.
+`resolve` computes the settings that a preset leaves to be derived from others: those that are null or `auto`.
 """
 
 from __future__ import annotations
@@ -247,40 +247,25 @@ def read_layer(path: str | Path) -> dict[str, Any]:
 
 COUNTS = (
     ("env", "num_envs"), ("loop", "rollout_length"), ("model", "unroll_steps"), ("optimizer", "minibatches"),
-    ("optimizer", "epochs"), ("replay", "capacity"),
+    ("optimizer", "epochs"),
 )  # fmt: skip
-"""Settings from which PPO derives others."""
+"""Settings from which others are derived."""
+
+LEAST_CAPACITY = 8192
+"""The least derived number of rows of a replay."""
 
 
-DERIVED = (("optimizer", "batch_size"), ("optimizer", "updates_per_step"), ("replay", "capacity"))
-"""Settings that PPO derives from others unless they are set; null restores this in a layer over one that sets them."""
+def resolve(merged: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with numbers in place of those that are null or `auto`, which are derived from others.
 
+    The minibatches of an epoch contain every environment's rollout once (`optimizer.batch_size`), and a rollout gets
+    epochs × minibatches updates (`optimizer.updates_per_step`).  The replay has room for at least one rollout
+    (`replay.capacity`).
 
-def without_null(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the layers without the derived settings that are null in the last layer that has them."""
-    for group, name in DERIVED:
-        values = [layer[group][name] for layer in layers if name in layer.get(group, {})]
-        if values and values[-1] is None:
-            layers = [
-                {**layer, group: {key: value for key, value in layer[group].items() if key != name}}
-                if group in layer
-                else layer
-                for layer in layers
-            ]
-    return list(layers)
-
-
-def complete(
-    merged: Mapping[str, Any], given: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the settings of PPO with derived values for those that are in none of the layers `given`.
-
-    The minibatches of an epoch contain every environment's rollout once, and a rollout gets epochs × minibatches
-    updates.  The replay has room for at least one rollout.
-
-    Terms that look ahead need a model that learns rewards and values; the terms of the model get weight 1, unless
-    `given` has a weight.  A model is unrolled within a segment of a sequence, so segments have at least four times as
-    many rows as the unroll has steps, or all rows of the sequence if it is shorter.
+    Terms that look ahead need a model that learns rewards and values: the weights of `losses.model_value` and
+    `losses.model_reward` are 1 then, and otherwise 0.  A model is unrolled within a segment of a sequence, so
+    `optimizer.segment_length` is at least four times the steps of the unroll, or the whole sequence if it is shorter;
+    it is 1 without an unroll, and the whole sequence for an agent with memory.
 
     Raises:
       ConfigError: the environments cannot be distributed equally over the minibatches.
@@ -288,22 +273,22 @@ def complete(
     everything = settings.merge(dict(defaults), dict(merged))
     if not all(_is_count(everything[section][name]) for section, name in COUNTS):
         return dict(merged)  # a later check raises with the setting's name
-    derived: dict[str, Any] = {"losses": _model_losses(merged.get("losses", {}))}
-    set_names = {name for layer in given for name in layer.get("optimizer", {})}
-    optimizer = _deal(everything, "batch_size" not in set_names)
-    for name in set_names & optimizer.keys():
-        del optimizer[name]
-    if "segment_length" not in set_names and everything["model"]["memory"] != "none":
-        optimizer["segment_length"] = None  # a memory learns through whole sequences
-    elif "segment_length" not in set_names and (
-        derived["losses"] or _weighted(merged.get("losses", {}), loss_terms.terms_that_need("unroll"))
-    ):
-        rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
-        optimizer["segment_length"] = next((length for length in range(4 * steps, rows) if rows % length == 0), rows)
-    derived["optimizer"] = optimizer
-    if not any("capacity" in layer.get("replay", {}) for layer in given):
-        rows = everything["env"]["num_envs"] * (everything["loop"]["rollout_length"] + 1)
-        derived["replay"] = {"capacity": max(everything["replay"]["capacity"], rows)}
+    optimizer, replay, losses = (everything[group] for group in ("optimizer", "replay", "losses"))
+    envs, length = everything["env"]["num_envs"], everything["loop"]["rollout_length"]
+    updates = optimizer["epochs"] * optimizer["minibatches"]
+    derived: dict[str, Any] = {"optimizer": {}, "replay": {}, "losses": {}}
+    if optimizer["batch_size"] is None:
+        derived["optimizer"]["batch_size"] = _batch_size(envs, optimizer["minibatches"])
+    if optimizer["updates_per_step"] is None:
+        derived["optimizer"]["updates_per_step"] = updates / (envs * length)
+    if optimizer["segment_length"] == "auto":
+        derived["optimizer"]["segment_length"] = _segment_length(everything)
+    if replay["capacity"] is None:
+        derived["replay"]["capacity"] = max(LEAST_CAPACITY, envs * (length + 1))
+    weight = float(_weighted(losses, loss_terms.terms_that_need("look_ahead")))
+    for name in ("model_value", "model_reward"):
+        if losses.get(name, {}).get("weight", 0) is None:
+            derived["losses"][name] = {"weight": weight}
     return settings.merge(dict(merged), derived)
 
 
@@ -313,32 +298,26 @@ def _is_count(value: Any) -> bool:
 
 def _weighted(losses: Mapping[str, Any], names: Sequence[str]) -> bool:
     """Return whether one of these terms is enabled with a weight above 0."""
-    given = [losses.get(name, {}) for name in names]
-    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in given)
+    terms = [losses.get(name, {}) for name in names]
+    return any((term.get("weight") or term.get("final_weight")) and term.get("enabled", True) for term in terms)
 
 
-def _model_losses(losses: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights for the model's terms that a look-ahead needs, where no weight was given."""
-    if not _weighted(losses, loss_terms.terms_that_need("look_ahead")):
-        return {}
-    given = {name: losses.get(name, {}) for name in ("model_value", "model_reward")}
-    return {name: {"weight": 1.0} for name, term in given.items() if "weight" not in term and term.get("enabled", True)}
-
-
-def _deal(everything: Mapping[str, Any], equally: bool) -> dict[str, Any]:
-    """Return the settings with which an epoch uses every sequence of the rollout once.
-
-    They are `batch_size` and `updates_per_step`.
-
-    Raises:
-      ConfigError: `equally` is set, and the minibatches would not have the same size.
-    """
-    optimizer, envs = everything["optimizer"], everything["env"]["num_envs"]
-    minibatches = optimizer["minibatches"]
-    if equally and envs % minibatches:
+def _batch_size(num_envs: int, minibatches: int) -> int:
+    if num_envs % minibatches:
         raise ConfigError(
-            f"optimizer.minibatches={minibatches} does not divide env.num_envs={envs}: PPO distributes every "
-            "environment's rollout over minibatches of the same size"
+            f"optimizer.minibatches={minibatches} does not divide env.num_envs={num_envs}: every environment's rollout "
+            "is distributed over minibatches of the same size (optimizer.batch_size=null)"
         )
-    steps = envs * everything["loop"]["rollout_length"]
-    return {"batch_size": envs // minibatches, "updates_per_step": optimizer["epochs"] * minibatches / steps}
+    return num_envs // minibatches
+
+
+def _segment_length(everything: Mapping[str, Any]) -> int | None:
+    if everything["model"]["memory"] != "none":
+        return None  # a memory learns through whole sequences
+    looks_ahead, unrolls = (
+        _weighted(everything["losses"], loss_terms.terms_that_need(need)) for need in ("look_ahead", "unroll")
+    )
+    if not (looks_ahead or unrolls):
+        return 1
+    rows, steps = everything["loop"]["rollout_length"], everything["model"]["unroll_steps"]
+    return next((length for length in range(4 * steps, rows) if rows % length == 0), rows)

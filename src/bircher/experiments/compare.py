@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,82 +20,45 @@ from bircher.config.config import AGENTS, Config, ConfigError, compose
 from bircher.config.settings import shown
 from bircher.errors import RunFolderError, near
 from bircher.experiments import report, statistics
-from bircher.experiments.grid import Job, Variant, differences, flat, is_free
+from bircher.experiments.grid import Job, Variant, flat, is_free
 from bircher.experiments.statistics import Band, Curve
 from bircher.metrics import Line
 from bircher.runs import build, directory
 
-NAMED = ("seed", "env.id", "agent.name")
-"""Settings that every command contains anyway."""
-
-
-class Overrides(NamedTuple):
-    """The overrides that turn `bircher train ENV agent=NAME seed=SEED` into a run's configuration."""
-
-    settings: Mapping[str, str]
-    """The smallest set of settings that suffices, by name, each as a word of the command."""
-    exact: bool = True
-    """False if no settings suffice, for instance after a preset was removed. `settings` are then all that differ."""
-
-    @property
-    def relevant(self) -> dict[str, str]:
-        """The settings that change what is learned."""
-        return {name: word for name, word in self.settings.items() if not is_free(name)}
-
-
-class _Member(NamedTuple):
-    """The configuration of an existing or a planned run."""
-
-    config: Config
-    overrides: Overrides
-
-    @property
-    def agent(self) -> str:
-        return self.config.agent.name
+DERIVED = (
+    "optimizer.batch_size", "optimizer.updates_per_step", "optimizer.segment_length", "replay.capacity",
+    "losses.model_value.weight", "losses.model_reward.weight",
+)  # fmt: skip
+"""Settings that follow from others, and are in a run's name only if nothing else differs."""
 
 
 def finished_jobs(paths: Sequence[Path], planned: Sequence[Job] = ()) -> list[Job]:
     """Return finished runs as jobs, named by their agents and by the settings in which they differ.
 
-    A run has the name of a planned variant if their settings are the same. Otherwise runs of one agent that differ
-    within an environment get names like those of a plan, such as `ppo,losses.cmpo.weight=0.01`. Settings that all of
-    them share there are not in the name, unless there are also planned runs of that agent, whose names contain all of
-    their settings.
+    A run has the name of a planned variant if their settings are the same. Otherwise runs of one agent get names like
+    those of a plan, such as `ppo,losses.cmpo.weight=0.01`. They contain the preset, if runs on an environment differ in
+    it, and the settings in which runs of one preset on an environment differ.
 
     Raises:
       RunFolderError: a path is not a run directory, the run is not finished, or the same run is listed twice.
       ConfigError, UnknownEnvironment: a configuration is damaged, or its environment is not known here.
     """
-    known: dict[str, Overrides] = {}
-
-    def member(config: Config) -> _Member:
-        config = config.model_copy(update={"seed": 0})
-        text = config.to_yaml()
-        if text not in known:
-            known[text] = overrides_of(config)
-        return _Member(config, known[text])
-
-    configs = {path: _finished(path) for path in dict.fromkeys(paths)}
-    runs = {path: member(config) for path, config in configs.items()}
-    plans = {(job.variant, job.env): member(compose(job.env, job.settings)) for job in planned}
-    distinctive = _distinctive_settings(runs.values())
-    planned_agents = {plan.agent for plan in plans.values()}
+    runs = {path: _finished(path) for path in dict.fromkeys(paths)}
+    plans = {(job.variant, job.env): compose(job.env, job.settings) for job in planned}
+    names = _distinctive_names([*runs.values(), *plans.values()])
     jobs: dict[tuple[str, str, int], Job] = {}
     for path in paths:
-        config, (_, overrides) = configs[path], runs[path]
-        env, seed, agent = config.env.id, config.seed, config.agent.name
-        same = (name for (name, _), plan in plans.items() if not differences(runs[path].config, plan.config))
-        words = [
-            word for name, word in overrides.relevant.items() if agent in planned_agents or name in distinctive[agent]
-        ]
-        variant = next(same, ",".join([agent, *words]))
+        config = runs[path]
+        env, seed = config.env.id, config.seed
+        own = _settings(config)
+        words = [f"{name}={_short(own.get(name))}" for name in names[config.agent.name] if name in own]
+        same = (name for (name, place), plan in plans.items() if place == env and _settings(plan) == own)
+        variant = next(same, ",".join([config.agent.name, *words]))
         twin = jobs.get((variant, env, seed))
         if twin is not None:
             both = f"{path} is given" if twin.path == path else f"{twin.path} and {path} are one run"
             raise RunFolderError(f"{both} twice: {variant} on {env} with seed {seed}, and no setting differs")
-        file = ("--config", str(path / directory.CONFIG))
-        command = (f"agent={agent}", *overrides.settings.values(), f"seed={seed}") if overrides.exact else file
-        jobs[variant, env, seed] = Job(variant, env, seed, path, command)
+        jobs[variant, env, seed] = Job(variant, env, seed, path, ("--config", str(path / directory.CONFIG)))
     return list(jobs.values())
 
 
@@ -111,52 +74,40 @@ def _finished(path: Path) -> Config:
     return config
 
 
-def _distinctive_settings(members: Iterable[_Member]) -> dict[str, set[str]]:
-    """Return for each agent the settings in which its runs differ within an environment."""
-    distinctive: dict[str, set[str]] = {}
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for member in members:
-        groups.setdefault((member.agent, member.config.env.id), []).append(member.overrides.relevant)
-    for (agent, _), group in groups.items():
-        names = {name for settings in group for name in settings}
-        differing = {name for name in names if len({settings.get(name) for settings in group}) > 1}
-        distinctive.setdefault(agent, set()).update(differing)
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings on which it depends what a run learns, except its seed, with dotted names."""
+    settings = flat(config.model_dump(mode="json", by_alias=True))
+    return {name: value for name, value in settings.items() if name != "seed" and not is_free(name)}
+
+
+def _distinctive_names(configs: Iterable[Config]) -> dict[str, list[str]]:
+    """Return for each agent the names of the settings by which its runs are told apart."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for config in configs:
+        presets = groups.setdefault((config.agent.name, config.env.id), {})
+        presets.setdefault(config.preset, []).append(_settings(config))
+    distinctive: dict[str, list[str]] = {}
+    for (agent, _), presets in groups.items():
+        names = distinctive.setdefault(agent, [])
+        if len(presets) > 1:
+            names.append("preset")
+        for group in presets.values():
+            names += _differing(group)
+        distinctive[agent] = list(dict.fromkeys(names))
     return distinctive
 
 
-def overrides_of(config: Config) -> Overrides:
-    """Return the smallest set of overrides with which a command makes this configuration.
+def _differing(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the settings in which some of these differ, without the derived ones where others suffice."""
+    every = list(dict.fromkeys(name for settings in group for name in settings))
+    missing = object()
+    names = [name for name in every if any(one.get(name, missing) != group[0].get(name, missing) for one in group)]
+    set_names = [name for name in names if name not in DERIVED]
 
-    Settings that follow from others, such as the weights of a mixture or the contents of a preset, are left out.
+    def values(names: Iterable[str]) -> set[str]:
+        return {json.dumps([one.get(name, None) for name in names]) for one in group}
 
-    Raises:
-      UnknownEnvironment: the configuration's environment is not known here.
-    """
-    env, agent = config.env.id, f"agent={config.agent.name}"
-
-    def suffices(words: Iterable[str]) -> bool:
-        try:
-            return compose(env, [agent, *words, f"seed={config.seed}"]) == config
-        except ConfigError:
-            return False
-
-    default = flat(compose(env, [agent]).model_dump(mode="json", by_alias=True))
-    own = flat(config.model_dump(mode="json", by_alias=True))
-    # No setting can remove an option of the defaults, but the missing option distinguishes this run from others.
-    own |= {name: None for name in default if not any(other == name or other.startswith(f"{name}.") for other in own)}
-    words = {
-        name: f"{name}={_short(value)}"
-        for name, value in own.items()
-        if name not in NAMED and value != default.get(name, {})
-    }
-    if not suffices(words.values()):
-        return Overrides(words, exact=False)
-    # The preset is tried last, after the settings that it contains.
-    for name in sorted(words, key=lambda name: name == "preset"):
-        fewer = {other: word for other, word in words.items() if other != name}
-        if suffices(fewer.values()):
-            words = fewer
-    return Overrides(words)
+    return set_names if len(values(set_names)) == len(values(names)) else names
 
 
 def _short(value: object) -> str:

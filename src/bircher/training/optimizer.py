@@ -34,7 +34,8 @@ class OptimizerConfig(BaseModel):
     epsilon: float = Field(1e-8, gt=0)
     """The constant in the denominator of Adam's update."""
     batch_size: int = Field(32, gt=0, le=2**24)
-    """The number of sequences in each update."""
+    """The number of sequences in each update. Null is derived: the minibatches of an epoch contain every environment's
+    rollout once."""
     crop_length: int | None = Field(None, gt=0)
     """The number of rows of each sequence that an update learns from, at a random position; null takes all rows.
     Targets are computed from whole sequences.
@@ -43,14 +44,15 @@ class OptimizerConfig(BaseModel):
     outcome is the only reward.
     """
     updates_per_step: float = Field(1 / 128, gt=0)
-    """The number of updates for each environment step."""
+    """The number of updates for each environment step. Null is derived: epochs × minibatches for each rollout."""
     minibatches: int = Field(1, gt=0, le=2**20)
     """The number of updates that share one computation of targets; 1 computes them for each update (the paper)."""
     epochs: int = Field(1, gt=0, le=10_000)
     """The number of times that each of these minibatches is used."""
     segment_length: int | None = Field(None, gt=0)
     """The number of rows of the segments into which sequences are cut (PPO: 1). Segments are distributed over
-    minibatches at random in each epoch. Null keeps whole sequences, and the same minibatches in every epoch."""
+    minibatches at random in each epoch. Null keeps whole sequences, and the same minibatches in every epoch. `auto` is
+    derived: 1, or at least four times `model.unroll_steps` if a model is unrolled, or null with a memory."""
     target_kl: float | None = Field(None, gt=0)
     """The bound of KL(pi_b, pi) between the policy that acted and the current one. A minibatch beyond it ends the
     updates of its batch."""
