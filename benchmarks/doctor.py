@@ -1,8 +1,8 @@
 """The doctor: whether it names planted faults, and what its checks and the metrics of a run cost.
 
-    python benchmarks/doctor.py planted
-    python benchmarks/doctor.py planted 1 7
-    python benchmarks/doctor.py measures LunarLander-v3
+python benchmarks/doctor.py planted
+python benchmarks/doctor.py planted 1 7
+python benchmarks/doctor.py measures LunarLander-v3
 """
 
 from __future__ import annotations

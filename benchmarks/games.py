@@ -1,8 +1,8 @@
 """Board games: how strength grows with time, play that cannot be beaten, and what a learned model costs.
 
-    python benchmarks/games.py strength connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
-    python benchmarks/games.py perfect_play --seeds 0 1 2
-    python benchmarks/games.py true_rules RUN --opponent mcts:1000 --simulations 200
+python benchmarks/games.py strength connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
+python benchmarks/games.py perfect_play --seeds 0 1 2
+python benchmarks/games.py true_rules RUN --opponent mcts:1000 --simulations 200
 """
 
 from __future__ import annotations

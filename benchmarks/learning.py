@@ -1,8 +1,8 @@
 """Runs that learn: presets over seeds with the score of each final agent, and the ablations of Muesli.
 
-    python benchmarks/learning.py runs LunarLander-v3 --seeds 0 1 2 3 4
-    python benchmarks/learning.py runs CartPole-v1 --seeds 0 1 2 3 4 --cold
-    python benchmarks/learning.py ablations Breakout-MinAtar --group parts scale --processes 2
+python benchmarks/learning.py runs LunarLander-v3 --seeds 0 1 2 3 4
+python benchmarks/learning.py runs CartPole-v1 --seeds 0 1 2 3 4 --cold
+python benchmarks/learning.py ablations Breakout-MinAtar --group parts scale --processes 2
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Memory and speed of pictures: environments that draw them, and replays that store them.
 
-    python benchmarks/pictures.py pixels LunarLander-v3 --envs 16 --size 64 96
-    python benchmarks/pictures.py frames Breakout-v5 env.protocol=dqn agent=muzero replay.capacity=1000000
+python benchmarks/pictures.py pixels LunarLander-v3 --envs 16 --size 64 96
+python benchmarks/pictures.py frames Breakout-v5 env.protocol=dqn agent=muzero replay.capacity=1000000
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def frames(options: argparse.Namespace) -> Iterator[Result]:
     replay = learner.make_replay(settings.replay, env.spec.observation, num_envs, length, settings.env.stack)
     add = jax.jit(replay.add, donate_argnums=0)
     draw = jax.jit(lambda replay_state, key: replay.sample(replay_state, key, DRAWN).rows.observation)
-    replay_state, lines = train.replay if not parts.learner.replay_on_host else train.replay.ring, []
+    replay_state, lines = train.replay if not parts.learner.replay_on_host else train.replay.replay_state, []
     capacity, stored, due = replay.capacity, 0, 0.0
     adding = drawing = 0.0
     while stored < 1.5 * capacity:
@@ -145,7 +145,7 @@ def frames(options: argparse.Namespace) -> Iterator[Result]:
     size = build.num_bytes(parts.template.replay)
     print(f"{size / 1e9:.3f} GB for {capacity:,} frames")
     if settings.replay.compressed_bytes is not None:
-        stored_bytes = float(replay_state.ring.ring.experience.observation.size.mean())
+        stored_bytes = float(replay_state.replay_state.replay_state.experience.observation.size.mean())
         print(f"{stored_bytes / length:,.0f} bytes a frame compressed")
     yield Result({"bytes": size, "capacity": capacity, "lines": lines}, options.env)
 

@@ -1,10 +1,10 @@
 """Speed of programs, of the start, and of the parts of a run; and the operations that agents need.
 
-    python benchmarks/speed.py in_turn --program bircher 500000 "python -m bircher train … --out {folder}" --program …
-    python benchmarks/speed.py startup LunarLander-v3 CartPole-v1
-    python benchmarks/speed.py overhead LunarLander-v3 --steps 200000
-    python benchmarks/speed.py shares LunarLander-v3 agent=gumbel_muzero
-    python benchmarks/speed.py cost LunarLander-v3 Breakout-MinAtar --agents muesli ppo
+python benchmarks/speed.py in_turn --program bircher 500000 "python -m bircher train … --out {folder}" --program …
+python benchmarks/speed.py startup LunarLander-v3 CartPole-v1
+python benchmarks/speed.py overhead LunarLander-v3 --steps 200000
+python benchmarks/speed.py shares LunarLander-v3 agent=gumbel_muzero
+python benchmarks/speed.py cost LunarLander-v3 Breakout-MinAtar --agents muesli ppo
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_one_seed_has_no_spread_and_many_have_less():
 
 def test_normalized_scores_run_from_the_floor_to_the_best_mean():
     scores = {"x": {"a": [10.0, 20.0], "b": [0.0]}, "y": {"a": [5.0, 5.0], "b": [-1.0]}}
-    found = statistics.normalized(scores, {"a": 5.0, "b": 1.0})
+    found = statistics.normalize(scores, {"a": 5.0, "b": 1.0})
     assert found == {"x": {"a": [0.5, 1.5], "b": [0.0]}, "y": {"a": [0.0, 0.0], "b": [0.0]}}
 
 

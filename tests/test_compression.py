@@ -78,7 +78,7 @@ def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
         if exponent:
             marks = draws[0].indices, jnp.arange(32.0)
             states = update[0](states[0], *marks), update[1](states[1], *marks)
-    assert int(states[1].held) == ROWS == small.capacity // ENVS
+    assert int(states[1].num_intact) == ROWS == small.capacity // ENVS
 
 
 def data_of(rows: Trajectory, env: int) -> bytes:
@@ -125,7 +125,7 @@ def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, contex
         arena.add(number, rows)
         given.append(rows.observation)
         held = arena.times()
-        assert held == list(range(held[0], (number + 1) * LENGTH)) and int(state.held) == len(held)
+        assert held == list(range(held[0], (number + 1) * LENGTH)) and int(state.num_intact) == len(held)
         seen.add(len(held))
         assert bool(small.ready(state)) == ((number + 1) * LENGTH >= length)
         if not small.ready(state):
@@ -150,7 +150,7 @@ def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
     for noisy in (True, False):
         rows = rollout(7, noisy)
         state = add(empty(small), rows)
-        code = jax.tree.map(np.asarray, state.ring.ring.experience.observation)
+        code = jax.tree.map(np.asarray, state.replay_state.replay_state.experience.observation)
         assert len(set(code.offset[1, :LENGTH])) == 1 and code.row[1, :LENGTH].tolist() == list(range(LENGTH))
         begin, size = int(code.offset[1, 2]) * BLOCK, int(code.size[1, 2])
         kept, data = np.asarray(state.arena).reshape(-1)[begin : begin + size].tobytes(), data_of(rows, 1)
@@ -197,11 +197,11 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
     config = compose("toy/catch", {**settings, **room})
     env = build.make_env(config, None, 4, 0, "train")
     parts = build.make_parts(config, env.spec)
-    held = parts.template.replay.ring
+    held = parts.template.replay.replay_state
     assert isinstance(held, storage.Compressed)
     assert held.arena.shape == (-(-400 * 250 // BLOCK), BLOCK)
-    assert held.ring.ring.experience.observation.size.shape == (4, 100)
-    assert parts.template.replay.ahead.drawn.draw.rows.observation.shape[-1] == 4
+    assert held.replay_state.replay_state.experience.observation.size.shape == (4, 100)
+    assert parts.template.replay.next_batches.samples.draw.rows.observation.shape[-1] == 4
     sentence = build.replay_sentence(config, parts, jax.devices()[0])
     assert sentence.endswith("in the host's memory, with 250 bytes for each observation, compressed")
 

@@ -39,7 +39,7 @@ def rollouts(count, exponent=0.0, capacity=90):
 
 
 def ring_rows(held):
-    return held.ring if hasattr(held, "ring") else held
+    return held.replay_state if hasattr(held, "replay_state") else held
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def probe() -> Agent:
         result = Targets(zeros, zeros, zeros, policy_target, zeros == 0, priority)
         return result, {"calls": policy.state["calls"] + 1}
 
-    def loss(params, state, batch, target, key, measured):
+    def loss(params, state, batch, target, key, with_metrics):
         seen = batch.trajectory.observation
         env, time, last = seen[..., 0], seen[..., 1], seen[:, -1, 2]
         each = jax.nn.one_hot(env[:, 0].astype(int), ENVS)
@@ -72,7 +72,7 @@ def probe() -> Agent:
             "oldest": time.min(),
             "indexed": ((batch.indices >= 0) == (last == 0)).mean(),
             "importance": (each * batch.importance[:, None]).sum(0),
-            "asked": jnp.asarray(measured, jnp.float32),
+            "asked": jnp.asarray(with_metrics, jnp.float32),
         }
         value = (params["w"] * SLOPE.astype(np.float32)).sum() * jnp.ones(target.mask.shape)
         return {"slope": value + 0 * batch.trajectory.reward[:, 1:]}, metrics

@@ -66,11 +66,11 @@ def test_what_is_written_is_read_back_with_its_types(value: object) -> None:
 @pytest.mark.parametrize("text", ["1e5", "1e-3", "-2E+7", "017", "9_000", "1:30", "yes", "2020-01-01", "<<", "~", ""])
 def test_text_that_a_reader_would_take_for_another_type_is_quoted(text: str) -> None:
     assert dump({"a": text}) == f"a: '{text}'\n"
-    assert settings.shown(text) == f"'{text}'"
+    assert settings.as_text(text) == f"'{text}'"
 
 
 def test_values_are_quoted_on_one_short_line() -> None:
-    assert settings.shown([64, 64]) == "[64, 64]" and settings.shown({"a": None}) == "{a: null}"
+    assert settings.as_text([64, 64]) == "[64, 64]" and settings.as_text({"a": None}) == "{a: null}"
     endless: list = [1]
     endless.append(endless)
     for value in (
@@ -82,9 +82,9 @@ def test_values_are_quoted_on_one_short_line() -> None:
         {"a" * 1000: "\x1b[31m\n\u202e"},
         object(),
     ):
-        for text in (settings.shown(value), errors.short(value)):
+        for text in (settings.as_text(value), errors.short(value)):
             assert text.isprintable() and 0 < len(text) <= 4 * errors.LONGEST, text
-    assert settings.shown("x" * 10**4).endswith("characters)") and len(settings.shown("x" * 10**4)) < 100
+    assert settings.as_text("x" * 10**4).endswith("characters)") and len(settings.as_text("x" * 10**4)) < 100
     assert errors.one_line("a\nb\x00c" + "d" * 9000).startswith("a b\\x00cd")
     assert len(errors.one_line("a" * 10**6)) <= errors.LONGEST_MESSAGE
 

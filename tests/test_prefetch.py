@@ -68,7 +68,7 @@ def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
     states, (_, found) = learning(exponent=exponent), rollouts()
     given = jax.tree.map(lambda *xs: np.concatenate([x[:, :-1] for x in xs], axis=1), *(rows for rows, _ in found))
     for number, state in enumerate(states):
-        drawn = state.replay.ahead.drawn
+        drawn = state.replay.next_batches.samples
         rows = jax.tree.map(np.asarray, drawn.draw.rows)
         assert rows.reward.shape == (GROUPS, 2, LENGTH + 1)
         assert np.asarray(drawn.ready).tolist() == [number >= 2] * GROUPS
@@ -79,7 +79,7 @@ def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
         np.testing.assert_array_equal(rows.observation, np.asarray(given.observation)[env, time])
         if exponent:
             np.testing.assert_array_equal(drawn.draw.indices, env[..., 0] * 50 + time[..., 0])
-    draws = [np.asarray(state.replay.ahead.drawn.draw.rows.reward[..., 0]) for state in states[2:]]
+    draws = [np.asarray(state.replay.next_batches.samples.draw.rows.reward[..., 0]) for state in states[2:]]
     assert all((a != b).any() for a, b in zip(draws, draws[1:], strict=False)), "each turn draws anew"
     assert any((draw[0] != draw[1]).any() for draw in draws), "and each group for itself"
 
@@ -102,7 +102,7 @@ def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
     state = quick_jit(learn.init)(jax.random.key(0), start.timestep)
     program = quick_jit(learn.update)
     for number, (rows, tally) in enumerate(found):
-        drawn = np.asarray(state.replay.ahead.drawn.draw.rows.reward)
+        drawn = np.asarray(state.replay.next_batches.samples.draw.rows.reward)
         seen.clear()
         state, _ = jax.block_until_ready(program(state, rows, tally))
         jax.effects_barrier()
@@ -119,21 +119,21 @@ def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
 def test_without_replayed_sequences_the_place_makes_no_difference():
     """Bit for bit; what is held is the same in both."""
     here, there = (learning(device=device, fraction=0.0)[-1] for device in ("device", "host"))
-    assert there.replay.ahead.drawn is None
-    assert_trees_equal(here.replay, there.replay.ring)
+    assert there.replay.next_batches.samples is None
+    assert_trees_equal(here.replay, there.replay.replay_state)
     assert_trees_equal(learner.without_replay(here), learner.without_replay(there))
 
 
 def test_priorities_of_what_was_drawn_come_back_before_the_next_rollout_is_stored():
     """Only weights of sequences that were drawn change, besides those that the rollout makes and unmakes."""
     states = learning(exponent=0.6)
-    before, after = (np.asarray(state.replay.ring.weights.blocks).reshape(-1)[:200] for state in states[3:5])
-    drawn = np.unique(np.asarray(states[3].replay.ahead.drawn.draw.indices))
+    before, after = (np.asarray(state.replay.replay_state.weights.blocks).reshape(-1)[:200] for state in states[3:5])
+    drawn = np.unique(np.asarray(states[3].replay.next_batches.samples.draw.indices))
     changed = set(np.flatnonzero(before != after).tolist())
     made_whole = {e * 50 + t for e in range(ENVS) for t in range(3 * LENGTH - LENGTH, 4 * LENGTH - LENGTH)}
     assert set(drawn.tolist()) <= changed <= set(drawn.tolist()) | made_whole
     assert (after[drawn] > 0).all()
-    assert states[4].replay.ring.weights.greatest >= after[drawn].max()
+    assert states[4].replay.replay_state.weights.greatest >= after[drawn].max()
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_a_failed_rollout_is_neither_learned_from_nor_kept(kind):
     train, _, progress = after(4, 13)
     assert int(progress.tally.failed) == 2 and int(train.non_finite) == 0
     assert_trees_equal(healthy, jax.tree.map(np.asarray, train.params))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.ring.experience))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(train.replay.replay_state.experience))
 
 
 def test_a_pure_environment_is_left_in_two_programs_too():
@@ -197,9 +197,9 @@ def test_stacked_frames_are_drawn_ahead_whole_and_kept_once():
     composed = config.compose("toy/catch", {**settings, "loop.rollout_length": 8, "optimizer.updates_per_step": 1 / 16})
     env = build.make_env(composed, None, 4, 0, "train")
     parts = build.make_parts(composed, env.spec)
-    ring, ahead = parts.template.replay.ring, parts.template.replay.ahead
-    assert ahead.drawn is not None
-    assert ahead.drawn.draw.rows.observation.shape[-1] == 3 == 3 * ring.experience.observation.shape[-1]
+    ring, ahead = parts.template.replay.replay_state, parts.template.replay.next_batches
+    assert ahead.samples is not None
+    assert ahead.samples.draw.rows.observation.shape[-1] == 3 == 3 * ring.experience.observation.shape[-1]
     sentence = build.replay_sentence(composed, parts, jax.devices()[0])
     assert sentence.startswith("the replay of 400 steps takes ") and sentence.endswith(" in the host's memory")
 
@@ -231,9 +231,9 @@ assert where(again._resume_point.train.replay) == {"cpu:0"}
 found, expected = state_of(again.run().path), state_of(whole.path)
 for name, value in expected.items():
     np.testing.assert_array_equal(value, found[name], err_msg=name)
-assert "['replay'].ahead.drawn.ready" in expected
-assert 5 <= expected["['replay'].ring.held"] < 200, expected["['replay'].ring.held"]
-sizes = expected["['replay'].ring.ring.ring.experience.observation.size"]
+assert "['replay'].next_batches.samples.ready" in expected
+assert 5 <= expected["['replay'].replay_state.num_intact"] < 200, expected["['replay'].replay_state.num_intact"]
+sizes = expected["['replay'].replay_state.replay_state.replay_state.experience.observation.size"]
 assert 0 < sizes.max() < 4 * 200, "codes shorter than what they stand for"
 """
 

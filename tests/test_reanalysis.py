@@ -32,8 +32,8 @@ def test_each_minibatch_has_its_replayed_sequences_searched_and_no_fresh_one(min
     config = muzero.MuZeroConfig(gamma=0.9, reanalyze_fraction=0.5)
     agent = muzero.make(config, SMALL, muzero.MuZeroLosses(), SearchConfig(num_simulations=2))
 
-    def loss(params, state, batch, target, key, measured):
-        terms, _ = agent.loss(params, state, batch, target, key, measured=False)
+    def loss(params, state, batch, target, key, with_metrics):
+        terms, _ = agent.loss(params, state, batch, target, key, with_metrics=False)
         newest = batch.trajectory.reward.max()
         fresh = batch.trajectory.reward[:, 0] == newest
         searched = (target.policy.weights.sum(-1) > 0.5).all(1)

@@ -83,7 +83,7 @@ def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
     np.testing.assert_array_equal(targets.mask, ~ends & (np.arange(12) >= burned))
 
     def total(params):
-        terms, _ = agent.loss(params, state, batch, targets, jax.random.key(5), measured=False)
+        terms, _ = agent.loss(params, state, batch, targets, jax.random.key(5), with_metrics=False)
         return sum(jnp.where(targets.mask, term, 0.0).sum() for term in terms.values())
 
     gradients = quick_jit(jax.grad(total))(policy.params)

@@ -49,6 +49,10 @@ LEAVES = {
     ".extras['search_value']": ".extras.per_row['search_value']",
     ".extras['random_action']": ".extras.per_row['random_action']",
     ".extras['memory']": ".memory",
+    ".ring": ".replay_state",
+    ".held": ".num_intact",
+    ".ahead": ".next_batches",
+    ".drawn": ".samples",
 }
 """Old names within the paths of a checkpoint's arrays, in the order in which they are replaced."""
 

@@ -185,8 +185,8 @@ def test_what_is_not_measured_is_0_and_changes_no_term(name):
     batch = batch_of(random_rows(5, BATCH, LENGTH))
     targets, state = agent.targets(policy_of(agent), batch, jax.random.key(0))
     loss = quick_jit(agent.loss)
-    terms_of, told = loss(MODEL, state, batch, targets, jax.random.key(1), measured=jnp.asarray(True))
-    same, nothing = loss(MODEL, state, batch, targets, jax.random.key(1), measured=jnp.asarray(False))
+    terms_of, told = loss(MODEL, state, batch, targets, jax.random.key(1), with_metrics=jnp.asarray(True))
+    same, nothing = loss(MODEL, state, batch, targets, jax.random.key(1), with_metrics=jnp.asarray(False))
     for term, values in terms_of.items():
         np.testing.assert_allclose(values, same[term], rtol=1e-5, atol=1e-6)
     assert set(told) == set(nothing) and not any(float(value) for value in nothing.values())

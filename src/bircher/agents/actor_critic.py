@@ -85,14 +85,16 @@ class _TargetOutputs(NamedTuple):
     """pi_prior(a|s) / pi_b(a|s) of the actions that were taken."""
 
 
-def normalized(state: PolicyAgentState, observation: Array) -> Array:
+def normalize_observation(state: PolicyAgentState, observation: Array) -> Array:
     """Return observations as the network takes them: unchanged, or scaled by their running mean and deviation."""
     return observation if state.statistics is None else state.statistics.normalize(observation)
 
 
-def encoded(model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+def encode_rows(
+    model: Model, state: PolicyAgentState, rows: Trajectory, burn_in: int = 0
+) -> Float[Array, "B R latent"]:
     """Encode rows into latents, starting from the memory that is stored in the first row of each sequence."""
-    return model.encode_rows(normalized(state, rows.observation), initial_memory(rows), rows.first, burn_in)
+    return model.encode_rows(normalize_observation(state, rows.observation), initial_memory(rows), rows.first, burn_in)
 
 
 def policy_targets(
@@ -150,7 +152,7 @@ def _target_outputs(
     rows: Trajectory,
 ) -> _TargetOutputs:
     """Apply the target network to every row."""
-    latent = encoded(model, state, rows)
+    latent = encode_rows(model, state, rows)
     prediction = model.predict(latent)
     behavior_logits = rows.extras.per_action["behavior_logits"]
     prior = distributions.mixture_prior(
@@ -300,16 +302,18 @@ def make(
     ) -> tuple[ActOutput, Carry]:
         del progress
         model: Model = policy.params
-        latent, memory = model.encode(normalized(policy.state, timestep.observation), carry.memory, timestep.first)
+        latent, memory = model.encode(
+            normalize_observation(policy.state, timestep.observation), carry.memory, timestep.first
+        )
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
         if mode != "explore" and simulations:
-            action = searched(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
+            action = run_search(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
         else:
             action = jnp.argmax(logits, -1) if mode == "greedy" else jax.random.categorical(key, logits)
         extras = Extras(per_action={"behavior_logits": logits})
         return ActOutput(action.astype(jnp.int32), extras, carry.memory), carry._replace(memory=memory)
 
-    def searched(
+    def run_search(
         policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
     ) -> SearchResult:
         assert search_config is not None
@@ -327,13 +331,13 @@ def make(
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
         config.acts_with == "target", model_discount,
-        look_ahead if uses_model else None, searched if simulations else None, True,
+        look_ahead if uses_model else None, run_search if simulations else None, True,
     )  # fmt: skip
 
 
 def policy_encode(policy: Policy, rows: Trajectory) -> Array:
     """Encode rows [B, R] into latents, starting from the memory that is stored in the first row of each sequence."""
-    return encoded(policy.params, policy.state, rows)
+    return encode_rows(policy.params, policy.state, rows)
 
 
 def required_targets(config: PolicyAgentConfig, enabled: frozenset[str]) -> TargetSpec:
@@ -377,20 +381,20 @@ def policy_loss(
     batch: Batch,
     target: Targets,
     key: Key,
-    measured: Array | bool = True,
+    with_metrics: Array | bool = True,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `measured`."""
+    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `with_metrics`."""
     del key
     rows = batch.trajectory
     # Only the consistency term needs the last row encoded.  Without a term of the model there is no unroll.
-    encoded_rows = slice(None if loss_terms.any_needs(enabled, "projection") else -1)
-    latent = encoded(model, state, jax.tree.map(lambda x: x[:, encoded_rows], rows), model_config.burn_in)
+    used_rows = slice(None if loss_terms.any_needs(enabled, "projection") else -1)
+    latent = encode_rows(model, state, jax.tree.map(lambda x: x[:, used_rows], rows), model_config.burn_in)
     depth = model_config.unroll_steps if loss_terms.any_needs(enabled, "unroll") else 0
     unrolled = unroll(model, latent[:, : target.value.shape[1]], rows, target, depth)
     clips = loss_terms.Clips(config.clip.ratio, config.clip.value)
     inputs = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon, clips)
     constant = jax.lax.stop_gradient(inputs)
-    metrics = compute_if(measured, lambda: policy_metrics(config.cmpo.clip_bound, config.clip.ratio, constant))
+    metrics = compute_if(with_metrics, lambda: policy_metrics(config.cmpo.clip_bound, config.clip.ratio, constant))
     return loss_terms.build(enabled, inputs), metrics
 
 

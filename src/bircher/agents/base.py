@@ -122,11 +122,11 @@ class Loss(Protocol):
     """The function that computes the loss terms of an agent."""
 
     def __call__(
-        self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, /, measured: Array | bool = True
+        self, params: PyTree, state: Any, batch: Batch, targets: Targets, key: Key, /, with_metrics: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
         """Return the loss terms by name, and the metrics to log.
 
-        Unless `measured`, the metrics are zeros and are not computed.
+        Unless `with_metrics`, the metrics are zeros and are not computed.
         """
         ...
 

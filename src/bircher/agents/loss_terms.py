@@ -38,7 +38,7 @@ class LossInputs(NamedTuple):
     rows: Trajectory
     target: Targets
     unrolled: Unrolled
-    encoded: Float[Array, "B R latent"]
+    latent: Float[Array, "B R latent"]
     """Latents of the rows; the last row is included only for the consistency term."""
     policy_horizon: int | None = None
     clips: Clips | None = None
@@ -218,7 +218,7 @@ TABLE: dict[str, Rule] = {
     "model_value": Rule(lambda p: model_value(p.model, p.unrolled), _UNROLL),
     "model_reward": Rule(lambda p: model_reward(p.unrolled, p.model.reward_support), _UNROLL),
     "consistency": Rule(
-        lambda p: consistency(p.model.projection, p.unrolled, p.encoded), _UNROLL | _PROJECTION
+        lambda p: consistency(p.model.projection, p.unrolled, p.latent), _UNROLL | _PROJECTION
     ),
 }  # fmt: skip
 """Every loss term with its requirements, in the order in which terms are logged."""

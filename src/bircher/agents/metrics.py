@@ -26,22 +26,22 @@ class UpdateMetrics(NamedTuple):
         """Return both kinds in one dictionary."""
         return self.always | self.occasional
 
-    def mean(self, measured: Array) -> UpdateMetrics:
+    def mean(self, with_metrics: Array) -> UpdateMetrics:
         """Return the means of metrics that are stacked along the first axis, one entry for each update.
 
-        `measured` is True for updates that computed the occasional metrics, whose means are over these updates.
+        `with_metrics` is True for updates that computed the occasional metrics, whose means are over these updates.
         """
-        count = jnp.maximum(measured.sum(), 1)
+        count = jnp.maximum(with_metrics.sum(), 1)
         return UpdateMetrics(
             jax.tree.map(lambda x: x.mean(0), self.always),
             jax.tree.map(lambda x: x.sum(0) / count, self.occasional),
         )
 
 
-def compute_if(measured: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
-    """Return the metrics that `build` computes, without gradient, or zeros of the same shapes if not `measured`."""
+def compute_if(with_metrics: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """Return the metrics that `build` computes, without gradient, or zeros of the same shapes if not `with_metrics`."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build))
-    return jax.lax.stop_gradient(jax.lax.cond(measured, build, lambda: zeros))
+    return jax.lax.stop_gradient(jax.lax.cond(with_metrics, build, lambda: zeros))
 
 
 def common_metrics(inputs: LossInputs) -> dict[str, Array]:
@@ -77,7 +77,7 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
-        "model/latent_deviation": _deviation(inputs.encoded[:, : entropy.shape[1]], target.mask),
+        "model/latent_deviation": _deviation(inputs.latent[:, : entropy.shape[1]], target.mask),
         **({} if names_states else observation_scale(rows.observation[:, : entropy.shape[1]], target.mask)),
     }
 

@@ -91,7 +91,7 @@ class ReturnConfig(BaseModel):
     """The source of the value at a return's end: the searches, or the current target network (as in EfficientZero)."""
 
 
-def encoded(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
+def encode_rows(model: Model, rows: Trajectory, burn_in: int = 0) -> Float[Array, "B R latent"]:
     """Encode rows into latents, starting from the memory that is stored in the first row of each sequence."""
     return model.encode_rows(rows.observation, initial_memory(rows), rows.first, burn_in)
 
@@ -108,7 +108,7 @@ def muzero_targets(
     rows = batch.trajectory
     ends = episode_ends(rows)
     mask = root_mask(ends, burn_in)
-    latent = encoded(model, rows)
+    latent = encode_rows(model, rows)
     policy, value = _reanalyzed(fraction, minibatches, plan, latent, rows, key)
     if config.bootstrap == "network":
         value = model.value(latent)
@@ -273,23 +273,23 @@ def make(
         ), ()  # fmt: skip
 
     def loss(
-        params: Model, state: tuple, batch: Batch, target: Targets, key: Key, measured: Array | bool = True
+        params: Model, state: tuple, batch: Batch, target: Targets, key: Key, with_metrics: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
         del state, key
         absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
-        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target, measured)
+        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target, with_metrics)
 
     def encode(policy: Policy, rows: Trajectory) -> Array:
-        return encoded(policy.params, rows)
+        return encode_rows(policy.params, rows)
 
     def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
         result = plan(policy.params, latent, legal_actions, key, "sample")
         return muzero_look_ahead(policy.params, latent, legal_actions, result)
 
-    def searched(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+    def run_search(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
         return plan(policy.params, latent, legal_actions, key, "greedy", keep_tree=True)
 
-    searches = searched if search_config.num_simulations else None
+    searches = run_search if search_config.num_simulations else None
     return Agent(config.name, init, start, act, targets, loss, encode, weights, False, model_discount, look, searches)
 
 
@@ -378,16 +378,16 @@ def muzero_loss(
     model: Model,
     batch: Batch,
     target: Targets,
-    measured: Array | bool,
+    with_metrics: Array | bool,
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `measured`."""
+    """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `with_metrics`."""
     rows = batch.trajectory
     # Only the consistency term needs the last row encoded.
-    encoded_rows = slice(None if "consistency" in enabled else -1)
-    latent = encoded(model, jax.tree.map(lambda x: x[:, encoded_rows], rows), model_config.burn_in)
+    used_rows = slice(None if "consistency" in enabled else -1)
+    latent = encode_rows(model, jax.tree.map(lambda x: x[:, used_rows], rows), model_config.burn_in)
     roots = latent[:, : target.value.shape[1]]
     unrolled = unroll(model, roots, rows, target, model_config.unroll_steps, absorbing, mask_illegal=False)
     inputs = loss_terms.LossInputs(model, rows, target, unrolled, latent, model_config.policy_horizon)
     constant = jax.lax.stop_gradient(inputs)
-    metrics = compute_if(measured, lambda: search_metrics(constant))
+    metrics = compute_if(with_metrics, lambda: search_metrics(constant))
     return loss_terms.build(enabled, inputs), metrics

@@ -166,9 +166,9 @@ def _activation_bytes(use: Callable, model: Model, inputs: tuple[Batch, ...]) ->
     It is the difference between two frames and one, so that parameters and values computed from them do not count.
     """
 
-    def stored(size: int) -> int:
+    def stored_bytes(size: int) -> int:
         arguments = [batch(size) for batch in inputs]
         pullback = jax.eval_shape(lambda m, *x: jax.vjp(lambda m: use(m, *x), m)[1], model, *arguments)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
 
-    return stored(2) - stored(1)
+    return stored_bytes(2) - stored_bytes(1)

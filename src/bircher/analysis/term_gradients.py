@@ -34,7 +34,7 @@ def measure(
     names = tuple(agent.weights)
 
     def weighted(params: PyTree) -> Float[Array, " terms"]:
-        terms, _ = agent.loss(params, state, batch, targets, key, measured=False)
+        terms, _ = agent.loss(params, state, batch, targets, key, with_metrics=False)
         weights = weights_at(agent.weights, progress)
         importance = batch.importance[:, None]
         means = (losses.masked_mean(terms[name] * importance, targets.mask) * weights[name] for name in names)

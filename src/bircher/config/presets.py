@@ -70,7 +70,7 @@ def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any]
     env_id = env if isinstance(env, str) or env is None else CALLABLE + getattr(env, "__name__", type(env).__name__)
     chosen = given.get("env", {}).get("id")
     if chosen is not None and env_id not in (None, chosen):
-        raise ConfigError(f"env.id={settings.shown(chosen)} contradicts the environment {env_id}: remove one of them")
+        raise ConfigError(f"env.id={settings.as_text(chosen)} contradicts the environment {env_id}: remove one of them")
     groups = [layer.get("env", {}) for layer in (given, file)]
     env_id = env_id or next((group["id"] for group in groups if "id" in group), None)
     if env_id is None:

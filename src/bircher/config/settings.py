@@ -262,7 +262,7 @@ def _require_separate(tree: Mapping[str, Any], added: Mapping[str, Any], prefix:
         if isinstance(value, Mapping) and isinstance(tree[key], Mapping):
             _require_separate(tree[key], value, f"{prefix}{key}.")
         elif isinstance(value, Mapping) or isinstance(tree[key], Mapping):
-            name, both = short_text(prefix + key), (shown(tree[key]), shown(value))
+            name, both = short_text(prefix + key), (as_text(tree[key]), as_text(value))
             raise ConfigError(f"{name} is given both as {both[0]} and as {both[1]}: remove one of them")
 
 
@@ -326,14 +326,14 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
             group = _group(fields[key])
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{name}={shown(value)}: {name} is a group of settings "
+                    f"{name}={as_text(value)}: {name} is a group of settings "
                     f"({', '.join(_fields(group))}), not a value{where}"
                 )
             result[key] = walk(value, group, f"{name}.") if group else _converted(fields[key], value)
             range_text = None if group else _unfit(fields[key], result[key])
             if range_text:
                 expectation = f"{expected(fields[key])}, {range_text}"
-                raise ConfigError(f"{name}={shown(value)} is not possible: expected {expectation}{where}")
+                raise ConfigError(f"{name}={as_text(value)} is not possible: expected {expectation}{where}")
         return result
 
     return walk(layer, model, "")
@@ -371,7 +371,7 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
         model = _group(field) or model
     if field is None or (first["type"] == "missing" and isinstance(first["loc"][-1], str)):
         return f"{'.'.join(str(part) for part in first['loc'])} is missing"
-    return f"{'.'.join(location)}={shown(value)} is not possible: expected {expected(field)}"
+    return f"{'.'.join(location)}={as_text(value)} is not possible: expected {expected(field)}"
 
 
 def expected(field: FieldInfo) -> str:
@@ -480,6 +480,6 @@ def _item(value: Any, whole: bool) -> Any:
     return int(value) if isinstance(value, float) and whole and value.is_integer() else value
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value as YAML on one line, abbreviated."""
     return short_written(value, dump_on_one_line)

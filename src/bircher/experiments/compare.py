@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bircher.config.config import AGENTS, Config, ConfigError, compose
-from bircher.config.settings import shown
+from bircher.config.settings import as_text
 from bircher.errors import RunFolderError, near
 from bircher.experiments import report, statistics
 from bircher.experiments.grid import Job, Variant, flat, is_free
@@ -111,7 +111,7 @@ def _differing(group: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    return shown(value).replace(", ", ",") if isinstance(value, list) else shown(value)
+    return as_text(value).replace(", ", ",") if isinstance(value, list) else as_text(value)
 
 
 _POLICY_MODEL = ("losses.model_policy.weight=0.001", "model.policy_horizon=1")
@@ -129,7 +129,7 @@ def steps(env: str, settings: Sequence[str] = ()) -> list[Variant]:
     Raises:
       ConfigError, UnknownEnvironment: step 4 cannot be composed.
     """
-    length = f"optimizer.segment_length={shown(compose(env, [*_FOURTH, *settings]).optimizer.segment_length)}"
+    length = f"optimizer.segment_length={as_text(compose(env, [*_FOURTH, *settings]).optimizer.segment_length)}"
     prior = ("agent=ppo", "agent.policy_target=prior", "model.unroll_steps=1", length, *_POLICY_MODEL)
     return [
         Variant("1 ppo", ("agent=ppo",)),
@@ -258,7 +258,7 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = ()) -> repo
             seconds = float(np.mean([lines[job][-1]["wall_seconds"] for job in own]))
             rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds))
     floors = {env: _untrained([lines[job] for job in jobs if job.env == env]) for env in envs}
-    scaled = statistics.normalized(scores, floors) if len(envs) > 1 else scores
+    scaled = statistics.normalize(scores, floors) if len(envs) > 1 else scores
     unit = "normalized return" if len(envs) > 1 else "return"
     aggregates = {
         f"IQM of runs, {unit}": {agent: statistics.iqm(scaled[agent], generator) for agent in agents},

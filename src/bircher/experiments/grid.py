@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bircher.config.config import Config, ConfigError, compose
-from bircher.config.settings import shown
+from bircher.config.settings import as_text
 from bircher.errors import CheckpointError, RunFolderError
 from bircher.runs import build, directory
 from bircher.runs.trainer import StopRequest
@@ -140,7 +140,7 @@ def differences(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 def _require_same(job: Job, config: Config) -> None:
     for name, (before, now) in differences(directory.read_config(job.path), config).items():
-        raise ConfigError(f"{job.path} has a run with {name}={shown(before)}, not {shown(now)}: set another --out")
+        raise ConfigError(f"{job.path} has a run with {name}={as_text(before)}, not {as_text(now)}: set another --out")
 
 
 def flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,7 @@ def resampled(values: Sequence[float], generator: np.random.Generator) -> Float[
     return _row(values)[generator.integers(len(values), size=(RESAMPLES, len(values)))]
 
 
-def normalized(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
+def normalize(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
     """Scale every agent's scores to 0 at `floor` and 1 at the best agent's mean in each environment.
 
     Returns of different games cannot be averaged without this. If no agent is above the floor, all scores are 0.

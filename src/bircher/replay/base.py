@@ -242,7 +242,7 @@ def _pick(weights: Float[Array, " N"], share: Float[Array, ""]) -> Int[Array, ""
 class WeightedState(NamedTuple):
     """The rows, and the weights of their sequences."""
 
-    ring: Any
+    replay_state: Any
     weights: Weights
 
 
@@ -266,7 +266,7 @@ def _weighted(
         return Weights(blocks, blocks.sum(-1), old.greatest)
 
     def add(state: WeightedState, rows: PyTree) -> WeightedState:
-        before, ring = state.ring, buffer.add(state.ring, rows)
+        before, ring = state.replay_state, buffer.add(state.replay_state, rows)
         weights, greatest = by_env(state.weights), state.weights.greatest
         # These T rows complete exactly the sequences that begin in the T rows before them (a context earlier).
         new_rows = (before.current_index + jnp.arange(rollout_length)) % length
@@ -279,14 +279,14 @@ def _weighted(
         return WeightedState(ring, in_blocks(weights, state.weights))
 
     def forget(state: WeightedState, count: Array) -> WeightedState:
-        newer = (state.ring.current_index - 1 - jnp.arange(length)) % length
+        newer = (state.replay_state.current_index - 1 - jnp.arange(length)) % length
         return state._replace(weights=in_blocks(jnp.where(newer < count, by_env(state.weights), 0.0), state.weights))
 
     def sample(state: WeightedState, key: Key, batch_size: int) -> Draw:
         indices, probabilities = state.weights.draw(key, batch_size)
         env, start = indices // length, indices % length
         time = (start[:, None] + jnp.arange(context + rollout_length + 1)) % length
-        rows = jax.tree.map(lambda x: x[env[:, None], time], state.ring.experience)
+        rows = jax.tree.map(lambda x: x[env[:, None], time], state.replay_state.experience)
         return Draw(rows, indices, probabilities) if exponent else Draw(rows, None, None)
 
     def update_priority(state: WeightedState, indices: Array, priorities: Array) -> WeightedState:
@@ -297,10 +297,10 @@ def _weighted(
         return state._replace(weights=state.weights.correct(indices, values, use))
 
     def ready(state: WeightedState) -> Array:
-        return buffer.can_sample(state.ring)
+        return buffer.can_sample(state.replay_state)
 
     def mean_age(state: WeightedState) -> Array:
-        return age(state.ring)
+        return age(state.replay_state)
 
     return Replay(
         init, add, sample, update_priority, mean_age, ready, num_envs * length, bool(exponent), forget

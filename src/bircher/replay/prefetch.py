@@ -25,7 +25,7 @@ from bircher.types import Key, Trajectory
 class NextBatches(NamedTuple):
     """The replayed sequences of the next rollout's updates."""
 
-    drawn: ReplaySample | None
+    samples: ReplaySample | None
     """[groups, ...]; None where nothing is replayed"""
     age: Float[Array, ""]
     """Mean age of the steps that were stored when they were sampled, in steps of all environments."""
@@ -43,9 +43,9 @@ class PriorityUpdate(NamedTuple):
 class HostReplayState(NamedTuple):
     """The state of the replay, the random key of its samples, and the samples of the next updates."""
 
-    ring: Any
+    replay_state: Any
     key: Key
-    ahead: NextBatches
+    next_batches: NextBatches
 
 
 def init(replay: Replay, spec: BatchSpec, groups: int, key: Key, row: PyTree) -> HostReplayState:
@@ -77,9 +77,9 @@ def view(replay: Replay) -> View:
     """Return read-only functions of the replay that take a `HostReplayState`."""
 
     def sample(state: HostReplayState, key: Key, batch_size: int) -> Draw:
-        return replay.sample(state.ring, key, batch_size)
+        return replay.sample(state.replay_state, key, batch_size)
 
-    return View(sample, lambda state: replay.ready(state.ring), replay.capacity)
+    return View(sample, lambda state: replay.ready(state.replay_state), replay.capacity)
 
 
 def _with_samples(replay: Replay, spec: BatchSpec, groups: int, replay_state: Any, key: Key) -> HostReplayState:

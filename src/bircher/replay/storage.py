@@ -115,12 +115,12 @@ class Code(NamedTuple):
 class Compressed(NamedTuple):
     """The arena, and the state of the replay of everything that is not in it."""
 
-    ring: Any
+    replay_state: Any
     arena: UInt8[Array, "blocks 64"]
     spans: Int[Array, "length 2"]
     """For each time, the first block of its rollout's codes and the block after their last one.  The newest time is the
     last."""
-    held: Int[Array, ""]
+    num_intact: Int[Array, ""]
     """Number of newest rows of each environment whose codes are not overwritten."""
     position: Int[Array, ""]
     """The block where the next rollout's codes begin."""
@@ -162,22 +162,22 @@ def compress_observations(
         spans = jnp.concatenate([state.spans[rollout_length:], span])
         newer = jnp.arange(length)[::-1]
         overwritten = (newer >= rollout_length) & (spans[:, 0] < end) & (spans[:, 1] > begin)
-        intact = jnp.minimum(state.held + rollout_length, jnp.where(overwritten, newer, length).min())
-        inner = forget(replay.add(state.ring, rows._replace(observation=code)), intact)
+        intact = jnp.minimum(state.num_intact + rollout_length, jnp.where(overwritten, newer, length).min())
+        inner = forget(replay.add(state.replay_state, rows._replace(observation=code)), intact)
         return Compressed(inner, _write_blocks(state.arena, codes, begin, used), spans, intact, end)
 
     def sample(state: Compressed, key: Key, batch_size: int) -> Draw:
-        draw = replay.sample(state.ring, key, batch_size)
+        draw = replay.sample(state.replay_state, key, batch_size)
         return draw._replace(rows=draw.rows._replace(observation=codec.decode(state.arena, draw.rows.observation)))
 
     def update_priority(state: Compressed, indices: Array, priorities: Array) -> Compressed:
-        return state._replace(ring=replay.update_priority(state.ring, indices, priorities))
+        return state._replace(replay_state=replay.update_priority(state.replay_state, indices, priorities))
 
     def age(state: Compressed) -> Array:
-        return num_envs * jnp.maximum(state.held - 1, 0) / 2
+        return num_envs * jnp.maximum(state.num_intact - 1, 0) / 2
 
     def ready(state: Compressed) -> Array:
-        return replay.ready(state.ring)
+        return replay.ready(state.replay_state)
 
     return replay._replace(
         init=init, add=add, sample=sample, update_priority=update_priority, age=age, ready=ready, forget=None

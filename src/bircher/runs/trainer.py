@@ -88,15 +88,15 @@ class ChunkScheduler:
         self.episodes = num_envs * -(-rollout_length // 2)
         self._chunk = 1
 
-    def chunk(self, steps_left: int, episodes_left: int | None, known: bool) -> int:
+    def chunk(self, steps_left: int, episodes_left: int | None, nothing_pending: bool) -> int:
         """Return the iterations of the next chunk, given the steps and episodes that are left after pending chunks.
 
-        It is 0 if the pending chunks may reach a goal.  If `known`, no chunk is pending, and it is at least 1.
+        It is 0 if the pending chunks may reach a goal.  If `nothing_pending`, it is at least 1.
         """
         safe = steps_left // self.steps
         if episodes_left is not None:
             safe = min(safe, episodes_left // self.episodes)
-        return min(self._chunk, max(safe, 1 if known else 0))
+        return min(self._chunk, max(safe, 1 if nothing_pending else 0))
 
     def record(self, iterations: int, seconds: float) -> None:
         """Adapt the size of chunks to the time that one took."""
@@ -298,10 +298,10 @@ class Training:
             episodes = (
                 self._config.episodes - self._counters["episodes"] - pending_iterations * self._scheduler.episodes
             )
-        known = not self._pending
-        if known and (steps <= 0 or (episodes is not None and episodes <= 0)):
+        nothing_pending = not self._pending
+        if nothing_pending and (steps <= 0 or (episodes is not None and episodes <= 0)):
             return 0
-        return self._scheduler.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), known)
+        return self._scheduler.chunk(max(steps, 0), None if episodes is None else max(episodes, 0), nothing_pending)
 
     def _dispatch(self, iterations: int) -> None:
         watching = self._clock.begin()

@@ -204,7 +204,7 @@ class Learner:
             state, metrics, priorities = self.update_networks(without_replay(state), rollout, tally, next_batches)
             replay = self.advance_host_replay(replay, key, rollout, tally.failed, priorities)
             return replace(state, replay=replay), metrics
-        rollout = sanitized(rollout, tally.failed >= 0)
+        rollout = sanitize(rollout, tally.failed >= 0)
         state = replace(state, replay=self._replay.add(state.replay, _stored_rows(rollout)))
         state, metrics, _ = self.run_updates(state, rollout, tally)
         return state, metrics
@@ -216,13 +216,13 @@ class Learner:
 
         Returns the new state, metrics, and the priorities for `advance_host_replay`.
         """
-        return self.run_updates(state, sanitized(rollout, tally.failed >= 0), tally, next_batches)
+        return self.run_updates(state, sanitize(rollout, tally.failed >= 0), tally, next_batches)
 
     def advance_host_replay(
         self, replay: Any, key: Key, rollout: Trajectory, failed: Array, priorities: PriorityUpdate | None
     ) -> HostReplayState:
         """Return the host's replay with new priorities, the rollout stored, and the next batches drawn."""
-        rows = _stored_rows(sanitized(rollout, failed >= 0))
+        rows = _stored_rows(sanitize(rollout, failed >= 0))
         return prefetch.advance_host_replay(
             self._replay, self._batch_spec, self._num_batches, replay, key, rows, priorities
         )
@@ -237,7 +237,7 @@ class Learner:
         `next_batches`, and the priorities are returned for a replay that is on the host.
         """
         key, order_key, batch_key = jax.random.split(state.key, 3)
-        before = _learned(state)
+        before = _trainable(state)
         state = replace(state, key=key)
 
         def step(state: TrainState, inputs: tuple[Array, Key, Array, ReplaySample | None]):
@@ -246,19 +246,19 @@ class Learner:
         last = (jnp.arange(self._num_batches) == self._num_batches - 1) | self._measures_all
         order = fresh_order(self._batch_spec, self._num_batches, order_key)
         keys = jax.random.split(batch_key, self._num_batches)
-        samples = None if next_batches is None else next_batches.drawn
+        samples = None if next_batches is None else next_batches.samples
         state, (each, priorities) = jax.lax.scan(step, state, (order, keys, last, samples))
         # A failed rollout teaches nothing: what was learned before stays unchanged.
-        kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _learned(state))
-        state = eqx.tree_at(_learned, state, kept, is_leaf=lambda x: x is None)
+        kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _trainable(state))
+        state = eqx.tree_at(_trainable, state, kept, is_leaf=lambda x: x is None)
         metrics = each.mean(last).metrics() | _norms(before[0], state.params)
         share = self._batch_spec.num_replayed / self._batch_spec.batch_size
         age = self._replay.age(state.replay) if next_batches is None else next_batches.age
         metrics["target/replay_age"] = share * age
         # Counted last: the learning rate of these updates is that of the rollout's first step.
-        return replace(state, counters=self._counted(state.counters, tally)), metrics, priorities
+        return replace(state, counters=self._count(state.counters, tally)), metrics, priorities
 
-    def _counted(self, counters: Counters, tally: Tally) -> Counters:
+    def _count(self, counters: Counters, tally: Tally) -> Counters:
         """Return the counters after a rollout."""
         return counters._replace(
             env_steps=counters.env_steps + tally.env_steps,
@@ -270,7 +270,7 @@ class Learner:
 
     def _update_on_batch(
         self, state: TrainState, rollout: Trajectory, on_host: bool,
-        order: Array, key: Key, measured: Array, sample: ReplaySample | None,
+        order: Array, key: Key, with_metrics: Array, sample: ReplaySample | None,
     ) -> tuple[TrainState, tuple[UpdateMetrics, PriorityUpdate | None]]:  # fmt: skip
         """Assemble a batch, compute its targets, and run the updates that share them."""
         draw_key, target_key, update_key = jax.random.split(key, 3)
@@ -294,11 +294,11 @@ class Learner:
         elif self._replay.prioritized:
             priorities = PriorityUpdate(batch.indices, targets.priority)
         state = replace(state, agent_state=agent_state, replay=replay)
-        state, metrics = self._run_sgd(state, batch, targets, sound, update_key, measured)
+        state, metrics = self._run_sgd(state, batch, targets, sound, update_key, with_metrics)
         return state, (metrics, priorities)
 
     def _run_sgd(
-        self, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, measured: Array
+        self, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, with_metrics: Array
     ) -> tuple[TrainState, UpdateMetrics]:
         """Run epochs x minibatches steps toward the same targets."""
         config = self.config.optimizer
@@ -308,24 +308,24 @@ class Learner:
             # fold_in with a number that no step's key has.
             batch, targets = crop_sequences(jax.random.fold_in(key, count), batch, targets, config.crop_length)
         if count == 1 and config.segment_length is None:
-            return self._sgd_step(state, batch, targets, sound, keys[0], measured)
+            return self._sgd_step(state, batch, targets, sound, keys[0], with_metrics)
         index = self._minibatches(jax.random.fold_in(key, count + 1))
         if config.segment_length is not None:
             batch, targets = split_sequences(batch, targets, config.segment_length)
 
         def one(carry: tuple[TrainState, Array], inputs: tuple[Array, Key, Array]):
-            (state, stopped), (index, key, measured) = carry, inputs
+            (state, stopped), (index, key, with_metrics) = carry, inputs
             part = take(batch, index), _select_targets(targets, index)
-            new, metrics = self._sgd_step(state, *part, sound, key, measured)
+            new, metrics = self._sgd_step(state, *part, sound, key, with_metrics)
             if config.target_kl is None:
                 return (new, stopped), metrics
             stopped |= metrics.occasional[DISTANCE] > config.target_kl
-            kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _learned(state), _learned(new))
-            new = replace(eqx.tree_at(_learned, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
+            kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), _trainable(state), _trainable(new))
+            new = replace(eqx.tree_at(_trainable, new, kept, is_leaf=lambda x: x is None), counters=state.counters)
             counters = state.counters._replace(learner_steps=state.counters.learner_steps + ~stopped)
             return (replace(new, counters=counters), stopped), metrics
 
-        last = (measured & (jnp.arange(count) == count - 1)) | self._measures_all
+        last = (with_metrics & (jnp.arange(count) == count - 1)) | self._measures_all
         (state, _), each = jax.lax.scan(one, (state, jnp.zeros((), bool)), (index, keys, last))
         return state, each.mean(last)
 
@@ -339,13 +339,13 @@ class Learner:
         return order.reshape(config.epochs * config.minibatches, -1)
 
     def _sgd_step(
-        self, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, measured: Array
+        self, state: TrainState, batch: Batch, targets: Targets, sound: Array, key: Key, with_metrics: Array
     ) -> tuple[TrainState, UpdateMetrics]:
         """Take one step of the optimizer and of the target network; leave it out where a number is not finite."""
         config = self.config
 
         def objective(params: PyTree) -> tuple[Array, tuple[dict[str, Array], dict[str, Array]]]:
-            terms, metrics = self.agent.loss(params, state.agent_state, batch, targets, key, measured=measured)
+            terms, metrics = self.agent.loss(params, state.agent_state, batch, targets, key, with_metrics=with_metrics)
             progress = jnp.minimum(state.counters.env_steps / config.total_steps, 1.0)
             weights = weights_at(self.agent.weights, progress)
             total, term_metrics = losses.combine(terms, weights, targets.mask, batch.importance)
@@ -379,7 +379,7 @@ class Learner:
         return state, UpdateMetrics(always, occasional)
 
 
-def sanitized(rows: Trajectory, failed: Array) -> Trajectory:
+def sanitize(rows: Trajectory, failed: Array) -> Trajectory:
     """Return the rows of a rollout, or harmless ones if it failed: zeros, each the first and last of an episode."""
     rows = jax.tree.map(lambda x: jnp.where(failed, jnp.zeros_like(x), x), rows)
     return rows._replace(first=rows.first | failed, last=rows.last | failed)
@@ -390,7 +390,7 @@ def _stored_rows(rollout: Trajectory) -> Trajectory:
     return jax.tree.map(lambda x: x[:, :-1], rollout)
 
 
-def _learned(state: TrainState) -> tuple:
+def _trainable(state: TrainState) -> tuple:
     return state.params, state.target_params, state.agent_state, state.optimizer_state
 
 

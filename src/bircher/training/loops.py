@@ -143,7 +143,7 @@ class DeviceUpdate:
         """Return the new state and sums, and what `observe` returns of the state; the old ones are donated."""
         return self._program(train, progress, rollout, tally)
 
-    def completed(self, train: TrainState) -> TrainState:
+    def finish(self, train: TrainState) -> TrainState:
         """Return the state with everything that is still computed elsewhere: here, nothing is."""
         return train
 
@@ -177,17 +177,17 @@ class HostReplayUpdate:
         self._pending: Future[tuple[HostReplayState, NextBatches]] | None = None
 
     def __call__(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> Updated:
-        """The same as `DeviceUpdate`; the replay is not in the new state but on the thread: see `completed`."""
+        """The same as `DeviceUpdate`; the replay is not in the new state but on the thread: see `finish`."""
         if self._pending is None:
             replay, next_batches = train.replay, self._to_device(train.replay)
         else:
             replay, next_batches = self._pending.result()
         state = without_replay(train)
         state, progress, priorities, observed = self._program(state, progress, rollout, tally, next_batches)
-        self._pending = self._thread.submit(self._advanced, replay, rollout, tally.failed, priorities)
+        self._pending = self._thread.submit(self._advance_replay, replay, rollout, tally.failed, priorities)
         return state, progress, observed
 
-    def completed(self, train: TrainState) -> TrainState:
+    def finish(self, train: TrainState) -> TrainState:
         """Return the state with its replay, once that has stored the last rollout."""
         if self._pending is None:
             return train
@@ -196,7 +196,7 @@ class HostReplayUpdate:
 
     def zero_progress(self, train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
         """Return sums over no iteration, of the right shapes; traces only."""
-        next_batches = train.replay.ahead
+        next_batches = train.replay.next_batches
         return Progress.zero(jax.eval_shape(self._update, without_replay(train), rollout, tally, next_batches)[1])
 
     def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
@@ -212,14 +212,14 @@ class HostReplayUpdate:
         return temporary_bytes(self._program)
 
     def _to_device(self, replay: HostReplayState) -> NextBatches:
-        return jax.device_put(replay.ahead, self._device)
+        return jax.device_put(replay.next_batches, self._device)
 
-    def _advanced(
+    def _advance_replay(
         self, replay: HostReplayState, rollout: Trajectory, failed: Array, priorities: PriorityUpdate | None
     ) -> tuple[HostReplayState, NextBatches]:
         """Runs on the thread: only this waits for the rollout and the priorities to arrive on the host."""
         on_host = jax.device_put((rollout, failed, priorities), self._host)
-        replay = self._advance(replay.ring, replay.key, *on_host)
+        replay = self._advance(replay.replay_state, replay.key, *on_host)
         return replay, self._to_device(replay)
 
 
@@ -293,11 +293,11 @@ def _two_programs(
                 actor_state, rollout, tally = acting()
                 train, progress, _ = update(train, progress, rollout, tally)
                 continue
-            train = jax.block_until_ready(update.completed(train))
+            train = jax.block_until_ready(update.finish(train))
             (actor_state, rollout, tally), acting_seconds = timed(acting)
             (train, progress, _), learning_seconds = timed(partial(update, train, progress, rollout, tally))
             stopwatch.record(acting_seconds, learning_seconds)
-        return update.completed(train), actor_state, progress
+        return update.finish(train), actor_state, progress
 
     def compile(train, actor_state, progress):
         nonlocal collect_program
@@ -352,13 +352,13 @@ def pipeline(agent: Agent, env: Env, learner: Learner, rollout_length: int, tota
                     train, progress, observed = update(train, progress, state.rollout, state.tally)
                     state = collecting.result()
                     continue
-                train, state = jax.block_until_ready((update.completed(train), state))
+                train, state = jax.block_until_ready((update.finish(train), state))
                 collecting = pool.submit(timed, acting)
                 learning = partial(update, train, progress, state.rollout, state.tally)
                 (train, progress, observed), learning_seconds = timed(learning)
                 state, acting_seconds = collecting.result()
                 stopwatch.record(acting_seconds, learning_seconds)
-        return update.completed(train), state, progress
+        return update.finish(train), state, progress
 
     def compile(train: TrainState, state: PipelineState, progress: Progress) -> int:
         nonlocal collect_program
