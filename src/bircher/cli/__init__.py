@@ -72,7 +72,7 @@ def _complete(incomplete: str) -> list[str]:
     from bircher.config.config import AGENTS
     from bircher.envs import atari, registry
 
-    env_ids = [*registry.TOYS, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL, *atari.ids()]
+    env_ids = [*registry.TOYS, *registry.SMALL, *registry.GYMNAX, *registry.PGX, *registry.ENVPOOL, *atari.ids()]
     known = dict.fromkeys(name for kind in AGENTS.values() for name in settings.names(kind))
     keys = [f"{name}=" for name in ("agent", "loop", "observation", *known)]
     return [word for word in dict.fromkeys((*env_ids, *keys)) if word.startswith(incomplete)]

@@ -34,6 +34,16 @@ class PureState(NamedTuple):
     last: Bool[Array, " B"]
 
 
+class Single(NamedTuple):
+    """One environment as the functions of one episode: the arguments of PureEnv except the seeds."""
+
+    spec: EnvSpec
+    start: Start
+    move: Move
+    legal_actions: Legal | None = None
+    player: Player | None = None
+
+
 class PureEnv:
     """B environments made from two functions of one: ``start`` begins an episode and ``move`` takes a step.
 

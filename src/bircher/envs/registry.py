@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bircher.envs import atari
+from bircher.envs import atari, small
 from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
 from bircher.envs.config import ObservationConfig
@@ -53,6 +53,8 @@ TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
     "toy/nim",
 )  # fmt: skip
+
+SMALL = tuple(small.TASKS)
 
 # Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
 # and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
@@ -182,7 +184,7 @@ def _resolve(source: object, backend: str | None) -> str:
         return "gymnasium"
     if source in PGX_REFUSED and backend in (None, "pgx"):
         raise UnsupportedEnvironment(f"{source} cannot be played: {PGX_REFUSED[source]}")
-    for name, ids in (("toys", TOYS), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
+    for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
         if source in ids and backend in (None, name):
             return name
     if atari.canonical(source) is not None and backend in (None, "envpool"):
@@ -193,7 +195,7 @@ def _resolve(source: object, backend: str | None) -> str:
         return "gymnasium"
     from bircher.envs import specs
 
-    known_ids = {"toys": TOYS, "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.ids()}
+    known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.ids()}
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
@@ -358,7 +360,7 @@ def known(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.ids())):
+    for env_id in dict.fromkeys((*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = resolve(env_id)

@@ -26,37 +26,28 @@ Here b is the index of the environment, and t the number of actions taken in its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.envs.jax_env import Legal, Move, Player, PureEnv, Start
+from bircher.envs import small
+from bircher.envs.jax_env import PureEnv, Single
 from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
-
-
-class Toy(NamedTuple):
-    """The arguments of PureEnv except the seeds."""
-
-    spec: EnvSpec
-    start: Start
-    move: Move
-    legal_actions: Legal | None = None
-    player: Player | None = None
 
 
 def make_toy(
     env_id: str, seeds: Sequence[int], max_steps: int | None = None, options: Mapping[str, Any] | None = None
 ) -> PureEnv:
-    """Make B toys of one kind; raises UnsupportedEnvironment for an option that the toy does not have."""
+    """Make B toys, or small tasks, of one kind; raises UnsupportedEnvironment for an option that it does not have."""
     toy = _single(env_id, max_steps, options)
     return PureEnv(toy.spec, toy.start, toy.move, seeds, toy.legal_actions, toy.player)
 
 
 def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
-    """Return the specification of a toy."""
+    """Return the specification of a toy or of a small task."""
     return _single(env_id, max_steps, options).spec
 
 
@@ -65,9 +56,10 @@ def counter_reward(index: Any, time: Any, action: Any) -> Any:
     return 1000.0 * index + 10.0 * time + action
 
 
-def _single(env_id: str, max_steps: int | None, options: Mapping[str, Any] | None) -> Toy:
+def _single(env_id: str, max_steps: int | None, options: Mapping[str, Any] | None) -> Single:
+    make = small.TASKS[env_id].make if env_id in small.TASKS else TOYS[env_id]
     try:
-        return TOYS[env_id](env_id, max_steps, **(options or {}))
+        return make(env_id, max_steps, **(options or {}))
     except TypeError as error:
         raise UnsupportedEnvironment(f"{env_id} does not take the options {dict(options or {})}: {error}") from error
 
@@ -84,7 +76,7 @@ def _vector(size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((size,), np.float32)
 
 
-def _counter(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
+def _counter(env_id: str, max_steps: int | None, length: int = 5) -> Single:
     dies = env_id == "toy/counter"
     limit = _limited(None if dies else length, max_steps)
 
@@ -98,10 +90,10 @@ def _counter(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
         terminal = dies & (time >= length)
         return (index, time), observation, counter_reward(index, time, action), terminal, _reached(time, limit)
 
-    return Toy(EnvSpec(env_id, _vector(3), Discrete(2), limit), start, move)
+    return Single(EnvSpec(env_id, _vector(3), Discrete(2), limit), start, move)
 
 
-def _bandit(env_id: str, max_steps: int | None) -> Toy:
+def _bandit(env_id: str, max_steps: int | None) -> Single:
     rewards = (0.0, 0.25, 0.5, 1.0)
 
     def start(key, index):
@@ -110,10 +102,10 @@ def _bandit(env_id: str, max_steps: int | None) -> Toy:
     def move(key, inner, action):
         return inner, jnp.ones(1), jnp.array(rewards)[action], True, False
 
-    return Toy(EnvSpec(env_id, _vector(1), Discrete(len(rewards)), max_steps), start, move)
+    return Single(EnvSpec(env_id, _vector(1), Discrete(len(rewards)), max_steps), start, move)
 
 
-def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
+def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Single:
     limit = _limited(10 * length, max_steps)
 
     def start(key, index):
@@ -126,10 +118,10 @@ def _chain(env_id: str, max_steps: int | None, length: int = 5) -> Toy:
         observation = jax.nn.one_hot(place, length)  # all zeros at the end, which is not one of the n places
         return (place, time), observation, jnp.where(end, 1.0, 0.0), end, _reached(time, limit)
 
-    return Toy(EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move)
+    return Single(EnvSpec(env_id, _vector(length), Discrete(3), limit), start, move)
 
 
-def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
+def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Single:
     limit = _limited(length, max_steps)
 
     def observe(time):
@@ -142,10 +134,10 @@ def _cliff(env_id: str, max_steps: int | None, length: int = 8) -> Toy:
         time, jumped = time + 1, action == 1
         return time, observe(time), jnp.where(jumped, 2.0, 1.0), jumped, _reached(time, limit)
 
-    return Toy(EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move)
+    return Single(EnvSpec(env_id, _vector(2), Discrete(2), limit), start, move)
 
 
-def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5) -> Toy:
+def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5) -> Single:
     def observe(inner):
         ball_row, ball_column, paddle, _ = inner
         grid = jnp.zeros((rows, columns, 1))
@@ -163,10 +155,10 @@ def _catch(env_id: str, max_steps: int | None, rows: int = 10, columns: int = 5)
         return inner, observe(inner), reward, down, _reached(inner[3], max_steps)
 
     shape = jax.ShapeDtypeStruct((rows, columns, 1), np.float32)
-    return Toy(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
+    return Single(EnvSpec(env_id, shape, Discrete(3), max_steps), start, move)
 
 
-def _recall(env_id: str, max_steps: int | None, length: int = 30, spread: int = 4) -> Toy:
+def _recall(env_id: str, max_steps: int | None, length: int = 30, spread: int = 4) -> Single:
     def start(key, index):
         cue_key, wait_key = jax.random.split(key)
         cue = jax.random.randint(cue_key, (), 0, 2)
@@ -180,10 +172,10 @@ def _recall(env_id: str, max_steps: int | None, length: int = 30, spread: int = 
         observation = jnp.array([0.0, jnp.where(time == wait, 1.0, 0.0)])
         return (cue, wait, time), observation, reward, answered, _reached(time, max_steps)
 
-    return Toy(EnvSpec(env_id, _vector(2), Discrete(2), max_steps), start, move)
+    return Single(EnvSpec(env_id, _vector(2), Discrete(2), max_steps), start, move)
 
 
-def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Toy:
+def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Single:
     def start(key, index):
         return (heap, 0, 0), jax.nn.one_hot(heap, heap + 1)
 
@@ -198,10 +190,10 @@ def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Toy:
         return jnp.arange(1, 3) <= inner[0]
 
     spec = EnvSpec(env_id, _vector(heap + 1), Discrete(2), max_steps, num_players=2)
-    return Toy(spec, start, move, legal_actions, lambda inner: inner[2])
+    return Single(spec, start, move, legal_actions, lambda inner: inner[2])
 
 
-TOYS: dict[str, Callable[..., Toy]] = {
+TOYS: dict[str, Callable[..., Single]] = {
     "toy/counter": _counter,
     "toy/counter-truncated": _counter,
     "toy/bandit": _bandit,
