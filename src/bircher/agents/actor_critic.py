@@ -302,9 +302,8 @@ def make(
     ) -> tuple[ActOutput, Carry]:
         del progress
         model: Model = policy.params
-        latent, memory = model.encode(
-            normalize_observation(policy.state, timestep.observation), carry.memory, timestep.first
-        )
+        observation = normalize_observation(policy.state, timestep.observation)
+        latent, memory = model.encode(observation, carry.memory, timestep.first)
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
         if mode != "explore" and simulations:
             action = run_search(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
@@ -317,9 +316,8 @@ def make(
         policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
     ) -> SearchResult:
         assert search_config is not None
-        model: Model = policy.params
-        root = muzero.search_root(model, latent, legal_actions)
-        simulate = muzero.simulator(model, model_discount)
+        root = muzero.search_root(policy.params, latent, legal_actions)
+        simulate = muzero.simulator(policy.params, model_discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
