@@ -22,7 +22,7 @@ IDS = tuple(small.TASKS)
 @pytest.fixture
 def players(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("small_tasks")
+    return importlib.import_module("references")
 
 
 def trace(env_id: str, player, max_steps: int | None = None):

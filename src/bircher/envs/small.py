@@ -60,7 +60,7 @@ class Task(NamedTuple):
     steps: int
     """Environment steps of a run in a comparison."""
     random: float
-    """The mean return of uniformly random actions, measured by `python benchmarks/small_tasks.py`."""
+    """The mean return of uniformly random actions, measured by `python benchmarks/references.py`."""
     best: float
     """The mean return of the best player, known by reasoning or computed by the same command."""
 

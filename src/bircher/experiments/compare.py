@@ -147,6 +147,17 @@ NOTES = (
 )
 
 
+PROGRESS_NOTES = (
+    "A run's steps to the threshold are those after which the mean of its last 100 training episodes first reached it, "
+    "as exactly as its metrics are written. From 20 to 99 episodes the mean is over all of them. A run that never gets "
+    "there counts as its whole budget.",
+    "On environments where an agent trains with clipped rewards, evaluations during training replace the training "
+    "episodes of all agents.",
+    "The interval of a difference or a ratio resamples the seeds of both agents within each environment. The ratio is "
+    "the median over environments of the ratio of the median steps.",
+)
+
+
 PAGE, TABLE, NUMBERS = "comparison.html", "comparison.md", "comparison.json"
 POINTS = 60
 """Maximum number of points of a curve."""
@@ -232,8 +243,10 @@ def curve(lines: Sequence[Line]) -> Curve | None:
     return Curve([int(value) for value in points[0]], points[1], points[2])
 
 
-def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = ()) -> report.Findings:
+def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: Suite | None = None) -> report.Findings:
     """Compute the results of a comparison from its runs, which must all be done.
+
+    With a suite, which must have all of their environments, scores are normalized by its references.
 
     Raises:
       RunFolderError: a run's evaluation or metrics cannot be read.
@@ -257,28 +270,90 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = ()) -> repo
             steps = max(int(lines[job][-1]["env_steps"]) for job in own)
             seconds = float(np.mean([lines[job][-1]["wall_seconds"] for job in own]))
             rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds))
-    floors = {env: _untrained([lines[job] for job in jobs if job.env == env]) for env in envs}
-    scaled = statistics.normalize(scores, floors) if len(envs) > 1 else scores
-    unit = "normalized return" if len(envs) > 1 else "return"
-    aggregates = {
-        f"IQM of runs, {unit}": {agent: statistics.iqm(scaled[agent], generator) for agent in agents},
-        f"median over environments of mean {unit}": {
-            agent: statistics.median(scaled[agent], generator) for agent in agents
-        },
-    }
+    scaled, aggregates = _aggregates(scores, [(job.env, lines[job]) for job in jobs], suite, generator)
     improvement = {
         (ours, theirs): statistics.probability_of_improvement(scores[ours], scores[theirs], generator)
         for ours, theirs in _pairs(agents)
         if set(scores[ours]) & set(scores[theirs])
     }
-    all_notes = [*notes, _evaluation_note(list(reports.values())), *_cautions(rows, envs)]
+    all_notes = [*notes, _evaluation_note(list(reports.values())), *_cautions(rows, envs, suite)]
     over = {
         axis: {env: _bands(jobs, curves, env, agents, axis) for env in envs} for axis in ("env_steps", "wall_seconds")
     }
     commands = [job.command for job in jobs]
+    progress = None if suite is None else _progress(scaled, lines, suite, generator)
     return report.Findings(
-        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, all_notes
+        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, all_notes, progress
     )  # fmt: skip
+
+
+def _aggregates(
+    scores: Mapping[str, Scores], runs: Sequence[tuple[str, Sequence[Line]]], suite: Suite | None,
+    generator: np.random.Generator,
+) -> tuple[Mapping[str, Scores], dict[str, dict[str, Estimate]]]:  # fmt: skip
+    """Return the scores in common units, and their statistics by name and agent."""
+    if suite is not None:
+        scaled = {
+            agent: {env: [suite.references[env].scale(value) for value in values] for env, values in own.items()}
+            for agent, own in scores.items()
+        }
+        kinds = {"mean": statistics.mean, "median": statistics.median, "IQM": statistics.iqm}
+        names = {name: f"{name} of normalized scores" for name in kinds}
+    else:
+        envs = dict.fromkeys(env for env, _ in runs)
+        floors = {env: _untrained([lines for other, lines in runs if other == env]) for env in envs}
+        scaled = statistics.normalize(scores, floors) if len(envs) > 1 else scores
+        unit = "normalized return" if len(envs) > 1 else "return"
+        kinds = {"IQM": statistics.iqm, "median": statistics.median}
+        names = {"IQM": f"IQM of runs, {unit}", "median": f"median over environments of mean {unit}"}
+    return scaled, {
+        names[kind]: {agent: estimate(scaled[agent], generator) for agent in scores} for kind, estimate in kinds.items()
+    }
+
+
+def _progress(
+    scaled: Mapping[str, Scores], lines: Mapping[Job, Sequence[Line]], suite: Suite, generator: np.random.Generator
+) -> report.Progress:
+    """Return each environment's normalized scores and steps to its threshold, and how the first agent compares."""
+    agents, steps, rows = list(scaled), {agent: {} for agent in scaled}, []
+    configs = {job: directory.read_config(job.path) for job in lines}
+    clipped = {job.env for job, config in configs.items() if config.env.reward_clip is not None}
+    for env in dict.fromkeys(job.env for job in lines):
+        reference = suite.references[env]
+        for agent in agents:
+            own = [job for job in lines if (job.env, job.variant) == (env, agent)]
+            if not own:
+                continue
+            reached = [_steps_to(lines[job], reference.threshold, env in clipped) for job in own]
+            whole = [configs[job].steps for job in own]
+            steps[agent][env] = [end if step is None else step for step, end in zip(reached, whole, strict=True)]
+            score = statistics.mean({env: scaled[agent][env]}, generator)
+            solved = sum(step is not None for step in reached)
+            row = report.ProgressRow(
+                env, agent, reference.zero, reference.one, reference.threshold, score, tuple(steps[agent][env]), solved
+            )
+            rows.append(row)
+    pairs = [(agents[0], other) for other in agents[1:] if set(scaled[agents[0]]) & set(scaled[other])]
+    return report.Progress(
+        rows,
+        {(ours, theirs): statistics.difference(scaled[ours], scaled[theirs], generator) for ours, theirs in pairs},
+        {(ours, theirs): statistics.ratio(steps[ours], steps[theirs], generator) for ours, theirs in pairs},
+    )
+
+
+def _steps_to(lines: Sequence[Line], threshold: float, clipped: bool) -> int | None:
+    """Return the steps after which the training returns of a run reached a threshold; None if they never did.
+
+    Where rewards of training are `clipped`, its evaluations are used instead.
+    """
+    if clipped:
+        evaluated = [line for line in lines if np.isfinite(line.get("eval/return_mean", np.nan))]
+        return next((int(line["env_steps"]) for line in evaluated if line["eval/return_mean"] >= threshold), None)
+    counted = returns(lines)
+    totals = [int(line["episodes"]) for line in counted]
+    episodes = np.diff([0, *totals]).tolist()
+    steps = [int(line["env_steps"]) for line in counted]
+    return statistics.steps_to_threshold(steps, [line["act/episode_return"] for line in counted], episodes, threshold)
 
 
 def _evaluation_note(reports: Sequence[dict[str, Any]]) -> str:
@@ -291,7 +366,7 @@ def _evaluation_note(reports: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _cautions(rows: Sequence[report.Row], envs: Sequence[str]) -> list[str]:
+def _cautions(rows: Sequence[report.Row], envs: Sequence[str], suite: Suite | None) -> list[str]:
     """Return notes on how to read the numbers."""
     notes = []
     if len(envs) == 1:
@@ -313,7 +388,12 @@ def _cautions(rows: Sequence[report.Row], envs: Sequence[str]) -> list[str]:
             notes.append(
                 f"{agent} has no run on {', '.join(missing)}: its statistics over environments leave that out."
             )
-    if len(envs) > 1:
+    if suite is not None:
+        notes += [f"Normalized scores are those of the suite: {suite.meaning}.", *PROGRESS_NOTES]
+        missing = [env for env in suite.references if env not in envs]
+        if missing:
+            notes.append(f"No agent has a run on {', '.join(missing)}: the statistics leave that out.")
+    elif len(envs) > 1:
         notes.append(
             "Returns are normalized in each environment: 0 is the return of the first training episodes, 1 that of the "
             "best agent."

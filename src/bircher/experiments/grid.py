@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from bircher.config.config import Config, ConfigError, compose
 from bircher.config.settings import as_text
-from bircher.errors import CheckpointError, RunFolderError
+from bircher.envs import atari, small
+from bircher.errors import CheckpointError, RunFolderError, near
+from bircher.experiments.statistics import Reference, format_return
 from bircher.runs import build, directory
 from bircher.runs.trainer import StopRequest
 
@@ -77,6 +79,63 @@ class Job(NamedTuple):
             raise RunFolderError(f"{self.path / EVALUATION} cannot be read: {error}") from error
 
 
+class Suite(NamedTuple):
+    """Environments that agents are compared on, and the returns that make their scores comparable."""
+
+    steps: Mapping[str, int | None]
+    """Environment steps of a run, by environment; None takes those of the preset."""
+    references: Mapping[str, Reference]
+    meaning: str
+    """The meaning of the normalized scores and of the threshold, as a note for the page."""
+
+
+SUITES = ("small", "small-choosing", "minatar", "atari5", "atari57")
+"""The names of the suites."""
+
+MINATAR = {
+    "Asterix-MinAtar": (0.45, 50.96),
+    "Breakout-MinAtar": (0.44, 103.85),
+    "Freeway-MinAtar": (0.38, 66.7),
+    "Seaquest-MinAtar": (0.1, 37.85),
+    "SpaceInvaders-MinAtar": (4.19, 177.57),
+}
+"""Returns of random actions (`python benchmarks/references.py --minatar`), and the highest mean return of a run in
+`benchmarks/ledger.jsonl` on 28 November 2026. The second is no bound."""
+
+ATARI5 = ("BattleZone-v5", "DoubleDunk-v5", "NameThisGame-v5", "Phoenix-v5", "Qbert-v5")
+"""The games of "Atari-5: Distilling the Arcade Learning Environment down to Five Games" by Aitchison et al. 2023
+(https://arxiv.org/abs/2210.02019). The paper predicts the median over 57 games from them by a regression, which is not
+applied here."""
+
+SOLVED = "the threshold is four fifths of the way from 0 to 1"
+
+
+def suite(name: str) -> Suite:
+    """Return a suite by its name.
+
+    Raises:
+      ConfigError: there is no such suite.
+    """
+    if name not in SUITES:
+        raise ConfigError(f"unknown suite {name!r}{near(name, SUITES)}: expected one of {', '.join(SUITES)}")
+    if name.startswith("small"):
+        tasks = small.REPORTING if name == "small" else small.CHOOSING
+        references = {
+            env: Reference(task.random, task.best, task.threshold) for env in tasks for task in (small.TASKS[env],)
+        }
+        meaning = f"0 is the return of random actions, 1 that of the best player; {SOLVED}"
+        return Suite({env: small.TASKS[env].steps for env in tasks}, references, meaning)
+    if name == "minatar":
+        references = {env: Reference(low, high, low + 0.8 * (high - low)) for env, (low, high) in MINATAR.items()}
+        meaning = f"0 is the return of random actions, 1 the best mean of a run in this project's ledger; {SOLVED}"
+        return Suite(dict.fromkeys(MINATAR, 1_000_000), references, meaning)
+    scores = atari.scores()
+    games = ATARI5 if name == "atari5" else tuple(scores)
+    references = {env: Reference(scores[env].random, scores[env].human, scores[env].human) for env in games}
+    meaning = "human-normalized: 0 is the score of random actions, 1 that of a human, which is also the threshold"
+    return Suite(dict.fromkeys(games), references, meaning)
+
+
 class _RunningJob(NamedTuple):
     job: Job
     process: subprocess.Popen
@@ -85,16 +144,19 @@ class _RunningJob(NamedTuple):
 
 
 def plan(
-    variants: Sequence[Variant], envs: Sequence[str], seeds: Sequence[int], settings: Sequence[str], out: Path
-) -> list[Job]:
+    variants: Sequence[Variant], envs: Sequence[str] | Mapping[str, int | None], seeds: Sequence[int],
+    settings: Sequence[str], out: Path,
+) -> list[Job]:  # fmt: skip
     """Return a job for every variant on every environment with every seed, and check each before any run starts.
 
+    `envs` may have the steps of each environment, as a suite does; settings of steps replace them.
     The outermost loop is over seeds, so that a comparison that is stopped early has the same number of each.
 
     Raises:
       ConfigError, UnknownEnvironment, UnsupportedEnvironment: a job cannot be run, two jobs would share a folder, or a
         folder contains a run with other settings.
     """
+    budgets = {env: steps for env, steps in envs.items() if steps} if isinstance(envs, Mapping) else {}
     jobs: list[Job] = []
     possible: set[tuple[str, str]] = set()
     for word in settings:
@@ -106,7 +168,10 @@ def plan(
         for env in envs:
             for variant in variants:
                 path = out / folder_name(env) / folder_name(variant.name) / str(seed)
-                job = Job(variant.name, env, seed, path, (*variant.settings, *settings, f"seed={seed}"))
+                own = (*variant.settings, *settings)
+                if env in budgets and not any(word.split("=")[0] == "steps" for word in own):
+                    own = (*own, f"steps={budgets[env]}")
+                job = Job(variant.name, env, seed, path, (*own, f"seed={seed}"))
                 twin = next((other for other in jobs if other.path == path), None)
                 if twin is not None:
                     raise ConfigError(f"{twin.env}, {twin.variant} and {env}, {variant.name} would both be {path}")
@@ -230,7 +295,7 @@ def _next(
         return None
     if active.evaluating:
         os.replace(job.unfinished, job.path / EVALUATION)
-        log(f"{job}: mean return {job.evaluation()['mean']:.1f}")
+        log(f"{job}: mean return {format_return(job.evaluation()['mean'])}")
         return None
     return None if stopping else _evaluate(job, active.slot, processes, episodes)
 

@@ -6,9 +6,10 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from statistics import median
 from typing import Any, NamedTuple
 
-from bircher.experiments.statistics import Band, Estimate
+from bircher.experiments.statistics import Band, Estimate, format_return
 
 COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#7f7f7f")
 DASHES = ("-", "--", ":")
@@ -42,9 +43,9 @@ def bands(panels: Mapping[str, Mapping[str, Band]], xlabel: str) -> str:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.locator_params(axis="x", nbins=5)
-        if not crowded:
+        if agents and not crowded:
             axes.legend(frameon=False, fontsize=8)
-        elif number == min(columns, len(panels)):
+        elif agents and number == min(columns, len(panels)):
             axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
@@ -108,6 +109,33 @@ class Row(NamedTuple):
     """Mean over the runs."""
 
 
+class ProgressRow(NamedTuple):
+    """The results of one agent on one environment of a suite."""
+
+    env: str
+    agent: str
+    zero: float
+    one: float
+    """`zero` and `one` are the returns with these normalized scores."""
+    threshold: float
+    score: Estimate
+    """Normalized score."""
+    steps: tuple[int, ...]
+    """Steps to the threshold of each run, or all steps of a run that never reached it."""
+    solved: int
+    """Number of runs that reached it."""
+
+
+class Progress(NamedTuple):
+    """Normalized scores and steps to thresholds on a suite, and how the first agent compares with each other one."""
+
+    rows: Sequence[ProgressRow]
+    difference: Mapping[tuple[str, str], Estimate]
+    """Mean normalized score of the first agent minus that of another."""
+    ratio: Mapping[tuple[str, str], Estimate]
+    """Steps to the threshold of the first agent divided by those of another."""
+
+
 class Findings(NamedTuple):
     """The contents of a page of results."""
 
@@ -122,6 +150,8 @@ class Findings(NamedTuple):
     over_seconds: Mapping[str, Mapping[str, Band]]
     commands: Sequence[str]
     notes: Sequence[str]
+    progress: Progress | None = None
+    """Of a suite only."""
 
 
 def markdown(findings: Findings) -> str:
@@ -129,6 +159,10 @@ def markdown(findings: Findings) -> str:
     parts = [f"# {findings.title}", "", *_markdown_table(*_scores(findings))]
     if findings.aggregates:
         parts += ["", *_markdown_table(*_aggregates(findings))]
+    if findings.progress:
+        parts += ["", *_markdown_table(*_suite(findings.progress))]
+        if findings.progress.difference:
+            parts += ["", *_markdown_table(*_against(findings.progress, findings.rows))]
     if findings.improvement:
         parts += ["", *_markdown_table(*_improvement(findings))]
     parts += ["", *(f"- {note}" for note in findings.notes), "", "```", *findings.commands, "```", ""]
@@ -140,10 +174,15 @@ def html(findings: Findings) -> str:
     body = [f"<h1>{escape(findings.title)}</h1>", _html_table(*_scores(findings))]
     if findings.aggregates:
         body += [
-            "<h2>Interquartile mean and median</h2>",
+            f"<h2>{'Normalized scores' if findings.progress else 'Interquartile mean and median'}</h2>",
             intervals(findings.aggregates),
             _html_table(*_aggregates(findings)),
         ]
+    if findings.progress:
+        body += ["<h2>Environments of the suite</h2>", _html_table(*_suite(findings.progress))]
+        if findings.progress.difference:
+            table = _html_table(*_against(findings.progress, findings.rows))
+            body += ["<h2>The first agent against the others</h2>", table]
     if findings.improvement:
         body += ["<h2>Probability of improvement</h2>", _html_table(*_improvement(findings))]
     if findings.over_steps:
@@ -174,9 +213,9 @@ def _scores(findings: Findings) -> tuple[list[str], list[list[str]]]:
     heads = ["environment", "agent", "mean return", "95 % interval", "runs", "steps", "seconds a run"]
     return heads, [
         [
-            row.env, row.agent, f"{row.mean.value:.1f}",
-            f"{row.mean.low:.1f} to {row.mean.high:.1f}" if len(row.runs) > 1 else "one run",
-            ", ".join(f"{value:.1f}" for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
+            row.env, row.agent, format_return(row.mean.value),
+            f"{format_return(row.mean.low)} to {format_return(row.mean.high)}" if len(row.runs) > 1 else "one run",
+            ", ".join(format_return(value) for value in row.runs), f"{row.env_steps:,}", f"{row.wall_seconds:.0f}",
         ]
         for row in findings.rows
     ]  # fmt: skip
@@ -187,6 +226,40 @@ def _aggregates(findings: Findings) -> tuple[list[str], list[list[str]]]:
     agents = list(findings.aggregates[statistics[0]])
     cells = [[agent, *(_interval(findings.aggregates[name][agent]) for name in statistics)] for agent in agents]
     return ["agent", *statistics], cells
+
+
+def _suite(progress: Progress) -> tuple[list[str], list[list[str]]]:
+    heads = ["environment", "agent", "normalized score", "0", "1", "threshold", "median steps to it", "reached", "runs"]
+    return heads, [
+        [
+            row.env, row.agent, _interval(row.score), f"{row.zero:g}", f"{row.one:g}", f"{row.threshold:g}",
+            f"{median(row.steps):,.0f}", f"{row.solved} of {len(row.steps)}",
+            ", ".join(f"{steps:,}" for steps in row.steps),
+        ]
+        for row in progress.rows
+    ]  # fmt: skip
+
+
+def _against(progress: Progress, totals: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return a line for each pair of agents and each environment that both have, after one for all of them."""
+    heads = ["agent", "against", "environment", "difference of normalized scores", "ratio of steps", "ratio of seconds"]
+    cells, rows = [], {(row.agent, row.env): row for row in progress.rows}
+    seconds = {(row.agent, row.env): row.wall_seconds for row in totals}
+    for (ours, theirs), difference in progress.difference.items():
+        shared = [env for agent, env in rows if agent == ours and (theirs, env) in rows]
+        apart, ratio = _interval(difference), _interval(progress.ratio[ours, theirs])
+        spent, other = (sum(seconds[agent, env] for env in shared) for agent in (ours, theirs))
+        cells.append([ours, theirs, "all", apart, ratio, _ratio(spent, other)])
+        for env in shared:
+            mine, their = rows[ours, env], rows[theirs, env]
+            apart = f"{mine.score.value - their.score.value:.2f}"
+            ratio = _ratio(median(mine.steps), median(their.steps))
+            cells.append([ours, theirs, env, apart, ratio, _ratio(seconds[ours, env], seconds[theirs, env])])
+    return heads, cells
+
+
+def _ratio(one: float, other: float) -> str:
+    return f"{one / other:.2f}" if other else "–"
 
 
 def _improvement(findings: Findings) -> tuple[list[str], list[list[str]]]:
@@ -223,6 +296,18 @@ def as_json(findings: Findings) -> dict[str, Any]:
             {"agent": ours, "over": theirs, **estimate._asdict()}
             for (ours, theirs), estimate in findings.improvement.items()
         ],
+        **({} if findings.progress is None else {"suite": _progress_json(findings.progress)}),
         "commands": list(findings.commands),
         "notes": list(findings.notes),
+    }
+
+
+def _progress_json(progress: Progress) -> dict[str, Any]:
+    pairs = {"difference": progress.difference, "ratio_of_steps": progress.ratio}
+    return {
+        "rows": [{**row._asdict(), "score": row.score._asdict(), "steps": list(row.steps)} for row in progress.rows],
+        **{
+            name: [{"agent": ours, "against": theirs, **estimate._asdict()} for (ours, theirs), estimate in by.items()]
+            for name, by in pairs.items()
+        },
     }

@@ -12,9 +12,23 @@ from bircher.training.evaluator import interquartile_mean
 
 RESAMPLES = 5000
 CONFIDENCE = 0.95
+WINDOW, FEWEST = 100, 20
+"""The number of training episodes whose mean is compared with a threshold, and how many there have to be."""
 
 Scores = Mapping[str, Sequence[float]]
 """The runs of one agent: for each environment one number per seed."""
+
+
+class Reference(NamedTuple):
+    """The returns in one environment that have the normalized scores 0 and 1, and the return that counts as solved."""
+
+    zero: float
+    one: float
+    threshold: float
+
+    def scale(self, value: float) -> float:
+        """Return the normalized score of a return."""
+        return (value - self.zero) / (self.one - self.zero)
 
 
 class Estimate(NamedTuple):
@@ -23,6 +37,11 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def format_return(value: float) -> str:
+    """Write a return so that it can be read at any scale: 1234.5, 0.0612."""
+    return f"{value:.1f}" if value == 0 or abs(value) >= 1 else f"{value:.3g}"
 
 
 def aggregate(
@@ -38,10 +57,45 @@ def iqm(scores: Scores, generator: np.random.Generator) -> Estimate:
     return aggregate(scores, interquartile_mean, generator)
 
 
+def mean(scores: Scores, generator: np.random.Generator) -> Estimate:
+    """Estimate the mean over environments of the means over seeds."""
+    means, resamples = _means(scores, generator)
+    return _estimate(float(np.mean(means)), resamples.mean(-1))
+
+
+def difference(ours: Scores, theirs: Scores, generator: np.random.Generator) -> Estimate:
+    """Estimate how much the mean of `ours` is above that of `theirs` over the environments that both have.
+
+    The interval resamples the seeds of each agent in each environment; the environments are fixed.
+
+    Raises:
+      ValueError: they have no environment in common.
+    """
+    shared = _shared(ours, theirs)
+    (mine, my_resamples), (other, other_resamples) = (
+        _means({env: scores[env] for env in shared}, generator) for scores in (ours, theirs)
+    )
+    return _estimate(float(np.mean(mine) - np.mean(other)), my_resamples.mean(-1) - other_resamples.mean(-1))
+
+
+def ratio(ours: Scores, theirs: Scores, generator: np.random.Generator) -> Estimate:
+    """Estimate the median over shared environments of the ratio of the medians over seeds, for positive numbers.
+
+    Raises:
+      ValueError: they have no environment in common.
+    """
+    shared = _shared(ours, theirs)
+    ratios = [np.median(_row(ours[env])) / np.median(_row(theirs[env])) for env in shared]
+    resamples = [
+        np.median(resampled(ours[env], generator), -1) / np.median(resampled(theirs[env], generator), -1)
+        for env in shared
+    ]
+    return _estimate(float(np.median(ratios)), np.median(resamples, axis=0))
+
+
 def median(scores: Scores, generator: np.random.Generator) -> Estimate:
     """Estimate the median over environments of the means over seeds, as rliable does."""
-    means = [np.asarray(values, float).mean() for values in scores.values()]
-    resamples = np.stack([resampled(values, generator).mean(-1) for values in scores.values()], axis=-1)
+    means, resamples = _means(scores, generator)
     return _estimate(float(np.median(means)), np.median(resamples, axis=-1))
 
 
@@ -53,9 +107,7 @@ def probability_of_improvement(ours: Scores, theirs: Scores, generator: np.rando
     Raises:
       ValueError: they have no environment in common.
     """
-    shared = [env for env in ours if env in theirs]
-    if not shared:
-        raise ValueError("no environment has runs of both: there is nothing to compare")
+    shared = _shared(ours, theirs)
     value = float(np.mean([_wins(_row(ours[env]), _row(theirs[env])) for env in shared]))
     resamples = [_wins(resampled(ours[env], generator), resampled(theirs[env], generator)) for env in shared]
     return _estimate(value, np.mean(resamples, axis=0))
@@ -81,6 +133,37 @@ def normalize(scores: Mapping[str, Scores], floor: Mapping[str, float]) -> dict[
         return [(value - floor[env]) / span if span > 0 else 0.0 for value in values]
 
     return {agent: {env: scaled(env, values) for env, values in runs.items()} for agent, runs in scores.items()}
+
+
+def steps_to_threshold(
+    steps: Sequence[int], returns: Sequence[float], episodes: Sequence[int], threshold: float
+) -> int | None:
+    """Return the step at which the last 100 training episodes first had a mean of the threshold; None if never.
+
+    Each entry has the number of steps so far, and the mean return and the number of the episodes that ended since the
+    entry before it. Between 20 and 100 episodes the mean is over all of them; with fewer there is none.
+    """
+    for end in range(1, len(steps) + 1):
+        total, counted = 0.0, 0
+        for value, number in zip(returns[end - 1 :: -1], episodes[end - 1 :: -1], strict=False):
+            taken = min(number, WINDOW - counted)
+            total, counted = total + taken * value, counted + taken
+        if counted >= FEWEST and total / counted >= threshold:
+            return int(steps[end - 1])
+    return None
+
+
+def _shared(ours: Scores, theirs: Scores) -> list[str]:
+    shared = [env for env in ours if env in theirs]
+    if not shared:
+        raise ValueError("no environment has runs of both: there is nothing to compare")
+    return shared
+
+
+def _means(scores: Scores, generator: np.random.Generator) -> tuple[np.ndarray, Float[np.ndarray, "resamples envs"]]:
+    """Return each environment's mean over seeds, and the same of resamples."""
+    means = np.array([_row(values).mean() for values in scores.values()])
+    return means, np.stack([resampled(values, generator).mean(-1) for values in scores.values()], axis=-1)
 
 
 def _wins(x: Float[np.ndarray, "*B n"], y: Float[np.ndarray, "*B m"]) -> Float[np.ndarray, "*B"]:

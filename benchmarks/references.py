@@ -1,8 +1,9 @@
-"""The random and the best returns of the small tasks: `python benchmarks/small_tasks.py`.
+"""The random and the best returns of the suites' environments: `python benchmarks/references.py`.
 
-Each task has a scripted player that sees the whole state. Where the best return is computed, it is by value iteration
-over the states, and the player acts by its table. The command plays episodes of random actions and of the players, and
-prints both beside the numbers that `bircher.envs.small` contains.
+Each small task has a scripted player that sees the whole state. Where the best return is computed, it is by value
+iteration over the states, and the player acts by its table. The command plays episodes of random actions and of the
+players, and prints both beside the numbers that `bircher.envs.small` contains. With --minatar it plays random actions
+in MinAtar's games.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from bircher.envs import registry, small
 from bircher.envs.base import random_actions
+from bircher.experiments.grid import MINATAR
 from bircher.types import Key
 
 Player = Callable[[Any], Any]
@@ -75,7 +77,7 @@ def _key() -> Plan:
     size, cells = small.KEY_SIZE, small.KEY_SIZE**2
     at = {place: place[0] * size + place[1] for place in itertools.product(range(size), repeat=2)}
 
-    def beside(place: tuple[int, int], way: tuple[int, int]) -> int:
+    def beside(place: tuple[int, ...], way: tuple[int, int]) -> int:
         row, column = (min(max(a + b, 0), size - 1) for a, b in zip(place, way, strict=True))
         return at[row, column]
 
@@ -174,7 +176,7 @@ def _garden() -> Plan:
 
 
 def _collect() -> Plan:
-    size, free = len(small.FIELD), [tuple(map(int, place)) for place in small.FREE]
+    size, free = len(small.FIELD), [(int(row), int(column)) for row, column in small.FREE]
     distance = {apple: dict(_distances(apple, set(free))) for apple in free}
     # Every way to an apple ends at it, so the shortest way is best.
     policy = np.zeros((size, size, size, size), int)
@@ -266,7 +268,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minatar", action="store_true", help="MinAtar's games instead of the small tasks")
     arguments = parser.parse_args()
+    if arguments.minatar:
+        print("game, random: measured (stated)")
+        for env_id, (stated, _) in MINATAR.items():
+            random, _ = play(env_id, lambda inner: 0, arguments.episodes, arguments.seed)
+            print(f"{env_id}: {random.mean:.5g} ± {random.margin:.2g} ({stated:g})", flush=True)
+        return
     print("task, random: measured (stated); best: measured (computed, stated)")
     for env_id, task in small.TASKS.items():
         made = plan(env_id)
