@@ -30,14 +30,16 @@ SuiteName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The environments, steps and normalized scores of small (six small tasks), small-choosing (six others, by "
-        "which settings may be chosen), minatar, atari5 or atari57.",
+        help="The environments, steps and normalized scores of small (six small tasks), small-choosing (six others, to "
+        "choose settings by), minatar, atari5 or atari57.",
     ),
 ]
 Together = Annotated[
     bool,
     typer.Option(
-        "--together", help="Train all runs in one program, or with --suite those of one agent on one environment."
+        "--together",
+        help="Train all runs in one program; they may differ in numbers only. With --suite, the runs of an agent on an "
+        "environment are a program.",
     ),
 ]
 Out = Annotated[

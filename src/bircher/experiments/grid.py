@@ -100,7 +100,7 @@ MINATAR = {
     "SpaceInvaders-MinAtar": (4.19, 177.57),
 }
 """Returns of random actions (`python benchmarks/references.py --minatar`), and the highest mean return of a run in
-`benchmarks/ledger.jsonl` on 28 November 2026. The second is no bound."""
+`benchmarks/ledger.jsonl` as of 29 November 2026. The second is not a bound."""
 
 ATARI5 = ("BattleZone-v5", "DoubleDunk-v5", "NameThisGame-v5", "Phoenix-v5", "Qbert-v5")
 """The games of "Atari-5: Distilling the Arcade Learning Environment down to Five Games" by Aitchison et al. 2023
