@@ -204,7 +204,7 @@ def half_learned(agent: bircher.LoadedAgent, rules: PureEnv, simulations: int, t
 
         def simulate(node, action):
             latent, states, over = node
-            following, observation, reward, terminal, truncated = rules.moved(chances, states, action)
+            following, observation, reward, terminal, truncated = rules.move(chances, states, action)
             imagined = model.step(latent, action)
             shown = model.represent(observation.astype(jnp.float32)) if truth.positions else imagined
             prediction = model.predict(shown)

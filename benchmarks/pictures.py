@@ -22,7 +22,7 @@ from runner import Result, Study
 from bircher.config import config
 from bircher.devices import used_bytes
 from bircher.envs import atari, registry, rendering
-from bircher.envs.config import ObservationConfig
+from bircher.envs.config import EnvRequest, ObservationConfig
 from bircher.runs import build
 from bircher.training import learner
 from bircher.training.rollout import collect_rollout
@@ -40,7 +40,7 @@ def processor_seconds() -> float:
 def play(env_id: str, envs: int, steps: int, settings: dict[str, Any]) -> tuple[float, float]:
     """Wall seconds of the steps alone, and processor seconds of everything, start and end included."""
     before = processor_seconds()
-    env = registry.make(env_id, envs, seed=0, **settings)
+    env = registry.make(EnvRequest.of(env_id, num_envs=envs, **settings), seed=0)
     step = jax.jit(env.step)
     state, row = env.reset()
     actions = np.random.default_rng(0).integers(env.spec.num_actions, size=(steps + 1, envs), dtype=np.int32)

@@ -19,6 +19,7 @@ import numpy as np
 
 from bircher.envs import registry, small
 from bircher.envs.base import random_actions
+from bircher.envs.config import EnvRequest
 from bircher.experiments.grid import MINATAR
 from bircher.types import Key
 
@@ -42,7 +43,7 @@ class Plan(NamedTuple):
 
 def play(env_id: str, player: Player, episodes: int = 4096, seed: int = 0) -> tuple[Played, Played]:
     """Play a number of episodes with random actions and as many with a player, one in each environment."""
-    env = registry.make(env_id, 2 * episodes, seed, role="reference")
+    env = registry.make(EnvRequest.of(env_id, num_envs=2 * episodes), seed, role="reference")
     plays = jnp.arange(2 * episodes) >= episodes
 
     def step(carry: Any, key: Key) -> tuple[Any, None]:

@@ -6,6 +6,7 @@ import optax
 
 from bircher.agents import actor_critic
 from bircher.envs import registry
+from bircher.envs.config import EnvRequest
 from bircher.networks.model import ModelConfig
 from bircher.ops.losses import combine
 from bircher.training.rollout import collect_rollout, start_actors
@@ -14,7 +15,7 @@ from bircher.types import Batch, Policy
 
 def main(iterations: int = 200) -> list[float]:
     """Train for so many rollouts of 64 environments and 16 steps; returns each one's mean episode length."""
-    env = registry.make("CartPole-v1", num_envs=64, seed=0)
+    env = registry.make(EnvRequest.of("CartPole-v1", num_envs=64), seed=0)
     model = ModelConfig(num_atoms=51, support=20)
     agent = actor_critic.make(actor_critic.MuesliConfig(), model, actor_critic.MuesliLosses())
     (params, state), optimizer = agent.init(jax.random.key(0), env.spec), optax.adam(1e-3)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bircher.envs.config import EnvRequest
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.training.rollout import collect_rollout, describe_failure, start_actors
 from bircher.types import Policy, Tally
@@ -19,7 +20,7 @@ NOW = jnp.zeros(())
 
 def setting(name: str, num_envs: int = 3, **options):
     """An environment, a policy for it and a compiled rollout."""
-    env = make_toy(name, list(range(num_envs)), options=options)
+    env = make_toy(EnvRequest.of(name, options=options), list(range(num_envs)))
     state = AGENT.init(jax.random.key(0), env.spec).state
     policy = Policy(random_model(1, spec=env.spec), state)
     program = quick_jit(lambda state, length: collect_rollout(AGENT, env, policy, state, length, NOW), static_argnums=1)
@@ -169,7 +170,7 @@ class Failing:
     pure = True
 
     def __init__(self, rows: tuple[int, ...]):
-        self.env = make_toy("toy/cliff", list(range(len(rows))))
+        self.env = make_toy(EnvRequest.of("toy/cliff"), list(range(len(rows))))
         self.spec, self.num_envs, self.rows = self.env.spec, len(rows), jnp.array(rows)
 
     def reset(self):

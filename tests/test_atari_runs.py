@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import bircher
+import environments
 from bircher.cli import app
 from bircher.config.config import compose
 from bircher.envs import atari
@@ -104,7 +105,7 @@ def test_clipping_keeps_what_is_no_number() -> None:
 
 def test_frames_that_cannot_be_counted_are_refused() -> None:
     config = compose("Breakout-v5", ["steps=6e8", "model.torso=mlp"])
-    spec = build.registry.spec("Breakout-v5")
+    spec = environments.spec("Breakout-v5")
     with pytest.raises(
         ConfigError, match="steps=600,000,000 of 4 frames each .* expected fewer than 536,870,912 steps"
     ):

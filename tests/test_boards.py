@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.envs import registry
+import environments
 from bircher.errors import MoveError
 from bircher.games import boards
 from bircher.games.boards import BOARDS, board_of, read_move
@@ -15,7 +15,7 @@ from builders import quick_jit
 
 def played(game: str, typed: str):
     """The text of the board, who is to move, and the legal actions, after typed moves."""
-    board, env = board_of(game), registry.make(game, 1, seed=0)
+    board, env = board_of(game), environments.make(game, 1, seed=0)
     state, timestep = env.reset()
     step = quick_jit(env.step)
     for ply, move in enumerate(typed.split()):
@@ -88,7 +88,7 @@ def test_chess_moves_are_pgx_own() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("game", BOARDS)
 def test_every_legal_action_has_a_name_that_is_read_back(game: str) -> None:
-    env = registry.make(game, 1, seed=0)
+    env = environments.make(game, 1, seed=0)
     legal = np.asarray(env.reset()[1].legal_actions[0])
     for action in np.flatnonzero(legal):
         name = board_of(game).name(int(action), 0)

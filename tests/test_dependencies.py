@@ -39,11 +39,12 @@ import bircher
 for module in pkgutil.walk_packages(bircher.__path__, "bircher."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+from bircher.envs.config import EnvRequest
 modules, environments = json.loads(sys.argv[1])
 for name in modules:
     importlib.import_module(name)
 for env_id in environments:
-    bircher.envs.registry.spec(env_id)
+    bircher.envs.registry.spec(EnvRequest.of(env_id))
 files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
 print(json.dumps({name: file for name, file in files.items() if file and file.endswith(".py")}))
 """

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import environments
 from bircher.agents.base import Agent
 from bircher.envs import registry
+from bircher.envs.config import EnvRequest
 from bircher.envs.toys import make_toy
 from bircher.errors import EvaluationFailed, EvaluationStopped
 from bircher.training import evaluator
@@ -37,7 +39,7 @@ def dice(num_actions: int) -> Agent:
 
 def maker(source, seed: int = 0, **options):
     def make(num_envs: int, batch: int):
-        return registry.make(source, num_envs, seed, "eval", generation=batch, **options)
+        return environments.make(source, num_envs, seed, "eval", generation=batch, **options)
 
     return make
 
@@ -163,7 +165,7 @@ class Stuck:
     pure = True
 
     def __init__(self, at: int):
-        self.env, self.at = make_toy("toy/counter", [0, 1]), at
+        self.env, self.at = make_toy(EnvRequest.of("toy/counter"), [0, 1]), at
         self.spec, self.num_envs = self.env.spec, 2
 
     def masked(self, state, timestep):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import environments
 from bircher.config.config import compose
-from bircher.envs import registry
 from bircher.replay import base, storage
 from bircher.runs import build
 from bircher.training.rollout import collect_rollout, start_actors
@@ -84,5 +84,5 @@ def test_no_stack_reaches_across_a_first_row():
 
 def test_a_learners_replay_keeps_single_frames():
     config = compose("toy/catch", {"env.stack": 4, "env.num_envs": 4, "replay.capacity": 400})
-    parts = build.make_parts(config, registry.make("toy/catch", 1, 0, stack=4).spec)
+    parts = build.make_parts(config, environments.make("toy/catch", 1, 0, stack=4).spec)
     assert parts.template.replay.experience.observation.shape == (4, 100, 10, 5, 1)

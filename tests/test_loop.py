@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bircher.envs.config import EnvRequest
 from bircher.envs.toys import make_toy
 from bircher.replay.base import ReplayConfig
 from bircher.training import learner, loops
@@ -32,7 +33,7 @@ class Handed:
     """The cliff, said to be pure or not; environment 2 fails from the row `fails_at` on, if that is not negative."""
 
     def __init__(self, pure: bool):
-        self.env = make_toy("toy/cliff", list(range(ENVS)))
+        self.env = make_toy(EnvRequest.of("toy/cliff"), list(range(ENVS)))
         self.spec, self.num_envs, self.pure, self.fails_at = self.env.spec, ENVS, pure, -1
 
     def reset(self):

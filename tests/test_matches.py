@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.envs import registry
+import environments
 from bircher.envs.jax_env import PureEnv
 from bircher.errors import EvaluationFailed, EvaluationStopped
 from bircher.games import matches, opponents
@@ -20,7 +20,7 @@ from builders import muesli_agent, random_model
 
 
 def maker(game: str, **options):
-    return lambda size, batch: registry.make(game, size, 0, "match", generation=batch, **options)
+    return lambda size, batch: environments.make(game, size, 0, "match", generation=batch, **options)
 
 
 def by_rule(rule: Callable) -> Player:
@@ -56,7 +56,7 @@ def test_each_seat_is_counted_by_itself() -> None:
 
 
 def test_many_games_are_played_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = registry.make("toy/nim", 1, 0)
+    env = environments.make("toy/nim", 1, 0)
     monkeypatch.setattr(matches, "MAX_GAMES", 4)
     report = nim(opponents.make("random", env), PERFECT, 7, 19)
     assert sum(report.first) == 10 and sum(report.second) == 9
@@ -87,7 +87,7 @@ def test_a_player_in_python_plays_too() -> None:
 
 def test_an_agent_sees_legal_actions_and_its_mode() -> None:
     """Of a heap of 2 it draws whether to take one or both; where its opponent leaves one, only one can be taken."""
-    agent, spec = muesli_agent(), registry.spec("toy/nim", options={"heap": 2})
+    agent, spec = muesli_agent(), environments.spec("toy/nim", options={"heap": 2})
     policy = Policy(random_model(1, spec=spec), agent.init(jax.random.key(0), spec).state)
     drawn = nim(of_agent(agent, policy, "explore"), ONE, 2, 64)
     assert 0 < drawn.first.win < 32 and drawn.second == Tally(32, 0, 0)

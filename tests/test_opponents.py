@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bircher.envs import registry
+import environments
 from bircher.errors import UnknownOpponent, UnsuitableOpponent
 from bircher.games import opponents, solvers
 from bircher.games.players import states_of
@@ -20,7 +20,7 @@ from builders import quick_jit
 
 def after(game: str, moves: list[int], count: int = 1):
     """An environment, its state and row after moves in `count` games."""
-    env = registry.make(game, count, seed=0)
+    env = environments.make(game, count, seed=0)
     state, timestep = env.reset()
     step = quick_jit(env.step)
     for move in moves:
@@ -217,7 +217,7 @@ def test_bitboards_of_an_observation() -> None:
 
 @functools.cache
 def nim(heap: int):
-    env = registry.make("toy/nim", 8, seed=0, options={"heap": heap})
+    env = environments.make("toy/nim", 8, seed=0, options={"heap": heap})
     return env, *env.reset()
 
 
@@ -261,10 +261,10 @@ def test_random_is_every_legal_action_alike() -> None:
 )
 def test_who_cannot_play_is_refused(name: str, game: str, sentence: str) -> None:
     with pytest.raises((UnknownOpponent, UnsuitableOpponent)) as caught:
-        opponents.make(name, registry.make(game, 1, 0))
+        opponents.make(name, environments.make(game, 1, 0))
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_exact_opponent_needs_single_observations() -> None:
     with pytest.raises(UnsuitableOpponent, match="with single observations"):
-        opponents.make("minimax", registry.make("tic_tac_toe", 1, 0, stack=2))
+        opponents.make("minimax", environments.make("tic_tac_toe", 1, 0, stack=2))

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 import bircher
-from bircher.envs import registry
+import environments
 from bircher.envs.contract import Contract, call_reset, call_step
 from bircher.errors import ContractBreach
 from tiny import SETTINGS, Countdown
@@ -80,7 +80,7 @@ def test_the_sentences_are_those_of_the_page(name: str) -> None:
 
 
 def test_the_sentence_of_a_number_that_is_not_finite() -> None:
-    env = registry.make(Infinite, 1, seed=0)
+    env = environments.make(Infinite, 1, seed=0)
     with pytest.raises(RuntimeError, match=ROWS["NaN or infinity"]):
         env.reset()
 

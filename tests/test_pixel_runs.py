@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import bircher
+import environments
 from bircher.cli import app
 from bircher.config.config import compose
-from bircher.envs import registry
 from bircher.errors import ConfigError
 from bircher.runs import loaded_agent
 from tiny import SETTINGS
@@ -57,7 +57,7 @@ def test_an_episode_is_watched_at_full_size_as_the_agent_saw_it(run: Any, monkey
     frames = loaded_agent.episode_frames(agent, seed=1)
     assert len(frames) == len(given) + 1 and {frame.shape for frame in frames} == {(400, 600, 3)}
     assert any((frame != frames[0]).any() for frame in frames)
-    env = registry.make("CartPole-v1", 1, 1, "watch", stack=2, observation=agent.config.observation)
+    env = environments.make("CartPole-v1", 1, 1, "watch", stack=2, observation=agent.config.observation)
     state, row = env.reset()
     for observation, action in given:
         np.testing.assert_array_equal(observation, row.observation)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bircher
+import environments
 from bircher.config.config import Config
 from bircher.envs import registry
 from bircher.envs.base import random_actions
@@ -36,8 +37,8 @@ def starts(env, steps: int) -> set[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
 def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -> None:
-    seen = starts(registry.make(env_id, 64, 0, "train"), 300)
-    fresh = starts(registry.make(env_id, EVALUATED, 0, "eval"), 0)
+    seen = starts(environments.make(env_id, 64, 0, "train"), 300)
+    fresh = starts(environments.make(env_id, EVALUATED, 0, "eval"), 0)
     assert len(seen) >= 64 and len(fresh) == EVALUATED
     assert not seen & fresh
 

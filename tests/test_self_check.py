@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import environments
 from bircher.analysis.term_gradients import TermGradients
 from bircher.cli import app
 from bircher.config.config import AGENTS
@@ -42,7 +43,7 @@ def test_every_adapter_and_every_agent_is_examined() -> None:
     names = [check.name for check in self_check.checks()]
     for backend in registry.BACKENDS:
         assert f"environment {self_check.ADAPTERS[backend]} ({backend})" in names
-        assert registry.resolve(self_check.ADAPTERS[backend]) == backend
+        assert environments.resolve(self_check.ADAPTERS[backend]) == backend
     assert names[-2 - len(AGENTS) :] == [*(f"agent {name}" for name in AGENTS), "checkpoint", TRAINING]
 
 

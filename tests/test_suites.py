@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import environments
 from bircher.cli import app
 from bircher.config.config import compose
-from bircher.envs import registry, small
+from bircher.envs import small
 from bircher.errors import ConfigError
 from bircher.experiments import compare, grid, report, statistics
 from bircher.runs import directory
@@ -158,7 +159,7 @@ def test_suites_have_environments_that_exist():
         suite = grid.suite(name)
         assert suite.steps.keys() == suite.references.keys()
         for env, reference in suite.references.items():
-            registry.resolve(env)
+            environments.resolve(env)
             assert (reference.scale(reference.zero), reference.scale(reference.one)) == (0.0, 1.0)
             solved = 1.0 if name.startswith("atari") else 0.8
             assert reference.scale(reference.threshold) == pytest.approx(solved)

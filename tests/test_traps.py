@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import environments
 from bircher.agents.unroll import episode_ends
-from bircher.envs import registry
+from bircher.envs.config import EnvRequest
 from bircher.envs.toys import counter_reward, make_toy
 from bircher.ops import distributions, improvement, losses
 from bircher.replay.base import ReplayConfig
@@ -38,7 +39,7 @@ def targets_of(rows):
 @functools.cache
 def counted(name: str):
     """A rollout of three counters of three steps, its policy and the targets that Muesli makes of it."""
-    env = make_toy(name, [0, 1, 2], options={"length": 3})
+    env = make_toy(EnvRequest.of(name, options={"length": 3}), [0, 1, 2])
     agent = muesli_agent(gamma=0.5, returns={"lambda": 0.0})
     policy = Policy(random_model(2, spec=env.spec), agent.init(jax.random.key(0), env.spec).state)
     start = start_actors(agent, env, jax.random.key(1))
@@ -166,7 +167,7 @@ def test_9_there_is_no_memory_to_replay_from_zeros():
 @functools.cache
 def starts(seed: int, role: str, generation: int = 0) -> frozenset:
     """First observations of 40 environments."""
-    env = registry.make("CartPole-v1", 40, seed, role, generation=generation)
+    env = environments.make("CartPole-v1", 40, seed, role, generation=generation)
     return frozenset(tuple(observation) for observation in np.asarray(env.reset()[1].observation).tolist())
 
 

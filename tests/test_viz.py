@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bircher.envs import registry
+import environments
+from bircher.envs.config import EnvRequest
 from bircher.viz import plots
 
 
@@ -101,7 +102,7 @@ def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
         seen.append(observation)
         return np.array([0])
 
-    frames = plots.render_episode(env_id, act, seed=3, max_steps=12)
+    frames = plots.render_episode(EnvRequest.of(env_id), act, seed=3, max_steps=12)
     assert len(frames) == len(seen) + 1 and 9 <= len(frames) <= 13
     assert all(frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3 for frame in frames)
     assert seen[0].shape == (1, size) and not np.array_equal(seen[0], seen[1])
@@ -114,7 +115,7 @@ def test_gymnasium_draws_an_episode(env_id: str, size: int) -> None:
 
 def test_an_episode_ends_where_it_ends() -> None:
     frames = plots.render_episode(
-        "CartPole-v1", lambda observation, legal_actions: np.array([1]), seed=0, max_steps=500
+        EnvRequest.of("CartPole-v1"), lambda observation, legal_actions: np.array([1]), seed=0, max_steps=500
     )
     assert 8 <= len(frames) <= 13  # a cart pushed to one side falls within a dozen steps
 
@@ -126,7 +127,7 @@ def test_observations_are_stacked_as_in_training() -> None:
         seen.append(observation[0])
         return np.array([0])
 
-    plots.render_episode("CartPole-v1", act, seed=0, max_steps=3, stack=2)
+    plots.render_episode(EnvRequest.of("CartPole-v1", stack=2), act, seed=0, max_steps=3)
     np.testing.assert_array_equal(seen[0][:4], seen[0][4:])
     np.testing.assert_array_equal(seen[1][:4], seen[0][4:])
     assert not np.array_equal(seen[1][:4], seen[1][4:])
@@ -135,11 +136,10 @@ def test_observations_are_stacked_as_in_training() -> None:
 @pytest.mark.parametrize("stack", [1, 2])
 def test_a_grid_is_drawn_from_its_observation(stack: int) -> None:
     def make() -> Any:
-        return registry.make("Breakout-MinAtar", num_envs=1, seed=0, stack=stack)
+        return environments.make("Breakout-MinAtar", num_envs=1, seed=0, stack=stack)
 
-    frames = plots.render_episode(
-        "Breakout-MinAtar", lambda observation, legal_actions: jnp.zeros(1, jnp.int32), 0, 6, make=make, stack=stack
-    )
+    request = EnvRequest.of("Breakout-MinAtar", stack=stack)
+    frames = plots.render_episode(request, lambda observation, legal_actions: jnp.zeros(1, jnp.int32), 0, 6, make)
     assert len(frames) == 7 and frames[0].shape == (320, 320, 3)
     assert (frames[0] != frames[1]).any()
     assert 3 <= len(np.unique(frames[0].reshape(-1, 3), axis=0)) <= 5  # background, paddle, ball, trail, bricks
@@ -167,4 +167,4 @@ def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match=r"an observation of shape \(8,\)"):
         plots.draw_observation(np.zeros(8))
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be drawn"):
-        plots.render_episode("NoSuchEnv-v0", lambda observation, legal_actions: np.array([0]), 0, 5)
+        plots.render_episode(EnvRequest.of("NoSuchEnv-v0"), lambda observation, legal_actions: np.array([0]), 0, 5)

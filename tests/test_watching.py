@@ -14,7 +14,7 @@ import pytest
 import bircher
 from bircher.agents.actor_critic import PolicyAgentState
 from bircher.config.config import compose
-from bircher.envs.config import ObservationConfig
+from bircher.envs.config import EnvRequest, ObservationConfig
 from bircher.envs.subprocess_pool import takes_render_mode
 from bircher.errors import EnvironmentFailure, UnsupportedEnvironment
 from bircher.ops.improvement import AdvantageNormalizer
@@ -109,8 +109,8 @@ def nothing(observation: Any, legal_actions: Any) -> np.ndarray:
     return np.array([0])
 
 
-def frames_of(source: Any, **more: Any) -> list[np.ndarray]:
-    return plots.render_episode(source, nothing, seed=3, max_steps=50, **more)
+def frames_of(source: Any, make: Any = None, **settings: Any) -> list[np.ndarray]:
+    return plots.render_episode(EnvRequest.of(source, **settings), nothing, seed=3, max_steps=50, make=make)
 
 
 DRAWN = (

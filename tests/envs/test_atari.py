@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from rollouts import assert_same_rows, rollout
 
+import environments
 from bircher.envs import atari, registry
 from bircher.envs.base import check_env
-from bircher.envs.config import ObservationConfig
+from bircher.envs.config import EnvRequest, ObservationConfig
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment
 from bircher.types import Discrete
 
@@ -40,7 +41,7 @@ ASKED = {
 
 @pytest.mark.parametrize(("protocol", "actions", "shape"), [("paper", 18, (96, 96, 3)), ("dqn", 4, (84, 84, 1))])
 def test_a_protocol_sets_every_option_of_envpool(protocol, actions, shape):
-    env = registry.make("Breakout-v5", 2, seed=0, protocol=protocol)
+    env = environments.make("Breakout-v5", 2, seed=0, protocol=protocol)
     config = env._pool.config
     assert {name: config[name] for name in (*BOTH, *ASKED[protocol])} == {**BOTH, **ASKED[protocol]}
     # What is left are the pool's own: a new setting of EnvPool's would stand here, and needs a look.
@@ -49,7 +50,7 @@ def test_a_protocol_sets_every_option_of_envpool(protocol, actions, shape):
         "env_seed", "gym_reset_return_info", "task",
     }  # fmt: skip
     assert set(config) == own | set(BOTH) | set(ASKED[protocol])
-    assert env.spec == registry.spec("Breakout-v5", protocol=protocol)
+    assert env.spec == environments.spec("Breakout-v5", protocol=protocol)
     assert (env.spec.id, env.spec.action, env.spec.max_steps) == ("Breakout-v5", Discrete(actions), 27_000)
     assert env.spec.observation.shape == shape and env.spec.action_repeat == 4
     check_env(env, 12)
@@ -59,9 +60,9 @@ def test_a_protocol_sets_every_option_of_envpool(protocol, actions, shape):
 
 def test_rows_are_the_pools_own_with_channels_last():
     actions = np.random.default_rng(0).integers(0, 18, (40, 3))
-    env = registry.make("Pong-v5", 3, seed=4, max_steps=25, observation=seen(size=(40, 30), gray=False))
+    env = environments.make("Pong-v5", 3, seed=4, max_steps=25, observation=seen(size=(40, 30), gray=False))
     rows = rollout(env, 40, actions)
-    settings = atari.config("paper", seen(size=(40, 30), gray=False), {})
+    settings = atari.pool_settings(EnvRequest.of("Pong-v5", seen(size=(40, 30), gray=False)))
     pool = envpool.make_gymnasium(
         "Pong-v5", num_envs=3, seed=registry.seeds(4, "train", 3), **{**settings, "max_episode_steps": 25}
     )
@@ -79,7 +80,7 @@ def test_rows_are_the_pools_own_with_channels_last():
 
 def test_only_the_last_lost_life_ends_an_episode():
     """Random actions lose Breakout's five lives within a few hundred steps."""
-    env = registry.make("Breakout-v5", 4, seed=0, protocol="dqn")
+    env = environments.make("Breakout-v5", 4, seed=0, protocol="dqn")
     pool, rng, lives, losses, deaths = env._pool, np.random.default_rng(0), np.full(4, 5), 0, 0
     pool.reset()
     for _ in range(500):
@@ -97,7 +98,7 @@ def test_only_the_last_lost_life_ends_an_episode():
 def test_rewards_are_unchanged_unless_clipped():
     actions = np.random.default_rng(1).integers(0, 6, (120, 4))
     whole, clipped, half = (
-        rollout(registry.make("SpaceInvaders-v5", 4, seed=0, protocol="dqn", reward_clip=bound), 120, actions)
+        rollout(environments.make("SpaceInvaders-v5", 4, seed=0, protocol="dqn", reward_clip=bound), 120, actions)
         for bound in (None, 1.0, 0.5)
     )
     assert set(np.unique(whole.reward)) >= {0, 5, 10}
@@ -109,18 +110,18 @@ def test_rewards_are_unchanged_unless_clipped():
 @pytest.mark.slow
 def test_the_paper_has_sticky_actions_and_dqn_has_random_starts():
     actions = np.repeat(np.random.default_rng(2).integers(0, 18, (30, 1)), 6, axis=1)
-    frames = rollout(registry.make("Pong-v5", 6, seed=0), 30, actions).observation
+    frames = rollout(environments.make("Pong-v5", 6, seed=0), 30, actions).observation
     assert (frames[0] == frames[0, :1]).all(), "a start of the paper's protocol differs"
     assert len({frame.tobytes() for frame in frames[30]}) > 3, "no action sticks"
-    frames = rollout(registry.make("Pong-v5", 6, seed=0, protocol="dqn"), 30, actions % 6).observation
+    frames = rollout(environments.make("Pong-v5", 6, seed=0, protocol="dqn"), 30, actions % 6).observation
     assert len({frame.tobytes() for frame in frames[30]}) > 3, "all games begin after as many no-ops"
-    still = registry.make("Pong-v5", 6, seed=0, protocol="dqn", options={"noop_max": 1})
+    still = environments.make("Pong-v5", 6, seed=0, protocol="dqn", options={"noop_max": 1})
     frames = rollout(still, 30, actions % 6).observation
     assert (frames == frames[:, :1]).all() and (frames[0] != frames[30]).any()
 
 
 def test_frames_are_stacked_by_the_wrapper():
-    env = registry.make("Pong-v5", 2, seed=0, stack=4, observation=seen(gray=True, size=(20, 16)))
+    env = environments.make("Pong-v5", 2, seed=0, stack=4, observation=seen(gray=True, size=(20, 16)))
     assert env.spec.observation.shape == (20, 16, 4) and env.spec.action_repeat == 4
     rows = rollout(env, 6)
     np.testing.assert_array_equal(rows.observation[6, ..., :3], rows.observation[5, ..., 1:])
@@ -129,23 +130,23 @@ def test_frames_are_stacked_by_the_wrapper():
 
 @pytest.mark.parametrize("env_id", ["Breakout-v5", "ALE/Breakout-v5", "Adventure-v5"])
 def test_ids(env_id):
-    assert registry.resolve(env_id) == "envpool" and registry.preset_name(env_id) == "atari"
+    assert environments.resolve(env_id) == "envpool" and registry.preset_name(env_id) == "atari"
     assert atari.canonical(env_id) == env_id.removeprefix("ALE/")
 
 
 def test_unknown_ids_are_answered_with_similar_ones():
     with pytest.raises(UnknownEnvironment, match="named like Breakout-v5 here"):
-        registry.resolve("Breakout-v4")
+        environments.resolve("Breakout-v4")
     with pytest.raises(UnknownEnvironment):
-        registry.resolve("Breakout-v5", "gymnax")
+        registry.backend_of("Breakout-v5", "gymnax")
     assert atari.canonical("toy/chain") is atari.canonical(dict) is None
 
 
 def test_the_list_agrees_with_the_specification():
-    lines = {line.id: line for line in registry.known("Breakout")}
+    lines = {line.id: line for line in registry.list_environments("Breakout")}
     assert lines["Breakout-v5"] == ("Breakout-v5", "envpool", "uint8 (96, 96, 3)", "discrete, 18 actions", "atari")
     for env_id in ("Skiing-v5", "Pong-v5"):
-        spec = registry.spec(env_id)
+        spec = environments.spec(env_id)
         assert atari.summary(env_id) == (registry.describe(spec.observation), str(spec.action))
 
 
@@ -165,12 +166,12 @@ def test_the_list_agrees_with_the_specification():
 )
 def test_unsupported_settings_are_errors(env_id, arguments, sentence):
     with pytest.raises(UnsupportedEnvironment, match=sentence) as caught:
-        registry.make(env_id, 1, seed=0, **arguments)
+        environments.make(env_id, 1, seed=0, **arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_options_replace_settings_of_the_protocol():
-    env = registry.make("Breakout-v5", 1, seed=0, options={"frame_skip": 2, "repeat_action_probability": 0.5})
+    env = environments.make("Breakout-v5", 1, seed=0, options={"frame_skip": 2, "repeat_action_probability": 0.5})
     assert env._pool.config["repeat_action_probability"] == 0.5 and env.spec.action_repeat == 2
     env.close()
 
@@ -186,7 +187,7 @@ def test_human_normalized_scores():
 
 @pytest.mark.parametrize("env_id", ["Pong-v5", "Skiing-v5", "MontezumaRevenge-v5"])
 def test_some_games_step(env_id):
-    env = registry.make(env_id, 1, seed=0)
+    env = environments.make(env_id, 1, seed=0)
     state, row = env.reset()
     assert row.observation.shape == (1, 96, 96, 3) and bool(row.first[0])
     for action in range(3):

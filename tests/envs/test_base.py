@@ -9,7 +9,7 @@ import pytest
 from gymnasium_twins import counters
 from rollouts import assert_same_rows, rollout
 
-from bircher.envs import registry
+import environments
 from bircher.envs.base import check_env, row, stack_observations
 from bircher.errors import EnvContractError, UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
@@ -18,19 +18,19 @@ ACTIONS = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
 
 
 def test_stacks_of_vectors_by_hand():
-    env = registry.make("toy/counter", 2, seed=0, stack=3, options={"length": 3})
+    env = environments.make("toy/counter", 2, seed=0, stack=3, options={"length": 3})
     assert env.spec.observation.shape == (9,) and env.pure
     rows = rollout(env, 7, ACTIONS)
     time = rows.observation.reshape(8, 2, 3, 3)[:, 1, :, 1]
     one_episode = [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
     np.testing.assert_array_equal(time, one_episode + one_episode)
-    plain = rollout(registry.make("toy/counter", 2, seed=0, options={"length": 3}), 7, ACTIONS)
+    plain = rollout(environments.make("toy/counter", 2, seed=0, options={"length": 3}), 7, ACTIONS)
     assert_same_rows(rows._replace(observation=plain.observation), plain)
     np.testing.assert_array_equal(rows.observation[..., 6:], plain.observation)
 
 
 def test_stacks_of_images_gain_channels():
-    env = registry.make("toy/catch", 2, seed=0, stack=2)
+    env = environments.make("toy/catch", 2, seed=0, stack=2)
     assert env.spec.observation.shape == (10, 5, 2)
     check_env(env, 20)
     rows = rollout(env, 12, np.ones((12, 2)))
@@ -41,7 +41,8 @@ def test_stacks_of_images_gain_channels():
 
 
 def test_stacks_of_environments_that_are_not_pure():
-    for made in (registry.make(counters(), 2, 0, stack=2), registry.make("LunarLander-v3", 2, 0, max_steps=4, stack=2)):
+    for source, settings in ((counters(), {}), ("LunarLander-v3", {"max_steps": 4})):
+        made = environments.make(source, 2, 0, stack=2, **settings)
         assert not made.pure
         check_env(made, 15)
         width = made.spec.observation.shape[0] // 2
@@ -57,7 +58,7 @@ def test_state_and_row_may_be_donated(source, stack):
     """A program that donates its arguments returns the same rows as one that does not."""
     rows = []
     for donated in ((), (0, 1)):
-        env = registry.make(source() if callable(source) else source, 2, seed=0, stack=stack)
+        env = environments.make(source() if callable(source) else source, 2, seed=0, stack=stack)
         step = jax.jit(lambda state, _, env=env: env.step(state, jnp.ones(2, jnp.int32)), donate_argnums=donated)
         state, timestep = env.reset()
         for _ in range(7):

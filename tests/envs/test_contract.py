@@ -10,6 +10,7 @@ from broken_environments import Valid, breaking
 from gymnasium import spaces
 from rollouts import rollout
 
+import environments
 from bircher.envs import registry
 from bircher.errors import UnsupportedEnvironment
 
@@ -88,7 +89,7 @@ BREACHES = {
 def test_a_breach_within_an_episode_is_a_failure_with_index_and_step(name: str) -> None:
     broken, sentence = BREACHES[name]
     made = iter([Valid if broken.observation_space is Valid.observation_space else broken] + [broken] * 3)
-    env = registry.make(lambda: next(made)(), 3, seed=0)
+    env = environments.make(lambda: next(made)(), 3, seed=0)
     state, row = env.reset()
     for _ in range(3):
         assert not row.failed.any() and env.failure() is None
@@ -110,7 +111,7 @@ def test_errors_from_a_worker_have_the_index_of_the_environment() -> None:
             return super().observation() if self.mine else Valid.observation(self)
 
     for workers in (0, 2):
-        env = registry.make(Second, 3, seed=0, num_workers=workers)
+        env = environments.make(Second, 3, seed=0, num_workers=workers)
         rows = rollout(env, 3, np.zeros((3, 3)))
         np.testing.assert_array_equal(rows.failed.all(-1), [False, False, True, True])
         assert env.failure() == "environment 2, step 2: the observation contains a number that is not finite"
@@ -126,7 +127,7 @@ def test_the_error_of_a_breach_at_a_later_reset_names_the_reset() -> None:
             observation, info = super().reset(**kwargs)
             return (observation, info) if self.resets == 1 else observation
 
-    env = registry.make(Second, 1, seed=0)
+    env = environments.make(Second, 1, seed=0)
     rows = rollout(env, 7, np.zeros((7, 1)))
     assert rows.last[5].all() and rows.failed[6].all()
     assert env.failure() == (
@@ -150,7 +151,7 @@ def test_equivalent_values_are_accepted() -> None:
             return observation, np.array([2]), np.array([terminated]), np.bool_(False), info
 
     for workers in (0, 2):
-        env = registry.make(Loose, 2, seed=0, num_workers=workers)
+        env = environments.make(Loose, 2, seed=0, num_workers=workers)
         rows = rollout(env, 6, np.zeros((6, 2)))
         env.close()
         assert not rows.failed.any(), env.failure()
@@ -161,7 +162,7 @@ def test_equivalent_values_are_accepted() -> None:
 
 def test_only_some_environments_may_return_a_mask() -> None:
     made = iter([Valid, Valid, breaking(mask=lambda mask: np.eye(4, dtype=bool)[2], at=1)])
-    env = registry.make(lambda: next(made)(), 2, seed=0)
+    env = environments.make(lambda: next(made)(), 2, seed=0)
     rows = rollout(env, 2, np.zeros((2, 2)))
     np.testing.assert_array_equal(rows.legal_actions[:, 0].sum(-1), [4, 4, 4])
     np.testing.assert_array_equal(rows.legal_actions[:, 1].sum(-1), [4, 1, 4])
@@ -217,7 +218,7 @@ def test_the_probe_finds_a_breach_inside_any_wrapper(env: type[Valid], wrapped: 
 
     source = make if wrapped else env
     with pytest.raises(UnsupportedEnvironment) as told:
-        registry.probe(source, seed=0, max_steps=7)
+        environments.probe(source, seed=0, max_steps=7)
     sentence = PROBED[env]
     if wrapped and env is ObservationOnly:  # the wrapper that unpacks it does not say what it was
         sentence = sentence.replace("an array float32 (3,)", "more than 2 values")
@@ -283,10 +284,10 @@ def test_a_breach_of_an_inner_wrapper_is_an_error(wrapper: type[Passing]) -> Non
         return Passing(wrapper(Passing(Valid())))
 
     with pytest.raises(UnsupportedEnvironment) as told:
-        registry.probe(make, seed=0)
+        environments.probe(make, seed=0)
     assert f"make cannot be used: {BETWEEN[wrapper]}" in str(told.value)
     if wrapper in (Old, Six, Silent):
-        env = registry.make(make, 2, seed=0)
+        env = environments.make(make, 2, seed=0)
         assert rollout(env, 2).failed[1].all()
         assert f"environment 0, step 1: {BETWEEN[wrapper]}" in str(env.failure())
 
@@ -297,7 +298,7 @@ def test_a_wrapper_has_access_to_its_own_environment() -> None:
             observation, _, *rest = self.env.step(action)
             return observation, self.env.time, *rest
 
-    rows = rollout(registry.make(lambda: Reads(Valid()), 1, seed=0), 4)
+    rows = rollout(environments.make(lambda: Reads(Valid()), 1, seed=0), 4)
     np.testing.assert_array_equal(rows.reward[:4, 0], [0, 1, 2, 3])
 
 
@@ -314,11 +315,11 @@ def test_the_probe_reports_environments_that_cannot_be_repeated() -> None:
         def observation(self):
             return self.np_random.random(3, np.float32)
 
-    (first,), (later,) = registry.probe(Global, seed=0), registry.probe(Later, seed=0)
+    (first,), (later,) = environments.probe(Global, seed=0), environments.probe(Later, seed=0)
     assert first.startswith("Global returns two different first observations for one seed: ")
     assert later.startswith("Later returns two different episodes for one seed and actions: ")
-    assert registry.probe(Own, seed=0) == () and registry.probe(Valid, seed=0) == ()
-    assert registry.probe("CartPole-v1", seed=0) == () and registry.probe("FrozenLake-v1", seed=0) == ()
+    assert environments.probe(Own, seed=0) == () and environments.probe(Valid, seed=0) == ()
+    assert environments.probe("CartPole-v1", seed=0) == () and environments.probe("FrozenLake-v1", seed=0) == ()
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint8, lambda flag: np.array([flag], np.int8)])
@@ -328,9 +329,9 @@ def test_flags_of_0_and_1_are_accepted_with_one_note(kind) -> None:
             observation, reward, terminated, _, info = super().step(action)
             return observation, reward, kind(terminated), kind(0), info
 
-    (sentence,) = registry.probe(Numbers, seed=0)
+    (sentence,) = environments.probe(Numbers, seed=0)
     assert sentence == "Numbers returns terminated and truncated as 0 or 1, which is read as False or True"
-    rows = rollout(registry.make(Numbers, 2, seed=0), 6)
+    rows = rollout(environments.make(Numbers, 2, seed=0), 6)
     assert rows.terminal[:, 0].tolist() == [False] * 5 + [True, False] and not rows.failed.any()
 
 
@@ -342,10 +343,10 @@ def test_a_slow_environment_is_reset_once_by_the_probe(monkeypatch: pytest.Monke
             resets.append(kwargs["seed"])
             return super().reset(**kwargs)
 
-    registry.probe(Slow, seed=0)
+    environments.probe(Slow, seed=0)
     assert len(resets) == 2 and len(set(resets)) == 1
     monkeypatch.setattr("bircher.envs.gymnasium.SLOW_SECONDS", 0.0)
-    registry.probe(Slow, seed=0)
+    environments.probe(Slow, seed=0)
     assert len(resets) == 3
 
 
@@ -361,4 +362,4 @@ def test_the_probe_takes_legal_actions_only() -> None:
             return super().step(action)
 
     for seed in range(5):
-        assert registry.probe(OnlyOne, seed=seed) == ()
+        assert environments.probe(OnlyOne, seed=seed) == ()

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollouts import rollout
 
+import environments
 from bircher.agents.base import require_discrete
-from bircher.envs import registry
 from bircher.errors import UnsupportedEnvironment
 from bircher.spaces import (
     Encoding,
@@ -57,10 +57,10 @@ def test_integers_beyond_int32_become_float32_by_their_bounds(space, dtype, shap
 
 def test_a_discrete_observation_takes_one_integer():
     """A table of one-hot vectors of a million values would have four terabytes."""
-    env = registry.make(lambda: Spaces(spaces.Discrete(1_000_000, start=-3)), 2, seed=0)
+    env = environments.make(lambda: Spaces(spaces.Discrete(1_000_000, start=-3)), 2, seed=0)
     _, timestep = env.reset()
     assert timestep.observation.shape == (2, 1) and timestep.observation.dtype == jnp.int32
-    assert registry.spec(lambda: Spaces(spaces.Discrete(2**40))).observation.description.endswith(
+    assert environments.spec(lambda: Spaces(spaces.Discrete(2**40))).observation.description.endswith(
         "which has more values than a network can have weights for"
     )
 
@@ -122,7 +122,7 @@ class Growing(gymnasium.Env):
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
 def test_a_number_beyond_int32_ends_the_run_with_one_sentence(dtype):
     """This includes spaces with the type int32, for which NumPy would wrap the number."""
-    env = registry.make(lambda: Growing(dtype), 2, seed=0)
+    env = environments.make(lambda: Growing(dtype), 2, seed=0)
     rows = rollout(env, 11, np.zeros((11, 2)))
     np.testing.assert_array_equal(rows.failed[:, 0], np.arange(12) >= 10)
     np.testing.assert_array_equal(rows.observation[:10, 0, 0], 10 ** np.arange(10))
@@ -235,6 +235,6 @@ def test_an_error_about_a_space_names_it_and_the_way_out():
     ]
     for env, words in cases:
         with pytest.raises(UnsupportedEnvironment) as refused:
-            require_discrete("muesli", registry.spec(lambda env=env: env))
+            require_discrete("muesli", environments.spec(lambda env=env: env))
         assert all(word in str(refused.value) for word in words), refused.value
         assert "\n" not in str(refused.value)

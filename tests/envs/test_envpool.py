@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from rollouts import assert_same_rows, rollout
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
+from bircher.envs.config import EnvRequest
 from bircher.envs.envpool import EnvPoolEnv, env_spec
 from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete
@@ -20,20 +22,20 @@ from bircher.types import Discrete
 
 def fall(max_steps=None, steps=130):
     """Roll out a lander that falls without its engines."""
-    env = registry.make("LunarLander-v3", 3, seed=3, max_steps=max_steps)
+    env = environments.make("LunarLander-v3", 3, seed=3, max_steps=max_steps)
     return rollout(env, steps, np.zeros((steps, 3)))
 
 
 def test_spec_is_read_without_a_pool_and_equals_the_pools():
-    spec = registry.spec("LunarLander-v3")
+    spec = environments.spec("LunarLander-v3")
     assert registry.describe(spec.observation) == "float32 (8,)"
     assert spec.action == Discrete(4) and spec.max_steps == 1000
-    assert spec == registry.make("LunarLander-v3", 1, seed=0).spec
+    assert spec == environments.make("LunarLander-v3", 1, seed=0).spec
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v0", "Pendulum-v1"])
 def test_contract(env_id):
-    check_env(registry.make(env_id, 3, seed=0, max_steps=20), 60)
+    check_env(environments.make(env_id, 3, seed=0, max_steps=20), 60)
 
 
 def test_max_steps_truncates_and_the_next_row_is_a_reset():
@@ -70,17 +72,19 @@ def test_a_crash_on_the_last_allowed_step_is_reported_as_truncation_only():
 
 
 def test_rows_are_in_the_order_of_the_environments_for_any_number_of_threads():
-    alone = rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=1), 150)
-    assert_same_rows(alone, rollout(registry.make("LunarLander-v3", 6, seed=9, num_threads=4), 150))
-    one = rollout(EnvPoolEnv("LunarLander-v3", registry.seeds(9, "train", 6)[4:5]), 60, np.zeros((60, 1)))
-    six = rollout(registry.make("LunarLander-v3", 6, seed=9), 60, np.zeros((60, 6)))
+    alone = rollout(environments.make("LunarLander-v3", 6, seed=9, num_threads=1), 150)
+    assert_same_rows(alone, rollout(environments.make("LunarLander-v3", 6, seed=9, num_threads=4), 150))
+    one = rollout(
+        EnvPoolEnv(EnvRequest.of("LunarLander-v3"), registry.seeds(9, "train", 6)[4:5]), 60, np.zeros((60, 1))
+    )
+    six = rollout(environments.make("LunarLander-v3", 6, seed=9), 60, np.zeros((60, 6)))
     np.testing.assert_array_equal(one.observation[:, 0], six.observation[:, 4])
 
 
 def test_no_start_of_an_evaluation_occurs_in_training():
     starts = {}
     for role in ("train", "evaluation"):
-        rows = rollout(registry.make("LunarLander-v3", 32, seed=0, role=role, max_steps=3), 200)
+        rows = rollout(environments.make("LunarLander-v3", 32, seed=0, role=role, max_steps=3), 200)
         starts[role] = {row.tobytes() for row in rows.observation[rows.first]}
         assert len(starts[role]) == rows.first.sum(), f"two episodes of {role} begin alike"
     assert not starts["train"] & starts["evaluation"]
@@ -88,11 +92,11 @@ def test_no_start_of_an_evaluation_occurs_in_training():
 
 def test_values_of_64_bits_are_an_error():
     with pytest.raises(UnsupportedEnvironment, match="64-bit.*use backend=gymnasium"):
-        env_spec("Ant-v4")
+        env_spec(EnvRequest.of("Ant-v4"))
 
 
 def test_a_closed_pool_is_an_error():
-    env = registry.make("LunarLander-v3", 2, seed=0)
+    env = environments.make("LunarLander-v3", 2, seed=0)
     state, _ = env.reset()
     env.close()
     with pytest.raises(RuntimeError, match="the LunarLander-v3 pool is closed"):
@@ -103,7 +107,8 @@ def test_a_program_outlives_its_python_object():
     script = (
         "import gc, jax, jax.numpy as jnp\n"
         "from bircher.envs import registry\n"
-        "env = registry.make('LunarLander-v3', 4, 1)\n"
+        "from bircher.envs.config import EnvRequest\n"
+        "env = registry.make(EnvRequest.of('LunarLander-v3', num_envs=4), seed=1)\n"
         "state, row = env.reset()\n"
         "action = jnp.zeros(4, jnp.int32)\n"
         "program = jax.jit(env.step).lower(state, action).compile()\n"
@@ -118,6 +123,6 @@ def test_a_program_outlives_its_python_object():
 
 
 def test_image_observations_stay_bytes():
-    _, timestep = registry.make("CarRacing-v3", 1, seed=0).reset()
+    _, timestep = environments.make("CarRacing-v3", 1, seed=0).reset()
     assert timestep.observation.shape == (1, 96, 96, 3) and timestep.observation.dtype == jnp.uint8
-    assert jax.tree.leaves(registry.spec("CarRacing-v3").observation)[0].dtype == jnp.uint8
+    assert jax.tree.leaves(environments.spec("CarRacing-v3").observation)[0].dtype == jnp.uint8

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium_twins import Counter, Masked, NotANumber, Raises, Spaces, counters
 from rollouts import assert_same_rows, rollout
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.errors import EnvContractError, UnsupportedEnvironment
@@ -21,23 +22,23 @@ ACTIONS = np.random.default_rng(0).integers(0, 2, (14, 3))
 
 @pytest.mark.parametrize("truncates", [False, True])
 def test_rows_equal_the_pure_twin(truncates):
-    twin = registry.make("toy/counter-truncated" if truncates else "toy/counter", 3, seed=0)
-    env = registry.make(counters(truncates=truncates), 3, seed=0)
+    twin = environments.make("toy/counter-truncated" if truncates else "toy/counter", 3, seed=0)
+    env = environments.make(counters(truncates=truncates), 3, seed=0)
     assert_same_rows(rollout(env, 14, ACTIONS), rollout(twin, 14, ACTIONS))
 
 
 def test_max_steps_truncates_and_a_death_on_that_step_is_terminal():
-    twin = registry.make("toy/counter", 3, seed=0, max_steps=2)
+    twin = environments.make("toy/counter", 3, seed=0, max_steps=2)
     assert_same_rows(
-        rollout(registry.make(counters(), 3, 0, max_steps=2), 8, ACTIONS[:8]), rollout(twin, 8, ACTIONS[:8])
+        rollout(environments.make(counters(), 3, 0, max_steps=2), 8, ACTIONS[:8]), rollout(twin, 8, ACTIONS[:8])
     )
-    both = rollout(registry.make(counters(), 2, 0, max_steps=5), 5, ACTIONS[:5, :2])
+    both = rollout(environments.make(counters(), 2, 0, max_steps=5), 5, ACTIONS[:5, :2])
     assert both.last[5].all() and both.terminal[5].all() and (both.discount[5] == 0).all()
 
 
 def test_an_action_can_be_repeated():
     """Rewards are summed, also over an incomplete repetition at the end of an episode; max_steps counts actions."""
-    env = registry.make(counters(), 2, 0, action_repeat=2)
+    env = environments.make(counters(), 2, 0, action_repeat=2)
     assert env.spec.action_repeat == 2
     rows = rollout(env, 4, ACTIONS[:4, :2])
     np.testing.assert_array_equal(rows.observation[:4, :, 1], [[0, 0], [2, 2], [4, 4], [5, 5]])
@@ -47,25 +48,25 @@ def test_an_action_can_be_repeated():
     np.testing.assert_allclose(rows.reward[1], 2 * index + 30 + 2 * a[0])
     np.testing.assert_allclose(rows.reward[2], 2 * index + 70 + 2 * a[1])
     np.testing.assert_allclose(rows.reward[3], index + 50 + a[2])
-    cut = rollout(registry.make(counters(), 2, 0, max_steps=2, action_repeat=2), 2, ACTIONS[:2, :2])
+    cut = rollout(environments.make(counters(), 2, 0, max_steps=2, action_repeat=2), 2, ACTIONS[:2, :2])
     assert cut.last[2].all() and not cut.terminal[2].any() and (cut.observation[2, :, 1] == 4).all()
-    lander = registry.make("LunarLander-v3", 1, 0, backend="gymnasium", action_repeat=3)
+    lander = environments.make("LunarLander-v3", 1, 0, backend="gymnasium", action_repeat=3)
     assert lander.spec.max_steps == 334 and lander.spec.action_repeat == 3
 
 
 def test_other_adapters_do_not_repeat_actions():
     with pytest.raises(UnsupportedEnvironment, match=r"env.action_repeat=2 .* runs in envpool: set env.backend=gymn"):
-        registry.make("LunarLander-v3", 1, seed=0, action_repeat=2)
+        environments.make("LunarLander-v3", 1, seed=0, action_repeat=2)
     with pytest.raises(UnsupportedEnvironment, match=r"Breakout-v5 runs in envpool: set env.options.frame_skip"):
-        registry.make("Breakout-v5", 1, seed=0, action_repeat=2)
+        environments.make("Breakout-v5", 1, seed=0, action_repeat=2)
 
 
 def test_registered_id_and_its_limit():
     gymnasium.register("bircher/Counter-v0", entry_point=Counter, max_episode_steps=4)
     try:
-        assert registry.resolve("bircher/Counter-v0") == "gymnasium"
-        env = registry.make("bircher/Counter-v0", 2, seed=0)
-        assert env.spec.max_steps == 4 and registry.spec("bircher/Counter-v0", max_steps=9).max_steps == 9
+        assert environments.resolve("bircher/Counter-v0") == "gymnasium"
+        env = environments.make("bircher/Counter-v0", 2, seed=0)
+        assert env.spec.max_steps == 4 and environments.spec("bircher/Counter-v0", max_steps=9).max_steps == 9
         rows = rollout(env, 4, ACTIONS[:4, :2])
         assert rows.last[4].all() and not rows.terminal.any()
     finally:
@@ -73,10 +74,10 @@ def test_registered_id_and_its_limit():
 
 
 def test_each_environment_gets_its_own_seed_and_reset_repeats_them():
-    env = registry.make("CartPole-v1", 3, seed=5, backend="gymnasium")
+    env = environments.make("CartPole-v1", 3, seed=5, backend="gymnasium")
     _, one = env.reset()
     _, two = env.reset()
-    _, other = registry.make("CartPole-v1", 3, seed=5, role="evaluation", backend="gymnasium").reset()
+    _, other = environments.make("CartPole-v1", 3, seed=5, role="evaluation", backend="gymnasium").reset()
     np.testing.assert_array_equal(one.observation, two.observation)
     assert len({row.tobytes() for row in np.concatenate([one.observation, other.observation])}) == 6
     rows = rollout(env, 120)
@@ -86,7 +87,7 @@ def test_each_environment_gets_its_own_seed_and_reset_repeats_them():
 
 def test_an_exception_sets_failed_and_failure_returns_it():
     made = iter([0, 0, 1, 2])  # the probe, then three environments
-    env = registry.make(lambda: Raises(next(made)), 3, seed=0)
+    env = environments.make(lambda: Raises(next(made)), 3, seed=0)
     assert env.failure() is None
     rows = rollout(env, 12, np.zeros((12, 3)))
     np.testing.assert_array_equal(rows.failed.any(-1), rows.failed.all(-1))
@@ -96,18 +97,18 @@ def test_an_exception_sets_failed_and_failure_returns_it():
         assert part in env.failure()
     with pytest.raises(EnvContractError, match="the mill is broken"):
         made = iter([0, 0, 1, 2])
-        check_env(registry.make(lambda: Raises(next(made)), 3, seed=0), 12)
+        check_env(environments.make(lambda: Raises(next(made)), 3, seed=0), 12)
 
 
 def test_a_reward_of_nan_is_a_failure():
-    env = registry.make(NotANumber, 2, seed=0)
+    env = environments.make(NotANumber, 2, seed=0)
     rows = rollout(env, 4, np.zeros((4, 2)))
     np.testing.assert_array_equal(rows.failed[:, 0], [False, False, False, True, True])
     assert env.failure() == "environment 0, step 3: the reward is nan, expected a finite number"
 
 
 def test_action_mask_and_actions_that_start_below_zero():
-    env = registry.make(Masked, 2, seed=0)
+    env = environments.make(Masked, 2, seed=0)
     assert env.spec.action == Discrete(3, start=-1)
     rows = rollout(env, 8)  # random legal actions: action t % 3 at time t, shifted by -1
     time = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2])
@@ -134,15 +135,15 @@ OBSERVATIONS = {
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_observation_spaces(name):
     space, text = OBSERVATIONS[name]
-    env = registry.make(lambda: Spaces(space), 2, seed=0)
+    env = environments.make(lambda: Spaces(space), 2, seed=0)
     assert registry.describe(env.spec.observation) == text
     check_env(env, 7)
 
 
 def test_a_discrete_observation_is_an_index_from_zero_or_one_hot():
     space = spaces.Discrete(4, start=2)
-    _, timestep = registry.make(lambda: Spaces(space), 1, seed=0).reset()
-    _, as_given = registry.make(lambda: Spaces(space), 1, seed=0, layout="as_given").reset()
+    _, timestep = environments.make(lambda: Spaces(space), 1, seed=0).reset()
+    _, as_given = environments.make(lambda: Spaces(space), 1, seed=0, layout="as_given").reset()
     space.seed(registry.seeds(0, "train", 1)[0])
     index = space.sample() - 2
     np.testing.assert_array_equal(timestep.observation[0], [index])
@@ -150,18 +151,18 @@ def test_a_discrete_observation_is_an_index_from_zero_or_one_hot():
 
 
 def test_continuous_actions_step():
-    env = registry.make(lambda: Spaces(action_space=spaces.Box(-2, 2, (3,))), 2, seed=0)
+    env = environments.make(lambda: Spaces(action_space=spaces.Box(-2, 2, (3,))), 2, seed=0)
     assert env.spec.action == Continuous((3,), (-2.0,) * 3, (2.0,) * 3)
     check_env(env, 7)
 
 
 def test_unsupported_spaces_are_named():
-    env = registry.make(lambda: Spaces(action_space=spaces.MultiDiscrete([2, 3])), 2, seed=0)
+    env = environments.make(lambda: Spaces(action_space=spaces.MultiDiscrete([2, 3])), 2, seed=0)
     assert env.spec.action == Unsupported("action space MultiDiscrete([2 3])")
     check_env(env)
     with pytest.raises(UnsupportedEnvironment, match=r"action space MultiDiscrete\(\[2 3\]\) is not supported"):
         env.step(env.reset()[0], jnp.zeros(2, jnp.int32))
-    env = registry.make(lambda: Spaces(spaces.Dict({"word": spaces.Text(3)})), 2, seed=0)
+    env = environments.make(lambda: Spaces(spaces.Dict({"word": spaces.Text(3)})), 2, seed=0)
     assert "Text" in str(env.spec.observation)
     check_env(env)
     with pytest.raises(UnsupportedEnvironment, match="Text"):
@@ -173,11 +174,11 @@ def test_a_callable_must_return_an_environment():
         return object()
 
     with pytest.raises(UnsupportedEnvironment, match="soup returned object, not a gymnasium.Env"):
-        registry.make(soup, 1, seed=0)
+        environments.make(soup, 1, seed=0)
 
 
 def test_step_runs_in_order_inside_two_programs():
-    env = registry.make(counters(length=50), 2, seed=0)
+    env = environments.make(counters(length=50), 2, seed=0)
     state, timestep = env.reset()
     scan = jax.jit(lambda state: jax.lax.scan(lambda s, a: env.step(s, a), state, jnp.zeros((5, 2), jnp.int32)))
     for chunk in range(3):

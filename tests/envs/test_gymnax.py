@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rollouts import rollout
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.types import Discrete
@@ -18,7 +19,7 @@ MINATAR = [env_id for env_id in registry.GYMNAX if env_id.endswith("-MinAtar")]
 
 
 def test_max_steps_truncates_and_the_next_row_is_a_reset():
-    rows = rollout(registry.make("CartPole-v1", 3, seed=0, max_steps=7), 16)
+    rows = rollout(environments.make("CartPole-v1", 3, seed=0, max_steps=7), 16)
     time = np.array([*range(8), *range(8), 0])
     for b in range(3):
         np.testing.assert_array_equal(rows.first[:, b], time == 0)
@@ -29,7 +30,7 @@ def test_max_steps_truncates_and_the_next_row_is_a_reset():
 
 
 def test_a_fallen_pole_is_terminal_with_its_final_observation():
-    rows = rollout(registry.make("CartPole-v1", 4, seed=0), 40, np.ones((40, 4)))
+    rows = rollout(environments.make("CartPole-v1", 4, seed=0), 40, np.ones((40, 4)))
     assert rows.terminal.any(0).all() and not (rows.last & ~rows.terminal).any()
     np.testing.assert_array_equal(rows.discount, np.where(rows.terminal, 0, 1))
     fallen = np.abs(rows.observation[..., 2]) > 12 * np.pi / 180
@@ -40,8 +41,8 @@ def test_a_fallen_pole_is_terminal_with_its_final_observation():
 
 
 def test_a_fall_on_the_last_allowed_step_is_terminal():
-    fall = int(np.argmax(rollout(registry.make("CartPole-v1", 1, 0), 40, np.ones((40, 1))).terminal))
-    rows = rollout(registry.make("CartPole-v1", 1, 0, max_steps=fall), fall, np.ones((fall, 1)))
+    fall = int(np.argmax(rollout(environments.make("CartPole-v1", 1, 0), 40, np.ones((40, 1))).terminal))
+    rows = rollout(environments.make("CartPole-v1", 1, 0, max_steps=fall), fall, np.ones((fall, 1)))
     assert rows.terminal[fall, 0] and rows.discount[fall, 0] == 0
 
 
@@ -56,8 +57,8 @@ STATES = {
 def test_classic_control_is_gymnasiums(env_id):
     """Steps from equal states give equal rows; limits, spaces and the range of starts are equal too."""
     theirs, (ours, params) = gymnasium.make(env_id), gymnax.make(env_id)
-    assert registry.spec(env_id).max_steps == theirs.spec.max_episode_steps == params.max_steps_in_episode
-    assert registry.spec(env_id).action == Discrete(int(theirs.action_space.n))
+    assert environments.spec(env_id).max_steps == theirs.spec.max_episode_steps == params.max_steps_in_episode
+    assert environments.spec(env_id).action == Discrete(int(theirs.action_space.n))
     step, key, rng = jax.jit(ours.step_env), jax.random.key(0), np.random.default_rng(0)
     ends = 0
     for episode in range(3):
@@ -85,7 +86,7 @@ def test_classic_control_is_gymnasiums(env_id):
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", MINATAR)
 def test_minatar_keeps_the_contract(env_id):
-    env = registry.make(env_id, 2, seed=0, max_steps=6)
+    env = environments.make(env_id, 2, seed=0, max_steps=6)
     check_env(env, 15)
     _, timestep = env.reset()
     assert timestep.observation.shape[1:3] == (10, 10) and timestep.observation.dtype == jnp.float32
@@ -93,7 +94,7 @@ def test_minatar_keeps_the_contract(env_id):
 
 
 def test_breakout_dies_when_the_ball_is_lost():
-    rows = rollout(registry.make("Breakout-MinAtar", 4, seed=0), 60, np.zeros((60, 4)))
+    rows = rollout(environments.make("Breakout-MinAtar", 4, seed=0), 60, np.zeros((60, 4)))
     assert rows.terminal.any(0).all()
     ball = rows.observation[..., 1][rows.terminal]
     assert (ball[:, 9].sum(-1) == 1).all(), "the final observation has the ball at the bottom"
@@ -102,14 +103,14 @@ def test_breakout_dies_when_the_ball_is_lost():
 def test_no_start_of_an_evaluation_occurs_in_training():
     starts = {}
     for role in ("train", "evaluation"):
-        rows = rollout(registry.make("CartPole-v1", 32, seed=0, role=role, max_steps=3), 100)
+        rows = rollout(environments.make("CartPole-v1", 32, seed=0, role=role, max_steps=3), 100)
         starts[role] = {row.tobytes() for row in rows.observation[rows.first]}
         assert len(starts[role]) == rows.first.sum()
     assert not starts["train"] & starts["evaluation"]
 
 
 def test_spaces_other_than_float_vectors():
-    assert registry.describe(registry.spec("FrozenLake-misc").observation) == "int32 (1,)"
-    check_env(registry.make("FrozenLake-misc", 2, seed=0), 5)
-    check_env(registry.make("Catch-bsuite", 2, seed=0), 5)
-    check_env(registry.make("PointRobot-misc", 2, seed=0), 5)
+    assert registry.describe(environments.spec("FrozenLake-misc").observation) == "int32 (1,)"
+    check_env(environments.make("FrozenLake-misc", 2, seed=0), 5)
+    check_env(environments.make("Catch-bsuite", 2, seed=0), 5)
+    check_env(environments.make("PointRobot-misc", 2, seed=0), 5)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from rollouts import play
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
+from bircher.envs.config import EnvRequest
 from bircher.envs.pgx import GAMES, PgxEnv
 from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete
@@ -34,7 +36,7 @@ LAST = {"go_9x9": 81}
 
 def test_observations_and_actions():
     for game, (shape, actions) in SHAPES.items():
-        spec = registry.spec(game)
+        spec = environments.spec(game)
         assert (spec.id, spec.observation.shape, spec.action) == (game, shape, Discrete(actions))
         assert spec.observation.dtype == (np.float32 if game == "gardner_chess" else np.bool_)
         assert spec.num_players == (1 if game == "2048" else 2) and spec.max_steps is None
@@ -44,7 +46,7 @@ def test_observations_and_actions():
 @pytest.mark.parametrize("game", sorted(GAMES))
 def test_symmetries_of_a_board_give_the_same_game(game):
     """Observations, legal actions and rewards of random games correspond to those on every symmetric board."""
-    spec = registry.spec(game)
+    spec = environments.spec(game)
     known = {"connect_four": 2, "hex": 2, "othello": 4, "tic_tac_toe": 8, "go_9x9": 8, "go_19x19": 8}
     assert len(spec.symmetries) == known.get(game, 0)
     if not spec.symmetries or game == "go_19x19":
@@ -106,7 +108,7 @@ def by_hand(game: str, seed: int, actions: np.ndarray) -> list[tuple]:
 def test_rows_are_those_of_pgx_stepped_by_hand(game, steps):
     """All rows of random games are equal: rewards, turns, ends, final observations, legal actions and resets."""
     seeds = [3, 4]
-    env = PgxEnv(game, seeds)
+    env = PgxEnv(EnvRequest.of(game), seeds)
     generator, step = np.random.default_rng(0), quick_jit(env.step)
     state, timestep = env.reset()
     rows, actions = [timestep], []
@@ -156,8 +158,8 @@ class Recorded:
 @pytest.mark.long  # each takes long to compile
 @pytest.mark.parametrize("game", sorted(set(registry.PGX) - set(SHAPES)))
 def test_larger_games_keep_the_contract(game):
-    assert registry.spec(game).num_players == 2
-    check_env(registry.make(game, 2, seed=0, max_steps=7), 20)
+    assert environments.spec(game).num_players == 2
+    check_env(environments.make(game, 2, seed=0, max_steps=7), 20)
 
 
 @pytest.mark.parametrize(("game", "moves", "reward"), [
@@ -170,7 +172,7 @@ def test_larger_games_keep_the_contract(game):
 def test_games_whose_results_are_known(game, moves, reward):
     """The last reward is that of the last mover; a row has its mover's stones first, whoever pgx calls player 0."""
     end = len(moves)
-    rows = stepped(registry.make(game, 8, seed=1), np.repeat(np.array(moves)[:, None], 8, 1))
+    rows = stepped(environments.make(game, 8, seed=1), np.repeat(np.array(moves)[:, None], 8, 1))
     assert rows.terminal[end].all() and not rows.last[:end].any()
     np.testing.assert_array_equal(rows.reward, np.where(np.arange(end + 1) == end, reward, 0)[:, None].repeat(8, 1))
     discount = [1.0, *[-1.0] * (end - 1), 0.0]
@@ -182,7 +184,7 @@ def test_games_whose_results_are_known(game, moves, reward):
 
 
 def test_max_steps_truncates_a_game_without_terminating_it():
-    env = registry.make("connect_four", 2, seed=0, max_steps=3)
+    env = environments.make("connect_four", 2, seed=0, max_steps=3)
     check_env(env, 9)
     rows = stepped(env, np.array([[0, 1]] * 5))
     np.testing.assert_array_equal(rows.last[:, 0], [False, False, False, True, False, False])
@@ -190,28 +192,28 @@ def test_max_steps_truncates_a_game_without_terminating_it():
 
 
 def test_2048_draws_its_starts_from_the_seeds():
-    one, again, other = (registry.make("2048", 16, seed=seed).reset()[1].observation for seed in (0, 0, 1))
+    one, again, other = (environments.make("2048", 16, seed=seed).reset()[1].observation for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert len({np.asarray(board).tobytes() for board in one}) > 8 and (one != other).any()
 
 
 def test_an_illegal_move_ends_and_loses_the_game():
-    rows = stepped(registry.make("tic_tac_toe", 1, seed=0), np.array([[4], [4]]))
+    rows = stepped(environments.make("tic_tac_toe", 1, seed=0), np.array([[4], [4]]))
     assert rows.terminal[2, 0] and rows.reward[2, 0] == -1
     assert not rows.legal_actions[1, 0, 4] and rows.legal_actions[1, 0].sum() == 8
 
 
 def test_options_are_passed_to_pgx():
-    assert registry.spec("go_9x9", options={"history_length": 1}).observation.shape == (9, 9, 3)
+    assert environments.spec("go_9x9", options={"history_length": 1}).observation.shape == (9, 9, 3)
     with pytest.raises(UnsupportedEnvironment, match="hex cannot be made with options {'size': 5}"):
-        registry.spec("hex", options={"size": 5})
+        environments.spec("hex", options={"size": 5})
     with pytest.raises(UnsupportedEnvironment, match="connect_four cannot be made with options.*color"):
-        registry.spec("connect_four", options={"color": "red"})
+        environments.spec("connect_four", options={"color": "red"})
 
 
 def test_a_game_loads_neither_pictures_nor_other_games():
     script = (
-        "import sys, bircher.envs.registry as r; r.make('connect_four', 1, 0); "
+        "import sys, bircher.envs.registry as r; r.make(r.EnvRequest.of('connect_four'), 0); "
         "print([n for n in ('pgx.chess', 'pgx.shogi', 'haiku', 'matplotlib', 'requests') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -8,6 +8,7 @@ import pytest
 from gymnasium_twins import Counter, Indexed, Painted
 from rollouts import assert_same_rows, rollout
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.envs.config import ObservationConfig
@@ -80,8 +81,8 @@ def test_gray_is_luma():
 def test_rows_with_pictures_equal_rows_with_states_otherwise():
     """The pictures of an episode, from the first to the last, belong to the right row and environment."""
     size, actions = (4, 6), np.random.default_rng(0).integers(0, 2, (14, 3))
-    state = rollout(registry.make(Indexed, 3, seed=0), 14, actions)
-    rows = rollout(registry.make(Indexed, 3, seed=0, observation=seen(size=size)), 14, actions)
+    state = rollout(environments.make(Indexed, 3, seed=0), 14, actions)
+    rows = rollout(environments.make(Indexed, 3, seed=0, observation=seen(size=size)), 14, actions)
     assert rows.observation.shape == (15, 3, 4, 6, 3)
     index, time = state.observation[..., 0], state.observation[..., 1]
     assert len(set(index[0])) == 3 and rows.last.any() and rows.first[1:].any()
@@ -93,28 +94,28 @@ def test_rows_with_pictures_equal_rows_with_states_otherwise():
 def test_drawing_does_not_change_the_lander():
     actions = np.random.default_rng(1).integers(0, 4, (90, 2))
     options = {"seed": 3, "backend": "gymnasium"}
-    state = rollout(registry.make("LunarLander-v3", 2, **options), 90, actions)
-    rows = rollout(registry.make("LunarLander-v3", 2, observation=seen(gray=True), **options), 90, actions)
+    state = rollout(environments.make("LunarLander-v3", 2, **options), 90, actions)
+    rows = rollout(environments.make("LunarLander-v3", 2, observation=seen(gray=True), **options), 90, actions)
     assert state.last.any()
     assert_same_rows(rows._replace(observation=state.observation), state)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v3", "FrozenLake-v1"])
 def test_contract_and_stacking(env_id):
-    env = registry.make(env_id, 2, seed=0, max_steps=4, observation=seen(size=(8, 12), gray=True), stack=3)
+    env = environments.make(env_id, 2, seed=0, max_steps=4, observation=seen(size=(8, 12), gray=True), stack=3)
     assert registry.describe(env.spec.observation) == "uint8 (8, 12, 3)"
-    assert registry.resolve(env_id, None, seen()) == "gymnasium"
+    assert environments.resolve(env_id, seen()) == "gymnasium"
     check_env(env, 12)
-    spec = registry.spec(env_id, observation=seen(size=(8, 12)))
+    spec = environments.spec(env_id, observation=seen(size=(8, 12)))
     assert registry.describe(spec.observation) == "uint8 (8, 12, 3)"
-    assert registry.spec(env_id, observation=seen()).observation.shape == (64, 64, 3)
+    assert environments.spec(env_id, observation=seen()).observation.shape == (64, 64, 3)
 
 
 def test_starts_differ_and_training_has_no_start_of_an_evaluation():
     starts = {}
     for role in ("train", "eval"):
         rows = rollout(
-            registry.make("LunarLander-v3", 6, seed=0, role=role, max_steps=2, observation=seen(size=(40, 60))), 8
+            environments.make("LunarLander-v3", 6, seed=0, role=role, max_steps=2, observation=seen(size=(40, 60))), 8
         )
         starts[role] = [row.tobytes() for row in rows.observation[rows.first]]
         assert len(set(starts[role])) == len(starts[role]) == 18
@@ -122,8 +123,8 @@ def test_starts_differ_and_training_has_no_start_of_an_evaluation():
 
 
 def test_a_class_that_can_draw_receives_the_render_mode():
-    assert registry.spec(Painted, observation=seen(size=(2, 2))).observation.shape == (2, 2, 3)
-    made = registry.spec(lambda: Painted(render_mode="rgb_array"), observation=seen(size=(2, 2)))
+    assert environments.spec(Painted, observation=seen(size=(2, 2))).observation.shape == (2, 2, 3)
+    made = environments.spec(lambda: Painted(render_mode="rgb_array"), observation=seen(size=(2, 2)))
     assert made.observation.shape == (2, 2, 3)
 
 
@@ -143,7 +144,7 @@ def test_a_class_that_can_draw_receives_the_render_mode():
 )
 def test_pixels_without_a_picture_are_an_error(source, backend, sentence):
     with pytest.raises(UnsupportedEnvironment, match=sentence) as caught:
-        registry.make(source, 1, seed=0, backend=backend, observation=seen())
+        environments.make(source, 1, seed=0, backend=backend, observation=seen())
     assert "\n" not in str(caught.value)
 
 
@@ -156,7 +157,7 @@ class Sketch(Painted):
 
 def test_a_result_of_render_that_is_not_a_picture_is_a_failure():
     with pytest.raises(RuntimeError, match=r"environment 0, reset after 0 .*float32 \(4, 4\), expected"):
-        registry.make(Sketch, 1, seed=0, observation=seen()).reset()
+        environments.make(Sketch, 1, seed=0, observation=seen()).reset()
 
 
 @pytest.mark.parametrize(

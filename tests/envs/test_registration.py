@@ -11,7 +11,7 @@ import gymnasium
 import pytest
 from rollouts import rollout
 
-from bircher.envs import registry
+import environments
 from bircher.errors import UnknownEnvironment
 
 MODULE = """
@@ -48,18 +48,18 @@ def write(path: Path, *ids: str, text: str = MODULE) -> None:
 @pytest.mark.parametrize("module", ["found_here", "a_package.inner"])
 def test_a_module_of_the_current_folder_registers_its_ids(folder: Path, module: str) -> None:
     write(folder / f"{module.replace('.', '/')}.py", "Mine-v0")
-    assert registry.resolve(f"{module}:Mine-v0") == "gymnasium"
+    assert environments.resolve(f"{module}:Mine-v0") == "gymnasium"
     for workers in (0, 1):
-        env = registry.make(f"{module}:Mine-v0", 2, seed=0, num_workers=workers)
+        env = environments.make(f"{module}:Mine-v0", 2, seed=0, num_workers=workers)
         assert env.spec.max_steps == 7 and not rollout(env, 3).failed.any()
         env.close()
-    assert registry.probe(f"{module}:Mine-v0", seed=0) == ()
+    assert environments.probe(f"{module}:Mine-v0", seed=0) == ()
 
 
 def test_a_file_in_the_folder_does_not_hide_a_package(folder: Path) -> None:
     write(folder / "beside.py", "Beside-v0")
     (folder / "colorsys.py").write_text("raise RuntimeError('the wrong one')")
-    registry.resolve("beside:Beside-v0")
+    environments.resolve("beside:Beside-v0")
     assert sys.path[-1] == str(folder)
     sys.modules.pop("colorsys", None)
     import colorsys
@@ -69,7 +69,7 @@ def test_a_file_in_the_folder_does_not_hide_a_package(folder: Path) -> None:
 
 def sentence(env_id: str) -> str:
     with pytest.raises(UnknownEnvironment) as told:
-        registry.resolve(env_id)
+        environments.resolve(env_id)
     return str(told.value)
 
 
@@ -130,4 +130,4 @@ def test_ids_of_other_packages_get_advice() -> None:
     assert "named like Breakout-v5 here" not in sentence("Breakout-MinAtar-v0")
     assert "install the package minigrid and write minigrid:MiniGrid-Empty-8x8-v0" in sentence("MiniGrid-Empty-8x8-v0")
     assert "did you mean FrozenLake-v1" in sentence("FrozenLake-v0")
-    assert registry.resolve("ALE/Pong-v5") == registry.resolve("LunarLander-v2") == "envpool"
+    assert environments.resolve("ALE/Pong-v5") == environments.resolve("LunarLander-v2") == "envpool"

@@ -13,9 +13,11 @@ from gymnasium_twins import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+import environments
 from bircher.envs import pgx as pgx_room
 from bircher.envs import registry
 from bircher.envs.base import Env, check_env
+from bircher.envs.config import EnvRequest
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment
 
 
@@ -49,22 +51,22 @@ def test_the_lists_are_those_of_the_installed_packages():
     ],
 )
 def test_resolution(env_id, backend, preset):
-    assert registry.resolve(env_id) == backend
+    assert environments.resolve(env_id) == backend
     assert registry.preset_name(env_id) == preset
 
 
 def test_a_backend_can_be_forced():
     for backend in ("gymnax", "envpool", "gymnasium"):
-        env = registry.make("CartPole-v1", 2, seed=0, backend=backend)
+        env = environments.make("CartPole-v1", 2, seed=0, backend=backend)
         assert isinstance(env, Env) and env.pure == (backend == "gymnax")
         check_env(env, 5)
         env.close()
     with pytest.raises(UnknownEnvironment, match="unknown environment 'LunarLander-v3' in gymnax"):
-        registry.make("LunarLander-v3", 1, seed=0, backend="gymnax")
+        environments.make("LunarLander-v3", 1, seed=0, backend="gymnax")
     with pytest.raises(
         UnsupportedEnvironment, match="unknown backend 'gymnas'; expected one of toys, gymnax, pgx, envpool, gymnasium"
     ):
-        registry.make("CartPole-v1", 1, seed=0, backend="gymnas")
+        registry.backend_of("CartPole-v1", "gymnas")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_a_backend_can_be_forced():
 )
 def test_unknown_ids_name_the_nearest(wrong, right):
     with pytest.raises(UnknownEnvironment) as caught:
-        registry.make(wrong, 1, seed=0)
+        environments.make(wrong, 1, seed=0)
     assert wrong in str(caught.value) and right in str(caught.value)
 
 
@@ -90,22 +92,23 @@ def test_unknown_ids_name_the_nearest(wrong, right):
 )
 def test_games_that_cannot_be_played_are_refused(game, reason):
     with pytest.raises(UnsupportedEnvironment, match=f"{game} cannot be played: .*{reason}") as caught:
-        registry.spec(game)
+        environments.spec(game)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", ["NoSuchEnv-v0", "no_such_module:Env-v0", "CartPole-v77", "", 3])
 def test_other_unknown_sources(wrong):
     with pytest.raises(UnknownEnvironment):
-        registry.resolve(wrong)
+        registry.backend_of(wrong)
 
 
 def test_an_unknown_id_imports_neither_envpool_nor_gymnax():
     script = (
         "import sys\n"
         "from bircher.envs import registry\n"
+        "from bircher.envs.config import EnvRequest\n"
         "try:\n"
-        "    registry.make('NoSuchEnv-v0', 1, 0)\n"
+        "    registry.make(EnvRequest.of('NoSuchEnv-v0'), 0)\n"
         "except registry.UnknownEnvironment:\n"
         "    print([name for name in ('envpool', 'gymnax', 'pgx', 'bircher.envs.gymnasium') if name in sys.modules])\n"
     )
@@ -113,27 +116,27 @@ def test_an_unknown_id_imports_neither_envpool_nor_gymnax():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.parametrize(("name", "number"), [("num_envs", 0), ("max_steps", 0), ("stack", 0)])
-def test_numbers_below_one_are_errors(name, number):
-    arguments = {"num_envs": 1, "seed": 0, name: number}
-    with pytest.raises(UnsupportedEnvironment, match=f"{name} must be at least 1, not 0"):
-        registry.make("toy/chain", **arguments)
+def test_no_environment_at_all_is_an_error():
+    request = EnvRequest.of("toy/chain")
+    none = request._replace(config=request.config.model_copy(update={"num_envs": 0}))
+    with pytest.raises(UnsupportedEnvironment, match="num_envs must be at least 1, not 0"):
+        registry.make(none, seed=0)
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "CartPole-v1", "FrozenLake-v1"])
 def test_unknown_options_are_an_error_of_one_sentence(env_id):
     with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made with options.*color") as caught:
-        registry.make(env_id, 1, seed=0, options={"color": "red"})
+        environments.make(env_id, 1, seed=0, options={"color": "red"})
     assert "\n" not in str(caught.value)
 
 
 def test_the_list_contains_the_ids_that_match_the_filter():
-    lines = registry.known("cartpole")
+    lines = registry.list_environments("cartpole")
     assert lines[0] == ("CartPole-v1", "gymnax", "float32 (4,)", "discrete, 2 actions", "cartpole")
     assert all("cartpole" in line.id.lower() for line in lines)
-    assert registry.known("LunarLander-v3")[0].backend == "envpool"
-    assert registry.known("nothing like it") == []
-    (missing,) = registry.known("GymV26Environment-v0")
+    assert registry.list_environments("LunarLander-v3")[0].backend == "envpool"
+    assert registry.list_environments("nothing like it") == []
+    (missing,) = registry.list_environments("GymV26Environment-v0")
     assert missing.observation.startswith("not available: ")
 
 

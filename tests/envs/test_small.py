@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import environments
 from bircher.envs import registry, small
 from bircher.envs.base import check_env, random_actions
 from bircher.errors import UnsupportedEnvironment
@@ -27,7 +28,7 @@ def players(monkeypatch):
 
 def trace(env_id: str, player, max_steps: int | None = None):
     """Rows and inner states of copies whose actions are random every other time, and otherwise a player's."""
-    env = registry.make(env_id, COPIES, seed=3, max_steps=max_steps)
+    env = environments.make(env_id, COPIES, seed=3, max_steps=max_steps)
 
     def one(carry, key):
         state, timestep = carry
@@ -302,7 +303,7 @@ def test_numbers_come_from_the_players(env_id, players):
 
 @pytest.mark.parametrize("env_id", ["small/garden", "small/stick"])
 def test_max_steps_truncates_earlier(env_id):
-    env = registry.make(env_id, 2, seed=0, max_steps=3)
+    env = environments.make(env_id, 2, seed=0, max_steps=3)
     assert env.spec.max_steps == 3
     state, timestep = env.reset()
     step, last = jax.jit(env.step), []
@@ -317,14 +318,14 @@ def test_the_lists_are_disjoint_and_listed():
     assert len(small.CHOOSING) == len(small.REPORTING) == 6
     assert set(small.CHOOSING) | set(small.REPORTING) == set(small.TASKS) == set(registry.SMALL)
     assert all(20_000 <= task.steps <= 100_000 for task in small.TASKS.values())
-    assert {line.id for line in registry.known("small/")} == set(small.TASKS)
+    assert {line.id for line in registry.list_environments("small/")} == set(small.TASKS)
 
 
 def test_options_are_refused():
     with pytest.raises(UnsupportedEnvironment, match="small/key does not take the options"):
-        registry.make("small/key", 1, seed=0, options={"size": 3})
+        environments.make("small/key", 1, seed=0, options={"size": 3})
 
 
 @pytest.mark.parametrize("env_id", ["small/gates", "small/knapsack"])
 def test_the_contract_holds(env_id):
-    check_env(registry.make(env_id, 3, seed=0))
+    check_env(environments.make(env_id, 3, seed=0))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rollouts import assert_same_rows, play, rollout
 
+import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.errors import UnsupportedEnvironment
@@ -17,7 +18,7 @@ ACTIONS = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]])
 
 @pytest.mark.parametrize(("env_id", "dies"), [("toy/counter", True), ("toy/counter-truncated", False)])
 def test_counter_rows_by_hand(env_id, dies):
-    rows = rollout(registry.make(env_id, 2, seed=0, options={"length": 3}), 7, ACTIONS)
+    rows = rollout(environments.make(env_id, 2, seed=0, options={"length": 3}), 7, ACTIONS)
     # Three actions, a reset row that ignores its action, three more.
     time = [0, 1, 2, 3, 0, 1, 2, 3]
     before = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [1, 0], [0, 1], [1, 1]]
@@ -35,18 +36,18 @@ def test_counter_rows_by_hand(env_id, dies):
 
 
 def test_max_steps_truncates_before_the_death():
-    rows = rollout(registry.make("toy/counter", 2, seed=0, max_steps=2), 5, ACTIONS[:5])
+    rows = rollout(environments.make("toy/counter", 2, seed=0, max_steps=2), 5, ACTIONS[:5])
     np.testing.assert_array_equal(rows.last[:, 0], [False, False, True, False, False, True])
     assert not rows.terminal.any() and (rows.discount == 1).all()
 
 
 def test_a_death_on_the_last_allowed_step_is_terminal():
-    rows = rollout(registry.make("toy/counter", 1, seed=0, max_steps=5), 5, np.zeros((5, 1)))
+    rows = rollout(environments.make("toy/counter", 1, seed=0, max_steps=5), 5, np.zeros((5, 1)))
     assert rows.terminal[5, 0] and rows.discount[5, 0] == 0
 
 
 def test_chain_rewards_only_the_known_best_actions():
-    env = registry.make("toy/chain", 1, seed=0, options={"length": 4})
+    env = environments.make("toy/chain", 1, seed=0, options={"length": 4})
     rows = rollout(env, 4, np.array([[0], [1], [2], [0]]))
     np.testing.assert_array_equal(rows.reward[:, 0], [0, 0, 0, 0, 1])
     np.testing.assert_array_equal(rows.terminal[:, 0], [False, False, False, False, True])
@@ -58,7 +59,7 @@ def test_chain_rewards_only_the_known_best_actions():
 
 
 def test_cliff_walks_to_its_limit_or_dies():
-    env = registry.make("toy/cliff", 2, seed=0, options={"length": 3})
+    env = environments.make("toy/cliff", 2, seed=0, options={"length": 3})
     rows = rollout(env, 3, np.array([[0, 0], [0, 1], [0, 0]]))
     np.testing.assert_array_equal(rows.reward, [[0, 0], [1, 1], [1, 2], [1, 0]])
     np.testing.assert_array_equal(rows.last, [[False, False], [False, False], [False, True], [True, False]])
@@ -67,7 +68,7 @@ def test_cliff_walks_to_its_limit_or_dies():
 
 
 def test_bandit_rewards_depend_on_the_arm():
-    rows = rollout(registry.make("toy/bandit", 4, seed=0), 1, np.arange(4)[None])
+    rows = rollout(environments.make("toy/bandit", 4, seed=0), 1, np.arange(4)[None])
     np.testing.assert_array_equal(rows.reward[1], [0.0, 0.25, 0.5, 1.0])
     assert rows.terminal[1].all()
 
@@ -80,7 +81,7 @@ def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
         falling = image[:, :-1, :, 0].sum(1).argmax(-1)  # before the end the ball is above the paddle's row
         return np.sign(falling - column(image, -1)) + 1
 
-    env = registry.make("toy/catch", 16, seed=0)
+    env = environments.make("toy/catch", 16, seed=0)
     rows = play(env, catch, 9)
     assert len(set(rows.observation[0, :, 0, :, 0].argmax(-1))) > 1, "every ball starts in the same column"
     assert rows.terminal[9].all() and (rows.reward[9] == 1).all() and (rows.reward[:9] == 0).all()
@@ -91,7 +92,7 @@ def test_catch_is_won_by_going_under_the_ball_and_lost_by_staying_away():
 
 def test_nim_rows_by_hand():
     """The last reward is that of the winner, who moved last; then the next game begins."""
-    env = registry.make("toy/nim", 2, seed=0, options={"heap": 4})
+    env = environments.make("toy/nim", 2, seed=0, options={"heap": 4})
     rows = rollout(env, 5, np.array([[1, 0], [1, 1], [0, 0], [0, 1], [0, 0]]))
     assert env.spec.num_players == 2
     heap = [[4, 4], [2, 3], [0, 1], [4, 0], [3, 4]]
@@ -107,17 +108,17 @@ def test_nim_rows_by_hand():
 
 @pytest.mark.parametrize("env_id", registry.TOYS)
 def test_toys_keep_the_contract(env_id):
-    check_env(registry.make(env_id, 3, seed=1), 60)
+    check_env(environments.make(env_id, 3, seed=1), 60)
 
 
 def test_rows_repeat_and_differ_by_seed():
-    one, again, other = (rollout(registry.make("toy/catch", 8, seed=seed), 30) for seed in (1, 1, 2))
+    one, again, other = (rollout(environments.make("toy/catch", 8, seed=seed), 30) for seed in (1, 1, 2))
     assert_same_rows(one, again)
     assert not np.array_equal(one.observation[0], other.observation[0])
 
 
 def test_state_is_plain_arrays_that_can_be_continued():
-    env = registry.make("toy/catch", 4, seed=3)
+    env = environments.make("toy/catch", 4, seed=3)
     state, timestep = env.reset()
     step = jax.jit(env.step)
     for _ in range(12):
@@ -131,12 +132,12 @@ def test_state_is_plain_arrays_that_can_be_continued():
 
 def test_an_unknown_option_is_an_error():
     with pytest.raises(UnsupportedEnvironment, match="toy/chain does not take the options.*'color'"):
-        registry.make("toy/chain", 1, seed=0, options={"color": "red"})
+        environments.make("toy/chain", 1, seed=0, options={"color": "red"})
 
 
 def test_recall_asks_for_the_cue_after_a_random_wait():
     """The cue is on the first row only; each wait from length to length + spread occurs, with its answer."""
-    env = registry.make("toy/recall", 64, seed=0, options={"length": 3, "spread": 2})
+    env = environments.make("toy/recall", 64, seed=0, options={"length": 3, "spread": 2})
     state, row = env.reset()
     step, cue, time, ended = jax.jit(env.step), np.asarray(row.observation[:, 0]), np.zeros(64, int), set()
     for number in range(30):

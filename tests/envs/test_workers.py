@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium_twins import Indexed, Masked, Raises, Spaces
 from rollouts import assert_same_rows, rollout
 
+import environments
 from bircher.envs import gymnasium as adapter
 from bircher.envs import registry
 from bircher.envs.config import ObservationConfig
@@ -37,7 +38,7 @@ def test_rows_do_not_depend_on_the_processes(source):
     drawn = None if source is Masked else PIXELS
     rows = []
     for workers in (0, 2):
-        env = registry.make(source, 3, seed=1, backend="gymnasium", observation=drawn, num_workers=workers)
+        env = environments.make(source, 3, seed=1, backend="gymnasium", observation=drawn, num_workers=workers)
         rows.append(rollout(env, 12))
         env.close()
     assert_same_rows(*rows)
@@ -48,7 +49,7 @@ def test_dictionaries_of_observations_are_concatenated():
     def make():
         return Spaces(spaces.Dict({"eye": spaces.Box(0, 255, (2, 2), np.uint8), "place": spaces.Discrete(3)}))
 
-    rows = [rollout(registry.make(make, 3, seed=0, num_workers=workers), 5) for workers in (0, 3)]
+    rows = [rollout(environments.make(make, 3, seed=0, num_workers=workers), 5) for workers in (0, 3)]
     for name in ("eye", "place"):
         np.testing.assert_array_equal(rows[0].observation[name], rows[1].observation[name])
 
@@ -70,7 +71,7 @@ def test_an_exception_in_a_worker_has_the_index_of_the_environment():
                 self.index = int(seed == registry.seeds(0, "train", 3)[2])
             return super().reset(seed=seed, options=options)
 
-    env = registry.make(Second, 3, seed=0, num_workers=2)
+    env = environments.make(Second, 3, seed=0, num_workers=2)
     rows = rollout(env, 12, np.zeros((12, 3)))
     np.testing.assert_array_equal(rows.failed.all(-1), np.arange(13) >= 9)
     assert "environment 2 raised ZeroDivisionError in step after 8 steps: the mill is broken" == env.failure()
@@ -78,7 +79,7 @@ def test_an_exception_in_a_worker_has_the_index_of_the_environment():
 
 
 def test_a_killed_worker_is_a_failure_and_ends_the_others():
-    env = registry.make(Indexed, 4, seed=0, num_workers=2)
+    env = environments.make(Indexed, 4, seed=0, num_workers=2)
     workers = env._pool._workers
     assert not rollout(env, 2).failed.any()
     state, _ = env.reset()
@@ -99,7 +100,7 @@ def test_printing_environments_do_not_disturb_the_answers():
             print("a step", flush=True)
             return super().step(action)
 
-    env = registry.make(Talks, 2, seed=0, num_workers=1)
+    env = environments.make(Talks, 2, seed=0, num_workers=1)
     assert not rollout(env, 7).failed.any()
     env.close()
 
@@ -109,7 +110,9 @@ def test_workers_end_when_the_training_is_killed():
     script = (
         "import os, signal\n"
         "from bircher.envs import registry\n"
-        "env = registry.make('CartPole-v1', 2, 0, backend='gymnasium', num_workers=2)\n"
+        "from bircher.envs.config import EnvRequest\n"
+        "request = EnvRequest.of('CartPole-v1', num_envs=2, backend='gymnasium', num_workers=2)\n"
+        "env = registry.make(request, seed=0)\n"
         "env.reset()\n"
         "print(*(worker.pid for worker in env._pool._workers), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

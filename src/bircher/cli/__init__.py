@@ -228,7 +228,7 @@ def envs(name_filter: Annotated[str | None, typer.Argument(metavar="FILTER", sho
     from bircher.config import presets
     from bircher.envs import registry
 
-    found = [(*row[:-1], presets.describe(row.preset)) for row in registry.known(name_filter)]
+    found = [(*row[:-1], presets.describe(row.preset)) for row in registry.list_environments(name_filter)]
     rows = [("environment", "adapter", "observation", "actions", "preset"), *found]
     if len(rows) == 1:
         print_refusal(f"no environment's id contains {name_filter!r}")

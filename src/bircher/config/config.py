@@ -20,7 +20,7 @@ from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.config import presets, settings
 from bircher.config.presets import environment_id, read_layer
 from bircher.envs import registry
-from bircher.envs.config import EnvConfig, ObservationConfig
+from bircher.envs.config import EnvConfig, EnvRequest, ObservationConfig
 from bircher.errors import ConfigError, near, short, short_text
 from bircher.networks.model import ModelConfig
 from bircher.replay import base
@@ -260,7 +260,7 @@ def compose(
     for layer in (*layers, {"preset": name, "env": {"id": env_id}, "agent": {"name": agent}}):
         merged = settings.merge(merged, layer)
     config = _build(agent, presets.resolve(merged, settings.defaults(AGENTS[agent])))
-    registry.resolve(source, config.env.backend, config.observation, config.env.protocol)
+    registry.resolve(EnvRequest(config.env, config.observation, None if isinstance(source, str) else source))
     if isinstance(config, MuZeroRun) and not config.search.num_simulations:
         raise ConfigError(f"search.num_simulations=0: {agent} learns from its searches and needs at least 1 simulation")
     return config

@@ -75,7 +75,7 @@ def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any]
     env_id = env_id or next((group["id"] for group in groups if "id" in group), None)
     if env_id is None:
         raise ConfigError("no environment was given: name one, such as CartPole-v1, or set env.id in the file")
-    registry.resolve(env_id if env is None else env, next((g["backend"] for g in groups if "backend" in g), None))
+    registry.backend_of(env_id if env is None else env, next((g["backend"] for g in groups if "backend" in g), None))
     return env_id
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bircher.envs.config import ObservationConfig
+from bircher.envs.config import EnvRequest, ObservationConfig
 from bircher.errors import UnsupportedEnvironment
 
 ProtocolName = Literal["paper", "dqn"]
@@ -126,22 +126,20 @@ def human_normalized(env_id: str, score: float) -> float | None:
     return None if reference is None else (score - reference.random) / (reference.human - reference.random)
 
 
-def config(
-    protocol: ProtocolName | None, observation: ObservationConfig | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return EnvPool's settings for a protocol, by default the paper's; `options` replace those of the protocol.
+def pool_settings(request: EnvRequest) -> dict[str, Any]:
+    """Return EnvPool's settings for a protocol, by default the paper's; options replace those of the protocol.
 
     Raises:
       UnsupportedEnvironment: an option has a separate setting.
     """
     for name, setting in ELSEWHERE.items():
-        if name in options:
+        if name in request.config.options:
             raise UnsupportedEnvironment(f"env.options.{name} of an Atari game is set by {setting}")
-    chosen = PROTOCOLS[protocol or "paper"]
-    size = (observation.size if observation else None) or chosen.size
-    gray = observation.gray if observation else None
-    picture = {"img_height": size[0], "img_width": size[1], "gray_scale": chosen.gray if gray is None else gray}
-    return {**COMMON, **chosen.settings, **picture, **options}
+    protocol = PROTOCOLS[request.config.protocol or "paper"]
+    observation = request.observation or ObservationConfig()
+    size, gray = observation.size or protocol.size, observation.gray
+    picture = {"img_height": size[0], "img_width": size[1], "gray_scale": protocol.gray if gray is None else gray}
+    return {**COMMON, **protocol.settings, **picture, **request.config.options}
 
 
 def summary(env_id: str) -> tuple[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -78,6 +78,40 @@ class EnvConfig(BaseModel):
                 raise ValueError(f"{name} has a value of type {kind}: expected text, numbers, true, false, null, or "
                                  "lists and dictionaries of them")  # fmt: skip
         return options
+
+
+EnvSource = str | Callable[[], Any]
+"""An id, or a class or zero-argument function that returns a ``gymnasium.Env``."""
+
+
+class EnvRequest(NamedTuple):
+    """Everything that decides what an environment is: its settings, what is observed, and the callable that makes it.
+
+    Adapters take it whole, together with the seeds, and read the settings that they support.
+    """
+
+    config: EnvConfig
+    observation: ObservationConfig | None = None
+    """What the agent observes; None takes the environment's own observation."""
+    callable: Callable[[], Any] | None = None
+    """A class or function that makes the environment, of which `config.id` has only the name; None for an id."""
+
+    @classmethod
+    def of(cls, source: EnvSource, observation: ObservationConfig | None = None, **settings: Any) -> EnvRequest:
+        """Return the request for an id or a callable with these settings of `EnvConfig`."""
+        name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
+        config = EnvConfig.model_validate({"id": name, **settings})
+        return cls(config, observation, None if isinstance(source, str) else source)
+
+    @property
+    def source(self) -> EnvSource:
+        """Return the callable, or the id."""
+        return self.config.id if self.callable is None else self.callable
+
+    @property
+    def pixels(self) -> bool:
+        """Return whether pictures are observed."""
+        return self.observation is not None and self.observation.name == "pixels"
 
 
 def _other_kinds(value: Any) -> Iterator[str]:

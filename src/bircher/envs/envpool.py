@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import envpool
@@ -25,52 +25,39 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from bircher.envs import atari
-from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Actions, EnvState, row
-from bircher.envs.config import ObservationConfig
-from bircher.envs.specs import action_spec, described, encoded_shape, observation_spec, quiet_bounds
+from bircher.envs.specs import action_spec, encoded_shape, observation_spec, quiet_bounds, with_spaces
 from bircher.errors import UnsupportedEnvironment
-from bircher.spaces import LayoutSetting, encode_observation
+from bircher.spaces import encode_observation
 from bircher.types import Discrete, EnvSpec, TimeStep
 
 
-def env_spec(
-    env_id: str,
-    max_steps: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    observation: ObservationConfig | None = None,
-    protocol: ProtocolName | None = None,
-    layout: LayoutSetting = "auto",
-) -> EnvSpec:
+def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of an EnvPool environment without starting one.
 
     Raises UnsupportedEnvironment if its values cannot pass through the XLA handle.
     """
+    env_id = request.config.id
     game = atari.canonical(env_id)
-    native = envpool.make_spec(game or env_id, **_config(game, max_steps, options, observation, protocol))
+    native = envpool.make_spec(game or env_id, **_pool_settings(request))
     _refuse_wide(env_id, native)
     with quiet_bounds():
         observation_space, action_space = native.observation_space, native.action_space
-    shapes, encoding = observation_spec(observation_space, layout)
+    shapes, encoding = observation_spec(observation_space, request.config.layout)
     action = action_spec(action_space)
     limit = int(native.config.max_episode_steps)
     if game is None:
         spec = EnvSpec(env_id, shapes, action, limit, encoding=encoding)
-        return described(spec, observation_space, action_space)
+        return with_spaces(spec, observation_space, action_space)
     encoding = dataclasses.replace(encoding, layout="channels_first")
     repeat = int(native.config.frame_skip)
     return EnvSpec(game, encoded_shape(encoding), action, limit, action_repeat=repeat, encoding=encoding)
 
 
-def _config(
-    game: str | None,
-    max_steps: int | None,
-    options: Mapping[str, Any] | None,
-    observation: ObservationConfig | None,
-    protocol: ProtocolName | None,
-) -> dict[str, Any]:
-    settings = dict(options or {}) if game is None else atari.config(protocol, observation, options or {})
-    return {**settings, **({} if max_steps is None else {"max_episode_steps": max_steps})}
+def _pool_settings(request: EnvRequest) -> dict[str, Any]:
+    config = request.config
+    settings = dict(config.options) if atari.canonical(config.id) is None else atari.pool_settings(request)
+    return {**settings, **({} if config.max_steps is None else {"max_episode_steps": config.max_steps})}
 
 
 def _refuse_wide(env_id: str, native: Any) -> None:
@@ -99,19 +86,10 @@ class EnvPoolEnv:
 
     pure = False
 
-    def __init__(
-        self,
-        env_id: str,
-        seeds: Sequence[int],
-        max_steps: int | None = None,
-        num_threads: int | None = None,
-        options: Mapping[str, Any] | None = None,
-        observation: ObservationConfig | None = None,
-        protocol: ProtocolName | None = None,
-        layout: LayoutSetting = "auto",
-    ):
+    def __init__(self, request: EnvRequest, seeds: Sequence[int]):
+        env_id, num_threads = request.config.id, request.config.num_threads
         self._game = atari.canonical(env_id)
-        self.spec = env_spec(env_id, max_steps, options, observation, protocol, layout)
+        self.spec = env_spec(request)
         self.num_envs = len(seeds)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = envpool.make_gymnasium(
@@ -120,7 +98,7 @@ class EnvPoolEnv:
             batch_size=self.num_envs,
             num_threads=min(cores, self.num_envs) if num_threads is None else num_threads,
             seed=[int(seed) for seed in seeds],
-            **_config(self._game, max_steps, options, observation, protocol),
+            **_pool_settings(request),
             **({"render_mode": "rgb_array"} if self._game else {}),
         )
         with quiet_bounds():  # the pool reads its observation space at every row

@@ -21,47 +21,68 @@ from gymnasium import spaces
 from jax.experimental import io_callback
 
 from bircher.envs.base import Actions, EnvState, num_legal, row
-from bircher.envs.config import SIZE, ObservationConfig
+from bircher.envs.config import SIZE, EnvRequest
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, float_leaves, not_finite
-from bircher.envs.rendering import takes_render_mode
-from bircher.envs.specs import action_spec, described, draws, observation_spec, quiet_bounds
+from bircher.envs.rendering import quieten, takes_render_mode
+from bircher.envs.specs import action_spec, can_draw, observation_spec, quiet_bounds, registered, with_spaces
 from bircher.envs.subprocess_pool import (
     CheckedEnv,
     LocalPool,
-    Picture,
+    Maker,
     Rows,
-    Source,
     Workers,
     make_checked,
-    maker,
+    make_drawn,
+    make_from_callable,
+    make_repeated,
     source_name,
 )
 from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
-from bircher.spaces import LayoutSetting, decode_action, encode_observation
+from bircher.spaces import decode_action, encode_observation
 from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
 
 LEAST_SHARE = 4
 """Least number of environments per worker process, where the number of processes is not set."""
 
 
-def picture(observation: ObservationConfig | None) -> Picture | None:
-    """Return how an environment is drawn for the agent; None if the agent observes the environment's own values."""
+def maker(request: EnvRequest, keep_whole: bool = False, draws: bool = False) -> Maker:
+    """Return a function that makes one environment; it contains the registration, so it works in another process.
+
+    With pixels the observations are pictures; `keep_whole` is that of `Pixels`.  `draws` requests pictures for a
+    person only, and the environment may ignore it.  Each action is taken `action_repeat` times and drawn once;
+    `max_steps` counts actions.  The function raises ValueError if the source does not return an environment, or if it
+    is to observe pictures and the environment does not draw.
+    """
+    config, source = request.config, request.source
+    repeat = config.action_repeat or 1
+    limit = None if config.max_steps is None else config.max_steps * repeat
+    draws = draws or request.pixels
+    if draws:
+        quieten()
+    if isinstance(source, str):
+        # Gymnasium's checker warns about spaces and types that are handled here, and costs time at every step.
+        kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if draws else {}), **config.options}
+        make: Maker = partial(gymnasium.make, registered(source), max_episode_steps=limit, **kwargs)
+    else:
+        make = partial(make_from_callable, source, limit, config.options, draws)
+    if repeat > 1:
+        make = partial(make_repeated, make, repeat)
+    observation = request.observation
     if observation is None or observation.name == "state":
-        return None
-    return Picture(observation.size or SIZE, bool(observation.gray))
+        return make
+    return partial(make_drawn, make, observation.size or SIZE, bool(observation.gray), keep_whole)
 
 
-def drawing_env(
-    source: Source, options: Mapping[str, Any], observation: ObservationConfig | None, action_repeat: int
-) -> CheckedEnv | None:
+def drawing_env(request: EnvRequest) -> CheckedEnv | None:
     """Return one environment as in training that also draws pictures at full size; None if it cannot draw.
 
     It can draw if it has a `render` and its `render_mode` is `rgb_array`, or if that mode was passed to it and is in
     its metadata.
     """
-    if isinstance(source, str) and not draws(source):
+    source = request.source
+    if isinstance(source, str) and not can_draw(source):
         return None
-    make = maker(source, None, options, picture(observation), keep_whole=True, action_repeat=action_repeat, draws=True)
+    make = maker(request, keep_whole=True, draws=True)
     try:
         with quiet_bounds():
             env = make_checked(make, 0)
@@ -75,31 +96,22 @@ def drawing_env(
     return None
 
 
-def _spec_of(
-    source: Source, env: gymnasium.Env, max_steps: int | None, action_repeat: int, layout: LayoutSetting
-) -> EnvSpec:
-    limit = max_steps
+def _spec_of(request: EnvRequest, env: gymnasium.Env) -> EnvSpec:
+    repeat, limit = request.config.action_repeat or 1, request.config.max_steps
     if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
-        limit = -(-env.spec.max_episode_steps // action_repeat)
-    shapes, encoding = observation_spec(env.observation_space, layout)
+        limit = -(-env.spec.max_episode_steps // repeat)
+    shapes, encoding = observation_spec(env.observation_space, request.config.layout)
     actions = action_spec(env.action_space)
-    spec = EnvSpec(source_name(source), shapes, actions, limit, action_repeat=action_repeat, encoding=encoding)
-    return described(spec, env.observation_space, env.action_space)
+    spec = EnvSpec(source_name(request.source), shapes, actions, limit, action_repeat=repeat, encoding=encoding)
+    return with_spaces(spec, env.observation_space, env.action_space)
 
 
-def env_spec(
-    source: Source,
-    max_steps: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    observation: ObservationConfig | None = None,
-    action_repeat: int = 1,
-    layout: LayoutSetting = "auto",
-) -> EnvSpec:
+def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a Gymnasium environment; this makes one environment and closes it."""
     with quiet_bounds():
-        env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
+        env = maker(request)()
         try:
-            return _spec_of(source, env, max_steps, action_repeat, layout)
+            return _spec_of(request, env)
         finally:
             env.close()
 
@@ -117,7 +129,7 @@ def _num_workers(num_envs: int, pictures: bool) -> int:
 class GymnasiumEnv:
     """B Gymnasium environments, each reset with its own seed once; later episodes continue its random numbers.
 
-    With ``observation.name`` pixels the environments are drawn in the process that steps them. ``num_workers``
+    Pictures for the agent are drawn in the process that steps the environment. ``num_workers``
     processes share the environments; 0 steps them in this process, and None takes one process per core for pictures
     and 0 otherwise. Rows do not depend on this number. Each action is taken ``action_repeat`` times.
 
@@ -129,30 +141,19 @@ class GymnasiumEnv:
 
     pure = False
 
-    def __init__(
-        self,
-        source: Source,
-        seeds: Sequence[int],
-        max_steps: int | None = None,
-        options: Mapping[str, Any] | None = None,
-        observation: ObservationConfig | None = None,
-        num_workers: int | None = None,
-        action_repeat: int = 1,
-        layout: LayoutSetting = "auto",
-    ):
+    def __init__(self, request: EnvRequest, seeds: Sequence[int]):
         self.num_envs = len(seeds)
         self._seeds = [int(seed) for seed in seeds]
         self._failure: str | None = None
         self._last = np.zeros(self.num_envs, bool)
-        drawing = picture(observation)
-        make = maker(source, max_steps, options or {}, drawing, action_repeat=action_repeat)
+        make, num_workers = maker(request), request.config.num_workers
         if num_workers is None:
-            num_workers = _num_workers(self.num_envs, drawing is not None)
+            num_workers = _num_workers(self.num_envs, request.pixels)
         with quiet_bounds():
             probe = make()
-            self.spec = _spec_of(source, probe, max_steps, action_repeat, layout)
+            self.spec = _spec_of(request, probe)
             probe.close()
-            makers = [partial(make_checked, make, index, layout) for index in range(self.num_envs)]
+            makers = [partial(make_checked, make, index, request.config.layout) for index in range(self.num_envs)]
             workers = min(num_workers, self.num_envs)
             self._pool: LocalPool | Workers = Workers(makers, workers) if workers else LocalPool(makers)
         self._blank = self._blank_row()
@@ -250,14 +251,7 @@ SLOW_SECONDS = 1.0
 """If a reset and a step take longer than this, `probe` does not repeat them."""
 
 
-def probe(
-    source: Source,
-    seed: int,
-    max_steps: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    observation: ObservationConfig | None = None,
-    action_repeat: int = 1,
-) -> tuple[str, ...]:
+def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
     """Reset one fresh environment and take one random legal step; do both a second time if they are quick.
 
     Returns notes for the user: one if flags are numbers, and one if the two passes differ, because then no run can be
@@ -266,9 +260,9 @@ def probe(
     Raises:
       UnsupportedEnvironment: the environment raised an exception or broke its contract.
     """
-    name = source_name(source)
+    name = source_name(request.source)
     with quiet_bounds():
-        env = maker(source, max_steps, options or {}, picture(observation), action_repeat=action_repeat)()
+        env = maker(request)()
     try:
         contract = Contract(env.observation_space, env.action_space)
         start = time.monotonic()

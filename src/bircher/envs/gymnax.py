@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv
 from bircher.envs.specs import action_spec, encoded_shape
 from bircher.spaces import Encoding, LayoutSetting, encode_observation, encoding_of
@@ -60,14 +61,9 @@ with without_drawing():
     import gymnax.environments.spaces as gymnax_spaces
 
 
-def env_spec(
-    env_id: str,
-    max_steps: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    layout: LayoutSetting = "auto",
-) -> EnvSpec:
+def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a gymnax environment without compiling anything."""
-    return _Single(env_id, max_steps, options, layout).spec
+    return _Single(request.config).spec
 
 
 class GymnaxEnv(PureEnv):
@@ -77,29 +73,22 @@ class GymnaxEnv(PureEnv):
     Observations of bytes stay uint8.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        seeds: Sequence[int],
-        max_steps: int | None = None,
-        options: Mapping[str, Any] | None = None,
-        layout: LayoutSetting = "auto",
-    ):
-        single = _Single(env_id, max_steps, options, layout)
+    def __init__(self, request: EnvRequest, seeds: Sequence[int]):
+        single = _Single(request.config)
         super().__init__(single.spec, single.start, single.move, seeds)
 
 
 class _Single:
     """One gymnax environment with its parameters, as the two functions that PureEnv needs."""
 
-    def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None, layout: LayoutSetting):
-        self.environment, self.params = gymnax.make(env_id, **(options or {}))
-        if max_steps is not None:
-            self.params = self.params.replace(max_steps_in_episode=max_steps)
+    def __init__(self, config: EnvConfig):
+        self.environment, self.params = gymnax.make(config.id, **config.options)
+        if config.max_steps is not None:
+            self.params = self.params.replace(max_steps_in_episode=config.max_steps)
         action = action_spec(gymnax_spaces.gymnax_space_to_gym_space(self.environment.action_space(self.params)))
         limit = int(self.params.max_steps_in_episode)
-        self.encoding = self._discrete_encoding(layout)
-        self.spec = EnvSpec(env_id, self._observation(), action, limit, encoding=self.encoding)
+        self.encoding = self._discrete_encoding(config.layout)
+        self.spec = EnvSpec(config.id, self._observation(), action, limit, encoding=self.encoding)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
         """Start an episode; the state may contain Python numbers."""

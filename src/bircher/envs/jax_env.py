@@ -80,7 +80,7 @@ class PureEnv:
     def step(self, state: PureState, action: Actions) -> tuple[PureState, TimeStep]:
         """Step as a pure function of the state; after a ``last`` row, return the first row of a new episode."""
         keys = jax.vmap(jax.random.fold_in)(state.key, state.count)
-        inner, observation, reward, terminal, truncated = self.moved(keys, state.inner, action)
+        inner, observation, reward, terminal, truncated = self.move(keys, state.inner, action)
         turned = self.players(inner) != self.players(state.inner)
         # Often no episode begins, and computing a start may cost more than the step.
         inner, observation = jax.lax.cond(
@@ -92,7 +92,7 @@ class PureEnv:
         )  # fmt: skip
         return PureState(inner, state.key, state.count + 1, timestep.last), timestep
 
-    def moved(self, keys: Key, inner: PyTree[Array], action: Actions) -> tuple[Any, ...]:
+    def move(self, keys: Key, inner: PyTree[Array], action: Actions) -> tuple[Any, ...]:
         """Apply an action to each of B inner states, for any number B, without starting new episodes.
 
         Returns (inner states, observations, rewards of the players who moved, terminal, truncated).

@@ -9,7 +9,7 @@ stay so.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv
 from bircher.spaces import device_dtype
 from bircher.types import Discrete, EnvSpec, Key, Symmetry
@@ -61,22 +62,16 @@ def symmetries(env_id: str, shape: Sequence[int], num_actions: int) -> tuple[Sym
     return tuple(Symmetry(tuple(order), (*order, *other_actions)) for order in orders)
 
 
-def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a game without compiling anything."""
-    return _Single(env_id, max_steps, options).spec
+    return _Single(request.config).spec
 
 
 class PgxEnv(PureEnv):
     """B games as pure functions; ``max_steps`` truncates them, since pgx only has the limits of the games' rules."""
 
-    def __init__(
-        self,
-        env_id: str,
-        seeds: Sequence[int],
-        max_steps: int | None = None,
-        options: Mapping[str, Any] | None = None,
-    ):
-        single = _Single(env_id, max_steps, options)
+    def __init__(self, request: EnvRequest, seeds: Sequence[int]):
+        single = _Single(request.config)
         player = single.player if single.spec.num_players == 2 else None
         super().__init__(single.spec, single.start, single.move, seeds, single.legal_actions, player)
 
@@ -84,17 +79,17 @@ class PgxEnv(PureEnv):
 class _Single:
     """One game as the functions that PureEnv needs; its inner state is pgx's, without the observation."""
 
-    def __init__(self, env_id: str, max_steps: int | None, options: Mapping[str, Any] | None):
-        module, name, arguments = GAMES[env_id]
-        self.game = getattr(importlib.import_module(f"pgx.{module}"), name)(**{**arguments, **(options or {})})
-        self.max_steps = max_steps
+    def __init__(self, config: EnvConfig):
+        module, name, arguments = GAMES[config.id]
+        self.game = getattr(importlib.import_module(f"pgx.{module}"), name)(**{**arguments, **config.options})
+        self.max_steps = config.max_steps
         key = jax.random.key(0)
         start = jax.eval_shape(self.game.init, key)
         state = jax.eval_shape(self.game.step, start, jax.ShapeDtypeStruct((), jnp.int32), key)
         observation = jax.ShapeDtypeStruct(state.observation.shape, device_dtype(state.observation.dtype))
         action = Discrete(state.legal_action_mask.shape[0])
-        board_symmetries = symmetries(env_id, observation.shape, action.num_actions)
-        self.spec = EnvSpec(env_id, observation, action, max_steps, self.game.num_players, board_symmetries)
+        board_symmetries = symmetries(config.id, observation.shape, action.num_actions)
+        self.spec = EnvSpec(config.id, observation, action, config.max_steps, self.game.num_players, board_symmetries)
 
     def start(self, key: Key, index: Array) -> tuple[Any, PyTree[Array]]:
         """Start a new game."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from bircher.envs import atari, small
-from bircher.envs.atari import ProtocolName
 from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
-from bircher.envs.config import ObservationConfig
+from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, short
-from bircher.spaces import LayoutSetting
 from bircher.types import EnvSpec, TimeStep, Unsupported
 
 
@@ -105,8 +103,8 @@ PRESETS = {
 }
 
 
-EnvSource = str | Callable[[], Any]
-"""An id, or a class or zero-argument function that returns a ``gymnasium.Env``."""
+LEARNED_FROM = ("train", "check", "diagnose")
+"""Roles of environments in which rewards are those of training, clipped by `env.reward_clip`."""
 
 
 class ListedEnv(NamedTuple):
@@ -141,39 +139,41 @@ def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
     return [one(index) for index in range(count)]
 
 
-def resolve(
-    source: object,
-    backend: str | None = None,
-    observation: ObservationConfig | None = None,
-    protocol: ProtocolName | None = None,
-) -> str:
+def resolve(request: EnvRequest) -> str:
     """Return the backend that runs an environment: one of ``BACKENDS``, and Gymnasium for pictures.
 
-    Without an ``observation`` the environment's own is meant. Raises UnknownEnvironment with the nearest ids, or
-    UnsupportedEnvironment, before an adapter is imported or anything is compiled.
+    Raises UnknownEnvironment with the nearest ids, or UnsupportedEnvironment, before an adapter is imported or anything
+    is compiled.
     """
-    adapter = _resolve(source, backend)
+    source, config = request.source, request.config
+    adapter = backend_of(source, config.backend)
     if adapter == "envpool" and atari.canonical(source) is not None:
-        if observation is not None and observation.name == "state":
+        if request.observation is not None and not request.pixels:
             raise UnsupportedEnvironment(f"the only observation of {source} is its screen: set observation=pixels")
         return adapter
-    if protocol is not None:
-        raise UnsupportedEnvironment(f"env.protocol={protocol} is for Atari games, such as Breakout-v5, not {source}")
-    if observation is None or observation.name == "state":
-        return adapter
-    if backend not in (None, "gymnasium"):
+    if config.protocol is not None:
         raise UnsupportedEnvironment(
-            f"observation=pixels needs Gymnasium, which draws it: env.backend={backend} is not possible"
+            f"env.protocol={config.protocol} is for Atari games, such as Breakout-v5, not {source}"
+        )
+    if not request.pixels:
+        return adapter
+    if config.backend not in (None, "gymnasium"):
+        raise UnsupportedEnvironment(
+            f"observation=pixels needs Gymnasium, which draws it: env.backend={config.backend} is not possible"
         )
     if isinstance(source, str):
-        from bircher.envs.specs import draws
+        from bircher.envs.specs import can_draw
 
-        if not draws(source):
+        if not can_draw(source):
             raise UnsupportedEnvironment(f"{source} cannot be observed as pixels: Gymnasium has no picture of it")
     return "gymnasium"
 
 
-def _resolve(source: object, backend: str | None) -> str:
+def backend_of(source: object, backend: str | None = None) -> str:
+    """Return the backend that has an environment; the nearest ids are in the error where none, or not this one, has it.
+
+    Raises UnknownEnvironment or UnsupportedEnvironment.
+    """
     if backend is not None and backend not in BACKENDS:
         raise UnsupportedEnvironment(
             f"env.backend names the unknown backend {short(backend)}; expected one of {', '.join(BACKENDS)}"
@@ -199,145 +199,103 @@ def _resolve(source: object, backend: str | None) -> str:
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
-    raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice(source[:100], names)}")
+    raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice_for(source[:100], names)}")
 
 
-def make(
-    env: EnvSource,
-    num_envs: int,
-    seed: int,
-    role: str = "train",
-    max_steps: int | None = None,
-    stack: int = 1,
-    num_threads: int | None = None,
-    backend: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    generation: int = 0,
-    observation: ObservationConfig | None = None,
-    num_workers: int | None = None,
-    protocol: ProtocolName | None = None,
-    reward_clip: float | None = None,
-    action_repeat: int | None = None,
-    layout: LayoutSetting = "auto",
-) -> Env:
-    """Make ``num_envs`` environments stepped together.
+def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 0) -> Env:
+    """Make the ``num_envs`` environments of a request, stepped together.
 
     Args:
-      env: an id, or a class or zero-argument function that returns a ``gymnasium.Env``.
-      role: gives training, evaluation and so on different seeds.
-      max_steps: truncates episodes after this number of actions.
-      stack: number of observations that are concatenated along the last axis.
-      num_threads: EnvPool's threads, by default one per core.
-      num_workers: Gymnasium's processes, by default one per core for pictures and none otherwise.
-      options: arguments of the environment's constructor.
+      request: the settings, the observation, and the callable if the environment has no id.
+      seed: the seed of all of them.
+      role: gives training, evaluation and so on different seeds. Rewards are clipped in the roles of training alone.
       generation: another generation has other seeds.
-      observation: whether the agent observes the environment's own values, the default, or a picture of it.
-      protocol: how an Atari game is played, by default as in the paper.
-      reward_clip: clips rewards to ± this value.
-      action_repeat: how often Gymnasium's environments take each action.
-      layout: whether observations are transposed and encoded, or left unchanged.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment for settings that the environment does not
     support.
     """
-    counts = {"num_envs": num_envs, "stack": stack, "max_steps": max_steps, "action_repeat": action_repeat}
-    for name, number in counts.items():
-        if number is not None and number < 1:
-            raise UnsupportedEnvironment(f"{name} must be at least 1, not {number}")
-    adapter = resolve(env, backend, observation, protocol)
-    if action_repeat is not None and adapter != "gymnasium":
-        instead = "env.options.frame_skip" if adapter == "envpool" and atari.canonical(env) else "env.backend=gymnasium"
+    config = request.config
+    if config.num_envs < 1:
+        raise UnsupportedEnvironment(f"num_envs must be at least 1, not {config.num_envs}")
+    adapter = resolve(request)
+    _require_repeatable(request, adapter)
+    env_seeds = seeds(seed, role, config.num_envs, generation)
+    with _one_sentence(request):
+        environment = _make_with(adapter, request, env_seeds)
+    if config.reward_clip is not None and role in LEARNED_FROM:
+        environment = ClippedEnv(environment, config.reward_clip)
+    return stack_observations(environment, config.stack) if config.stack > 1 else environment
+
+
+def _require_repeatable(request: EnvRequest, adapter: str) -> None:
+    """Raise UnsupportedEnvironment if actions are to be repeated and the adapter cannot do that."""
+    repeat, env_id = request.config.action_repeat, request.config.id
+    if repeat is not None and adapter != "gymnasium":
+        instead = (
+            "env.options.frame_skip" if adapter == "envpool" and atari.canonical(env_id) else "env.backend=gymnasium"
+        )
         raise UnsupportedEnvironment(
-            f"env.action_repeat={action_repeat} repeats actions of Gymnasium's environments, and {env} runs in "
+            f"env.action_repeat={repeat} repeats actions of Gymnasium's environments, and {env_id} runs in "
             f"{adapter}: set {instead}"
         )
-    env_seeds = seeds(seed, role, num_envs, generation)
-    with _one_sentence(env, options):
-        environment = _make_with(
-            adapter, env, env_seeds, max_steps, options, num_threads, num_workers, observation, protocol,
-            action_repeat or 1, layout,
-        )  # fmt: skip
-    if reward_clip is not None:
-        environment = ClippedEnv(environment, reward_clip)
-    return stack_observations(environment, stack) if stack > 1 else environment
 
 
-def _make_with(
-    adapter: str, env: Any, env_seeds: Sequence[int], max_steps: int | None, options: Mapping[str, Any] | None,
-    num_threads: int | None, num_workers: int | None, observation: ObservationConfig | None,
-    protocol: ProtocolName | None, action_repeat: int, layout: LayoutSetting,
-) -> Env:  # fmt: skip
+def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> Env:
     if adapter == "toys":
         from bircher.envs.toys import make_toy
 
-        return make_toy(env, env_seeds, max_steps, options)
+        return make_toy(request, env_seeds)
     if adapter == "gymnax":
         from bircher.envs.gymnax import GymnaxEnv
 
-        return GymnaxEnv(env, env_seeds, max_steps, options, layout)
+        return GymnaxEnv(request, env_seeds)
     if adapter == "pgx":
         from bircher.envs.pgx import PgxEnv
 
-        return PgxEnv(env, env_seeds, max_steps, options)
+        return PgxEnv(request, env_seeds)
     if adapter == "envpool":
         from bircher.envs.envpool import EnvPoolEnv
 
-        return EnvPoolEnv(env, env_seeds, max_steps, num_threads, options, observation, protocol, layout)
+        return EnvPoolEnv(request, env_seeds)
     from bircher.envs.gymnasium import GymnasiumEnv
 
-    return GymnasiumEnv(env, env_seeds, max_steps, options, observation, num_workers, action_repeat, layout)
+    return GymnasiumEnv(request, env_seeds)
 
 
-def spec(
-    env: EnvSource,
-    max_steps: int | None = None,
-    backend: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    observation: ObservationConfig | None = None,
-    protocol: ProtocolName | None = None,
-) -> EnvSpec:
+def spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of one environment with single, not stacked, observations, without compiling it."""
-    adapter = resolve(env, backend, observation, protocol)
-    more = {"gymnasium": (observation,), "envpool": (observation, protocol)}.get(adapter, ())
-    with _one_sentence(env, options):
-        return importlib.import_module(f"bircher.envs.{adapter}").env_spec(env, max_steps, options, *more)
+    adapter = importlib.import_module(f"bircher.envs.{resolve(request)}")
+    with _one_sentence(request):
+        return adapter.env_spec(request)
 
 
-def probe(
-    env: EnvSource,
-    seed: int,
-    max_steps: int | None = None,
-    backend: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    observation: ObservationConfig | None = None,
-    protocol: ProtocolName | None = None,
-    action_repeat: int | None = None,
-) -> tuple[str, ...]:
+def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
     """Play the first step of one Gymnasium environment; environments of other adapters need no such check.
 
     Returns notes for the user, for instance that runs with the environment cannot be repeated exactly.
 
     Raises UnsupportedEnvironment if the environment raised an exception or broke its contract.
     """
-    if resolve(env, backend, observation, protocol) != "gymnasium":
+    if resolve(request) != "gymnasium":
         return ()
     from bircher.envs import gymnasium
 
-    with _one_sentence(env, options):
-        return gymnasium.probe(env, seeds(seed, "probe", 1)[0], max_steps, options, observation, action_repeat or 1)
+    with _one_sentence(request):
+        return gymnasium.probe(request, seeds(seed, "probe", 1)[0])
 
 
 @contextmanager
-def _one_sentence(env: EnvSource, options: Mapping[str, Any] | None) -> Iterator[None]:
+def _one_sentence(request: EnvRequest) -> Iterator[None]:
     """Turn any exception of an environment's package into an UnsupportedEnvironment with one sentence."""
     try:
         yield
     except UnsupportedEnvironment:
         raise
     except Exception as error:
-        with_options = f" with options {dict(options)}" if options else ""
+        options, source = request.config.options, request.source
+        with_options = f" with options {options}" if options else ""
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+        name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
         raise UnsupportedEnvironment(f"{name} cannot be made{with_options}: {reason}") from error
 
 
@@ -352,7 +310,7 @@ def describe(observation: Any) -> str:
     return "(" + ", ".join(describe(part) for part in observation) + ")"
 
 
-def known(name_filter: str | None = None) -> list[ListedEnv]:
+def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     """List all environments with an id that contains ``name_filter``, ignoring case; None lists all.
 
     Each line has the environment's spaces, or the reason why they are not available, such as a missing package.
@@ -363,12 +321,12 @@ def known(name_filter: str | None = None) -> list[ListedEnv]:
     for env_id in dict.fromkeys((*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
-        backend = resolve(env_id)
+        backend = backend_of(env_id)
         if backend == "envpool" and atari.canonical(env_id) is not None:
             lines.append(ListedEnv(env_id, backend, *atari.summary(env_id), preset_name(env_id)))
             continue
         try:
-            env_spec = spec(env_id)
+            env_spec = spec(EnvRequest.of(env_id))
             observation, action = describe(env_spec.observation), str(env_spec.action)
         except UnsupportedEnvironment as error:
             reason = str(error.__cause__ or error).splitlines()[0]

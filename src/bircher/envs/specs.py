@@ -132,7 +132,7 @@ MINIGRID = ("MiniGrid-", "BabyAI-")
 """Prefixes of the ids that the package minigrid registers when it is imported."""
 
 
-def advice(env_id: str, known_ids: Sequence[str]) -> str:
+def advice_for(env_id: str, known_ids: Sequence[str]) -> str:
     """Return the end of the error sentence for an unknown id, with the nearest ids or the way to get it."""
     game = atari_game(env_id)
     if game in known_ids:
@@ -150,7 +150,7 @@ def atari_game(env_id: str) -> str | None:
     return next((game for game in atari.ids() if game.removesuffix("-v5").lower() == name), None)
 
 
-def draws(env_id: str) -> bool:
+def can_draw(env_id: str) -> bool:
     """Return whether Gymnasium has an environment with this id that may draw to arrays; this imports its module.
 
     A class lists its render modes. For a function, and for a class that lists none, the answer is certain only after
@@ -213,7 +213,7 @@ def encoded_shape(encoding: Encoding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(encoding.encoded_shape, np.dtype(encoding.dtype))
 
 
-def described(spec: EnvSpec, observation_space: spaces.Space, action_space: spaces.Space) -> EnvSpec:
+def with_spaces(spec: EnvSpec, observation_space: spaces.Space, action_space: spaces.Space) -> EnvSpec:
     """Add to a specification its spaces as Gymnasium prints them, and advice about an observation space."""
     return spec._replace(
         observation_space=str(observation_space),

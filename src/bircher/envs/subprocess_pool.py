@@ -14,7 +14,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -25,19 +24,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jaxtyping import Bool, Float
 
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, finite_number, float_leaves, not_finite
-from bircher.envs.rendering import Frame, Pixels, as_picture, quieten, takes_render_mode
+from bircher.envs.rendering import Frame, Pixels, as_picture, takes_render_mode
 from bircher.errors import ContractBreach, EnvironmentFailure
 from bircher.spaces import LayoutSetting, encoding_of, misfit
 
 Source = str | Callable[..., gymnasium.Env]
 Maker = Callable[[], gymnasium.Env]
-
-
-class Picture(NamedTuple):
-    """The size and the colors in which an environment is drawn for the agent."""
-
-    size: tuple[int, int]
-    gray: bool
 
 
 class CheckedEnv(gymnasium.Wrapper):
@@ -119,40 +111,6 @@ class ActionRepeat(gymnasium.Wrapper):
         return observation, total, terminal, truncated, info
 
 
-def maker(
-    source: Source,
-    max_steps: int | None,
-    options: Mapping[str, Any],
-    picture: Picture | None = None,
-    keep_whole: bool = False,
-    action_repeat: int = 1,
-    draws: bool = False,
-) -> Maker:
-    """Return a function that makes one environment; it contains the registration, so it works in another process.
-
-    With `picture` the observations are pictures; `keep_whole` is that of `Pixels`.  `draws` requests pictures for a
-    person only, and the environment may ignore it.  Each action is taken `action_repeat` times and drawn once;
-    `max_steps` counts actions.  The function raises ValueError if the source does not return an environment, or if
-    `picture` is set and the environment does not draw.
-    """
-    if max_steps is not None:
-        max_steps *= action_repeat
-    draws = draws or picture is not None
-    if draws:
-        quieten()
-    if isinstance(source, str):
-        from bircher.envs.specs import registered
-
-        # Gymnasium's checker warns about spaces and types that are handled here, and costs time at every step.
-        kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if draws else {}), **options}
-        make: Maker = partial(gymnasium.make, registered(source), max_episode_steps=max_steps, **kwargs)
-    else:
-        make = partial(_make_from_callable, source, max_steps, dict(options), draws)
-    if action_repeat > 1:
-        make = partial(_make_repeated, make, action_repeat)
-    return make if picture is None else partial(_make_drawn, make, picture, keep_whole)
-
-
 def make_checked(make: Maker, index: int, layout: LayoutSetting = "auto") -> CheckedEnv:
     """Make one environment whose errors name its index."""
     return CheckedEnv(make(), index, layout)
@@ -163,9 +121,10 @@ def source_name(source: Source) -> str:
     return source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
 
 
-def _make_from_callable(
-    source: Callable[..., Any], max_steps: int | None, options: dict[str, Any], draws: bool
+def make_from_callable(
+    source: Callable[..., Any], max_steps: int | None, options: Mapping[str, Any], draws: bool
 ) -> gymnasium.Env:
+    """Make one environment by a class or function; raises ValueError if it returns something else."""
     if draws and takes_render_mode(source):
         options = {"render_mode": "rgb_array", **options}
     env = source(**options)
@@ -174,16 +133,18 @@ def _make_from_callable(
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
 
 
-def _make_repeated(make: Maker, times: int) -> gymnasium.Env:
+def make_repeated(make: Maker, times: int) -> gymnasium.Env:
+    """Make one environment that takes every action several times."""
     return ActionRepeat(make(), times)
 
 
-def _make_drawn(make: Maker, picture: Picture, keep_whole: bool) -> gymnasium.Env:
+def make_drawn(make: Maker, size: tuple[int, int], gray: bool, keep_whole: bool) -> gymnasium.Env:
+    """Make one environment whose observations are pictures of it; raises ValueError if it does not draw to arrays."""
     env = make()
     if env.render_mode != "rgb_array":
         env.close()
         raise ValueError(f"it does not draw to arrays: its render_mode is {env.render_mode}, expected rgb_array")
-    return Pixels(env, *picture, keep_whole)
+    return Pixels(env, size, gray, keep_whole)
 
 
 START = f"import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); import {__name__} as it; it.serve()"

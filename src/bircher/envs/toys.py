@@ -25,7 +25,7 @@ Here b is the index of the environment, and t the number of actions taken in its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,22 +33,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from bircher.envs import small
+from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv, Single
 from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
 
 
-def make_toy(
-    env_id: str, seeds: Sequence[int], max_steps: int | None = None, options: Mapping[str, Any] | None = None
-) -> PureEnv:
+def make_toy(request: EnvRequest, seeds: Sequence[int]) -> PureEnv:
     """Make B toys, or small tasks, of one kind; raises UnsupportedEnvironment for an option that it does not have."""
-    toy = _single(env_id, max_steps, options)
+    toy = _single(request.config)
     return PureEnv(toy.spec, toy.start, toy.move, seeds, toy.legal_actions, toy.player)
 
 
-def env_spec(env_id: str, max_steps: int | None = None, options: Mapping[str, Any] | None = None) -> EnvSpec:
+def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a toy or of a small task."""
-    return _single(env_id, max_steps, options).spec
+    return _single(request.config).spec
 
 
 def counter_reward(index: Any, time: Any, action: Any) -> Any:
@@ -56,12 +55,12 @@ def counter_reward(index: Any, time: Any, action: Any) -> Any:
     return 1000.0 * index + 10.0 * time + action
 
 
-def _single(env_id: str, max_steps: int | None, options: Mapping[str, Any] | None) -> Single:
-    make = small.TASKS[env_id].make if env_id in small.TASKS else TOYS[env_id]
+def _single(config: EnvConfig) -> Single:
+    make = small.TASKS[config.id].make if config.id in small.TASKS else TOYS[config.id]
     try:
-        return make(env_id, max_steps, **(options or {}))
+        return make(config.id, config.max_steps, **config.options)
     except TypeError as error:
-        raise UnsupportedEnvironment(f"{env_id} does not take the options {dict(options or {})}: {error}") from error
+        raise UnsupportedEnvironment(f"{config.id} does not take the options {config.options}: {error}") from error
 
 
 def _limited(limit: int | None, max_steps: int | None) -> int | None:

@@ -297,7 +297,7 @@ def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> 
         logits = jnp.where(legal_actions(rules, states, num_games), 0.0, -jnp.inf)
         action = jax.random.categorical(draw_key, logits).astype(jnp.int32)
         chances = jax.random.split(chance_key, num_games)
-        following, _, reward, terminal, truncated = rules.moved(chances, states, action)
+        following, _, reward, terminal, truncated = rules.move(chances, states, action)
         turned = rules.players(following) != rules.players(states)
         outcome = outcome + jnp.where(done, 0.0, side * reward)
         return count + 1, following, outcome, jnp.where(turned, -side, side), done | terminal | truncated, key
@@ -320,7 +320,7 @@ def mcts_player(rules: PureEnv, num_rollouts: int) -> Player:
         chances = jax.random.split(jax.random.key(0), num_games)
 
         def simulate(states, action):
-            following, _, reward, terminal, truncated = rules.moved(chances, states, action)
+            following, _, reward, terminal, truncated = rules.move(chances, states, action)
             turned = rules.players(following) != rules.players(states)
             discount = jnp.where(terminal | truncated, 0.0, jnp.where(turned, -1.0, 1.0))
             return following, reward, discount, legal_actions(rules, following, num_games)

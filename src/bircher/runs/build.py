@@ -20,16 +20,13 @@ from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
 from bircher.envs import registry
 from bircher.envs.base import Env, num_legal
-from bircher.envs.registry import EnvSource
+from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import ConfigError, NotEnoughMemory, UnknownEnvironment, UnsupportedEnvironment
 from bircher.runs import directory
 from bircher.training import learner, loops
 from bircher.training.learner import Learner, TrainState
 from bircher.training.loops import Programs
 from bircher.types import EnvSpec, Key, TimeStep
-
-LEARNED_FROM = ("train", "check", "diagnose")
-"""Roles of environments in which rewards are those of training, clipped by `env.reward_clip`."""
 
 
 class Parts(NamedTuple):
@@ -45,6 +42,20 @@ class Parts(NamedTuple):
     """The shapes of the state without the replay, as in a checkpoint."""
 
 
+def env_request(config: Config, source: EnvSource | None, num_envs: int | None = None) -> EnvRequest:
+    """Return the request for the environments of a run.
+
+    Args:
+      config: the run's configuration.
+      source: a callable that the configuration only names, or None.
+      num_envs: number of environments; None takes the configured number.
+    """
+    env = config.env if num_envs is None else config.env.model_copy(update={"num_envs": num_envs})
+    if isinstance(source, str):
+        env, source = env.model_copy(update={"id": source}), None
+    return EnvRequest(env, config.observation, source)
+
+
 def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
     """Make environments as configured; `source` is a callable that the configuration only names, or None.
 
@@ -52,19 +63,7 @@ def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int,
       UnknownEnvironment: the id does not exist.
       UnsupportedEnvironment: the environment cannot be made with these settings, whatever error its package raised.
     """
-    env = config.env
-    clip = env.reward_clip if role in LEARNED_FROM else None
-    try:
-        return registry.make(
-            env.id if source is None else source,
-            num_envs, seed, role, env.max_steps, env.stack, env.num_threads, env.backend, env.options, generation,
-            config.observation, env.num_workers, env.protocol, clip, env.action_repeat, env.layout,
-        )  # fmt: skip
-    except (UnknownEnvironment, UnsupportedEnvironment):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or "no message"
-        raise UnsupportedEnvironment(f"{env.id} cannot be made: {type(error).__name__}: {reason}") from error
+    return registry.make(env_request(config, source, num_envs), seed, role, generation)
 
 
 def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
@@ -73,11 +72,7 @@ def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
     Raises:
       UnsupportedEnvironment: the environment raised, or broke the contract of a Gymnasium environment.
     """
-    env = config.env
-    return registry.probe(
-        env.id if source is None else source, config.seed, env.max_steps, env.backend, env.options,
-        config.observation, env.protocol, env.action_repeat,
-    )  # fmt: skip
+    return registry.probe(env_request(config, source), config.seed)
 
 
 def with_encoding(config: Config, source: EnvSource | None, saved: Mapping[str, Any]) -> tuple[Config, EnvSpec]:

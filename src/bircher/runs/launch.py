@@ -17,7 +17,7 @@ from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
 from bircher.envs import base
 from bircher.envs.base import Env
-from bircher.envs.registry import EnvSource
+from bircher.envs.config import EnvSource
 from bircher.errors import (
     CheckpointError,
     ConfigError,

@@ -15,7 +15,7 @@ from bircher.agents.base import Agent, Carry
 from bircher.config.config import Config
 from bircher.envs import registry
 from bircher.envs.base import Env, num_legal
-from bircher.envs.registry import EnvSource
+from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
@@ -319,7 +319,7 @@ def episode_frames(
     Raises:
       ValueError: the environment cannot be drawn.
     """
-    env, thought, whole = agent.config.env, [], agent.spec.max_steps or MAX_FRAMES
+    thought, whole = [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
 
     def choose(observation: Any, legal_actions: Any) -> np.ndarray:
@@ -330,15 +330,11 @@ def episode_frames(
         return np.array([thought[-1].action], np.int32)
 
     frames = plots.render_episode(
-        env.id if agent.source is None else agent.source,
+        build.env_request(agent.config, agent.source),
         choose,
         registry.seeds(seed, "watch", 1)[0],
         min(whole, max_steps or whole),
         lambda: agent.make_env(1, seed, "watch"),
-        env.options,
-        env.stack,
-        agent.config.observation,
-        env.action_repeat or 1,
         agent.spec,
     )
     return panels.with_panels(frames, thought, agent.action_name) if thoughts else frames

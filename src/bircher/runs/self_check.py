@@ -27,6 +27,7 @@ from bircher.analysis.term_gradients import TermGradients
 from bircher.config.config import AGENTS, Config, compose
 from bircher.envs import registry
 from bircher.envs.base import check_env
+from bircher.envs.config import EnvRequest
 from bircher.errors import CheckFailed
 from bircher.runs import build, launch
 from bircher.training import checkpoint, learner
@@ -161,7 +162,7 @@ def _timed(check: Check) -> Result:
 
 def _step_environment(adapter: str, env_id: str) -> None:
     """Reset two environments and step them once, and check every row."""
-    env = registry.make(env_id, 2, 0, "check", backend=adapter)
+    env = registry.make(EnvRequest.of(env_id, num_envs=2, backend=adapter), 0, "check")
     try:
         check_env(env, steps=1)
     finally:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from bircher import devices
 from bircher.config.config import Config
 from bircher.envs.base import Env, failure
-from bircher.envs.registry import EnvSource
+from bircher.envs.config import EnvSource
 from bircher.errors import CheckpointError, EvaluationFailed, EvaluationStopped, RunFailed
 from bircher.runs import build, costs, directory, inspect, loaded_agent, logger
 from bircher.runs.build import Parts

@@ -21,8 +21,7 @@ from jaxtyping import Float, UInt8
 from bircher import metrics as glossary
 from bircher.envs import atari
 from bircher.envs.base import Env
-from bircher.envs.config import ObservationConfig
-from bircher.envs.registry import EnvSource
+from bircher.envs.config import EnvRequest
 from bircher.errors import NoDisplay, RunFolderError
 from bircher.metrics import by_span
 from bircher.spaces import decode_action, encode_observation
@@ -166,34 +165,29 @@ def _encoder(path: Path, width: int, height: int, fps: float, output: IO[bytes])
 
 
 def render_episode(
-    source: EnvSource,
+    request: EnvRequest,
     act: Act,
     seed: int,
     max_steps: int,
     make: Callable[[], Env] | None = None,
-    options: Mapping[str, Any] | None = None,
-    stack: int = 1,
-    observation: ObservationConfig | None = None,
-    action_repeat: int = 1,
     spec: EnvSpec | None = None,
 ) -> list[Frame]:
-    """Return the frames of one episode of at most ``max_steps`` actions, each of ``action_repeat`` steps.
+    """Return the frames of one episode of at most ``max_steps`` actions.
 
-    A Gymnasium environment, from an id with ``options`` as keyword arguments or from a callable, draws itself if it
-    can.  For every other environment the frames are drawn from its observations, for Atari games from their screens;
-    ``make`` makes one such environment with its seed.
+    A Gymnasium environment draws itself if it can.  For every other environment the frames are drawn from its
+    observations, for Atari games from their screens; ``make`` makes one such environment with its seed.
 
-    ``act`` receives the last ``stack`` observations concatenated along the last axis, as in training; with
-    ``observation`` set to pixels they are pictures.  ``spec`` contains the encoding of a Gymnasium environment's
-    observations and the number of its first action.
+    ``act`` receives the last ``env.stack`` observations concatenated along the last axis, as in training.  ``spec``
+    contains the encoding of a Gymnasium environment's observations and the number of its first action.
 
     Raises:
       ValueError: the environment does not draw itself, and no ``make`` was passed.
     """
+    source, stack = request.source, request.config.stack
     if atari.canonical(source) is None:
         from bircher.envs.gymnasium import drawing_env
 
-        drawing = drawing_env(source, dict(options or {}), observation, action_repeat)
+        drawing = drawing_env(request)
         if drawing is not None:
             return _render_gymnasium(drawing, act, seed, max_steps, stack, spec)
     if make is None:
