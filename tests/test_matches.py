@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import environments
-from bircher.envs.jax_env import PureEnv
+from bircher.envs.jax_env import PureEnv, Single
 from bircher.errors import EvaluationFailed, EvaluationStopped
 from bircher.games import matches, opponents
 from bircher.games.matches import Match, Tally, interval
@@ -128,7 +128,7 @@ def test_turns_that_do_not_alternate_are_refused() -> None:
 
     def make(size, batch):
         start = lambda key, index: (0, jnp.zeros(1))  # noqa: E731
-        return PureEnv(spec, start, move, range(size), None, lambda time: time // 2 % 2)
+        return PureEnv(Single(spec, start, move, None, lambda time: time // 2 % 2), range(size))
 
     with pytest.raises(EvaluationFailed, match="test/twice is not a game of alternating turns"):
         Match(ONE, ONE, make, "greedy")(2, 0)
@@ -152,7 +152,7 @@ def test_a_game_that_breaks_its_contract_ends_the_match(legal, reward, reason) -
 
     def make(size, batch):
         start = lambda key, index: ((0, index), jnp.zeros(1))  # noqa: E731
-        return PureEnv(spec, start, move, range(size), legal, lambda state: state[0] % 2)
+        return PureEnv(Single(spec, start, move, legal, lambda state: state[0] % 2), range(size))
 
     with pytest.raises(EvaluationFailed, match=f"test/stuck failed in a match: environment 0 {reason}"):
         Match(ONE, ONE, make, "greedy")(4, 0)

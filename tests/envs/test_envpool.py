@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import envpool
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +102,47 @@ def test_a_closed_pool_is_an_error():
     env.close()
     with pytest.raises(RuntimeError, match="the LunarLander-v3 pool is closed"):
         env.step(state, jnp.zeros(2, jnp.int32))
+
+
+@pytest.mark.parametrize("repeat", [2, 3])
+def test_repeated_actions_are_those_of_single_steps_by_hand(repeat):
+    """Rewards are summed up to the end, the last row is kept, and the first row of an episode is not acted on."""
+    steps, envs = 130, 5
+    actions = np.random.default_rng(repeat).integers(0, 4, (steps, envs))
+    env = environments.make("LunarLander-v3", envs, seed=2, action_repeat=repeat, max_steps=60, num_threads=3)
+    assert (env.spec.action_repeat, env.spec.max_steps) == (repeat, 60)
+    rows = rollout(env, steps, actions)
+    env.close()
+    lengths = set()
+    for index, seed in enumerate(registry.seeds(2, "train", envs)):
+        pool = envpool.make_gymnasium("LunarLander-v3", num_envs=1, seed=[seed], max_episode_steps=60 * repeat)
+        observation, _ = pool.reset()
+        np.testing.assert_array_equal(rows.observation[0, index], observation[0])
+        ended, frames = False, 0
+        for t in range(steps):
+            total, first = 0.0, ended
+            for _ in range(repeat):
+                observation, reward, terminal, truncated, _ = pool.step(actions[t, index : index + 1])
+                total, frames = total + float(reward[0]), 0 if first else frames + 1
+                ended = bool(terminal[0] or truncated[0])
+                if first or ended:
+                    break
+            lengths |= {frames} if ended else set()
+            row = jax.tree.map(lambda x, t=t, index=index: x[t + 1, index], rows)
+            np.testing.assert_array_equal(row.observation, observation[0])
+            assert row.reward == pytest.approx(total, rel=1e-5, abs=1e-5)
+            assert (bool(row.first), bool(row.last)) == (first, ended)
+            assert bool(row.terminal) == bool(terminal[0] and not truncated[0])
+        pool.close()
+    assert {length % repeat for length in lengths} == set(range(repeat)), "episodes end anywhere within a repetition"
+
+
+def test_the_rows_of_repeated_actions_do_not_depend_on_threads_or_on_a_reset():
+    rows = [
+        rollout(environments.make("LunarLander-v3", 6, seed=9, action_repeat=3, num_threads=threads), 80)
+        for threads in (1, 4)
+    ]
+    assert_same_rows(*rows)
 
 
 def test_a_program_outlives_its_python_object():

@@ -54,10 +54,29 @@ def test_an_action_can_be_repeated():
     assert lander.spec.max_steps == 334 and lander.spec.action_repeat == 3
 
 
-def test_other_adapters_do_not_repeat_actions():
-    with pytest.raises(UnsupportedEnvironment, match=r"env.action_repeat=2 .* runs in envpool: set env.backend=gymn"):
-        environments.make("LunarLander-v3", 1, seed=0, action_repeat=2)
-    with pytest.raises(UnsupportedEnvironment, match=r"Breakout-v5 runs in envpool: set env.options.frame_skip"):
+def test_pure_environments_repeat_actions_as_gymnasium_does():
+    """The toy and its twin in Gymnasium have the same rows: a death, and a limit in the middle of a repetition."""
+    for truncates, settings in ((False, {}), (True, {}), (False, {"max_steps": 2})):
+        twin = environments.make(counters(truncates=truncates), 3, seed=0, action_repeat=2, **settings)
+        env = environments.make(
+            "toy/counter-truncated" if truncates else "toy/counter", 3, seed=0, action_repeat=2, **settings
+        )
+        assert (env.spec.action_repeat, env.spec.max_steps) == (2, twin.spec.max_steps or env.spec.max_steps)
+        assert_same_rows(rollout(env, 9, ACTIONS[:9]), rollout(twin, 9, ACTIONS[:9]))
+        check_env(env, 9)
+
+
+def test_random_starts_and_chances_are_drawn_anew_in_a_repetition():
+    once, twice = (environments.make("small/key", 64, seed=0, action_repeat=repeat) for repeat in (1, 2))
+    np.testing.assert_array_equal(once.reset()[1].observation, twice.reset()[1].observation)
+    moved = np.abs(np.diff(rollout(twice, 1, np.ones((1, 64))).observation[:, :, :2], axis=0)).sum(-1)[0] * 5
+    assert {0, 1, 2} <= set(np.round(moved).astype(int).tolist()), "two slips of one action are independent"
+
+
+def test_where_actions_cannot_be_repeated_an_error_says_so():
+    with pytest.raises(UnsupportedEnvironment, match="env.action_repeat=2 cannot repeat the actions of tic_tac_toe"):
+        environments.make("tic_tac_toe", 1, seed=0, action_repeat=2)
+    with pytest.raises(UnsupportedEnvironment, match=r"Atari games.* set env.options.frame_skip"):
         environments.make("Breakout-v5", 1, seed=0, action_repeat=2)
 
 

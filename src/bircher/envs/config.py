@@ -46,8 +46,8 @@ class EnvConfig(BaseModel):
     max_steps: int | None = Field(None, ge=1)
     """Number of actions after which an episode is truncated; null keeps the environment's own limit."""
     action_repeat: int | None = Field(None, ge=1, le=10_000)
-    """Number of steps that each action lasts in Gymnasium's environments, with the rewards summed; null takes 1, or
-    for Atari 4."""
+    """Number of the environment's steps that each action lasts, with the rewards summed, until the episode ends; null
+    takes 1, or for Atari 4. Steps and limits of a run count actions, and frames count the environment's steps."""
     stack: int = Field(1, ge=1, le=256)
     """Number of observations that are concatenated along the last axis, the newest last."""
     num_threads: int | None = Field(None, ge=1, le=1024)
@@ -67,6 +67,16 @@ class EnvConfig(BaseModel):
     layout: LayoutSetting = "auto"
     """`auto` transposes pictures to height, width, channels and keeps Discrete observations as integers.  `as_given`
     leaves arrays unchanged and makes Discrete observations one-hot, as in runs of the previous version."""
+
+    @property
+    def repeat(self) -> int:
+        """Return how often each action is taken, where the environment's own package does not repeat it."""
+        return self.action_repeat or 1
+
+    @property
+    def max_frames(self) -> int | None:
+        """Return the number of the environment's steps after which an episode is truncated; None keeps its own."""
+        return None if self.max_steps is None else self.max_steps * self.repeat
 
     @field_validator("options")
     @classmethod

@@ -8,6 +8,8 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
   nothing else in the row tells. Such a row bootstraps. It concerns one row in ``max_steps`` at most.
 - Environment i of a pool with seed s has seed s + i, so a list of hashed seeds is passed instead.
 - Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
+- A pool that returns N rows at a time takes actions for any N of its environments, and returns those N when all are
+  done, in any order. Repeated actions rest on this: see `EnvPoolEnv`.
 - Atari's frames come as [channels, height, width], and are turned here; its drawing is the whole screen in color.
 """
 
@@ -47,7 +49,8 @@ def env_spec(request: EnvRequest) -> EnvSpec:
     action = action_spec(action_space)
     limit = int(native.config.max_episode_steps)
     if game is None:
-        spec = EnvSpec(env_id, shapes, action, limit, encoding=encoding)
+        repeat = request.config.repeat
+        spec = EnvSpec(env_id, shapes, action, -(-limit // repeat), action_repeat=repeat, encoding=encoding)
         return with_spaces(spec, observation_space, action_space)
     encoding = dataclasses.replace(encoding, layout="channels_first")
     repeat = int(native.config.frame_skip)
@@ -57,7 +60,9 @@ def env_spec(request: EnvRequest) -> EnvSpec:
 def _pool_settings(request: EnvRequest) -> dict[str, Any]:
     config = request.config
     settings = dict(config.options) if atari.canonical(config.id) is None else atari.pool_settings(request)
-    return {**settings, **({} if config.max_steps is None else {"max_episode_steps": config.max_steps})}
+    if config.max_frames is not None:
+        settings["max_episode_steps"] = config.max_frames
+    return settings
 
 
 def _refuse_wide(env_id: str, native: Any) -> None:
@@ -82,6 +87,10 @@ class EnvPoolEnv:
 
     The pool exists until ``close``, even if nothing refers to this object any more. After ``close`` no program that
     steps it may run.
+
+    A pool steps all of its environments at once. If actions are repeated, an environment that ended must wait for the
+    others. So the pool has a second environment for each of the B, and steps it in place of the one that waits. Its
+    rows are dropped.
     """
 
     pure = False
@@ -90,19 +99,20 @@ class EnvPoolEnv:
         env_id, num_threads = request.config.id, request.config.num_threads
         self._game = atari.canonical(env_id)
         self.spec = env_spec(request)
-        self.num_envs = len(seeds)
+        self.num_envs, self._repeat = len(seeds), self.spec.action_repeat if self._game is None else 1
+        pool_seeds = [int(seed) for seed in seeds] * (1 if self._repeat == 1 else 2)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool = envpool.make_gymnasium(
             self._game or env_id,
-            num_envs=self.num_envs,
+            num_envs=len(pool_seeds),
             batch_size=self.num_envs,
             num_threads=min(cores, self.num_envs) if num_threads is None else num_threads,
-            seed=[int(seed) for seed in seeds],
+            seed=pool_seeds,
             **_pool_settings(request),
             **({"render_mode": "rgb_array"} if self._game else {}),
         )
         with quiet_bounds():  # the pool reads its observation space at every row
-            self._handle, self._recv, _, self._step = self._pool.xla()
+            self._handle, self._recv, self._send, self._step = self._pool.xla()
             _ = self._pool.observation_space
         _open_pools[id(self._pool)] = self._pool
 
@@ -111,9 +121,14 @@ class EnvPoolEnv:
 
         No program that steps the pool may still be running, so wait for its results first.
         """
-        pool, recv, _ = self._open()
+        pool, recv, *_ = self._open()
         pool.async_reset()
         handle, received = recv(jnp.array(self._handle))
+        if self._repeat > 1:
+            handle, others = recv(handle)
+            every = jax.tree.map(lambda *parts: jnp.concatenate(parts), received, others)
+            order = jnp.argsort(every[-1]["env_id"])[: self.num_envs]
+            received = jax.tree.map(lambda x: x[order], every)
         return handle, self._row(received)
 
     def step(self, state: UInt8[Array, " H"], action: Actions) -> tuple[EnvState, TimeStep]:
@@ -121,13 +136,40 @@ class EnvPoolEnv:
 
         This method may be traced; the program must then run the steps in the order of the episodes.
         """
-        _, _, step = self._open()
+        *_, step = self._open()
         if isinstance(self.spec.action, Discrete):
             native_action = jnp.asarray(action, jnp.int32) + self.spec.action.start
         else:
             native_action = jnp.asarray(action, jnp.float32)
+        if self._repeat > 1:
+            return self._step_repeatedly(state, native_action)
         handle, received = step(state, native_action)
         return handle, self._row(received)
+
+    def _step_repeatedly(self, handle: Array, action: Array) -> tuple[Array, TimeStep]:
+        """Take an action several times in every environment, or until its episode ends or begins."""
+
+        def step(handle: Array, waiting: Array) -> tuple[Array, TimeStep]:
+            _, recv, send, _ = self._open()
+            own = jnp.arange(self.num_envs, dtype=jnp.int32)
+            handle = send(handle, action, jnp.where(waiting, own + self.num_envs, own))
+            handle, received = recv(handle)
+            order = jnp.argsort(received[-1]["env_id"] % self.num_envs)
+            return handle, self._row(jax.tree.map(lambda x: x[order], received))
+
+        def again(carry: tuple[Array, TimeStep], _: None) -> tuple[tuple[Array, TimeStep], None]:
+            handle, row = carry
+            waiting = row.last | row.first
+            handle, following = step(handle, waiting)
+            following = following._replace(reward=row.reward + following.reward)
+
+            def pick(old: Array, new: Array) -> Array:
+                return jnp.where(waiting.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
+            return (handle, jax.tree.map(pick, row, following)), None
+
+        first = step(handle, jnp.zeros(self.num_envs, bool))
+        return jax.lax.scan(again, first, None, length=self._repeat - 1)[0]
 
     def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
         """Return the current screens of an Atari game, whole and in color; None for other environments.
@@ -140,12 +182,12 @@ class EnvPoolEnv:
     def close(self) -> None:
         """Close the pool and its threads; no program made from this environment may run afterward."""
         _open_pools.pop(id(self._pool), None)
-        self._pool = self._recv = self._step = None
+        self._pool = self._recv = self._send = self._step = None
 
-    def _open(self) -> tuple[Any, Any, Any]:
-        if self._pool is None or self._recv is None or self._step is None:
+    def _open(self) -> tuple[Any, Any, Any, Any]:
+        if self._pool is None or self._recv is None or self._send is None or self._step is None:
             raise RuntimeError(f"the {self.spec.id} pool is closed")
-        return self._pool, self._recv, self._step
+        return self._pool, self._recv, self._send, self._step
 
     def _row(self, received: tuple[Any, ...]) -> TimeStep:
         observation, reward, terminal, truncated, info = received

@@ -54,8 +54,7 @@ def maker(request: EnvRequest, keep_whole: bool = False, draws: bool = False) ->
     is to observe pictures and the environment does not draw.
     """
     config, source = request.config, request.source
-    repeat = config.action_repeat or 1
-    limit = None if config.max_steps is None else config.max_steps * repeat
+    repeat, limit = config.repeat, config.max_frames
     draws = draws or request.pixels
     if draws:
         quieten()
@@ -97,7 +96,7 @@ def drawing_env(request: EnvRequest) -> CheckedEnv | None:
 
 
 def _spec_of(request: EnvRequest, env: gymnasium.Env) -> EnvSpec:
-    repeat, limit = request.config.action_repeat or 1, request.config.max_steps
+    repeat, limit = request.config.repeat, request.config.max_steps
     if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
         limit = -(-env.spec.max_episode_steps // repeat)
     shapes, encoding = observation_spec(env.observation_space, request.config.layout)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from bircher.envs.config import EnvConfig, EnvRequest
-from bircher.envs.jax_env import PureEnv
+from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.envs.specs import action_spec, encoded_shape
 from bircher.spaces import Encoding, LayoutSetting, encode_observation, encoding_of
 from bircher.types import EnvSpec, Key
@@ -63,7 +63,7 @@ with without_drawing():
 
 def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a gymnax environment without compiling anything."""
-    return _Single(request.config).spec
+    return _single(request.config).spec
 
 
 class GymnaxEnv(PureEnv):
@@ -74,17 +74,21 @@ class GymnaxEnv(PureEnv):
     """
 
     def __init__(self, request: EnvRequest, seeds: Sequence[int]):
-        single = _Single(request.config)
-        super().__init__(single.spec, single.start, single.move, seeds)
+        super().__init__(_single(request.config), seeds)
 
 
-class _Single:
+def _single(config: EnvConfig) -> Single:
+    game = _Game(config)
+    return repeat_actions(Single(game.spec, game.start, game.move), config.repeat)
+
+
+class _Game:
     """One gymnax environment with its parameters, as the two functions that PureEnv needs."""
 
     def __init__(self, config: EnvConfig):
         self.environment, self.params = gymnax.make(config.id, **config.options)
-        if config.max_steps is not None:
-            self.params = self.params.replace(max_steps_in_episode=config.max_steps)
+        if config.max_frames is not None:
+            self.params = self.params.replace(max_steps_in_episode=config.max_frames)
         action = action_spec(gymnax_spaces.gymnax_space_to_gym_space(self.environment.action_space(self.params)))
         limit = int(self.params.max_steps_in_episode)
         self.encoding = self._discrete_encoding(config.layout)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from bircher.envs.base import Actions, row
+from bircher.errors import UnsupportedEnvironment
 from bircher.types import Continuous, EnvSpec, Key, TimeStep
 
 Start = Callable[[Key, Array], tuple[Any, Any]]
@@ -35,13 +36,44 @@ class PureState(NamedTuple):
 
 
 class Single(NamedTuple):
-    """One environment as the functions of one episode: the arguments of PureEnv except the seeds."""
+    """One environment as the functions of one episode."""
 
     spec: EnvSpec
     start: Start
     move: Move
     legal_actions: Legal | None = None
     player: Player | None = None
+
+
+def repeat_actions(single: Single, times: int) -> Single:
+    """Return an environment that takes each action several times, or until the episode ends, and sums the rewards.
+
+    Raises:
+      UnsupportedEnvironment: players take turns, or an action may be illegal the second time.
+    """
+    if times == 1:
+        return single
+    if single.spec.num_players > 1 or single.legal_actions is not None:
+        raise UnsupportedEnvironment(
+            f"env.action_repeat={times} cannot repeat the actions of {single.spec.id}, because the next one is another "
+            "player's or may be illegal: set it to null"
+        )
+
+    def move(key: Key, inner: Any, action: Array) -> tuple[Any, Any, Any, Any, Any]:
+        def again(values: tuple[Any, ...], key: Key) -> tuple[tuple[Any, ...], None]:
+            inner, _, total, terminal, truncated = values
+            following = single.move(key, inner, action)
+            following = (*following[:2], total + following[2], *following[3:])
+            ended = terminal | truncated
+            return jax.tree.map(lambda old, new: jnp.where(ended, old, new), values, _cast(following, values)), None
+
+        keys = jax.random.split(key, times)
+        first = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), single.move(keys[0], inner, action))
+        return jax.lax.scan(again, first, keys[1:])[0]
+
+    limit = single.spec.max_steps
+    spec = single.spec._replace(max_steps=None if limit is None else -(-limit // times), action_repeat=times)
+    return single._replace(spec=spec, move=move)
 
 
 class PureEnv:
@@ -53,24 +85,14 @@ class PureEnv:
 
     pure = True
 
-    def __init__(
-        self,
-        spec: EnvSpec,
-        start: Start,
-        move: Move,
-        seeds: Sequence[int],
-        legal_actions: Legal | None = None,
-        player: Player | None = None,
-    ):
-        self.spec = spec
+    def __init__(self, single: Single, seeds: Sequence[int]):
+        self.spec, self._start, self._move, self._legal_actions, self._player = single
         self.num_envs = len(seeds)
-        self._start, self._move = start, move
-        self._legal_actions, self._player = legal_actions, player
         self._seeds = jnp.asarray(seeds, jnp.uint32)
         # A start may return Python numbers where a move returns arrays; a scan needs one type for both.
         key, index = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
-        inner, _ = jax.eval_shape(start, key, index)
-        self._like = jax.eval_shape(move, key, inner, self._any_action())[0]
+        inner, _ = jax.eval_shape(self._start, key, index)
+        self._like = jax.eval_shape(self._move, key, inner, self._any_action())[0]
         self._start_all = jax.jit(self._start_state)
 
     def reset(self) -> tuple[PureState, TimeStep]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from bircher.envs.config import EnvConfig, EnvRequest
-from bircher.envs.jax_env import PureEnv
+from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.spaces import device_dtype
 from bircher.types import Discrete, EnvSpec, Key, Symmetry
 
@@ -64,19 +64,23 @@ def symmetries(env_id: str, shape: Sequence[int], num_actions: int) -> tuple[Sym
 
 def env_spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of a game without compiling anything."""
-    return _Single(request.config).spec
+    return _single(request.config).spec
 
 
 class PgxEnv(PureEnv):
     """B games as pure functions; ``max_steps`` truncates them, since pgx only has the limits of the games' rules."""
 
     def __init__(self, request: EnvRequest, seeds: Sequence[int]):
-        single = _Single(request.config)
-        player = single.player if single.spec.num_players == 2 else None
-        super().__init__(single.spec, single.start, single.move, seeds, single.legal_actions, player)
+        super().__init__(_single(request.config), seeds)
 
 
-class _Single:
+def _single(config: EnvConfig) -> Single:
+    game = _Game(config)
+    player = game.player if game.spec.num_players == 2 else None
+    return repeat_actions(Single(game.spec, game.start, game.move, game.legal_actions, player), config.repeat)
+
+
+class _Game:
     """One game as the functions that PureEnv needs; its inner state is pgx's, without the observation."""
 
     def __init__(self, config: EnvConfig):

@@ -228,15 +228,12 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
 
 
 def _require_repeatable(request: EnvRequest, adapter: str) -> None:
-    """Raise UnsupportedEnvironment if actions are to be repeated and the adapter cannot do that."""
+    """Raise UnsupportedEnvironment if actions are to be repeated and another setting does that."""
     repeat, env_id = request.config.action_repeat, request.config.id
-    if repeat is not None and adapter != "gymnasium":
-        instead = (
-            "env.options.frame_skip" if adapter == "envpool" and atari.canonical(env_id) else "env.backend=gymnasium"
-        )
+    if repeat is not None and adapter == "envpool" and atari.canonical(env_id) is not None:
         raise UnsupportedEnvironment(
-            f"env.action_repeat={repeat} repeats actions of Gymnasium's environments, and {env_id} runs in "
-            f"{adapter}: set {instead}"
+            f"env.action_repeat={repeat} is not for Atari games, whose package repeats actions itself: set "
+            "env.options.frame_skip"
         )
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from bircher.envs import small
 from bircher.envs.config import EnvConfig, EnvRequest
-from bircher.envs.jax_env import PureEnv, Single
+from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.errors import UnsupportedEnvironment
 from bircher.types import Discrete, EnvSpec
 
@@ -42,7 +42,7 @@ from bircher.types import Discrete, EnvSpec
 def make_toy(request: EnvRequest, seeds: Sequence[int]) -> PureEnv:
     """Make B toys, or small tasks, of one kind; raises UnsupportedEnvironment for an option that it does not have."""
     toy = _single(request.config)
-    return PureEnv(toy.spec, toy.start, toy.move, seeds, toy.legal_actions, toy.player)
+    return PureEnv(toy, seeds)
 
 
 def env_spec(request: EnvRequest) -> EnvSpec:
@@ -58,9 +58,10 @@ def counter_reward(index: Any, time: Any, action: Any) -> Any:
 def _single(config: EnvConfig) -> Single:
     make = small.TASKS[config.id].make if config.id in small.TASKS else TOYS[config.id]
     try:
-        return make(config.id, config.max_steps, **config.options)
+        single = make(config.id, config.max_frames, **config.options)
     except TypeError as error:
         raise UnsupportedEnvironment(f"{config.id} does not take the options {config.options}: {error}") from error
+    return repeat_actions(single, config.repeat)
 
 
 def _limited(limit: int | None, max_steps: int | None) -> int | None:
