@@ -130,6 +130,17 @@ def test_unknown_options_are_an_error_of_one_sentence(env_id):
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_package_is_an_error_of_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    monkeypatch.delitem(sys.modules, "bircher.envs.envpool", raising=False)
+    for env_id in ("LunarLander-v3", "Ant-v4"):
+        for ask in (environments.spec, environments.make):
+            with pytest.raises(UnsupportedEnvironment, match=f"{env_id} cannot be made: .*envpool"):
+                ask(env_id, backend="envpool")
+    (line,) = registry.list_environments("LunarLander-v3")
+    assert line.backend == "envpool" and line.observation.startswith("not available: ")
+
+
 def test_the_list_contains_the_ids_that_match_the_filter():
     lines = registry.list_environments("cartpole")
     assert lines[0] == ("CartPole-v1", "gymnax", "float32 (4,)", "discrete, 2 actions", "cartpole")

@@ -212,19 +212,18 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
       generation: another generation has other seeds.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment for settings that the environment does not
-    support.
+    support and for any error that its package raises.
     """
     config = request.config
     if config.num_envs < 1:
         raise UnsupportedEnvironment(f"num_envs must be at least 1, not {config.num_envs}")
-    adapter = resolve(request)
-    _require_repeatable(request, adapter)
-    env_seeds = seeds(seed, role, config.num_envs, generation)
     with _one_sentence(request):
-        environment = _make_with(adapter, request, env_seeds)
-    if config.reward_clip is not None and role in LEARNED_FROM:
-        environment = ClippedEnv(environment, config.reward_clip)
-    return stack_observations(environment, config.stack) if config.stack > 1 else environment
+        adapter = resolve(request)
+        _require_repeatable(request, adapter)
+        environment = _make_with(adapter, request, seeds(seed, role, config.num_envs, generation))
+        if config.reward_clip is not None and role in LEARNED_FROM:
+            environment = ClippedEnv(environment, config.reward_clip)
+        return stack_observations(environment, config.stack) if config.stack > 1 else environment
 
 
 def _require_repeatable(request: EnvRequest, adapter: str) -> None:
@@ -261,9 +260,8 @@ def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> E
 
 def spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of one environment with single, not stacked, observations, without compiling it."""
-    adapter = importlib.import_module(f"bircher.envs.{resolve(request)}")
     with _one_sentence(request):
-        return adapter.env_spec(request)
+        return importlib.import_module(f"bircher.envs.{resolve(request)}").env_spec(request)
 
 
 def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
@@ -273,11 +271,11 @@ def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
 
     Raises UnsupportedEnvironment if the environment raised an exception or broke its contract.
     """
-    if resolve(request) != "gymnasium":
-        return ()
-    from bircher.envs import gymnasium
-
     with _one_sentence(request):
+        if resolve(request) != "gymnasium":
+            return ()
+        from bircher.envs import gymnasium
+
         return gymnasium.probe(request, seeds(seed, "probe", 1)[0])
 
 
@@ -286,7 +284,7 @@ def _one_sentence(request: EnvRequest) -> Iterator[None]:
     """Turn any exception of an environment's package into an UnsupportedEnvironment with one sentence."""
     try:
         yield
-    except UnsupportedEnvironment:
+    except (UnknownEnvironment, UnsupportedEnvironment):
         raise
     except Exception as error:
         options, source = request.config.options, request.source
