@@ -12,7 +12,7 @@ import environments
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.envs.config import ObservationConfig
-from bircher.envs.rendering import Pixels, quieten, resized
+from bircher.envs.rendering import Pixels, quieten, resize
 from bircher.errors import UnsupportedEnvironment
 
 AT_ONCE = ["LunarLander-v3", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
@@ -64,8 +64,8 @@ def test_a_picture_is_the_same_shrunk_while_drawing_or_from_the_whole(env_id, sh
 
 def test_resizing_averages_areas():
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    np.testing.assert_allclose(resized(picture, (20, 30)), areas(picture, (20, 30)), atol=NEAR)
-    assert resized(picture, (80, 60)).shape == (80, 60, 3)
+    np.testing.assert_allclose(resize(picture, (20, 30)), areas(picture, (20, 30)), atol=NEAR)
+    assert resize(picture, (80, 60)).shape == (80, 60, 3)
 
 
 def test_gray_is_luma():

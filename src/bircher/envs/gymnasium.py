@@ -24,7 +24,7 @@ from bircher.envs.base import Actions, EnvState, num_legal, row
 from bircher.envs.config import SIZE, EnvRequest
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, float_leaves, not_finite
 from bircher.envs.rendering import quieten, takes_render_mode
-from bircher.envs.specs import action_spec, can_draw, observation_spec, quiet_bounds, registered, with_spaces
+from bircher.envs.specs import action_spec, can_draw, find_registration, observation_spec, quiet_bounds, with_spaces
 from bircher.envs.subprocess_pool import (
     CheckedEnv,
     LocalPool,
@@ -61,7 +61,7 @@ def maker(request: EnvRequest, keep_whole: bool = False, draws: bool = False) ->
     if isinstance(source, str):
         # Gymnasium's checker warns about spaces and types that are handled here, and costs time at every step.
         kwargs = {"disable_env_checker": True, **({"render_mode": "rgb_array"} if draws else {}), **config.options}
-        make: Maker = partial(gymnasium.make, registered(source), max_episode_steps=limit, **kwargs)
+        make: Maker = partial(gymnasium.make, find_registration(source), max_episode_steps=limit, **kwargs)
     else:
         make = partial(make_from_callable, source, limit, config.options, draws)
     if repeat > 1:

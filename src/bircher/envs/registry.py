@@ -195,7 +195,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return "gymnasium"
     from bircher.envs import specs
 
-    known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.ids()}
+    known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.list_ids()}
     known_ids["envpool"] = (*ENVPOOL, *atari.ids())
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
@@ -313,7 +313,7 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.ids())):
+    for env_id in dict.fromkeys((*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = backend_of(env_id)
@@ -332,10 +332,10 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
 
 def _in_gymnasium(env_id: str) -> bool:
     """Return whether Gymnasium has an id; raises UnknownEnvironment if the module in the id does not register it."""
-    from bircher.envs.specs import registered
+    from bircher.envs.specs import find_registration
 
     try:
-        registered(env_id)
+        find_registration(env_id)
     except UnknownEnvironment:
         if env_id.rpartition(":")[0]:
             raise

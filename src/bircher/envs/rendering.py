@@ -75,7 +75,7 @@ class Pixels(gymnasium.Wrapper):
             return picture
         if self._keep_whole:
             self.whole = picture
-        return resized(picture, self._size)
+        return resize(picture, self._size)
 
 
 def as_picture(rendered: Any) -> Frame:
@@ -86,7 +86,7 @@ def as_picture(rendered: Any) -> Frame:
     return picture
 
 
-def resized(picture: Frame, size: tuple[int, int]) -> Frame:
+def resize(picture: Frame, size: tuple[int, int]) -> Frame:
     """Resize a picture of three colors to another height and width, by averages over areas if it gets smaller."""
     import pygame
 

@@ -35,12 +35,12 @@ _registered_by: dict[str, frozenset[str]] = {}
 """The ids that each module registered during its import."""
 
 
-def ids() -> list[str]:
+def list_ids() -> list[str]:
     """Return every id that is currently registered."""
     return list(gymnasium.registry)
 
 
-def registered(env_id: str) -> GymnasiumSpec:
+def find_registration(env_id: str) -> GymnasiumSpec:
     """Return Gymnasium's registration of an id; for ``module:Name-v0`` import the module first, which registers it.
 
     Modules in the current folder are found too.
@@ -157,7 +157,7 @@ def can_draw(env_id: str) -> bool:
     an environment is made.
     """
     try:
-        entry = registered(env_id).entry_point
+        entry = find_registration(env_id).entry_point
         creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gymnasium.error.Error, ImportError, UnknownEnvironment):
         return False
