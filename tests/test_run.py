@@ -187,17 +187,17 @@ def test_how_the_iterations_are_cut_into_chunks_changes_nothing(
 
 def test_a_chunk_takes_a_second_and_never_passes_a_goal() -> None:
     pace = ChunkScheduler(num_envs=4, rollout_length=4)
-    assert pace.chunk(10_000, None, known=True) == 1
+    assert pace.chunk(10_000, None, nothing_pending=True) == 1
     pace.record(1, 0.001)
-    assert pace.chunk(10_000, None, known=True) == 8  # no more than eight times as many at once
+    assert pace.chunk(10_000, None, nothing_pending=True) == 8  # no more than eight times as many at once
     pace.record(8, 0.008)
     pace.record(64, 0.064)
-    assert pace.chunk(10**6, None, known=True) == 512
+    assert pace.chunk(10**6, None, nothing_pending=True) == 512
     pace.record(512, 4.0)
-    assert pace.chunk(10**6, None, known=True) == 128
-    assert pace.chunk(160, None, known=False) == 10 and pace.chunk(15, None, known=False) == 0
-    assert pace.chunk(15, None, known=True) == 1
-    assert pace.chunk(10**6, 31, known=False) == 3 and pace.chunk(10**6, 7, known=False) == 0
+    assert pace.chunk(10**6, None, nothing_pending=True) == 128
+    assert pace.chunk(160, None, nothing_pending=False) == 10 and pace.chunk(15, None, nothing_pending=False) == 0
+    assert pace.chunk(15, None, nothing_pending=True) == 1
+    assert pace.chunk(10**6, 31, nothing_pending=False) == 3 and pace.chunk(10**6, 7, nothing_pending=False) == 0
 
 
 def test_a_replay_that_does_not_fit_is_refused_with_its_numbers(
