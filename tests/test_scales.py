@@ -107,10 +107,11 @@ def test_a_support_is_coarse_below_a_twentieth_of_the_distance_of_atoms() -> Non
     """Atoms lie 0.8 apart, so that 0.04 is the bound; the support that is advised is 20 times the targets."""
     (flag,) = coarse_support(coarse(0.039, 0.1), PLAIN)
     assert "0.049 of the distance between two atoms of model.support=20; values explain 10% " in flag.evidence
-    assert flag.advice == "model.support=0.8, or multiply rewards by about 30"
+    assert flag.advice == "model.value_unit=returns, or model.support=0.8, or multiply rewards by about 30"
     assert not list(coarse_support(coarse(0.041, 0.1), PLAIN))
     (flag,) = coarse_support(coarse(0.078, 0.1), FACTS)
-    assert flag.advice == "model.support=0.8, or multiply rewards by about 20", "h(x) halves small returns"
+    advice = "model.value_unit=returns, or model.support=0.8, or multiply rewards by about 20"
+    assert flag.advice == advice, "h(x) halves small returns"
     assert not list(coarse_support(coarse(0.039, 0.51), PLAIN)), "more than half of the variance is explained"
     assert not list(coarse_support(coarse(0.039, 0.1, count=3), PLAIN)), "of three lines two are late"
 

@@ -285,6 +285,9 @@ class Tally(NamedTuple):
     died_at_longest: Int[Array, ""]
     """Episodes of exactly that length that ended in termination: nearly all of them where an environment reports its
     time limit as termination."""
+    largest_return: Float[Array, ""] | None = None
+    """The largest discounted sum of the rewards of an episode so far, without its sign.  None where no agent uses it,
+    and in sums over several rollouts."""
 
     def merge(self, later: Tally) -> Tally:
         """Combine the counts and sums of two consecutive rollouts."""
@@ -305,7 +308,7 @@ class Tally(NamedTuple):
     def zero(cls) -> Tally:
         """Return the tally of an empty rollout, in new arrays (donated buffers must not be shared)."""
         zeros = {name: jnp.zeros((), jnp.float32 if name in _FLOAT_SUMS else jnp.int32) for name in cls._fields}
-        return cls(**zeros | {"failed": jnp.full((), -1, jnp.int32)})
+        return cls(**zeros | {"failed": jnp.full((), -1, jnp.int32), "largest_return": None})
 
 
 class Counters(NamedTuple):

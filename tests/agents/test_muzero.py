@@ -14,6 +14,7 @@ from agents.muzero_reference import losses as slow_losses
 from agents.muzero_reference import value_target
 from bircher.agents import muzero
 from bircher.agents.base import Carry
+from bircher.agents.muzero import MuZeroState
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
 from bircher.types import Extras, Policy, TimeStep
@@ -21,6 +22,7 @@ from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, ra
 
 BATCH, LENGTH, DISCOUNT = 6, 9, 0.9
 SEARCH = SearchConfig(num_simulations=6)
+STATE = MuZeroState()
 KINDS = ("n_step", "lambda", "outcome")
 
 
@@ -45,7 +47,7 @@ def rows_of(seed, two_players=False):
 
 
 def targets_of(agent, rows, seed=0, model=None):
-    policy = Policy(model, ()) if model is not None else agent.init(jax.random.key(0), SPEC)
+    policy = Policy(model, STATE) if model is not None else agent.init(jax.random.key(0), SPEC)
     return quick_jit(agent.targets)(policy, batch_of(rows), jax.random.key(seed))[0]
 
 
@@ -98,7 +100,7 @@ def test_losses_are_the_slow_references(head, reward_head):
     agent = agent_of(model=config, loss=off, num_players=1 if turn == 1 else 2, returns={"kind": "outcome"})
     model = random_model(7, config)
     target = targets_of(agent, rows)
-    terms, _ = quick_jit(agent.loss)(model, (), batch_of(rows), target, jax.random.key(0))
+    terms, _ = quick_jit(agent.loss)(model, STATE, batch_of(rows), target, jax.random.key(0))
     held = {
         "value": np.asarray(target.value),
         "known": np.asarray(target.extras.per_transition["value_mask"]),
@@ -141,7 +143,7 @@ def test_every_part_learns(torso):
     model = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), policy.params)
 
     def total(model):
-        terms, _ = agent.loss(model, (), batch_of(rows), target, jax.random.key(0))
+        terms, _ = agent.loss(model, STATE, batch_of(rows), target, jax.random.key(0))
         return losses.combine(terms, agent.weights, target.mask, jnp.ones(BATCH))[0]
 
     gradient = quick_jit(jax.grad(total))(model)
@@ -157,7 +159,7 @@ def test_latents_that_are_observations_are_held_together_by_their_squared_distan
     agent = agent_of(loss={"consistency": {"weight": 1.0}}, model=model)
     network = agent.init(jax.random.key(1), SPEC._replace(observation=jax.ShapeDtypeStruct((4, 5, 2), bool))).params
     target = targets_of(agent, rows, model=network)
-    found = quick_jit(agent.loss)(network, (), batch_of(rows), target, jax.random.key(0))[0]["consistency"]
+    found = quick_jit(agent.loss)(network, STATE, batch_of(rows), target, jax.random.key(0))[0]["consistency"]
     board = 2 * np.asarray(shown).reshape(BATCH, LENGTH + 1, -1) - 1
     imagined = np.asarray(network.step(jnp.asarray(board), rows.action))
     for b, t in np.ndindex(BATCH, LENGTH):
@@ -172,7 +174,7 @@ def test_policies_learn_which_actions_are_illegal():
 
     def term(bias, name):
         policy = eqx.tree_at(lambda model: model.heads.policy.layers[-1].bias, model, bias)
-        return (agent.loss(policy, (), batch_of(rows), target, jax.random.key(0))[0][name] * target.mask).sum()
+        return (agent.loss(policy, STATE, batch_of(rows), target, jax.random.key(0))[0][name] * target.mask).sum()
 
     bias = model.heads.policy.layers[-1].bias
     only = jnp.arange(ACTIONS) == 1  # the others are illegal wherever this one is forced
@@ -236,7 +238,7 @@ def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
     agent, model = agent_of(name), random_model(3)
     for mode in ("explore", "sample", "greedy"):
         act = quick_jit(
-            lambda key, mode=mode: agent.act(Policy(model, ()), Carry(), first_rows(64, legal), key, mode, 0.0)
+            lambda key, mode=mode: agent.act(Policy(model, STATE), Carry(), first_rows(64, legal), key, mode, 0.0)
         )
         output, carry = act(jax.random.key(0))
         assert carry == Carry() and not (output.action == 1).any()
@@ -255,7 +257,7 @@ def test_a_share_of_trainings_actions_is_random_and_says_so():
     found = {}
     for mode in ("explore", "sample"):
         output, _ = quick_jit(
-            lambda mode=mode: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, 0.0)
+            lambda mode=mode: agent.act(Policy(model, STATE), Carry(), rows, jax.random.key(0), mode, 0.0)
         )()
         found[mode] = np.asarray(output.action), np.asarray(output.extras.per_row["random_action"])
     assert not found["sample"][1].any(), "after training none is"
@@ -263,17 +265,19 @@ def test_a_share_of_trainings_actions_is_random_and_says_so():
     assert abs(random.mean() - 0.25) < 0.03
     assert abs((action[random] == 0).mean() - 0.5) < 0.06, "the prior prefers one"
     assert not (action == 1).any()
-    plain, _ = quick_jit(lambda: agent_of().act(Policy(model, ()), Carry(), rows, jax.random.key(0), "explore", 0.0))()
+    plain, _ = quick_jit(
+        lambda: agent_of().act(Policy(model, STATE), Carry(), rows, jax.random.key(0), "explore", 0.0)
+    )()
     assert "random_action" not in plain.extras.per_row
 
 
 def test_without_simulations_the_network_acts_alone():
     agent, model = agent_of(search=SearchConfig(num_simulations=0)), random_model(3)
     rows = first_rows(4000)
-    output, _ = quick_jit(lambda: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "sample", 1.0))()
+    output, _ = quick_jit(lambda: agent.act(Policy(model, STATE), Carry(), rows, jax.random.key(0), "sample", 1.0))()
     expected = jax.nn.softmax(model.predict(model.represent(rows.observation[:1])).policy_logits)[0]
     np.testing.assert_allclose(np.bincount(output.action, minlength=ACTIONS) / 4000, expected, atol=0.03)
-    greedy, _ = agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "greedy", 1.0)
+    greedy, _ = agent.act(Policy(model, STATE), Carry(), rows, jax.random.key(0), "greedy", 1.0)
     assert set(np.asarray(greedy.action).tolist()) == {int(expected.argmax())}
 
 
@@ -293,7 +297,7 @@ def test_the_temperature_scales_gumbels_noise():
     """The same noise moves fewer actions away from the best one as training goes on."""
     agent, models, rows = agent_of("gumbel_muzero"), [random_model(seed) for seed in range(6)], first_rows(200)
     act = quick_jit(
-        lambda model, mode, p: agent.act(Policy(model, ()), Carry(), rows, jax.random.key(0), mode, p)[0].action,
+        lambda model, mode, p: agent.act(Policy(model, STATE), Carry(), rows, jax.random.key(0), mode, p)[0].action,
         static_argnums=1,
     )
     # Over several networks: how far apart a single one's two best actions are is chance.
@@ -306,14 +310,14 @@ def test_the_temperature_scales_gumbels_noise():
     assert others[0] > 1.5 * others[1] > 2 * others[2], others
     model, best = models[0], bests[0]
     still = agent_of("gumbel_muzero", temperature={"values": [0.0], "changes": []})
-    output, _ = quick_jit(lambda: still.act(Policy(model, ()), Carry(), rows, jax.random.key(0), "explore", 0.0))()
+    output, _ = quick_jit(lambda: still.act(Policy(model, STATE), Carry(), rows, jax.random.key(0), "explore", 0.0))()
     assert (output.action == best).all()
 
 
 def test_only_the_first_moves_are_drawn_where_so_set():
     agent, model = agent_of(temperature={"values": [1.0], "changes": [], "moves": 2}), random_model(3)
     rows, carry = first_rows(200), agent.start(200)
-    act = quick_jit(lambda rows, carry, key: agent.act(Policy(model, ()), carry, rows, key, "sample", 0.0))
+    act = quick_jit(lambda rows, carry, key: agent.act(Policy(model, STATE), carry, rows, key, "sample", 0.0))
     kinds = []
     for number in range(4):
         output, carry = act(rows._replace(first=jnp.full(200, number == 0)), carry, jax.random.key(number))

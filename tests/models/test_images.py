@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bircher.agents import muzero
+from bircher.agents.muzero import MuZeroState
 from bircher.networks.encoders import halvings_of, make_torso, spatial_softmax
 from bircher.networks.layers import FAINT, scale_latent
 from bircher.networks.model import ModelConfig
@@ -203,7 +204,7 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
     spec, config = image(6, 5, 2), config_of(torso="small_cnn", unroll_steps=1)
     if name == "muzero":
         agent = muzero.make(muzero.MuZeroConfig(), config, muzero.MuZeroLosses(), SearchConfig(num_simulations=2))
-        policy = Policy(drawn_model(0, config, spec), ())
+        policy = Policy(drawn_model(0, config, spec), MuZeroState())
     else:
         agent = muesli_agent(config, normalize_observations="normalized" in name)
         policy = Policy(drawn_model(0, config, spec), agent.init(KEY, spec).state)

@@ -12,7 +12,15 @@ import rlax
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bircher.ops.transforms import Support, scale_gradient, signed_hyperbolic, signed_parabolic
+from bircher.ops.transforms import (
+    FILL,
+    Bounded,
+    Support,
+    Unbounded,
+    scale_gradient,
+    signed_hyperbolic,
+    signed_parabolic,
+)
 
 PAPER = Support(-300.0, 300.0, 601)
 SUPPORTS = (PAPER, Support(-20.0, 20.0, 101), Support(-7.3, 7.3, 37, False), Support(-2.0, 10.0, 64, False))
@@ -87,6 +95,30 @@ def test_every_atom_is_its_own_two_hot():
     support = Support(-3.0, 3.0, 7, False)
     np.testing.assert_array_equal(support.two_hot(jnp.arange(-3.0, 4.0)), np.eye(7))
     np.testing.assert_allclose(support.two_hot(jnp.float32(1.25)), [0, 0, 0, 0, 0.75, 0.25, 0])
+
+
+@pytest.mark.parametrize("support", [*SUPPORTS[:3], Unbounded()])
+def test_a_unit_that_follows_returns_takes_any_scale_of_them(support):
+    """A thousand times the returns have the same targets and losses, and a thousand times the predictions."""
+    x, logits = jnp.linspace(-3.0, 2.5, 23), jax.random.normal(jax.random.key(0), (23, support.num_atoms))
+    small, large = support.following(jnp.float32(3.0)), support.following(jnp.float32(3000.0))
+    np.testing.assert_allclose(large.mean(logits), 1000 * small.mean(logits), rtol=1e-5)
+    np.testing.assert_allclose(large.loss(1000 * x, logits), small.loss(x, logits), rtol=1e-4, atol=1e-5)
+    assert not large.overflow(1000 * x).any() and not small.overflow(x).any()
+    unknown = support.following(jnp.float32(0.0))
+    np.testing.assert_array_equal(unknown.mean(logits), support.mean(logits))
+    np.testing.assert_array_equal(unknown.loss(x, logits), support.loss(x, logits))
+
+
+@pytest.mark.parametrize("support", SUPPORTS[:3])
+def test_the_largest_return_is_near_the_end_of_the_support(support):
+    following = support.following(jnp.float32(7.0))
+    assert float(following.scale(jnp.float32(7.0))) == pytest.approx(FILL * support.high, rel=1e-4)
+    assert float(following.scale(jnp.float32(-7.0))) == pytest.approx(-FILL * support.high, rel=1e-4)
+
+
+def test_the_outcome_of_a_game_has_one_unit():
+    assert Bounded().following(jnp.float32(0.5)) == Bounded()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ weights of the loss terms.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from pydantic import Field
 
 from bircher import search
 from bircher.agents import loss_terms, muzero
-from bircher.agents.base import Agent, Carry, LookAhead, Mode, Term, initial_memory, require_discrete
+from bircher.agents.base import Agent, Carry, LookAhead, Mode, Term, initial_memory, model_of, require_discrete
 from bircher.agents.config import (
     AdvantageConfig,
     CMPOConfig,
@@ -62,6 +63,8 @@ class PolicyAgentState(eqx.Module):
 
     normalizer: improvement.AdvantageNormalizer
     statistics: ObservationStatistics | None
+    largest_return: Float[Array, ""] | None = None
+    """The largest discounted return of training so far; None where the unit of values does not follow it."""
 
 
 class TargetSpec(NamedTuple):
@@ -114,7 +117,7 @@ def policy_targets(
     ends = episode_ends(rows)
     mask = root_mask(ends, burn_in)
     state = _observe(policy.state, rows, mask)
-    outputs = _target_outputs(config, target_spec, model_discount, policy.params, state, rows)
+    outputs = _target_outputs(config, target_spec, model_discount, model_of(policy), state, rows)
     value, raw_advantage = _returns(config, outputs, rows, ends)
     normalizer, shift, scale = _normalization(config.advantage, state.normalizer, raw_advantage, mask)
     chosen = raw_advantage
@@ -140,7 +143,7 @@ def policy_targets(
         priority=jnp.abs(jnp.where(mask, raw_advantage, 0.0)).max(-1),
         extras=TargetExtras(per_transition, per_row, {"advantage_scale": scale}),
     )
-    return jax.lax.stop_gradient(result), PolicyAgentState(normalizer, state.statistics)
+    return jax.lax.stop_gradient(result), replace(state, normalizer=normalizer)
 
 
 def _target_outputs(
@@ -268,7 +271,7 @@ def _observe(state: PolicyAgentState, rows: Trajectory, mask: Array) -> PolicyAg
     """Add the observations of root rows to the running statistics, if the agent has them."""
     if state.statistics is None:
         return state
-    return PolicyAgentState(state.normalizer, state.statistics.update(rows.observation[:, :-1], mask))
+    return replace(state, statistics=state.statistics.update(rows.observation[:, :-1], mask))
 
 
 def make(
@@ -291,17 +294,11 @@ def make(
     if "model_reward" not in enabled:
         model_config = model_config.model_copy(update={"reward_head": False})  # no term would train it
 
-    def init(key: Key, spec: EnvSpec) -> Policy:
-        require_discrete(config.name, spec)
-        statistics = ObservationStatistics.of(spec) if config.normalize_observations else None
-        model = Model(spec, model_config, key, loss_terms.any_needs(enabled, "projection"), uses_model)
-        return Policy(model, PolicyAgentState(improvement.AdvantageNormalizer.zero(), statistics))
-
     def act(
         policy: Policy, carry: Carry, timestep: TimeStep, key: Key, mode: Mode, progress: Array | float
     ) -> tuple[ActOutput, Carry]:
         del progress
-        model: Model = policy.params
+        model = model_of(policy)
         observation = normalize_observation(policy.state, timestep.observation)
         latent, memory = model.encode(observation, carry.memory, timestep.first)
         logits = distributions.mask_logits(model.predict(latent).policy_logits, timestep.legal_actions)
@@ -316,21 +313,35 @@ def make(
         policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
     ) -> SearchResult:
         assert search_config is not None
-        root = muzero.search_root(policy.params, latent, legal_actions)
-        simulate = muzero.simulator(policy.params, model_discount)
+        root = muzero.search_root(model_of(policy), latent, legal_actions)
+        simulate = muzero.simulator(model_of(policy), model_discount)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
         del minibatches  # all sequences have the same kind of targets
         return policy_targets(config, target_spec, model_discount, model_config.burn_in, policy, batch, key)
 
+    init = partial(_init, config, model_config, enabled, uses_model)
     loss = partial(policy_loss, config, model_config, enabled)
     look_ahead = partial(policy_look_ahead, config, target_spec, model_discount)
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
         config.acts_with == "target", model_discount,
-        look_ahead if uses_model else None, run_search if simulations else None, True,
+        look_ahead if uses_model else None, run_search if simulations else None,
+        model_config.value_unit == "returns", True,
     )  # fmt: skip
+
+
+def _init(
+    config: PolicyAgentConfig, model_config: ModelConfig, enabled: frozenset[str], uses_model: bool, key: Key,
+    spec: EnvSpec,
+) -> Policy:  # fmt: skip
+    """Return the first parameters and state; `uses_model` is whether a term or a target needs the dynamics."""
+    require_discrete(config.name, spec)
+    statistics = ObservationStatistics.of(spec) if config.normalize_observations else None
+    model = Model(spec, model_config, key, loss_terms.any_needs(enabled, "projection"), uses_model)
+    normalizer = improvement.AdvantageNormalizer.zero()
+    return Policy(model, PolicyAgentState(normalizer, statistics, model_config.no_return()))
 
 
 def policy_encode(policy: Policy, rows: Trajectory) -> Array:
@@ -360,7 +371,7 @@ def policy_look_ahead(
     Its improved policy is computed as if the network's own policy had acted.
     """
     del key
-    model: Model = policy.params
+    model = model_of(policy)
     prediction = model.predict(latent)
     value, q = model.value_support.mean(prediction.value_logits), model.look_ahead(latent, model_discount)
     logits = distributions.mask_logits(prediction.policy_logits, legal_actions)
@@ -383,7 +394,7 @@ def policy_loss(
 ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
     """Return the enabled loss terms, and the metrics to log; the metrics are zeros unless `with_metrics`."""
     del key
-    rows = batch.trajectory
+    model, rows = model.following(state.largest_return), batch.trajectory
     # Only the consistency term needs the last row encoded.  Without a term of the model there is no unroll.
     used_rows = slice(None if loss_terms.any_needs(enabled, "projection") else -1)
     latent = encode_rows(model, state, jax.tree.map(lambda x: x[:, used_rows], rows), model_config.burn_in)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.errors import UnsupportedEnvironment
+from bircher.networks.model import Model
 from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 Mode = Literal["explore", "sample", "greedy"]
@@ -143,6 +144,11 @@ class LookAhead(NamedTuple):
     """The improved policy, toward which the agent learns."""
 
 
+def model_of(policy: Policy) -> Model:
+    """Return the model of a policy, with values and rewards in the environment's own unit."""
+    return policy.params.following(policy.state.largest_return)
+
+
 class Agent(NamedTuple):
     """An agent as a tuple of pure functions and constants; it holds no state."""
 
@@ -167,6 +173,8 @@ class Agent(NamedTuple):
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None
     """(policy, latent, legal actions, key) -> a `SearchResult` with its tree, by the search that the agent uses when it
     does not explore; None for an agent that does not search"""
+    follows_returns: bool = False
+    """Whether the agent's state contains the largest discounted return so far (`largest_return`)."""
     keeps_behavior: bool = False
     """Whether rows store `behavior_logits`, from which the distance to the policy that acted is computed"""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from bircher.agents.base import (
     Mode,
     Term,
     initial_memory,
+    model_of,
     require_discrete,
 )
 from bircher.agents.metrics import compute_if, search_metrics
@@ -206,6 +207,13 @@ class TemperatureConfig(BaseModel):
         return jnp.asarray(self.values)[index]
 
 
+class MuZeroState(NamedTuple):
+    """The state of these agents next to their parameters."""
+
+    largest_return: Float[Array, ""] | None = None
+    """The largest discounted return of training so far; None where the unit of values does not follow it."""
+
+
 class MuZeroConfig(AgentConfig):
     """Settings of MuZero and Gumbel MuZero; the defaults are those of the paper for Atari."""
 
@@ -255,7 +263,9 @@ def make(
 
     def init(key: Key, spec: EnvSpec) -> Policy:
         require_discrete(config.name, spec)
-        return Policy(Model(spec, model_config, key, project="consistency" in weights), ())
+        return Policy(
+            Model(spec, model_config, key, project="consistency" in weights), MuZeroState(model_config.no_return())
+        )
 
     def start(batch_size: int) -> Carry:
         moves = jnp.zeros(batch_size, jnp.int32) if config.temperature.moves else None
@@ -266,31 +276,47 @@ def make(
     ) -> tuple[ActOutput, Carry]:
         return muzero_act(config, search_config.num_simulations > 0, plan, policy, carry, timestep, key, mode, progress)
 
-    def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, tuple]:
+    def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, MuZeroState]:
+        model = model_of(policy)
         return muzero_targets(
             config.returns, config.gamma, config.reanalyze_fraction, model_config.burn_in,
-            partial(plan, policy.params, mode="sample"), policy.params, batch, key, minibatches,
-        ), ()  # fmt: skip
+            partial(plan, model, mode="sample"), model, batch, key, minibatches,
+        ), policy.state  # fmt: skip
 
     def loss(
-        params: Model, state: tuple, batch: Batch, target: Targets, key: Key, with_metrics: Array | bool = True
+        params: Model, state: MuZeroState, batch: Batch, target: Targets, key: Key, with_metrics: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
-        del state, key
+        del key
         absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
-        return muzero_loss(model_config, frozenset(weights), absorbing, params, batch, target, with_metrics)
+        return muzero_loss(
+            model_config,
+            frozenset(weights),
+            absorbing,
+            params.following(state.largest_return),
+            batch,
+            target,
+            with_metrics,
+        )
 
-    def encode(policy: Policy, rows: Trajectory) -> Array:
-        return encode_rows(policy.params, rows)
+    searches = partial(_search, plan) if search_config.num_simulations else None
+    return Agent(
+        config.name, init, start, act, targets, loss, muzero_encode, weights, False, model_discount,
+        partial(_look, plan), searches, model_config.value_unit == "returns",
+    )  # fmt: skip
 
-    def look(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
-        result = plan(policy.params, latent, legal_actions, key, "sample")
-        return muzero_look_ahead(policy.params, latent, legal_actions, result)
 
-    def run_search(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
-        return plan(policy.params, latent, legal_actions, key, "greedy", keep_tree=True)
+def muzero_encode(policy: Policy, rows: Trajectory) -> Array:
+    """Encode rows [B, R] into latents, starting from the memory that is stored in the first row of each sequence."""
+    return encode_rows(policy.params, rows)
 
-    searches = run_search if search_config.num_simulations else None
-    return Agent(config.name, init, start, act, targets, loss, encode, weights, False, model_discount, look, searches)
+
+def _look(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
+    model = model_of(policy)
+    return muzero_look_ahead(model, latent, legal_actions, plan(model, latent, legal_actions, key, "sample"))
+
+
+def _search(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+    return plan(model_of(policy), latent, legal_actions, key, "greedy", keep_tree=True)
 
 
 def muzero_act(
@@ -304,7 +330,7 @@ def muzero_act(
     if moves is not None:
         moves = jnp.where(timestep.first, 0, moves)
         temperature, moves = jnp.where(moves < config.temperature.moves, temperature, 0.0), moves + 1
-    model: Model = policy.params
+    model = model_of(policy)
     latent, memory = model.encode(timestep.observation, carry.memory, timestep.first)
     result = plan(model, latent, timestep.legal_actions, search_key, mode, temperature=temperature)
     if mode == "greedy" or (searches and config.name == "gumbel_muzero"):

@@ -41,6 +41,8 @@ class Facts(NamedTuple):
     """Whether the network has a memory of earlier observations."""
     stack: int = 1
     """The number of observations that are joined."""
+    follows_returns: bool = False
+    """Whether the unit of values follows the largest return, so that no support is too coarse or too small for them."""
 
 
 class Flag(NamedTuple):
@@ -241,7 +243,7 @@ def value_size(lines: Sequence[Line]) -> float:
 
 def is_coarse(lines: Sequence[Line], facts: Facts) -> bool:
     """Whether the value targets of these lines are far smaller than the distance between two atoms."""
-    return 0 < scaled(value_size(lines), facts) < COARSE * facts.atom_distance
+    return not facts.follows_returns and 0 < scaled(value_size(lines), facts) < COARSE * facts.atom_distance
 
 
 def coarse_support(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
@@ -266,7 +268,8 @@ def coarse_support(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         f"value targets have a size of about {size:.2g}, which is {height / facts.atom_distance:.2g} of the distance "
         f"between two atoms of model.support={facts.support:g}; values explain {np.median(late):.0%} of their variance",
         "rewards are too small for this support: every return falls on the same atom",
-        f"model.support={support:g}, or multiply rewards by about {round_up(1 / size):,.10g}",
+        f"model.value_unit=returns, or model.support={support:g}, or multiply rewards by about "
+        f"{round_up(1 / size):,.10g}",
     )  # fmt: skip
 
 
@@ -277,7 +280,7 @@ OVERFLOW = 0.001
 def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
     """Flag targets beyond the outermost atoms."""
     overflow = series(lines, "target/support_overflow")
-    if len(overflow) and overflow.values.max() > OVERFLOW:
+    if not facts.follows_returns and len(overflow) and overflow.values.max() > OVERFLOW:
         worst = int(overflow.values.argmax())
         least = round_up(2 * max(facts.support, scaled(value_size(lines), facts)))
         yield Flag(
@@ -285,7 +288,7 @@ def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             f"{overflow.values[worst]:.1%} of the value and reward targets were beyond model.support={facts.support:g} "
             f"at learner step {overflow.learner_steps[worst]:,.0f}, and were clipped",
             "returns are greater than the categorical support",
-            f"model.support={least:g} or more (of h(x) where model.transform is true), or smaller rewards",
+            f"model.value_unit=returns, or model.support={least:g} or more (of h(x) where model.transform is true)",
         )  # fmt: skip
 
 

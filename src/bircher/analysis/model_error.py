@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bircher.agents.base import Agent
+from bircher.agents.base import Agent, model_of
 from bircher.agents.unroll import episode_ends, windows
-from bircher.networks.model import Model
 from bircher.ops import distributions, returns
 from bircher.types import Key, Policy, Trajectory
 
@@ -100,7 +99,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     length = rows.reward.shape[1] - 1
     if depths > length:
         raise ValueError(f"sequences of {length} steps are too short for {depths} steps of the model")
-    model: Model = policy.params
+    model = model_of(policy)
     latent = agent.encode(policy, rows)
     flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
     estimates = agent.look(policy, flat, legal, key)

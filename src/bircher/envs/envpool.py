@@ -88,7 +88,7 @@ class EnvPoolEnv:
     The pool exists until ``close``, even if nothing refers to this object any more. After ``close`` no program that
     steps it may run.
 
-    A pool steps all of its environments at once. If actions are repeated, an environment that ended must wait for the
+    A pool steps all of its environments together. If actions are repeated, an environment that ended must wait for the
     others. So the pool has a second environment for each of the B, and steps it in place of the one that waits. Its
     rows are dropped.
     """
@@ -176,7 +176,7 @@ class EnvPoolEnv:
 
         No program that steps the pool may still be running.
         """
-        pool, _, _ = self._open()
+        pool, *_ = self._open()
         return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._game else None
 
     def close(self) -> None:

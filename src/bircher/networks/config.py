@@ -42,6 +42,9 @@ class ModelConfig(TorsoConfig):
     """Number of atoms of value and reward (papers: 601)."""
     support: float = Field(300.0, gt=0)
     """The atoms lie on [-support, support] of h(x) (papers: 300)."""
+    value_unit: Literal["fixed", "returns"] = "fixed"
+    """Unit of values and rewards within the network: the environment's own, or one that follows the largest discounted
+    return of training so far, so that returns of any scale fill the support."""
     transform: bool = True
     """Whether the signed hyperbolic h is applied to values and rewards before they become categories."""
     policy_horizon: int | None = Field(None, ge=1)
@@ -81,6 +84,10 @@ class ModelConfig(TorsoConfig):
     def start(self, batch_size: int) -> Float[Array, "B state"] | None:
         """Return the memory at the start of episodes, or None without a memory."""
         return None if self.memory == "none" else jnp.zeros((batch_size, 2 * self.memory_width))
+
+    def no_return(self) -> Float[Array, ""] | None:
+        """Return the largest return before training, or None where the unit of values does not follow it."""
+        return jnp.zeros(()) if self.value_unit == "returns" else None
 
     def make_support(self) -> Support:
         """Return the support of the categorical reward, and of a categorical value."""

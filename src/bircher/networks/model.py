@@ -113,6 +113,16 @@ class Model(eqx.Module):
         self.layout = layout_without_encoding(spec)
         self.is_image = len(spaces.channels_last_shape(spec.observation.shape, self.layout)) == 3
 
+    def following(self, largest_return: Float[Array, ""] | None) -> Model:
+        """Return the model whose values and rewards have a unit that follows the largest return, or itself for None.
+
+        The unit is no parameter: it is not learned, and no average of parameters contains it.
+        """
+        if largest_return is None:
+            return self
+        supports = (self.value_support.following(largest_return), self.reward_support.following(largest_return))
+        return eqx.tree_at(lambda model: (model.value_support, model.reward_support), self, supports)
+
     def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
         """Return the features of an observation, which may have any type; a memory may follow before `project`.
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from bircher.ops import losses
 
 EPSILON = 1e-3
 """Slope of h at infinity, which makes it invertible."""
+FILL = 0.9
+"""The share of a support that the largest return takes, if the support follows it."""
 
 
 def signed_hyperbolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Float[Array, "*shape"]:
@@ -35,13 +39,15 @@ def signed_parabolic(x: Float[Array, "*shape"], epsilon: float = EPSILON) -> Flo
 
 
 class Support(eqx.Module):
-    """Atoms evenly spaced on [low, high] of h(x), with the conversions of scalars to distributions and back."""
+    """Atoms evenly spaced on [low, high] of h(x / unit), with the conversions of scalars to distributions and back."""
 
     low: float = eqx.field(static=True)
     high: float = eqx.field(static=True)
     num_atoms: int = eqx.field(static=True)
     transform: bool = eqx.field(static=True, default=True)
     """Whether h is applied.  If False, the atoms are values themselves."""
+    unit: Float[Array, ""] | None = None
+    """The scalar that counts as 1; None for 1 itself."""
 
     @property
     def atoms(self) -> Float[Array, " atoms"]:
@@ -55,7 +61,14 @@ class Support(eqx.Module):
 
     def scale(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Return a scalar in the units of the atoms."""
+        x = x if self.unit is None else x / self.unit
         return signed_hyperbolic(x) if self.transform else x
+
+    def following(self, largest: Float[Array, ""]) -> Support:
+        """Return the support on which a scalar as large as `largest` is at `FILL` of its end; for 0 the unit is 1."""
+        end = FILL * self.high
+        end = signed_parabolic(jnp.asarray(end)) if self.transform else end
+        return replace(self, unit=jnp.where(largest > 0, largest / end, 1.0))
 
     def two_hot(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape atoms"]:
         """Return weights of the two atoms around h(x) whose expectation is h(x).
@@ -77,7 +90,8 @@ class Support(eqx.Module):
         distance = self.width * ((self.num_atoms - 1) / 2 - jnp.arange(half, dtype=jnp.float32))
         surplus = probabilities[..., ::-1][..., :half] - probabilities[..., :half]
         expected = (self.low + self.high) / 2 + (surplus * distance).sum(-1)
-        return signed_parabolic(expected) if self.transform else expected
+        scalar = signed_parabolic(expected) if self.transform else expected
+        return scalar if self.unit is None else scalar * self.unit
 
     def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape atoms"]) -> Float[Array, "*shape"]:
         """Return the cross-entropy of a prediction with the two-hot target of x, minus the target's entropy."""
@@ -97,6 +111,11 @@ class Bounded(eqx.Module):
 
     num_atoms: int = eqx.field(static=True, default=1)
 
+    def following(self, largest: Float[Array, ""]) -> Bounded:
+        """Return the same: outcomes of games have one scale."""
+        del largest
+        return self
+
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
         """Return the scalar of a prediction, tanh(logit)."""
         return jnp.tanh(logits[..., 0].astype(jnp.float32))
@@ -114,14 +133,22 @@ class Unbounded(eqx.Module):
     """A scalar without a transformation, learned by squared error, as in PPO.  It has the same methods as `Support`."""
 
     num_atoms: int = eqx.field(static=True, default=1)
+    unit: Float[Array, ""] | None = None
+    """The scalar that counts as 1; None for 1 itself."""
+
+    def following(self, largest: Float[Array, ""]) -> Unbounded:
+        """Return the form whose unit is `largest`, or 1 if that is 0."""
+        return replace(self, unit=jnp.where(largest > 0, largest, 1.0))
 
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
         """Return the scalar of a prediction."""
-        return logits[..., 0].astype(jnp.float32)
+        scalar = logits[..., 0].astype(jnp.float32)
+        return scalar if self.unit is None else scalar * self.unit
 
     def loss(self, x: Float[Array, "*shape"], logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
-        """Return the squared error (x - prediction)^2."""
-        return jnp.square(x - self.mean(logits))
+        """Return the squared error (x - prediction)^2, in units."""
+        error = x - self.mean(logits)
+        return jnp.square(error if self.unit is None else error / self.unit)
 
     def overflow(self, x: Float[Array, "*shape"]) -> Bool[Array, "*shape"]:
         """Return False everywhere, because a prediction can be any number."""

@@ -130,6 +130,7 @@ def facts(config: Config) -> doctor.Facts:
         transform=model.transform,
         memory=model.memory != "none",
         stack=config.env.stack,
+        follows_returns=model.value_unit == "returns",
     )
 
 

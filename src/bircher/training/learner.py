@@ -238,7 +238,7 @@ class Learner:
         """
         key, order_key, batch_key = jax.random.split(state.key, 3)
         before = _trainable(state)
-        state = replace(state, key=key)
+        state = replace(state, key=key, agent_state=self._with_return(state.agent_state, tally))
 
         def step(state: TrainState, inputs: tuple[Array, Key, Array, ReplaySample | None]):
             return self._update_on_batch(state, rollout, next_batches is not None, *inputs)
@@ -257,6 +257,13 @@ class Learner:
         metrics["target/replay_age"] = share * age
         # Counted last: the learning rate of these updates is that of the rollout's first step.
         return replace(state, counters=self._count(state.counters, tally)), metrics, priorities
+
+    def _with_return(self, agent_state: Any, tally: Tally) -> Any:
+        """Return the agent's state with the largest return of training, if the agent follows it."""
+        if tally.largest_return is None:
+            return agent_state
+        largest = jnp.maximum(agent_state.largest_return, tally.largest_return)
+        return eqx.tree_at(lambda state: state.largest_return, agent_state, largest)
 
     def _count(self, counters: Counters, tally: Tally) -> Counters:
         """Return the counters after a rollout."""

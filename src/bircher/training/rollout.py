@@ -27,6 +27,9 @@ class ActorState(eqx.Module):
     episode_length: Int[Array, " E"]
     side: Float[Array, " E"] | None = None
     """1 if the player who moved first is to move, -1 if the other is; None with one player."""
+    discounted_return: Float[Array, " E"] | None = None
+    """The discounted sum of the episode's rewards so far, later ones counting most; None for agents without use for it.
+    """
 
 
 def first_side(env: Env) -> Float[Array, " E"] | None:
@@ -55,7 +58,7 @@ def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
     zeros = jnp.zeros(env.num_envs)
     return ActorState(
         env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32),
-        first_side(env),
+        first_side(env), zeros if agent.follows_returns else None,
     )  # fmt: skip
 
 
@@ -118,6 +121,7 @@ def collect_rollout(
         fresh = following.first
         episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
+        discounted_return = _next_return(state.discounted_return, agent.model_discount, following)
         lengths = jnp.where(following.last, episode_length, 0)
         longest = lengths.max()
         tally = Tally(
@@ -130,9 +134,11 @@ def collect_rollout(
             failed=failure_code((timestep, following)),
             longest=longest,
             died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
+            largest_return=None if discounted_return is None else jnp.abs(discounted_return).max(),
         )
         side = next_side(state.side, following)
-        return ActorState(env_state, following, carry, key, episode_return, episode_length, side), (row, tally)
+        sums = episode_return, episode_length, side, discounted_return
+        return ActorState(env_state, following, carry, key, *sums), (row, tally)
 
     state, (rows, tallies) = jax.lax.scan(step, state, None, length=length)
     # The behavior policy of the last row is needed for the prior there.  Its key is not consumed: the next rollout
@@ -144,6 +150,14 @@ def collect_rollout(
     return state, rows, _total(tallies)
 
 
+def _next_return(sums: Float[Array, " E"] | None, discount: float, following: TimeStep) -> Float[Array, " E"] | None:
+    """Return the discounted sums after one more reward; a sum that is not finite is taken as 0."""
+    if sums is None:
+        return None
+    sums = jnp.where(following.first, 0.0, discount * sums + following.reward)
+    return jnp.where(jnp.isfinite(sums), sums, 0.0)
+
+
 def _total(tallies: Tally) -> Tally:
     """Combine the tallies of all steps into one."""
     longest = tallies.longest.max()
@@ -153,4 +167,5 @@ def _total(tallies: Tally) -> Tally:
         failed=tallies.failed[jnp.argmax(tallies.failed >= 0)],
         longest=longest,
         died_at_longest=jnp.where(tallies.longest == longest, tallies.died_at_longest, 0).sum(),
+        largest_return=None if tallies.largest_return is None else tallies.largest_return.max(),
     )
