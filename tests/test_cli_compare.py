@@ -75,9 +75,9 @@ def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
     [
         (["--steps", "128"], "has a run with steps=64, not 128: set another --out"),
         (["losses.entropy.weight=0.3"], "losses.entropy.weight="),
-        (["--env", "toy/cliff"], "toy/cliff, muesli and toy/cliff, muesli would both be"),
-        (["agent=muesli"], "agent=muesli cannot be shared by all runs"),
-        (["seed=7"], "seed=7 cannot be shared by all runs"),
+        (["--env", "toy/cliff"], "the runs of muesli on toy/cliff and of muesli on toy/cliff would both be written to"),
+        (["agent=muesli"], "agent=muesli cannot be a setting of all runs"),
+        (["seed=7"], "seed=7 cannot be a setting of all runs"),
     ],
 )
 def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, sentence):

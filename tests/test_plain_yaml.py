@@ -32,7 +32,7 @@ def test_plain_data_is_read(text: str, value: object) -> None:
         ("{a: 1, a: 2}", "the key 'a' is given twice"),
         ("[" * 60 + "]" * 60, "nested more than 50 levels deep"),
         ("\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(60)), "nested more than 50 levels deep"),
-        (LAUGHS, "more than 100,000 values"),
+        (LAUGHS, "more than 100,000 settings"),
         ("&a [*a]", "contains itself"),
         ("!!timestamp 2020-13-45", "month must be in 1..12"),
         ("!!int a", "invalid literal"),
@@ -94,6 +94,6 @@ def test_merged_keys_stay_few() -> None:
     try:
         mapping = load(MERGES)
     except BadYAML as error:
-        assert "more than 100,000 values" in str(error)
+        assert "more than 100,000 settings" in str(error)
     else:
         assert len(mapping) == 41 and all(value == {"x": 1} for value in mapping.values())

@@ -141,7 +141,9 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     anew = np.asarray(agent._carry.memory)
     same = np.isclose(again, anew, rtol=1e-4, atol=1e-5).all(-1)
     np.testing.assert_array_equal(same, [True, False, False, False, True])
-    with pytest.raises(ValueError, match="5 episodes are in memory, but where has the shape"):
+    with pytest.raises(
+        ValueError, match="`where` has the shape .*: expected one True or False for each of the 5 episodes"
+    ):
         agent.reset(np.zeros(3, bool))
     thought = agent.think
     agent.reset()

@@ -187,7 +187,7 @@ def test_a_plan_has_the_steps_of_the_suite_unless_others_are_set(tmp_path):
         (["muesli", "--suite", "small", "--env", "toy/cliff"], "--suite small has environments already"),
         (["--suite", "small", "steps=5"], "nothing to compare"),
         (["muesli", "--suite", "small", "--first-seed", "-1"], "--first-seed"),
-        (["muesli", "--suite", "small", "seed=3"], "seed=3 cannot be shared"),
+        (["muesli", "--suite", "small", "seed=3"], "seed=3 cannot be a setting of all runs"),
         (["muesli", "--suite", "small", "--together", "loop.name=pipeline"], "--together cannot make one program"),
     ],
 )

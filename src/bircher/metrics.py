@@ -232,10 +232,10 @@ PICTURES = {"eval/episode": "a frame of the last evaluation's last episode"}
 
 
 def describe(name: str) -> Metric:
-    """Return the glossary's entry for ``name``.
+    """Return the unit and the explanation of a metric, as in docs/reference/metrics.md.
 
     Raises:
-      KeyError: there is no such metric; the message gives the nearest name.
+      KeyError: there is no such metric; the message gives the name that is spelled most like it.
     """
     if name not in GLOSSARY:
         near = difflib.get_close_matches(name, GLOSSARY, 1)
@@ -305,9 +305,10 @@ Line = Mapping[str, Any]
 
 
 class Packed(Mapping[str, float]):
-    """A line whose numbers are in an array, which takes a tenth of a dictionary's memory.
+    """The metrics that were logged at one time, in an array, which takes a tenth of the memory of a dictionary.
 
-    ``names`` maps each metric's name to its position in the array.  Lines with the same metrics share this dictionary.
+    ``names`` maps each metric's name to its position in the array.  All objects with the same metrics share one
+    ``names``.
     """
 
     __slots__ = ("_names", "_values")

@@ -164,4 +164,7 @@ def requirements(config: PolicyAgentConfig, names: frozenset[str], reward_head: 
         users.append(f"search.num_simulations={simulations}")
     missing = loss_terms.missing_for_look_ahead(names, reward_head)
     if users and missing:
-        raise ValueError(f"{users[0]} needs the look-ahead of a model that is learned: give {missing} a weight above 0")
+        raise ValueError(
+            f"{users[0]} looks ahead with a model, which is not learned with these settings: give {missing} a weight "
+            "above 0"
+        )

@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > MOST_VALUES:
-            raise BadYAML(f"it contains more than {MOST_VALUES:,} values")
+            raise BadYAML(f"a group in it has more than {MOST_VALUES:,} settings, which no configuration has")
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -150,7 +150,7 @@ def _measure(value: Any, known: dict[int, _Size | None]) -> _Size:
         parts = [_measure(item, known) for item in (value.values() if isinstance(value, dict) else value)]
         size = _Size(1 + sum(part.values for part in parts), 1 + max((part.depth for part in parts), default=0))
         if size.values > MOST_VALUES:
-            raise BadYAML(f"it contains more than {MOST_VALUES:,} values")
+            raise BadYAML(f"a group in it has more than {MOST_VALUES:,} settings, which no configuration has")
         if size.depth > MOST_LEVELS:
             raise BadYAML(f"it is nested more than {MOST_LEVELS} levels deep")
         known[id(value)] = size

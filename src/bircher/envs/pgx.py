@@ -43,7 +43,16 @@ SQUARES = ("tic_tac_toe", "go_9x9", "go_19x19")
 
 
 def symmetries(env_id: str, shape: Sequence[int], num_actions: int) -> tuple[Symmetry, ...]:
-    """Return the symmetries of a game's board, or () for a game whose symmetries are not listed here."""
+    """Return the rotations and reflections of a board that leave the game's rules unchanged, the identity first.
+
+    Each says where the cells of the board and the numbers of the actions go.  The result is () for games of which this
+    module knows none.
+
+    Args:
+      env_id: id of the game.
+      shape: shape of an observation, [height, width, channels].
+      num_actions: number of actions.
+    """
     cells = np.arange(shape[0] * shape[1]).reshape(shape[:2])
     if env_id == "connect_four":
         return tuple(Symmetry(tuple(x.ravel().tolist()), tuple(x[0].tolist())) for x in (cells, cells[:, ::-1]))

@@ -162,7 +162,8 @@ def plan(
     for word in settings:
         if word.split("=")[0] in PLANNED:
             raise ConfigError(
-                f"{word} cannot be shared by all runs: the comparison itself sets agents, environments and seeds"
+                f"{word} cannot be a setting of all runs, because a comparison sets agents, environments and seeds "
+                "itself: name agents as arguments, environments with --env, and the number of seeds with --seeds"
             )
     for seed in seeds:
         for env in envs:
@@ -174,7 +175,10 @@ def plan(
                 job = Job(variant.name, env, seed, path, (*own, f"seed={seed}"))
                 twin = next((other for other in jobs if other.path == path), None)
                 if twin is not None:
-                    raise ConfigError(f"{twin.env}, {twin.variant} and {env}, {variant.name} would both be {path}")
+                    raise ConfigError(
+                        f"the runs of {twin.variant} on {twin.env} and of {variant.name} on {env} would both be "
+                        f"written to {path}: compare them in two commands with different --out"
+                    )
                 config = compose(env, job.settings)
                 if (path / directory.CONFIG).exists():
                     _require_same(job, config)

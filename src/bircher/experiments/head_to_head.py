@@ -190,7 +190,7 @@ def _player(name: str, agent: LoadedAgent, env: Env, mode: Mode, overrides: Sequ
         raise UnsuitableOpponent(f"{name} plays {other.spec.id}, and its opponent {agent.spec.id}")
     if other.spec.observation != agent.spec.observation:
         raise UnsuitableOpponent(
-            f"{name} learned from other observations of {other.spec.id} than its opponent: "
-            f"{other.spec.observation.shape}, not {agent.spec.observation.shape}"
+            f"{name} learned {other.spec.id} from observations of shape {other.spec.observation.shape}, and its "
+            f"opponent from {agent.spec.observation.shape}: choose two runs with the same observations"
         )
     return other.player(mode, name)

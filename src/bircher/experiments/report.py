@@ -170,7 +170,7 @@ def markdown(findings: Findings) -> str:
 
 
 def html(findings: Findings) -> str:
-    """Return the tables, charts, notes and commands as an HTML page."""
+    """Return the findings of a comparison as an HTML page: tables, charts, notes, and the commands of its runs."""
     body = [f"<h1>{escape(findings.title)}</h1>", _html_table(*_scores(findings))]
     if findings.aggregates:
         body += [

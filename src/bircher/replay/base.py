@@ -209,10 +209,10 @@ class Weights(NamedTuple):
         return block * self.blocks.shape[1] + place, weight / jnp.maximum(self.sums.sum(), jnp.finfo(jnp.float32).tiny)
 
     def correct(self, indices: Int[Array, " B"], values: Float[Array, " B"], use: Bool[Array, " B"]) -> Weights:
-        """Return the weights with new values at some indices.
+        """Return a copy of these sampling weights with new values at some indices.
 
-        A weight of 0 stays 0, because no complete sequence begins there.  Where an index occurs several times, the
-        greatest of its values is used.
+        There is a weight for each position of the replay.  A weight of 0 stays 0: it marks a position at which no
+        complete sequence begins.  Where an index occurs several times, the greatest of its values is used.
 
         Args:
           indices: positions of sequences.

@@ -112,7 +112,7 @@ def claim(path: Path) -> int:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read the metrics of a run, one dictionary for each line, with at least one line.
+    """Return the metrics that the run in a folder has logged, oldest first, one dictionary for each time of logging.
 
     Raises:
       RunFolderError: the metrics cannot be read, or there are not any yet.

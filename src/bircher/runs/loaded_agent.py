@@ -164,7 +164,10 @@ class LoadedAgent:
         elif self._first is not None:
             where = np.asarray(where, bool)
             if where.shape != self._first.shape:
-                raise ValueError(f"{len(self._first)} episodes are in memory, but where has the shape {where.shape}")
+                raise ValueError(
+                    f"`where` has the shape {where.shape}: expected one True or False for each of the "
+                    f"{len(self._first)} episodes that this agent is playing"
+                )
             self._first = self._first | where
 
     def search(self, observation: Any, legal_actions: Any, seed: int) -> SearchResult:
@@ -181,7 +184,10 @@ class LoadedAgent:
         """Return the search for encoded observations; see `search`."""
         plan = self._agent.plan
         if plan is None:
-            raise ValueError(f"{self.name} acts without a search")
+            raise ValueError(
+                f"{self.name} acts without a search, so that there is no tree to return: load the run with "
+                "search.num_simulations=16, or another number of simulations above 0"
+            )
         batch, legal, _ = inputs
 
         def program(policy, carry, first, observation, legal_actions):

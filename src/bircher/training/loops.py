@@ -43,7 +43,10 @@ from bircher.types import Counters, Policy, Tally, Trajectory
 
 
 class Progress(eqx.Module):
-    """Sums over the iterations since they were last read; on the device, so that nothing waits for Python."""
+    """Sums of metrics and episode returns over the iterations since the last line of the log.
+
+    They stay on the device, so that an iteration does not wait until Python has read its numbers.
+    """
 
     iterations: Int[Array, ""]
     tally: Tally

@@ -56,7 +56,9 @@ def learning_curve(metrics_path: str | Path, picture_path: str | Path, title: st
     training = _columns(lines, "env_steps", "act/episode_return", "episodes")
     evaluation = _columns(lines, "env_steps", "eval/return_mean")
     if not training and not evaluation:
-        raise ValueError(f"{metrics_path} does not contain a return yet: no episode has ended")
+        raise ValueError(
+            f"{metrics_path} does not contain a return yet, because no episode has ended: train for longer"
+        )
     # Without pyplot no window system is used, and the figure is freed after the call.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
