@@ -169,7 +169,7 @@ REFUSED = {
     "model.torso_widths=[0]": "torso_widths must contain positive widths",
     "env.options=3": "env.options=3 is not possible: expected a group of settings",
     "seed={": "seed={ cannot be read",
-    "replay.capacity=100": "replay.capacity=100 is too small: 64 environments times sequences of 17 rows need",
+    "replay.capacity=100": "replay.capacity=100 is too small: 16 environments times sequences of 17 rows need",
     "optimizer.updates_per_step=1e-9": "updates_per_step=1e-09 gives .* steps .env.num_envs × loop.rollout_length.",
     "optimizer.minibatches=1000": "it must give at least optimizer.epochs × optimizer.minibatches = 1000",
     "agent.prior.behavior_share=1": r"agent\.prior\.behavior_share \+ uniform_share must be at most 1",
@@ -283,10 +283,11 @@ def test_null_is_derived_for_every_agent() -> None:
     assert config.optimizer.updates_per_step == 4 / (32 * config.loop.rollout_length)
     weights = ["losses.model_value.weight=null", "losses.model_reward.weight=null"]
     assert compose("toy/cliff", weights).losses.weights()["model_value"] == 1.0
-    assert compose("toy/cliff", ["optimizer.segment_length=auto"]).optimizer.segment_length == 16
+    words = ["optimizer.segment_length=auto", "model.unroll_steps=2"]
+    assert compose("toy/cliff", words).optimizer.segment_length == 8
     assert compose("toy/cliff", ["agent=ppo", "optimizer.segment_length=auto"]).optimizer.segment_length == 1
     with pytest.raises(ConfigError, match="optimizer.minibatches=5 does not divide env.num_envs=32"):
-        compose("toy/cliff", [words[0], "optimizer.minibatches=5", "env.num_envs=32"])
+        compose("toy/cliff", ["optimizer.batch_size=null", "optimizer.minibatches=5", "env.num_envs=32"])
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_the_bandits_best_arm_and_its_worth(tmp_path):
     agent = trained(tmp_path, "toy/bandit", 6000)
     report = bircher.evaluate(agent, episodes=100)
     assert report.mean > 0.95
-    model = agent.policy.params
+    model = agent.model
     latent = model.represent(jnp.ones((1, 1)))
     assert float(model.value_support.mean(model.predict(latent).value_logits)[0]) == pytest.approx(1, abs=0.15)
     reward = model.reward_support.mean(model.reward_logits(model.step(latent, jnp.array([3]))))
@@ -70,7 +70,7 @@ def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     won = heaps % 3 > 0
     actions = loaded.act(observation, greedy=True, legal_actions=legal)
     np.testing.assert_array_equal((actions + 1)[won], (heaps % 3)[won])
-    model = loaded.policy.params
+    model = loaded.model
     values = model.value(model.represent(jnp.asarray(observation)))
     assert (np.sign(values) == np.where(won, 1, -1)).all()
 

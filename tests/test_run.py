@@ -258,7 +258,7 @@ def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path: Path, m
 
 
 def test_targets_beyond_the_support_are_warned_about_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = RunLogger(tmp_path, tiny(**{"model.support": 3}), None)
+    journal = RunLogger(tmp_path, tiny(**{"model.support": 3, "model.value_unit": "fixed"}), None)
     counters = {"env_steps": 1, "learner_steps": 1, "episodes": 1, "wall_seconds": 0.1}
     for share in (0.0, 0.25, 0.5):
         journal.write(counters, {"target/support_overflow": share, "eval/return_mean": 0.0})

@@ -188,7 +188,10 @@ def test_a_plan_has_the_steps_of_the_suite_unless_others_are_set(tmp_path):
         (["--suite", "small", "steps=5"], "nothing to compare"),
         (["muesli", "--suite", "small", "--first-seed", "-1"], "--first-seed"),
         (["muesli", "--suite", "small", "seed=3"], "seed=3 cannot be a setting of all runs"),
-        (["muesli", "--suite", "small", "--together", "loop.name=pipeline"], "--together cannot make one program"),
+        (
+            ["muesli", "--suite", "small", "--together", "loop.name=pipeline"],
+            "--together trains all runs in one program",
+        ),
     ],
 )
 def test_what_no_suite_can_do_is_refused(words, sentence, tmp_path, monkeypatch):

@@ -302,22 +302,22 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
 @pytest.mark.parametrize(
     ("agent", "settings", "words"),
     [
-        ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_value.weight": 0.0}, "losses.cmpo needs the look-ahead"),
+        ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_value.weight": 0.0}, "losses.cmpo looks ahead"),
         ("ppo", {"losses.cmpo.weight": 0.01, "losses.model_reward.enabled": False}, "give losses.model_reward a"),
-        ("ppo", {"losses.mpo.weight": 1.0, "losses.model_reward.weight": 0.0}, "losses.mpo needs"),
+        ("ppo", {"losses.mpo.weight": 1.0, "losses.model_reward.weight": 0.0}, "losses.mpo looks ahead"),
         (
             "ppo",
             {"losses.cmpo.weight": 0.01, "optimizer.segment_length": 1},
             "optimizer.segment_length=1 is shorter than",
         ),
-        ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace needs"),
-        ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead needs"),
+        ("ppo", {"agent.returns.kind": "retrace"}, "agent.returns.kind=retrace looks ahead"),
+        ("ppo", {"agent.advantage.source": "look_ahead"}, "agent.advantage.source=look_ahead looks ahead"),
         ("muesli", {"losses.model_reward.enabled": False}, "losses.model_reward a weight"),
-        ("ppo", {"search.num_simulations": 9}, "search.num_simulations=9 needs the look-ahead"),
+        ("ppo", {"search.num_simulations": 9}, "search.num_simulations=9 looks ahead"),
         ("ppo", {"model.policy_horizon": 9}, "policy_horizon=9 is more than the unroll_steps"),
         ("ppo", {"optimizer.segment_length": 5}, "optimizer.segment_length=5 must divide"),
-        ("muesli", {"losses.model_reward.weight": 0}, "losses.cmpo needs .* give losses.model_reward a weight"),
-        ("pg", {"losses.model_value.weight": 0}, "agent.returns.kind=retrace needs .* give losses.model_value a"),
+        ("muesli", {"losses.model_reward.weight": 0}, "losses.cmpo looks ahead .* give losses.model_reward a weight"),
+        ("pg", {"losses.model_value.weight": 0}, "agent.returns.kind=retrace looks ahead .* give losses.model_value a"),
         ("muzero", {"losses.model_value.weight": 0}, "muzero searches with .* give losses.model_value a weight"),
         ("muzero", {"losses.model_reward.enabled": False}, "give losses.model_reward a weight above 0"),
         ("muzero", {"optimizer.target_kl": 0.01}, "optimizer.target_kl=0.01 needs the policy that acted, which muzero"),
@@ -385,11 +385,11 @@ def test_ppo_deals_out_every_rollout_once_an_epoch():
     found = compose("toy/cliff", {"agent": "ppo", "env.num_envs": 64, "optimizer.epochs": 3})
     assert found.optimizer.batch_size == 4 and found.optimizer.minibatches == 16
     assert updates_per_iteration(found.optimizer, 64 * found.loop.rollout_length) == 3 * 16
-    said = {"optimizer.batch_size": 1, "optimizer.updates_per_step": 1 / 32}
-    mine = compose("toy/cliff", {"agent": "ppo", **said}).optimizer
-    assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 32)
-    half = compose("toy/cliff", {"agent": "ppo", "optimizer.batch_size": 3}).optimizer
-    assert half.batch_size == 3 and half.updates_per_step == found.optimizer.updates_per_step * 2 * 4 / 3
+    set_values = {"optimizer.batch_size": 1, "optimizer.updates_per_step": 1 / 8}
+    mine = compose("toy/cliff", {"agent": "ppo", **set_values}).optimizer
+    assert (mine.batch_size, mine.updates_per_step) == (1, 1 / 8)
+    more = compose("toy/cliff", {"agent": "ppo", "optimizer.batch_size": 3}).optimizer
+    assert more.batch_size == 3 and more.updates_per_step == found.optimizer.updates_per_step * 4 * 4 / 3
 
 
 def test_a_model_of_policies_alone_has_no_head_for_rewards():

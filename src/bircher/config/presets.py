@@ -141,7 +141,7 @@ def describe(name: str) -> str:
 
 
 def agent_of(name: str) -> dict[str, Any]:
-    """Return the agent of a preset that is for a single agent, as a layer of settings; empty for other presets."""
+    """Return the setting that chooses the agent, for a preset that is for one agent alone, and {} for others."""
     agents = list(_read(registry.PRESETS.get(name, name)).get("agents", ()))
     return {"agent": {"name": agents[0]}} if len(agents) == 1 else {}
 

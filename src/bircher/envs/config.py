@@ -108,7 +108,13 @@ class EnvRequest(NamedTuple):
 
     @classmethod
     def of(cls, source: EnvSource, observation: ObservationConfig | None = None, **settings: Any) -> EnvRequest:
-        """Return the request for an id or a callable with these settings of `EnvConfig`."""
+        """Return the request for an environment, with settings that are fields of `EnvConfig`.
+
+        Args:
+          source: an id, or a class or function that makes the environment.
+          observation: what the agent observes; None takes the environment's own observation.
+          settings: such as `num_envs=16`.
+        """
         name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
         config = EnvConfig.model_validate({"id": name, **settings})
         return cls(config, observation, None if isinstance(source, str) else source)

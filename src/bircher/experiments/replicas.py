@@ -88,7 +88,10 @@ def _require_one_program(config: Config, structure: Config) -> None:
     }
     for name, value in refused.items():
         if value:
-            raise ConfigError(f"--together cannot make one program of runs with {name}={value}: leave one of them out")
+            raise ConfigError(
+                f"--together trains all runs in one program, which is not possible with {name}={value}: remove one of "
+                "the two"
+            )
     with contextlib.closing(build.make_env(structure, None, config.env.num_envs, config.seed, "check")) as env:
         if not env.pure:
             raise UnsupportedEnvironment(

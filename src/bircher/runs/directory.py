@@ -127,7 +127,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def counters(path: str | Path) -> dict[str, int]:
-    """Return the counters of a run at its last checkpoint, or {} if it has none.
+    """Return how many steps, frames, updates and episodes a run had at its last checkpoint, by name.
+
+    The result is {} for a run without a checkpoint.
 
     Raises:
       CheckpointError: the checkpoint is damaged.

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from bircher.agents.base import Agent, Carry
+from bircher.agents.base import Agent, Carry, model_of
 from bircher.config.config import Config
 from bircher.envs import registry
 from bircher.envs.base import Env, num_legal
 from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
+from bircher.networks.model import Model
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
 from bircher.spaces import Encoding, decode_action, encode_observation, misfit
@@ -128,9 +129,9 @@ class LoadedAgent:
         """Return the environment's action for one observation, or an array [B] of actions for a batch [B, ...].
 
         The action is drawn from the policy, or is the best one if `greedy`. Observations are those of the environment;
-        if `env.stack` is above 1, the last ones are joined along the last axis. `legal_actions` is the environment's
-        mask, such as `info.get("action_mask")`; None allows all actions. An agent with memory takes successive
-        observations as the rows of an episode until `reset` is called.
+        if `env.stack` is n > 1, the caller joins the last n of them along the last axis. `legal_actions` is the
+        environment's mask, such as `info.get("action_mask")`; None allows all actions. An agent with memory takes
+        successive observations as the rows of an episode until `reset` is called.
 
         Raises:
           ValueError: the observation or the mask has another shape than the environment's, or contains a number that
@@ -152,6 +153,11 @@ class LoadedAgent:
     def action_name(self, action_index: int) -> str:
         """Return the environment's action as text."""
         return str(self.own_action(action_index))
+
+    @property
+    def model(self) -> Model:
+        """Return the network, whose values and rewards have the environment's own unit."""
+        return model_of(self.policy)
 
     def reset(self, where: Any = None) -> None:
         """Clear the memory, because new episodes begin: all of them, or those of a batch for which `where` is True.
