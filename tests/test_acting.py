@@ -118,7 +118,7 @@ def untrained(world: str, **settings: Any) -> LoadedAgent:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS, indirect=True)
-def test_an_agent_acts_on_what_its_environment_gives(world: str):
+def test_an_agent_acts_on_the_environments_own_observations(world: str):
     agent, env = untrained(world), gymnasium.make(world)
     observation, info = env.reset(seed=0)
     ended = False
@@ -167,7 +167,7 @@ def test_stacked_observations_are_joined_along_the_last_axis(world: str):
 
 
 @pytest.mark.parametrize("world", ["action-from-1-masked"], indirect=True)
-def test_what_does_not_fit_is_refused_in_a_sentence(world: str):
+def test_observations_of_another_shape_are_refused_in_a_sentence(world: str):
     agent = untrained(world)
     with pytest.raises(ValueError, match=r"has observations \(3,\), or \[B, …\] of them, not \(4,\)"):
         agent.act(np.zeros(4))

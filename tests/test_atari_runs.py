@@ -43,7 +43,7 @@ def test_frames_are_four_times_the_steps(run: Any) -> None:
 
 
 @pytest.mark.slow
-def test_an_evaluation_tells_the_human_normalized_score(run: Any) -> None:
+def test_an_evaluation_has_the_human_normalized_score(run: Any) -> None:
     result = invoke("eval", str(run.path), "--episodes", "3", "--json")
     report = json.loads(result.stdout)
     found = report["human_normalized"]
@@ -94,7 +94,7 @@ def test_rewards_are_clipped_where_they_are_learned_from_alone() -> None:
     assert not isinstance(build.make_env(compose("toy/chain"), None, 1, 0, "train"), ClippedEnv)
 
 
-def test_clipping_keeps_what_is_no_number() -> None:
+def test_clipping_leaves_infinite_rewards() -> None:
     row = ClippedEnv(Given(), 0.5).step((), jnp.zeros(5, jnp.int32))[1]
     np.testing.assert_array_equal(row.reward, np.array([-0.5, 0.2, 0.5, np.inf, np.nan], np.float32))
 

@@ -107,7 +107,7 @@ def test_every_legal_action_has_a_name_that_is_read_back(game: str) -> None:
         ("othello", "", "pass", "'pass' is not possible now: expected a square by column and row, or pass, such as d3"),
     ],
 )
-def test_what_is_no_move_gets_a_sentence(game: str, before: str, typed: str, sentence: str) -> None:
+def test_input_that_is_not_a_move_gets_a_sentence(game: str, before: str, typed: str, sentence: str) -> None:
     _, mover, legal, _ = played(game, before)
     with pytest.raises(MoveError) as caught:
         read_move(board_of(game), typed, legal, mover)

@@ -171,7 +171,7 @@ def test_a_part_or_checkpoint_that_is_not_there(tmp_path: Path) -> None:
         checkpoint.restore(tmp_path / "checkpoint-00000099", "train", jnp.zeros(2))
 
 
-def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_leaf_that_cannot_be_saved_is_named_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"\['activation'\] is a "):
         checkpoint.save(tmp_path / "new", {"train": {"activation": jax.nn.relu}}, {})
     with pytest.raises(CheckpointError, match="not JSON serializable"):

@@ -44,7 +44,7 @@ def test_version_and_help() -> None:
         assert f"bircher {command} " in invoke(command, "--help"), "an example"
 
 
-def test_it_starts_quickly_without_what_it_does_not_need() -> None:
+def test_it_starts_quickly_without_unneeded_imports() -> None:
     script = "import sys, bircher.cli; print([name for name in ('jax', 'numpy', 'pydantic') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

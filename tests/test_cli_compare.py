@@ -80,7 +80,7 @@ def test_another_number_of_episodes_evaluates_anew(compared, tmp_path):
         (["seed=7"], "seed=7 cannot be a setting of all runs"),
     ],
 )
-def test_what_another_comparison_made_is_not_taken_for_this_one(compared, more, sentence):
+def test_results_of_another_comparison_are_not_reused(compared, more, sentence):
     out, words, found = compared
     told = invoke(*words, *more)
     assert told.exit_code == 2 and sentence in told.stderr
@@ -141,7 +141,7 @@ def test_runs_that_are_there_can_be_compared(compared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_what_a_planned_one_would_be_stands_for_it(compared, tmp_path):
+def test_an_equal_run_replaces_a_planned_one(compared, tmp_path):
     run = str(compared[0] / "toy-cliff" / "ppo" / "0")
     own = ["optimizer.minibatches=1", "optimizer.epochs=1", "steps=64"]
     planned = ",".join(["ppo", *WORDS, *own])
@@ -210,7 +210,7 @@ def test_the_median_of_one_environment_is_not_taken_for_that_of_runs(compared):
 
 
 @pytest.mark.parametrize(("names", "pairs"), [("ab", {"ab", "ba"}), ("abcd", {"ba", "ca", "da"})])
-def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
+def test_of_many_agents_each_is_compared_with_the_first(compared, names, pairs):
     path = compared[0] / "toy-cliff" / "ppo" / "0"
     found = compare.findings([grid.Job(name, "toy/cliff", 0, path, ()) for name in names], "title")
     assert {ours + theirs for ours, theirs in found.improvement} == pairs
@@ -234,7 +234,7 @@ def test_of_many_agents_each_is_held_against_the_first(compared, names, pairs):
         (["doctor", "nowhere"], "nowhere is not a run directory"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(words, sentence, tmp_path, monkeypatch):
+def test_impossible_comparisons_are_refused(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = invoke(*words)
     assert told.exit_code == 2 and sentence in told.stderr
@@ -290,7 +290,7 @@ def test_the_doctor_of_a_run_that_logged_nothing(compared, tmp_path):
     assert told.exit_code == 2 and "has logged nothing yet" in told.stderr
 
 
-def test_the_doctor_answers_what_is_usually_asked(compared):
+def test_the_doctor_answers_the_usual_questions(compared):
     run = compared[0] / "toy-cliff" / "ppo" / "0"
     told = invoke("doctor", str(run))
     assert told.exit_code in (0, 3), told.output

@@ -82,7 +82,7 @@ def test_normalized_scores_run_from_the_floor_to_the_best_mean():
     assert found == {"x": {"a": [0.5, 1.5], "b": [0.0]}, "y": {"a": [0.0, 0.0], "b": [0.0]}}
 
 
-def test_a_band_is_what_the_runs_have_in_common():
+def test_a_band_covers_the_steps_that_all_runs_have():
     curves = [Curve([10, 20, 40], [1.0, 2.0, 4.0], [0.0, 1.0, 3.0]), Curve([0, 30], [0.0, 6.0], [0.0, 6.0])]
     steps = statistics.band(curves, "env_steps", 3)
     assert steps.x == [10, 20, 30]

@@ -61,7 +61,7 @@ def empty(ring):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
-def test_with_room_for_all_it_draws_what_the_ring_would(exponent):
+def test_with_room_for_all_it_samples_like_the_uncompressed_replay(exponent):
     """Bit for bit, before and after the ring is full, by weight and uniformly, with priorities that were changed."""
     (plain, plain_add, plain_sample), (small, add, sample) = programs(ROOM, exponent)
     states = empty(plain), empty(small)
@@ -145,7 +145,7 @@ def test_as_many_of_the_newest_rows_are_drawn_as_find_room(pattern, room, contex
     assert max(seen) < ROWS or pattern != "noise"
 
 
-def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
+def test_codes_are_zlibs_unless_they_are_no_shorter():
     small, add, _ = programs(ROOM)[1]
     for noisy in (True, False):
         rows = rollout(7, noisy)
@@ -158,7 +158,7 @@ def test_codes_are_zlibs_and_what_is_no_shorter_stays_as_it_is():
         assert size in (BYTES, len(zlib.compress(data, storage.LEVEL)))
 
 
-def test_a_code_as_long_as_what_it_stands_for_is_not_taken_for_it(monkeypatch):
+def test_a_code_as_long_as_its_observation_is_not_mistaken_for_it(monkeypatch):
     small, add, sample = programs(ROOM)[1]
     # Only here: JAX compresses its saved programs by zlib as well.
     as_long = SimpleNamespace(
@@ -191,7 +191,7 @@ def test_only_the_hosts_replay_compresses():
         ReplayConfig.model_validate({"compressed_bytes": 100})
 
 
-def test_a_learners_stacked_frames_are_kept_once_and_compressed():
+def test_a_learner_stores_stacked_frames_once_and_compressed():
     settings = {"env.stack": 4, "env.num_envs": 4, "loop.rollout_length": 8, "optimizer.updates_per_step": 1 / 16}
     room = {"replay": {"device": "host", "capacity": 400, "compressed_bytes": 250}}
     config = compose("toy/catch", {**settings, **room})
@@ -207,7 +207,7 @@ def test_a_learners_stacked_frames_are_kept_once_and_compressed():
 
 
 @pytest.mark.slow
-def test_stacks_are_joined_of_what_was_compressed():
+def test_stacks_are_joined_from_compressed_frames():
     """The two wrappers, one in the other, against frames kept as they are."""
     spec = jax.ShapeDtypeStruct((12, 12, 3), np.uint8)
     plain = ReplayConfig.model_validate({"capacity": ENVS * ROWS, "device": "host", "priority_exponent": 0.6})

@@ -87,7 +87,7 @@ def test_shortcuts_stand_for_names() -> None:
     assert (config.agent.name, config.loop.name) == ("muesli", "synchronous")
 
 
-def test_debug_makes_everything_tiny_but_what_is_set_by_hand() -> None:
+def test_debug_makes_every_size_tiny_unless_it_is_set() -> None:
     config = compose("CartPole-v1", ["debug=true", "env.num_envs=3"])
     assert (config.steps, config.env.num_envs) == (DEBUG["steps"], 3)
 
@@ -177,7 +177,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("pair", REFUSED)
-def test_one_sentence_says_what_is_wrong(pair: str) -> None:
+def test_one_sentence_names_the_error(pair: str) -> None:
     with pytest.raises(ConfigError, match=REFUSED[pair]) as refusal:
         compose("toy/cliff", [pair])
     assert "\n" not in str(refusal.value)
@@ -215,7 +215,7 @@ def test_environments_are_checked_with_the_rest() -> None:
         ("model: !!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
-def test_a_file_is_held_to_the_same(text: str, sentence: str, tmp_path: Path) -> None:
+def test_a_file_is_checked_like_overrides(text: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence):
@@ -224,7 +224,7 @@ def test_a_file_is_held_to_the_same(text: str, sentence: str, tmp_path: Path) ->
         compose("toy/cliff", (), tmp_path / "nowhere")
 
 
-def test_every_setting_has_a_name_and_words_for_what_it_takes() -> None:
+def test_every_setting_has_a_name_and_an_expectation() -> None:
     own = {"muesli": {"agent.returns.lambda", "losses.cmpo.weight"}, "muzero": {"agent.returns.steps"}}
     for agent, kind in AGENTS.items():
         names = settings.names(kind)

@@ -146,7 +146,7 @@ CMPO_ON = {"cmpo": {"weight": 1.0}, "model_value": {"weight": 1.0}, "model_rewar
         ("pg", {}),
     ],
 )
-def test_what_it_would_learn_toward_is_what_it_learns_toward(agent, settings):
+def test_the_improved_policy_of_one_observation_is_the_target_of_a_batch(agent, settings):
     """Where the network's own policy acted, and on the batch that it knows."""
     kind = AGENTS[agent].model_fields
     losses = kind["losses"].annotation.model_validate(CMPO_ON if agent == "ppo" else {})

@@ -106,7 +106,7 @@ def test_a_healthy_run_raises_none():
 
 
 @pytest.mark.parametrize("number", PLANTED)
-def test_each_flag_is_raised_by_what_it_is_for_and_by_nothing_else(number):
+def test_each_flag_is_raised_by_its_own_cause_alone(number):
     story = healthy()
     PLANTED[number](story)
     (flag,) = doctor.examine(story, FACTS)
@@ -118,7 +118,7 @@ def test_each_flag_is_raised_by_what_it_is_for_and_by_nothing_else(number):
     ("cause", "consequence"),
     [(2, 1), (2, 6), (13, 3), (13, 4), (13, 5), (13, 6), (14, 13), (14, 3), (15, 4), (16, 3)],
 )
-def test_a_flag_stands_for_its_consequences(cause, consequence):
+def test_a_flag_replaces_the_flags_of_its_consequences(cause, consequence):
     story = healthy()
     PLANTED[consequence](story)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [consequence]
@@ -176,7 +176,7 @@ def test_a_term_that_only_holds_back_is_not_drowned():
     assert doctor.examine(story, facts) == []
 
 
-def test_a_value_that_is_right_need_not_explain_what_does_not_vary():
+def test_a_correct_value_of_constant_returns_is_not_flagged():
     story = healthy()
     set_all(story, "target/explained_variance", -0.4)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [4]
@@ -242,14 +242,14 @@ def test_games_of_a_few_moves_may_always_end_alike():
     assert doctor.examine(story, FACTS) == []
 
 
-def test_a_collapsed_policy_explains_what_has_no_gradient_any_more():
+def test_a_collapsed_policy_explains_vanished_gradients():
     story = healthy()
     for number in (1, 2, 6):
         PLANTED[number](story)
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [2]
 
 
-def test_what_nothing_can_foretell_is_no_fault_of_the_value():
+def test_values_that_explain_nothing_of_constant_loss_are_not_flagged():
     story = healthy()
     set_all(story, "target/explained_variance", -0.01)
     assert doctor.examine(story, FACTS) == []
@@ -307,7 +307,7 @@ def test_observations_that_never_vary_are_a_task_of_one_state():
     assert doctor.examine(story, FACTS) == []
 
 
-def test_what_mends_the_scale_of_observations_depends_on_the_agent():
+def test_the_advice_on_observation_scale_depends_on_the_agent():
     story = healthy()
     plant_out_of_scale(story)
     (flag,) = doctor.examine(story, FACTS)
@@ -316,7 +316,7 @@ def test_what_mends_the_scale_of_observations_depends_on_the_agent():
     assert "agent.normalize_observations" not in flag.advice and "TransformObservation" in flag.advice
 
 
-def test_a_support_too_coarse_is_told_with_one_that_fits():
+def test_a_coarse_support_is_flagged_with_one_that_fits():
     story = healthy()
     plant_coarse(story)
     (flag,) = doctor.examine(story, FACTS)
@@ -325,7 +325,7 @@ def test_a_support_too_coarse_is_told_with_one_that_fits():
 
 
 @pytest.mark.parametrize("change", ["learned", "scalar", "sparse", "none"])
-def test_small_values_are_no_fault_where(change):
+def test_small_values_are_not_flagged_where(change):
     """Values explain them, or are not categorical, or are large where there are any, or there are none yet."""
     story, facts = healthy(), FACTS
     plant_coarse(story)
@@ -342,7 +342,7 @@ def test_small_values_are_no_fault_where(change):
     assert doctor.examine(story, facts) == []
 
 
-def test_a_saturated_support_is_told_with_one_that_holds_the_targets():
+def test_a_saturated_support_is_flagged_with_one_that_fits_the_targets():
     story = healthy()
     PLANTED[8](story)
     assert "model.support=40 " in doctor.examine(story, FACTS)[0].advice
@@ -352,7 +352,7 @@ def test_a_saturated_support_is_told_with_one_that_holds_the_targets():
 
 
 @pytest.mark.parametrize("change", ["memory", "improves", "foretold", "told apart", "seldom"])
-def test_ambiguous_rewards_are_no_fault_where(change):
+def test_ambiguous_rewards_are_not_flagged_where(change):
     story, facts = healthy(), FACTS
     plant_memoryless(story)
     if change == "memory":
@@ -403,7 +403,7 @@ def test_a_run_is_judged_by_its_evaluations():
 
 
 @pytest.mark.parametrize(("weight", "raised"), [(1.0, []), (5.0, []), (1000.0, [1])])
-def test_a_smaller_share_is_dominant_where_the_weight_is_what_makes_it(weight, raised):
+def test_a_smaller_share_is_dominant_if_the_weight_causes_it(weight, raised):
     """PPO's value has 0.80 to 0.93 of the gradient in sound runs, at half the weight of the policy's term."""
     story = healthy()
     for share, line in zip((0.98, 0.88, 0.85, 0.95, 0.81) * 2, story[::10], strict=True):
@@ -420,7 +420,7 @@ def test_low_weights_of_the_other_terms_make_no_weight_heavy():
     assert doctor.examine(story, FACTS._replace(weights=(0.05, 0.03, 1.0))) == []
 
 
-def test_a_heavy_term_without_most_of_the_gradient_is_no_fault():
+def test_a_heavy_term_with_a_small_gradient_is_not_flagged():
     assert doctor.examine(healthy(), FACTS._replace(weights=(1.0, 1000.0, 1.0))) == []
 
 

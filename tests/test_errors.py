@@ -91,14 +91,14 @@ def test_bad_input_is_refused_before_anything_is_made(words: list[str], sentence
 
 
 @pytest.mark.parametrize("command", ["eval", "watch", "plot"])
-def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert_refused(invoke(command, "nowhere"), "nowhere is not a run directory: it does not exist")
     assert_refused(invoke(command, "empty"), "empty is not a run directory: it has no config.yaml")
 
 
 @pytest.mark.slow
-def test_what_is_there_is_not_overwritten(run) -> None:
+def test_a_run_is_not_overwritten(run) -> None:
     result = invoke("train", "toy/cliff", *WORDS, "--out", str(run.path))
     assert_refused(
         result, "already contains a run (config.yaml): choose another folder, or continue the run with --resume"
@@ -138,7 +138,7 @@ def test_a_damaged_configuration_is_refused(run, tmp_path: Path) -> None:
     assert_refused(invoke("eval", "copy"), "steps=soon is not possible")
 
 
-def test_what_cannot_be_drawn_is_refused(run) -> None:
+def test_videos_that_cannot_be_made_are_refused(run) -> None:
     assert_refused(invoke("watch", str(run.path), "--video", "a.mp4"), "only a grid")
     assert_refused(invoke("watch", str(run.path), "--video", "/dev/null/a.mp4"), "cannot be written")
 
@@ -245,7 +245,7 @@ def test_a_mask_that_allows_nothing_ends_the_run_and_says_where() -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_an_evaluation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_an_evaluation_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoWayOut, "only_there", True)
     run = bircher.train(NoWayOut, steps=16, out="run", **SETTINGS)
     with pytest.raises(EvaluationFailed, match=r"in an evaluation: environment 0, step 4: info\["):

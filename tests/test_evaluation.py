@@ -77,7 +77,7 @@ def test_long_episodes_go_on_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> 
     assert report.lengths == [11, 11, 11]
 
 
-def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_episode_is_counted_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "MAX_EPISODE_STEPS", 8)
     monkeypatch.setattr(evaluator, "CHUNK", 4)
 
@@ -92,7 +92,7 @@ def test_an_episode_without_an_end_is_counted_as_it_stands(monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", [4, 256])
-def test_an_evaluation_s_own_limit_cuts_only_what_is_longer(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_s_own_limit_cuts_only_longer_episodes(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "CHUNK", chunk)
     whole = Evaluator(dice(2), maker(Countdown))(POLICY, 20, 0)
     limit = sorted(whole.lengths)[10]
@@ -121,7 +121,7 @@ def test_in_games_of_two_the_returns_are_the_first_movers() -> None:
 
 
 @pytest.mark.parametrize(("source", "sentence"), [(BadReward, "the reward is nan"), (Raises, "the wheel came off")])
-def test_a_failure_within_an_episode_is_told(source, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_within_an_episode_is_reported(source, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Early(source):
         steps = 39
 
@@ -129,7 +129,7 @@ def test_a_failure_within_an_episode_is_told(source, sentence: str, monkeypatch:
         Evaluator(dice(2), maker(Early))(POLICY, 2, 0)
 
 
-def test_a_failure_after_the_episode_is_no_part_of_it() -> None:
+def test_a_failure_after_the_episode_is_ignored() -> None:
     """The 40th step comes after the first episode, which has at most 30."""
     lengths = lengths_of(registry.seeds(0, "eval", 8))
     assert Evaluator(dice(2), maker(BadReward))(POLICY, 8, 0).lengths == lengths
@@ -185,7 +185,7 @@ class Stuck:
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_mask_that_allows_nothing_in_mid_episode_is_told(at: int) -> None:
+def test_a_mask_without_a_legal_action_is_reported(at: int) -> None:
     sentence = "toy/counter failed in an evaluation: environment 1 gave a mask that allows no action in the middle"
     with pytest.raises(EvaluationFailed, match=sentence):
         Evaluator(dice(2), lambda size, batch: Stuck(at))(POLICY, 2, 0)

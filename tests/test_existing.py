@@ -31,7 +31,7 @@ def names(*paths: Path, planned=()) -> list[str]:
 
 
 @pytest.mark.slow
-def test_runs_are_named_by_what_differs_and_by_nothing_else(run):
+def test_runs_are_named_by_the_settings_that_differ(run):
     plain = [run(f"runs/{seed}", "CartPole-v1", "agent=ppo", "steps=2000", f"seed={seed}") for seed in range(2)]
     assert names(*plain) == ["ppo", "ppo"], "what all share needs no name"
     free = run("free", "CartPole-v1", "agent=ppo", "steps=2000", "seed=2", "evaluation.count=0", "env.num_threads=1")
@@ -86,7 +86,7 @@ def test_derived_settings_are_named_only_where_nothing_else_differs(run):
     assert names(paths[0], wide) == ["ppo,env.num_envs=8", "ppo,env.num_envs=16"]
 
 
-def test_a_missing_option_tells_runs_apart(run):
+def test_a_missing_option_distinguishes_runs(run):
     paths = [run("a", "CartPole-v1", "agent=ppo"), run("b", "CartPole-v1", "agent=ppo", "env.options.b=1")]
     assert names(*paths) == ["ppo,env.options={}", "ppo,env.options.b=1"]
 

@@ -42,7 +42,7 @@ def test_scores_begin_at_the_very_first_episodes(cell):
     assert found.over_steps["x"]["a"].mean[0] > 10.0, "the curve's first place is a mean"
 
 
-def test_notes_name_what_may_mislead(cell):
+def test_notes_name_possible_misreadings(cell):
     runs = [cell("a", "x", 1.0, [0, 1]), cell("a", "y", 1.0, [0, 1]), cell("b", "x", 2.0, [0, 1], steps=200)]
     notes = compare.findings(runs, "title", ["mine"]).notes
     assert notes[0] == "mine" and "on 1,000 fresh episodes" in notes[1]

@@ -59,7 +59,7 @@ def test_drawn_stacks_are_those_that_were_seen(exponent, count):
     assert set(np.unique(time[:, 0])) == set(range(oldest, count * LENGTH - LENGTH))
 
 
-def test_each_frame_is_held_once():
+def test_each_frame_is_stored_once():
     _, held, given = rollouts(2)
     kept = ring_rows(held).experience.observation
     assert kept.shape[-1] * STACK == given.observation.shape[-1]

@@ -64,7 +64,7 @@ def test_cosines_are_those_of_the_encoders_gradients(measured):
     np.testing.assert_allclose(found.cosines, unit @ unit.T, atol=5e-3)
 
 
-def test_what_is_logged_is_in_the_glossary_and_adds_up(measured):
+def test_logged_metrics_are_in_the_glossary_and_add_up(measured):
     found, slow = measured
     told = term_gradients.as_metrics(found, tuple(slow))
     metrics.check(told)

@@ -152,7 +152,7 @@ def test_shares_of_fresh_and_replayed_sequences_are_exact(fraction, fresh):
 @pytest.mark.parametrize("settings", [
     PLAIN, {**PLAIN, "updates_per_step": 1.0, "minibatches": 2, "epochs": 3},
 ])  # fmt: skip
-def test_priorities_of_what_was_drawn_are_corrected_and_those_of_fresh_sequences_never(settings):
+def test_priorities_of_samples_are_corrected_and_those_of_fresh_sequences_are_not(settings):
     """Each weight is the one it came with, or that of its environment's priority; 7 never comes in."""
     made, state, learn = probe_learner(0.5, priority_exponent=0.5, **settings)
     assert made.replay.prioritized
@@ -416,7 +416,7 @@ def test_which_network_acts(with_target):
 
 
 @pytest.mark.slow
-def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
+def test_a_crop_has_rows_of_every_sequence_and_their_targets():
     """Values encode (b, t); wherever a window begins, rows and targets stay together."""
     rows = random_rows(0, 64, 9)
     agent = muesli_agent()
@@ -440,7 +440,7 @@ def test_a_window_is_some_rows_of_every_sequence_and_the_targets_there():
     assert_trees_equal((whole, whole_targets), (batch, targets))
 
 
-def test_a_window_longer_than_a_sequence_is_refused():
+def test_a_crop_longer_than_a_sequence_is_refused():
     with pytest.raises(ValueError, match=r"optimizer.crop_length=9 is more than a sequence's 8 rows"):
         learner.Learner(
             muesli_agent(),
@@ -451,7 +451,7 @@ def test_a_window_longer_than_a_sequence_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 9])
-def test_pieces_hold_every_transition_once_with_its_own_targets(length):
+def test_segments_have_every_transition_once_with_its_targets(length):
     rows, agent = random_rows(0, 5, 9), muesli_agent()
     place = jnp.arange(5)[:, None] * 100 + jnp.arange(10)
     batch = Batch(rows._replace(reward=place.astype(jnp.float32)), jnp.arange(5), jnp.arange(5) / 5)

@@ -22,7 +22,7 @@ def test_the_machine_knows_its_memory() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
-def test_memory_that_was_freed_in_pieces_is_given_back() -> None:
+def test_freed_memory_is_returned_to_the_system() -> None:
     """Of 128 MB one piece in a hundred stays, the last among them: so much of the rest is the system's again."""
     pieces = [np.ones(8192) for _ in range(2000)]
     held = devices.used_bytes(jax.devices("cpu")[0])

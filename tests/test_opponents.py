@@ -190,7 +190,7 @@ def test_squares_that_complete_four() -> None:
         ([2, 6, 3], 4, {1, 4}),  # which must be met at once, on either side
     ],
 )
-def test_alphabeta_finds_what_is_forced(moves: list[int], depth: int, best: set[int]) -> None:
+def test_alphabeta_finds_forced_wins(moves: list[int], depth: int, best: set[int]) -> None:
     env, state, timestep = after("connect_four", moves)
     player = opponents.make(f"alphabeta:{depth}", env)
     drawn = {int(chosen(player, env, state, timestep, seed)[0]) for seed in range(8)}
@@ -198,7 +198,7 @@ def test_alphabeta_finds_what_is_forced(moves: list[int], depth: int, best: set[
     assert drawn == {int(chosen(player, env, state, timestep, seed)[0]) for seed in range(8)}, "the same keys, the same"
 
 
-def test_alphabeta_draws_among_equals_and_skips_what_is_over() -> None:
+def test_alphabeta_draws_among_equal_moves_and_skips_finished_games() -> None:
     env, state, timestep = after("connect_four", [3, 3, 3, 3, 3, 3], 16)
     timestep = timestep._replace(last=jnp.arange(16) >= 12)
     player = opponents.make("alphabeta:1", env)

@@ -103,7 +103,7 @@ def test_refused_in_one_sentence(pairs: list[str], sentence: str) -> None:
 
 
 @pytest.mark.parametrize("env", ["Breakout-MinAtar", "toy/catch", "hex"])
-def test_what_nothing_draws_is_refused_before_anything_is_made(env: str, tmp_path: Path) -> None:
+def test_undrawable_environments_are_refused_before_anything_is_made(env: str, tmp_path: Path) -> None:
     result = invoke("train", env, "observation=pixels", "--out", str(tmp_path / "run"))
     assert result.exit_code == 2 and f"{env} cannot be observed as pixels" in result.stderr
     assert result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())

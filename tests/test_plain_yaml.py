@@ -59,7 +59,7 @@ def typed(value: object) -> object:
 
 
 @given(st.recursive(SCALARS, lambda part: st.lists(part) | st.dictionaries(TEXTS, part), max_leaves=8))
-def test_what_is_written_is_read_back_with_its_types(value: object) -> None:
+def test_values_are_read_back_with_their_types(value: object) -> None:
     assert typed(load(dump(value))) == typed(value)
 
 

@@ -63,7 +63,7 @@ def learning(count: int = 5, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.6])
-def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
+def test_batches_sampled_in_advance_are_complete_sequences(exponent):
     """Draws for rollout i are sequences of rollouts 0 ... i - 1, as they were; before there are any they say so."""
     states, (_, found) = learning(exponent=exponent), rollouts()
     given = jax.tree.map(lambda *xs: np.concatenate([x[:, :-1] for x in xs], axis=1), *(rows for rows, _ in found))
@@ -85,7 +85,7 @@ def test_what_is_drawn_ahead_is_what_was_held_and_whole(exponent):
 
 
 @pytest.mark.slow
-def test_the_replays_share_is_learned_from_what_was_drawn(monkeypatch):
+def test_the_replayed_share_is_learned_from_the_samples(monkeypatch):
     """The batches are the rollout and the draws of the state before, and nothing else."""
     seen = []
     real = AGENT.targets
@@ -124,7 +124,7 @@ def test_without_replayed_sequences_the_place_makes_no_difference():
     assert_trees_equal(learner.without_replay(here), learner.without_replay(there))
 
 
-def test_priorities_of_what_was_drawn_come_back_before_the_next_rollout_is_stored():
+def test_priorities_of_samples_return_before_the_next_rollout_is_stored():
     """Only weights of sequences that were drawn change, besides those that the rollout makes and unmakes."""
     states = learning(exponent=0.6)
     before, after = (np.asarray(state.replay.replay_state.weights.blocks).reshape(-1)[:200] for state in states[3:5])
@@ -191,7 +191,7 @@ def test_a_pure_environment_is_left_in_two_programs_too():
     assert loops.synchronous(AGENT, env, made(device="device"), LENGTH, 400).stopwatch is None
 
 
-def test_stacked_frames_are_drawn_ahead_whole_and_kept_once():
+def test_stacked_frames_are_sampled_in_advance_and_stored_once():
     small = {"model.torso_widths": [4], "model.latent_width": 4, "model.dynamics_widths": [4], "model.head_widths": []}
     settings = {"env.stack": 3, "env.num_envs": 4, "replay": {"device": "host", "capacity": 400}, **small}
     composed = config.compose("toy/catch", {**settings, "loop.rollout_length": 8, "optimizer.updates_per_step": 1 / 16})

@@ -163,7 +163,7 @@ def test_draws_of_one_batch_are_spread_over_the_whole_and_in_random_order():
     assert len(orders) > 15
 
 
-def test_what_was_never_drawn_comes_with_the_greatest_priority_so_far():
+def test_new_sequences_have_the_greatest_priority_so_far():
     shape = (2, 4, 27)
     _, add, _, update = programs(shape, 1.0)
     state, plain = filled(shape, 1.0, 3)
@@ -176,7 +176,7 @@ def test_what_was_never_drawn_comes_with_the_greatest_priority_so_far():
     np.testing.assert_allclose(weights[0], [0, 0, 0, 1, 1, 0.5, 0.25, 0.25, *[2.5] * 4, 0], atol=2e-6)
 
 
-def test_an_update_changes_what_is_drawn():
+def test_an_update_of_priorities_changes_the_samples():
     shape = (2, 4, 27)
     _, _, sample, update = programs(shape, 1.0)
     state, plain = filled(shape, 1.0, 8)
@@ -256,7 +256,7 @@ def trajectory(num_envs: int, length: int, start: int) -> Trajectory:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.4, 1.0])
-def test_a_batch_says_where_its_sequences_are_from_and_what_they_count(beta):
+def test_a_batch_has_the_positions_and_weights_of_its_sequences(beta):
     num_envs, length, minibatches, num_replayed = 4, 3, 3, 5
     ring = base.make(num_envs, length, 100, 0.6)
     shares = batching.BatchSpec(num_envs, minibatches, 7, num_replayed, beta)

@@ -73,7 +73,7 @@ def test_rows_hold_the_memory_that_acted(agent_name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent_name", AGENTS)
-def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
+def test_the_memory_gets_a_gradient_and_burn_in_rows_are_not_roots(agent_name):
     agent, env, policy = parts_of(agent_name, **({} if agent_name == "ppo" else {"model.burn_in": 3}))
     rows = played(agent, env, policy)
     batch = Batch(rows, jnp.full(4, -1), jnp.ones(4))
@@ -92,7 +92,7 @@ def test_the_memory_gets_a_gradient_and_burned_in_rows_are_no_roots(agent_name):
 
 
 @pytest.mark.slow
-def test_pieces_begin_with_the_memory_of_their_own_first_row():
+def test_segments_begin_with_the_memory_of_their_first_row():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
     targets, _ = quick_jit(agent.targets)(policy, Batch(rows, jnp.full(4, -1), jnp.ones(4)), jax.random.key(4))
@@ -102,7 +102,7 @@ def test_pieces_begin_with_the_memory_of_their_own_first_row():
     np.testing.assert_allclose(parts[2, :5], whole[0, 8:13], rtol=1e-4, atol=1e-5)
 
 
-def test_diagnosis_unrolls_from_what_is_remembered():
+def test_diagnosis_unrolls_from_the_stored_memory():
     agent, env, policy = parts_of("muesli")
     rows = played(agent, env, policy)
     forgetful = rows._replace(memory=jnp.zeros_like(rows.memory))
@@ -150,7 +150,7 @@ def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     assert thought(np.asarray(rows[0].observation)[:1], greedy=True).action in (0, 1)
 
 
-def test_what_a_memory_cannot_learn_from_is_refused_by_name():
+def test_settings_that_a_memory_cannot_learn_from_are_refused_by_name():
     for settings, sentence in (
         ({"agent": "ppo", "optimizer.segment_length": 1}, "optimizer.segment_length=1 cuts sequences into single rows"),
         ({"model.burn_in": 12}, "model.burn_in=12 leaves no row of a sequence's 12 rows"),

@@ -115,7 +115,7 @@ def test_the_bytes_are_known_before_anything_is_allocated():
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state.experience)) == held
 
 
-def test_a_ring_too_small_for_one_sequence_each_is_refused():
+def test_a_replay_too_small_for_one_sequence_each_is_refused():
     with pytest.raises(ValueError, match=r"replay.capacity=1,023 is too small: 64 .* 16 rows need at least 1,024"):
         base.make(64, 15, 1023)
     assert base.make(64, 15, 1024).capacity == 1024

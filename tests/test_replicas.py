@@ -47,7 +47,7 @@ def test_runs_of_one_program_are_the_runs_that_they_are_alone(tmp_path):
         ("CartPole-v1", "", ("env.backend=gymnasium",), UnsupportedEnvironment, "pure JAX"),
     ],
 )
-def test_what_cannot_be_one_program_is_refused(tmp_path, env, second, settings, error, sentence):
+def test_runs_that_cannot_be_one_program_are_refused(tmp_path, env, second, settings, error, sentence):
     jobs = planned(tmp_path, *dict.fromkeys(("", second)), env=env, settings=[*SETTINGS, *settings])
     with pytest.raises(error, match=sentence):
         replicas.run(jobs)

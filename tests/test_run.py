@@ -71,7 +71,7 @@ def test_metrics_have_their_counters_and_the_glossarys_names(run) -> None:
     assert value["weighted/value"] == pytest.approx(0.25 * value["loss/value"])
 
 
-def test_evaluations_come_at_the_same_steps_and_apart_from_training(run) -> None:
+def test_evaluations_have_fixed_steps_and_do_not_change_training(run) -> None:
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["env_steps"] for line in lines if "eval/return_mean" in line]
     assert len(steps) == 2 and 160 <= steps[0] < 176 and 320 <= steps[1] < 336

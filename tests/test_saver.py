@@ -21,7 +21,7 @@ from bircher.viz.writers import JsonLines
 from tiny import SETTINGS
 
 
-def test_a_saver_keeps_what_it_was_given_and_tells_what_went_wrong(tmp_path: Path) -> None:
+def test_a_saver_stores_copies_and_raises_its_errors_later(tmp_path: Path) -> None:
     saver = Saver(tmp_path / "checkpoints", keep=9, replay_every=2)
     for number in range(3):
         parts = {"train": jax.numpy.full(3, number), "replay": jax.numpy.zeros(2)}

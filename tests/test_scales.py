@@ -118,7 +118,7 @@ def test_a_support_is_coarse_below_a_twentieth_of_the_distance_of_atoms() -> Non
 
 @pytest.mark.parametrize(("rises", "share", "raised"), [(True, 1.0, False), (False, 1.0, True), (False, 0.4, False)])
 @pytest.mark.parametrize("term", flags.FOLLOW_RETURNS)
-def test_a_coarse_support_is_no_fault_where_returns_are_followed_and_rise(term, rises, share, raised) -> None:
+def test_a_coarse_support_is_not_flagged_if_returns_rise(term, rises, share, raised) -> None:
     """The run itself must show the fault, in its second half."""
     story = coarse(0.039, 0.1, count=12)
     for i, line in enumerate(story):
@@ -133,7 +133,7 @@ def test_which_agents_follow_returns() -> None:
     assert follow == {"muesli", "ppo", "pg", "trpo_penalty"} and set(flags.FOLLOW_RETURNS) < set(TABLE)
 
 
-def test_a_support_that_holds_the_targets_is_twice_as_large_as_what_is_needed() -> None:
+def test_the_advised_support_is_twice_the_needed_one() -> None:
     story = coarse(90.0, 0.9)
     for line, share in zip(story, [0.0, 0.002, 0.03, 0.0, 0.0, 0.0, 0.0, 0.0], strict=True):
         line["target/support_overflow"] = share

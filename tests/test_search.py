@@ -277,7 +277,7 @@ def test_gumbel_improves_policies_when_it_looks_deeper(seed, sharpness):
     assert (gain < -1e-4).mean() < 0.1
 
 
-def test_gumbels_value_is_no_mean_over_bad_arms():
+def test_gumbels_value_is_not_a_mean_over_bad_arms():
     """Trap 12: the tree's mean at the root is far from 1 on a bandit whose best of eight arms is worth 1."""
     arms = jnp.zeros((1, 8)).at[0, 5].set(1.0)
 

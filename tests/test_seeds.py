@@ -43,7 +43,7 @@ def test_no_first_observation_of_an_evaluation_occurs_in_training(env_id: str) -
     assert not seen & fresh
 
 
-def test_nor_in_what_a_run_has_in_its_replay(tmp_path: Path) -> None:
+def test_evaluations_start_where_no_training_did(tmp_path: Path) -> None:
     run = bircher.train("CartPole-v1", steps=200, out=tmp_path / "run", **SETTINGS)
     config = Config.from_yaml(run.path / directory.CONFIG)
     env = build.make_env(config, None, EVALUATED, 0, "eval")
@@ -67,7 +67,7 @@ def test_roles_seeds_and_generations_share_no_environment() -> None:
     assert all(0 <= seed < 2**31 for seed in everything)
 
 
-def test_an_evaluation_with_the_seed_of_the_training_is_apart_from_it() -> None:
+def test_an_evaluation_with_the_training_seed_has_other_episodes() -> None:
     trained = registry.seeds(0, "train", 4096)
     assert not {seed for s in range(50) for seed in registry.seeds(s, "eval", 128)} & set(trained)
     assert len({int(Countdown().reset(seed=seed)[0][0]) for seed in trained[:100]}) > 15

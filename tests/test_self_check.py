@@ -64,7 +64,7 @@ def test_a_broken_part_is_reported_and_the_others_still_run(monkeypatch: pytest.
     assert json.loads(invoke("--json", expect=1))["checks"][0]["error"] == "ModuleNotFoundError: No module named 'six'"
 
 
-def test_the_report_as_json_has_what_a_bug_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_as_json_has_the_contents_of_a_bug_report(monkeypatch: pytest.MonkeyPatch) -> None:
     select(monkeypatch, TOY)
     report = json.loads(invoke("--json", expect=0))
     assert {"bircher", "python", "platform", "libc", "devices", "memory_bytes"} <= set(report)

@@ -19,7 +19,7 @@ def test_means_over_spans_are_those_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(-9, 9), st.integers(0, 3)), min_size=1), st.integers(1, 9))
-def test_means_over_spans_lie_within_what_they_are_of(rows: list[tuple[int, int, int]], spans: int) -> None:
+def test_means_over_spans_lie_between_the_extremes(rows: list[tuple[int, int, int]], spans: int) -> None:
     """Spans lie in order, and no mean outside what it is of; a single span has the mean of all."""
     at, values, weights = np.array(sorted(rows), float).T
     where, what = by_span(at, values, weights, spans)

@@ -194,7 +194,7 @@ def test_a_plan_has_the_steps_of_the_suite_unless_others_are_set(tmp_path):
         ),
     ],
 )
-def test_what_no_suite_can_do_is_refused(words, sentence, tmp_path, monkeypatch):
+def test_settings_that_no_suite_supports_are_refused(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = CliRunner().invoke(app, ["compare", *words], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert told.exit_code == 2 and sentence in " ".join(told.stderr.split())

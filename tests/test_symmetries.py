@@ -99,7 +99,7 @@ def test_the_learner_sees_turned_boards_where_it_is_asked_to():
     assert any(moved)
 
 
-def test_what_is_no_board_is_refused(tmp_path: Path):
+def test_observations_that_are_not_boards_are_refused(tmp_path: Path):
     composed = config.compose("CartPole-v1", {**SETTINGS, "replay.symmetries": True})
     with pytest.raises(
         UnsupportedEnvironment, match=r"replay.symmetries=true needs a board .*, but CartPole-v1 has none"

@@ -160,7 +160,7 @@ def test_7_logits_of_either_sign_and_losses_without_a_double_logarithm():
     assert float(losses.excess_cross_entropy(target, jnp.array([0.0, 60.0, 0.0]))) == pytest.approx(60, abs=1e-3)
 
 
-def test_9_there_is_no_memory_to_replay_from_zeros():
+def test_9_an_agent_without_memory_stores_none():
     assert jax.tree.leaves(muesli_agent().start(3)) == []
 
 

@@ -75,7 +75,7 @@ def test_the_command_draws_a_decision_on_its_board(run, tmp_path):
     assert len(re.findall(r"[XO]", " ".join(re.findall(r'monospace">([^<]*)<', svg)))) >= 2
 
 
-def test_what_cannot_be_drawn_is_refused(run, tmp_path):
+def test_runs_without_a_search_are_refused(run, tmp_path):
     told = CliRunner().invoke(app, ["search", run, "search.num_simulations=0"])
     assert told.exit_code == 2 and "without a search" in told.output
     told = CliRunner().invoke(app, ["search", run, "--step", "12"])

@@ -163,7 +163,7 @@ def test_pixels_are_shown_as_they_are() -> None:
     np.testing.assert_array_equal(gray[::40, ::40], np.repeat(pixels[..., :1], 3, axis=-1))
 
 
-def test_what_cannot_be_drawn_is_said() -> None:
+def test_undrawable_observations_are_named() -> None:
     with pytest.raises(ValueError, match=r"an observation of shape \(8,\)"):
         plots.draw_observation(np.zeros(8))
     with pytest.raises(ValueError, match="NoSuchEnv-v0 cannot be drawn"):

@@ -141,7 +141,7 @@ def test_options_reach_the_constructor() -> None:
     assert frames_of(make, options={"height": 5})[0].shape == (5, 24, 3)
 
 
-def test_what_learns_from_pictures_is_drawn_at_full_size() -> None:
+def test_agents_that_learn_from_pictures_are_drawn_at_full_size() -> None:
     seen = ObservationConfig.model_validate({"name": "pixels", "size": (4, 6)})
     assert frames_of(Sketched, observation=seen)[0].shape == (16, 24, 3)
 

@@ -149,7 +149,7 @@ def test_a_last_line_without_its_end_counts_where_it_can_be_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
-def test_a_resumed_run_puts_aside_what_it_cannot_read(tmp_path: Path, bad: str) -> None:
+def test_a_resumed_run_moves_damaged_lines_to_another_file(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "metrics.jsonl"
     damage(path, line_of(1), bad, line_of(2), line_of(9))
     before = path.read_bytes().split(b"\n")[1]
@@ -174,9 +174,7 @@ def test_tensorboard_holds_scalars_and_pictures(tmp_path: Path) -> None:
     assert b"loss/cmpo" in content and b"eval/episode" in content and b"\x89PNG" in content
 
 
-def test_tensorboard_hides_what_a_resumed_run_does_again_and_takes_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_hides_repeated_steps_and_takes_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboardX.proto.event_pb2 import SessionLog
 
     monkeypatch.chdir(tmp_path)
@@ -226,7 +224,7 @@ def test_the_console_shows_any_path_as_it_is(tmp_path: Path) -> None:
     stream.close()
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_plain_lines_without_a_terminal(tmp_path: Path) -> None:
     stream = (tmp_path / "output").open("w+")
     console: Writer = Console("a run", total_env_steps=1000, stream=stream, every_seconds=0)
     console.write(counters(100), {"act/episode_return": -120.25, "loss/cmpo": 0.5})

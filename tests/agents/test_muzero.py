@@ -151,7 +151,7 @@ def test_every_part_learns(torso):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)
 
 
-def test_latents_that_are_observations_are_held_together_by_their_squared_distance():
+def test_identity_latents_are_compared_by_squared_distance():
     model = SMALL.model_copy(update={"torso": "identity", "dynamics_widths": (5,), "unroll_steps": 1})
     rows = rows_of(1)
     shown = jax.random.bernoulli(jax.random.key(2), 0.5, (*rows.reward.shape, 4, 5, 2)).astype(jnp.float32)
@@ -233,7 +233,7 @@ def first_rows(size, legal=None):
 
 
 @pytest.mark.parametrize("name", ["muzero", "gumbel_muzero"])
-def test_acting_keeps_to_legal_actions_and_says_what_the_search_found(name):
+def test_acting_takes_legal_actions_and_stores_the_search_result(name):
     legal = jnp.asarray(np.tile([True, False, True], (64, 1)))
     agent, model = agent_of(name), random_model(3)
     for mode in ("explore", "sample", "greedy"):

@@ -59,7 +59,7 @@ def test_ppo_clip_is_the_lesser_of_two_surrogates():
 @pytest.mark.parametrize(
     ("ratio", "advantage", "learns"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)]
 )
-def test_ppo_clip_stops_only_what_goes_further(ratio, advantage, learns):
+def test_ppo_clip_stops_only_changes_that_go_further(ratio, advantage, learns):
     """Beyond the bound no gradient is left in the advantage's direction, and all of it back."""
     logits = jnp.zeros((1, 1, 2))
     behavior = jnp.log(jnp.asarray([[[0.5 / ratio, 1 - 0.5 / ratio]]])) if ratio > 0.5 else jnp.asarray([[[20.0, 0.0]]])
@@ -179,7 +179,7 @@ def test_explained_variance_is_of_the_values_before_the_updates():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["muesli", "ppo"])
-def test_what_is_not_measured_is_0_and_changes_no_term(name):
+def test_metrics_that_are_not_computed_are_0_and_change_no_term(name):
     config = compose("CartPole-v1", [f"agent={name}"])
     agent = actor_critic.make(config.agent, SMALL, config.losses)
     batch = batch_of(random_rows(5, BATCH, LENGTH))
@@ -327,7 +327,7 @@ def test_a_term_without_weight_is_not_there_also_an_agents_own(off, left):
         ("ppo", {"env.num_envs": 9}, "optimizer.minibatches=16 does not divide env.num_envs=9"),
     ],
 )
-def test_a_mixture_without_what_it_needs_is_refused_by_name(agent, settings, words):
+def test_a_mixture_without_a_required_term_is_refused_by_name(agent, settings, words):
     with pytest.raises(ConfigError, match=words):
         compose("toy/cliff", {"agent": agent, **settings})
 
@@ -343,7 +343,7 @@ def test_the_same_settings_stand_where_they_do_something():
     assert "model_reward" not in compose("toy/cliff", {"agent": "muzero", **board}).losses.weights()
 
 
-def test_a_mixture_gets_what_its_terms_need():
+def test_a_mixture_gets_the_targets_that_its_terms_need():
     given = {"losses.cmpo.weight": 0.01, "losses.model_policy.weight": 0.001, "model.unroll_steps": 3}
     mixed, plain = compose("CartPole-v1", {"agent": "ppo", **given}), compose("CartPole-v1", {"agent": "ppo"})
     assert set(mixed.losses.weights()) - set(plain.losses.weights()) == {

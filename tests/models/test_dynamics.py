@@ -85,12 +85,12 @@ def test_a_memory_is_as_long_as_its_forget_gate_lets_it_be():
     np.testing.assert_allclose(jacobian, np.diag(0.5 * sigmoid(forget + 1)), rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_model_there_is_no_cell():
+def test_without_a_model_there_is_no_dynamics():
     model = Model(SPEC, RECURRENT, KEY, imagine=False)
     assert model.dynamics is None and model.represent(jnp.ones((3, 4))).shape == (3, 6)
 
 
-def test_what_does_not_fit_together_is_refused():
+def test_dynamics_that_do_not_fit_the_latent_are_refused():
     for torso, dynamics, needs in [
         ("grid", "lstm", "needs a torso that ends in a projection"),
         ("mlp", "convolution", "a grid"),

@@ -76,7 +76,7 @@ def test_feature_points_against_a_plain_loop():
             np.testing.assert_allclose([point[b, c] for point in spatial_softmax(jnp.asarray(x))], by_hand, atol=1e-6)
 
 
-def test_a_feature_points_place_follows_what_it_shows():
+def test_a_feature_point_moves_with_the_picture():
     """And its strength does not change with the place."""
     dot = jnp.full((7, 9, 1), -5.0).at[2, 3, 0].set(20.0)
     row, column, strength = spatial_softmax(dot)
@@ -223,7 +223,7 @@ def test_agents_hand_bytes_to_the_network_as_they_are(name):
     np.testing.assert_allclose(found, quick_jit(priors)((values / scale).astype(np.float32)), rtol=1e-3, atol=1e-5)
 
 
-def test_what_is_too_small_is_refused():
+def test_observations_that_do_not_fit_a_torso_are_refused():
     with pytest.raises(ValueError, match="nature_cnn needs .* at least 36 × 36, not \\(35, 84, 4\\)"):
         make_torso(ModelConfig(torso="nature_cnn"), image(35, 84), KEY)
     with pytest.raises(ValueError, match="impala needs an observation of height"):

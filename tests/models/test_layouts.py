@@ -54,7 +54,7 @@ def test_a_model_looks_up_indices_and_refuses_convolutions_of_them():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 20, 24), (20, 24), (2, 20, 24, 3)])
-def test_a_picture_that_no_adapter_turned_is_turned_by_the_model(shape):
+def test_a_picture_that_no_adapter_transposed_is_transposed_by_the_model(shape):
     """The torso is that of height, width and channels; the numbers are those of the turned picture."""
     from bircher import spaces
 

@@ -153,7 +153,7 @@ def test_the_latent_can_be_the_observation_itself():
     assert float(jnp.abs(ahead).max()) <= 1 + 1e-5
 
 
-def test_what_does_not_fit_a_grid_is_refused():
+def test_observations_that_do_not_fit_a_grid_are_refused():
     with pytest.raises(ValueError, match="model.prediction_channels=8 needs a latent that is a grid"):
         Model(GRID, torso_config(prediction_channels=8), KEY)
     with pytest.raises(ValueError, match="at least 7 × 7"):
@@ -220,7 +220,7 @@ def test_look_ahead_is_one_step_for_each_action():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("actions", [5, 6])
-def test_a_look_ahead_over_many_actions_is_made_in_pieces(monkeypatch, actions):
+def test_a_look_ahead_over_many_actions_is_computed_in_chunks(monkeypatch, actions):
     """Also where the actions do not fill the last piece."""
     spec = SPEC._replace(action=Discrete(actions))
     model = drawn_model(3, SMALL, spec)

@@ -86,7 +86,7 @@ def test_losses_agree_and_gradients_are_float32(name, network):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_what_is_multiplied_is_bfloat16_and_what_comes_out_is_not(network):
+def test_products_are_bfloat16_and_results_are_float32(network):
     spec, config = NETWORKS[network]
     model = drawn_model(0, in_precision(config, "bfloat16"), spec)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model))

@@ -55,7 +55,7 @@ def test_cmpo_reaches_its_bound_with_two_actions(clip_bound, bound, excess):
 
 
 @given(priors, advantages)
-def test_cmpo_is_no_no_op(prior, advantage):
+def test_cmpo_changes_the_policy(prior, advantage):
     """Trap 1: where advantages differ inside the clip, the policy moves; where they do not, it stays."""
     clipped = np.clip(advantage, -1, 1)
     divergence = float(distributions.kl_divergence(cmpo(prior, advantage, 1.0), jnp.asarray(prior)))
@@ -133,7 +133,7 @@ def test_the_sampled_target_draws_for_each_row_from_its_own_prior():
     assert len(set(np.asarray(target.actions[0, 0]).tolist())) == 2
 
 
-def test_dense_adds_up_what_comes_twice():
+def test_dense_adds_the_weights_of_repeated_actions():
     target = improvement.exact_target(jnp.array([[0.2, 0.3, 0.5]]))
     np.testing.assert_allclose(improvement.dense(target, 3), [[0.2, 0.3, 0.5]])
     twice = type(target)(jnp.array([[1, 1, 0]]), jnp.array([[0.25, 0.5, 0.125]]))

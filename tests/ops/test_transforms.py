@@ -60,7 +60,7 @@ def test_the_pair_equals_rlax():
 
 
 @pytest.mark.parametrize(("support", "reach"), [(300.0, 58_706), (30.0, 905), (15.0, 247)])
-def test_what_the_papers_supports_cover(support, reach):
+def test_ranges_of_the_papers_supports(support, reach):
     assert float(signed_parabolic(jnp.float32(support))) == pytest.approx(reach, abs=1)
 
 
@@ -151,7 +151,7 @@ def test_the_inverse_is_taken_after_the_expectation():
     assert float(support.mean(log_weights(weights))) == pytest.approx(after, rel=1e-5)
 
 
-def test_overflow_says_what_is_clipped():
+def test_overflow_marks_clipped_targets():
     support = Support(-15.0, 15.0, 51)
     x = jnp.array([-1e4, -248.0, -246.0, 0.0, 246.0, 248.0, 1e4])
     np.testing.assert_array_equal(support.overflow(x), [True, True, False, False, False, True, True])
