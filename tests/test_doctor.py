@@ -249,7 +249,7 @@ def test_a_collapsed_policy_explains_vanished_gradients():
     assert [flag.number for flag in doctor.examine(story, FACTS)] == [2]
 
 
-def test_values_that_explain_nothing_of_constant_loss_are_not_flagged():
+def test_unexplained_values_alone_are_not_flagged():
     story = healthy()
     set_all(story, "target/explained_variance", -0.01)
     assert doctor.examine(story, FACTS) == []
