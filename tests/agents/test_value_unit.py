@@ -21,9 +21,9 @@ SCALES = (1.0, 1024.0, 1 / 1024)
 
 
 class Scaled:
-    """An environment whose rewards are multiplied by a constant."""
+    """An environment whose rewards are multiplied by a number, which may be traced."""
 
-    def __init__(self, env: Env, scale: float):
+    def __init__(self, env: Env, scale: jax.Array | float = 1.0):
         self.env, self.scale = env, scale
         self.spec, self.num_envs, self.pure = env.spec, env.num_envs, env.pure
 
@@ -38,38 +38,48 @@ class Scaled:
         self.env.close()
 
 
-def trained(agent_name: str, scale: float, iterations: int = 12, **settings):
-    """The state of a small run after a few iterations, its parts, and its last rollout."""
+def trained(agent_name: str, iterations: int = 12, **settings):
+    """Small runs with rewards of every scale: the agent, and for each scale its state, last rollout and metrics."""
     config = compose("toy/cliff", {**SETTINGS, "agent": agent_name, "model.value_unit": "returns", **settings})
-    env = Scaled(environments.make("toy/cliff", 4, 0), scale)
+    env = Scaled(environments.make("toy/cliff", 4, 0))
     agent, learner, *_ = build.make_parts(config, env.spec)
-    acting = start_actors(agent, env, jax.random.key(1))
-    state = learner.init(jax.random.key(0), acting.timestep)
 
     @quick_jit
-    def iteration(state, acting):
+    def iteration(state, acting, scale):
+        env.scale = scale  # one program for all scales
         policy = Policy(state.target_params if agent.acts_with_target else state.params, state.agent_state)
         acting, rollout, tally = collect_rollout(agent, env, policy, acting, 4, 0.0)
         state, metrics = learner.update(state, rollout, tally)
         return state, acting, rollout, tally, metrics
 
-    largest = 0.0
-    for _ in range(iterations):
-        state, acting, rollout, tally, metrics = iteration(state, acting)
-        largest = max(largest, float(tally.largest_return))
-        assert float(state.agent_state.largest_return) == largest
-    return state, agent, rollout, metrics
+    results = []
+    for scale in SCALES:
+        acting = start_actors(agent, env, jax.random.key(1))
+        state, largest = quick_jit(learner.init)(jax.random.key(0), acting.timestep), 0.0
+        for _ in range(iterations):
+            state, acting, rollout, tally, metrics = iteration(state, acting, jnp.float32(scale))
+            largest = max(largest, float(tally.largest_return))
+            assert float(state.agent_state.largest_return) == largest
+        results.append((state, rollout, metrics))
+    return agent, results
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("agent_name", ["muesli", "ppo", "gumbel_muzero", "muzero"])
+@pytest.mark.parametrize(
+    "agent_name",
+    [
+        pytest.param("muesli", marks=pytest.mark.slow),
+        pytest.param("gumbel_muzero", marks=pytest.mark.slow),
+        pytest.param("ppo", marks=pytest.mark.long),
+        pytest.param("muzero", marks=pytest.mark.long),
+    ],
+)
 def test_agents_learn_alike_from_rewards_of_every_scale(agent_name):
     settings = {"search.num_simulations": 4} if "muzero" in agent_name else {}
     if agent_name == "ppo":
         settings = {"optimizer.batch_size": None, "optimizer.updates_per_step": None, "optimizer.minibatches": 2}
-    results = [trained(agent_name, scale, **settings) for scale in SCALES]
-    first, agent, rollout, metrics = results[0]
-    for (state, _, other, own), scale in zip(results[1:], SCALES[1:], strict=True):
+    agent, results = trained(agent_name, **settings)
+    first, rollout, metrics = results[0]
+    for (state, other, own), scale in zip(results[1:], SCALES[1:], strict=True):
         np.testing.assert_array_equal(other.action, rollout.action)
         for leaf, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(first.params), strict=True):
             np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4)
