@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Shaped
 
 from bircher.agents.loss_terms import LossInputs
@@ -40,8 +41,10 @@ class UpdateMetrics(NamedTuple):
 
 def compute_if(with_metrics: Array | bool, build: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """Return the metrics that `build` computes, without gradient, or zeros of the same shapes if not `with_metrics`."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build))
-    return jax.lax.stop_gradient(jax.lax.cond(with_metrics, build, lambda: zeros))
+    zeros, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(build)))
+    # One vector, because a conditional and a loop cost time for each array that they return.
+    vector = jax.lax.cond(with_metrics, lambda: ravel_pytree(build())[0], lambda: zeros)
+    return unravel(jax.lax.stop_gradient(vector))
 
 
 def common_metrics(inputs: LossInputs) -> dict[str, Array]:

@@ -238,20 +238,24 @@ class Learner:
         """
         key, order_key, batch_key = jax.random.split(state.key, 3)
         before = _trainable(state)
+        unravel: Any = None  # from a vector of metrics to their tree; known once `step` is traced
         state = replace(state, key=key, agent_state=self._with_return(state.agent_state, tally))
 
         def step(state: TrainState, inputs: tuple[Array, Key, Array, ReplaySample | None]):
-            return self._update_on_batch(state, rollout, next_batches is not None, *inputs)
+            nonlocal unravel
+            state, (metrics, priorities) = self._update_on_batch(state, rollout, next_batches is not None, *inputs)
+            vector, unravel = ravel_pytree(metrics)  # one array a step, because a loop costs time for each
+            return state, (vector, priorities)
 
         last = (jnp.arange(self._num_batches) == self._num_batches - 1) | self._measures_all
         order = fresh_order(self._batch_spec, self._num_batches, order_key)
         keys = jax.random.split(batch_key, self._num_batches)
         samples = None if next_batches is None else next_batches.samples
-        state, (each, priorities) = jax.lax.scan(step, state, (order, keys, last, samples))
+        state, (vectors, priorities) = jax.lax.scan(step, state, (order, keys, last, samples))
         # A failed rollout teaches nothing: what was learned before stays unchanged.
         kept = jax.tree.map(lambda x, y: jnp.where(tally.failed >= 0, x, y), before, _trainable(state))
         state = eqx.tree_at(_trainable, state, kept, is_leaf=lambda x: x is None)
-        metrics = each.mean(last).metrics() | _norms(before[0], state.params)
+        metrics = jax.vmap(unravel)(vectors).mean(last).metrics() | _norms(before[0], state.params)
         share = self._batch_spec.num_replayed / self._batch_spec.batch_size
         age = self._replay.age(state.replay) if next_batches is None else next_batches.age
         metrics["target/replay_age"] = share * age
