@@ -235,7 +235,7 @@ def describe(name: str) -> Metric:
     """Return the unit and the explanation of a metric, as in docs/reference/metrics.md.
 
     Raises:
-      KeyError: there is no such metric; the message gives the name that is spelled most like it.
+      KeyError: the metric is unknown; the message gives the name that is spelled most like it.
     """
     if name not in GLOSSARY:
         near = difflib.get_close_matches(name, GLOSSARY, 1)

@@ -114,7 +114,7 @@ def suite(name: str) -> Suite:
     """Return a suite by its name.
 
     Raises:
-      ConfigError: there is no such suite.
+      ConfigError: the suite is unknown.
     """
     if name not in SUITES:
         raise ConfigError(f"unknown suite {name!r}{near(name, SUITES)}: expected one of {', '.join(SUITES)}")

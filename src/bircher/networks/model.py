@@ -116,7 +116,7 @@ class Model(eqx.Module):
     def following(self, largest_return: Float[Array, ""] | None) -> Model:
         """Return the model whose values and rewards have a unit that follows the largest return, or itself for None.
 
-        The unit is no parameter: it is not learned, and no average of parameters contains it.
+        The unit is not a parameter: it is not learned, and averages of parameters do not contain it.
         """
         if largest_return is None:
             return self

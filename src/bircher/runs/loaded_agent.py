@@ -191,7 +191,7 @@ class LoadedAgent:
         plan = self._agent.plan
         if plan is None:
             raise ValueError(
-                f"{self.name} acts without a search, so that there is no tree to return: load the run with "
+                f"{self.name} acts without a search, which would give the tree: load the run with "
                 "search.num_simulations=16, or another number of simulations above 0"
             )
         batch, legal, _ = inputs
