@@ -53,6 +53,7 @@ def _run(env: str, seed: int, settings: list[str], episodes: int, cold: bool, gr
         command="bircher " + " ".join(command),
         results={
             "env_steps": last["env_steps"],
+            "env_frames": last["env_frames"],
             "learner_steps": last["learner_steps"],
             "cold_cache": cold,
             "episodes": episodes,
@@ -162,6 +163,7 @@ def _ablated(job: Job) -> Result:
         results={
             "variant": job.variant,
             "env_steps": last["env_steps"],
+            "env_frames": last["env_frames"],
             "learner_steps": last["learner_steps"],
             "episodes": report["episodes"],
             "eval_seed": report["seed"],

@@ -50,21 +50,33 @@ def with_footnote(rows: list[str]) -> list[str]:
     return [*rows, "", FOOTNOTE] if any(DAGGER.strip() in row for row in rows) else rows
 
 
-def newest(names: tuple[str, ...]) -> dict[tuple[str, str], Runs]:
-    """(env, agent) -> seed -> the ledger's last line for it."""
-    found: dict[tuple[str, str], Runs] = {}
+def newest(names: tuple[str, ...], old: Stale) -> dict[tuple[str, str], Runs]:
+    """(environment, agent) -> seed -> the ledger's last line for it, without stale lines where there are others."""
+    found: dict[tuple[str, str], dict[bool, Runs]] = {}
     for line in entries(*names):
         if not changed(line.command):
-            found.setdefault((line.env, line.agent), {})[line.seed] = line
-    return found
+            kinds = found.setdefault((environment(line), line.agent), {})
+            kinds.setdefault(stale.key(line) in old, {})[line.seed] = line
+    return {which: kinds.get(False) or kinds[True] for which, kinds in found.items()}
+
+
+def environment(line: Line) -> str:
+    """The environment of a run, with its preset where the command names one."""
+    preset = next((word for word in line.command.split() if word.startswith("preset=")), None)
+    return f"{line.env}, {preset}" if preset else line.env
+
+
+def frames(line: Line) -> int:
+    """The number of the environment's frames in a run."""
+    return line.results.get("env_frames", line.results["env_steps"])
 
 
 def changed(command: str) -> bool:
-    """Whether a training command sets more than agent and seed, or a peer's has other steps than it has by itself."""
+    """Whether a training command sets more than agent, preset and seed, or a peer's has other steps than its own."""
     if not command.startswith("bircher train "):
         return "--steps" in command
     words = command.removeprefix("bircher train ").split()
-    return any("=" in word and word.split("=")[0] not in ("agent", "seed") for word in words)
+    return any("=" in word and word.split("=")[0] not in ("agent", "preset", "seed") for word in words)
 
 
 def estimate(means: list[float]) -> str:
@@ -81,11 +93,11 @@ def results(old: Stale = ()) -> list[str]:
         "| environment | agent | steps | actions | mean return by seed | mean, 95 % interval | wall, s | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (env, agent), seeds in sorted(newest(("learning", "peer-ppo")).items()):
+    for (env, agent), seeds in sorted(newest(("learning", "peer-ppo"), old).items()):
         means = [seeds[seed].mean for seed in sorted(seeds)]
         walls = [seeds[seed].wall_seconds or 0.0 for seed in sorted(seeds)]
         first = seeds[min(seeds)]
-        steps, mode, command = first.results["env_steps"], first.results["mode"], first.command
+        steps, mode, command = frames(first), first.results["mode"], first.command
         lines.append(
             f"| {env} | {agent}{mark(seeds.values(), old)} | {steps:,} | {ACTIONS[mode]} "
             f"| {', '.join(f'{m:.1f}' for m in means)} "
@@ -116,16 +128,18 @@ ALSO = {"ppo (rejax": "rejax", "ppo (Stable-Baselines3": "SB3", "gumbel_muzero":
 def summary(steps: int, old: Stale = ()) -> list[str]:
     """One row for each environment; MinAtar games without a row of the presets are shown at `steps`."""
     by_env: dict[str, dict[str, Runs]] = {}
-    for (env, agent), seeds in newest(("learning", "peer-ppo")).items():
+    for (env, agent), seeds in newest(("learning", "peer-ppo"), old).items():
         by_env.setdefault(env, {})[agent] = seeds
     for env, agents in games_at(steps).items():
         by_env.setdefault(env, agents)
     head = ["environment", *COLUMNS, "steps", "minutes of Muesli"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, agents in sorted(by_env.items()):
+        if "muesli" not in agents:
+            continue
         muesli = list(agents["muesli"].values())
         minutes = sorted((line.wall_seconds or 0.0) / 60 for line in muesli)
-        usual = muesli[0].results["env_steps"]
+        usual = frames(muesli[0])
         cells = [brief(agents, name, usual, old) for name in COLUMNS.values()]
         span = f"{minutes[0]:.1f}–{minutes[-1]:.1f}"
         lines.append(f"| {env} | {' | '.join(cells)} | {about(usual)} | {span} |")
@@ -138,7 +152,7 @@ def brief(agents: dict[str, Runs], begins: str, usual: int, old: Stale) -> str:
     if name is None:
         return brief(agents, "gumbel_muzero", usual, old) if begins == "muzero" else "—"
     lines = list(agents[name].values())
-    steps, means = about(lines[0].results["env_steps"]), [line.mean for line in lines]
+    steps, means = about(frames(lines[0])), [line.mean for line in lines]
     notes = [short for start, short in ALSO.items() if name.startswith(start)]
     notes += [steps] if steps != about(usual) else []
     notes += ["one seed"] if len(means) == 1 else []
@@ -243,7 +257,7 @@ def main() -> None:
         for row in rows:
             if DAGGER in row and row != FOOTNOTE:
                 print(f"{path.relative_to(ROOT)}, {name}: {row}")
-    behind = {stale.key(line) for seeds in newest(("learning",)).values() for line in seeds.values()}
+    behind = {stale.key(line) for seeds in newest(("learning",), old).values() for line in seeds.values()}
     for key in old:
         if key in behind:
             print(f"{' '.join(key)}: {'; '.join(old[key])}")
