@@ -337,6 +337,7 @@ def test_the_same_settings_stand_where_they_do_something():
     found = compose("toy/cliff", {"agent": "ppo", **used})
     assert (found.agent.clip.value, found.optimizer.target_kl) == (0.2, 0.02)
     without = {"losses.cmpo.weight": 0, "losses.model_policy.weight": 0, "agent.returns.kind": "v_trace"}
+    without["losses.entropy.enabled"] = False
     alone = compose("toy/cliff", {"agent": "muesli", **without, "losses.model_reward.weight": 0})
     assert set(alone.losses.weights()) == {"policy_gradient", "value", "model_value"}, "nothing looks ahead"
     board = {"losses.model_reward.weight": 0, "model.reward_head": False}
