@@ -71,8 +71,8 @@ def test_presets_of_pictures() -> None:
         config = compose("LunarLander-v3", ["observation=pixels", f"agent={agent}"])
         assert config.preset == "lunarlander" and config.observation.size == size
         plain = compose("LunarLander-v3", [f"agent={agent}"])
-        a_frame = config.agent.gamma ** (1 / (config.env.action_repeat or 1))
-        assert a_frame == pytest.approx(plain.agent.gamma, abs=1e-4) and plain.observation.name == "state"
+        for_a_frame = [found.agent.gamma ** (1 / (found.env.action_repeat or 1)) for found in (config, plain)]
+        assert for_a_frame[0] == pytest.approx(for_a_frame[1], abs=1e-4) and plain.observation.name == "state"
         other = compose("Acrobot-v1", {"observation": {"name": "pixels", "gray": False}, "agent": agent})
         assert other.preset == "default" and other.observation.gray is False and other.env.stack == 2
         assert config.replay.capacity * np.prod((*size, 1 if config.observation.gray else 3)) < 2**29
