@@ -70,6 +70,21 @@ def test_pictures_come_after_everything_else_and_only_where_they_are_asked_for()
     assert preset_for("CartPole-v1", "muesli", pixels=True) == "default", "what it says is not for pictures"
 
 
+def test_values_of_the_default_preset_reach_no_environment_that_was_measured_with_others() -> None:
+    for env_id in ("CartPole-v1", "Acrobot-v1", "Breakout-MinAtar", "toy/recall"):
+        found = compose(env_id)
+        assert (found.model.value_unit, found.agent.advantage.decay) == ("fixed", 0.99), env_id
+    assert compose("toy/cliff").model.value_unit == compose("LunarLander-v3").model.value_unit == "returns"
+
+
+@pytest.mark.parametrize("agent", ["muesli", "ppo"])
+def test_the_lander_has_actions_of_three_frames_and_a_preset_with_actions_of_one(agent: str) -> None:
+    three = compose("LunarLander-v3", [f"agent={agent}"])
+    one = compose("LunarLander-v3", [f"agent={agent}", "preset=lunarlander_one_frame"])
+    assert (three.env.action_repeat, one.env.action_repeat) == (3, None)
+    assert compose("LunarLander-v3", ["agent=muzero"]).env.action_repeat is None
+
+
 @pytest.mark.parametrize(
     ("layer", "sentence"),
     [

@@ -81,6 +81,34 @@ def test_the_summary_has_one_row_an_environment_with_other_steps_in_parentheses(
     assert marked[2:] == [f"| {' | '.join(cells)} |", "", tables.FOOTNOTE]
 
 
+def test_rows_leave_out_stale_runs_where_there_are_newer_ones_and_count_frames(module, monkeypatch):
+    def run(seed: int, mean: float, words: str = "", **results):
+        command = f"bircher train Lander seed={seed}{words}"
+        return read(
+            module, name="learning", env="Lander", agent="muesli", seed=seed, mean=mean, command=command,
+            wall_seconds=60.0, mode="sample", **results,
+        )  # fmt: skip
+
+    named, other = " preset=lander_one_frame", " agent.gamma=0.5"
+    lines = [
+        run(0, 1.0, env_steps=500),
+        run(1, 2.0, env_steps=500),
+        run(7, 8.0, env_steps=100, env_frames=300),
+        run(1, 4.0, named, env_steps=500),
+        run(7, 50.0, other, env_steps=100),
+    ]
+    tables = module("tables")
+    monkeypatch.setattr(tables, "entries", lambda *names: lines)
+    old = {("abc1234", lines[0].command), ("abc1234", lines[1].command)}
+    table = [row.split(" | ") for row in tables.results(old)[2:]]
+    assert [(row[0], row[1], row[2], row[4]) for row in table] == [
+        ("| Lander", "muesli", "300", "8.0"),
+        ("| Lander, preset=lander_one_frame", "muesli", "500", "4.0"),
+    ]
+    everything = tables.newest(("learning",), old | {("abc1234", lines[2].command)})
+    assert set(everything["Lander", "muesli"]) == {0, 1, 7}, "stale runs are shown where there are no others"
+
+
 def test_old_and_new_lines_of_the_ledger_read_alike(module, tmp_path):
     ledger = module("ledger")
     machine = {"cpu": "CPU", "cores": 2, "cores_used": 1, "python": "3.11.7", "jax": "0.10"}
