@@ -75,7 +75,22 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["CartPole-v1", "--out", "/dev/null/run"], "/dev/null/run cannot be written"),
         (["Pendulum-v1"], "supports Discrete actions only"),
-        (["Blackjack-v1"], "supports one array as observation"),
+        (
+            ["Blackjack-v1", "model.encoders.3=index"],
+            "model.encoders.3 is not a part of the observation of Blackjack-v1: it has 0, 1, 2",
+        ),
+        (["Blackjack-v1", "model.torso=grid"], "model.torso=grid needs an observation of one array"),
+        (["Blackjack-v1", "model.torso=impala"], "no part of the observation of Blackjack-v1 is a picture"),
+        (["Blackjack-v1", "model.encoders.0=symbols"], "model.encoders.0.kind=symbols needs a grid of whole numbers"),
+        (["Blackjack-v1", "model.encoders={0: ignore, 1: ignore, 2: ignore}"], "nothing of the observation"),
+        (
+            ["CartPole-v1", "model.encoders.observation.kind=text"],
+            "needs one axis of whole numbers, and observation is float32 (4,)",
+        ),
+        (
+            ["CartPole-v1", "model.encoders.observation.wdth=3", "model.encoders.observation.kind=tokens"],
+            "did you mean model.encoders.observation.width?",
+        ),
         (["CartPole-v1", "env.options.wheels=4"], "CartPole-v1 cannot be made"),
         (["CartPole-v1", "backend"], "invalid override 'backend': expected KEY=VALUE"),
         (["CartPole-v1", "--out", "x" * 5000], "cannot be written: File name too long"),

@@ -11,6 +11,7 @@ docs/guide/pixels_and_atari.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -146,11 +147,13 @@ class Encoding:
     layout: Layout = "as_given"
     """The order of a picture's axes in the environment's own array."""
     start: int = 0
-    """The first value of a Discrete observation."""
+    """The least value of a Discrete observation, or of an array with `num_values`."""
     num_values: int = 0
-    """Number of values of a Discrete observation; 0 for an array."""
+    """Number of values of a Discrete observation, or of an array of whole numbers with bounds; 0 for others."""
     stack: int = 1
     """Number of observations that are joined along the last axis."""
+    names: bool = False
+    """Whether the whole numbers of an array are only names, as those of MultiDiscrete."""
 
     @property
     def encoded_shape(self) -> tuple[int, ...]:
@@ -158,7 +161,9 @@ class Encoding:
         one = {"index": (1,), "one_hot": (self.num_values,)}.get(self.kind) or channels_last_shape(
             self.shape, self.layout
         )
-        return (*one[:-1], self.stack * one[-1]) if self.stack > 1 else one
+        if self.stack == 1:
+            return one
+        return (*one[:-1], self.stack * one[-1]) if one else (self.stack,)
 
     @property
     def own_shape(self) -> tuple[int, ...]:
@@ -193,7 +198,10 @@ def encoding_of(space: Any, layout: LayoutSetting = "auto") -> Any:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return {key: encoding_of(part, layout) for key, part in space.spaces.items()}
+        parts = {str(key): encoding_of(part, layout) for key, part in space.spaces.items()}
+        if len(parts) < len(space.spaces):
+            return UnsupportedSpace(f"{space}, two parts of which have the same name as text")
+        return parts
     if isinstance(space, spaces.Tuple):
         return tuple(encoding_of(part, layout) for part in space.spaces)
     if isinstance(space, spaces.Discrete):
@@ -207,9 +215,14 @@ def encoding_of(space: Any, layout: LayoutSetting = "auto") -> Any:
         return Encoding((), dtype, str(space.dtype), kind, start=int(space.start), num_values=int(space.n))
     if isinstance(space, (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)):
         dtype = device_dtype(space.dtype) if layout == "as_given" else _fitting_dtype(space)
-        own = np.dtype(space.dtype)
-        own_layout: Layout = "as_given" if layout == "as_given" else layout_of(space.shape, _is_picture(space))
-        return Encoding(tuple(space.shape), str(dtype), str(own), layout=own_layout)
+        own, shape = np.dtype(space.dtype), tuple(space.shape)
+        if layout == "as_given":
+            return Encoding(shape, str(dtype), str(own))
+        start, num_values = _range_of(space) if dtype.kind in "iu" else (0, 0)
+        return Encoding(
+            shape, str(dtype), str(own), "array", layout_of(shape, _is_picture(space)), start, num_values,
+            names=isinstance(space, spaces.MultiDiscrete) and num_values > 0,
+        )  # fmt: skip
     return UnsupportedSpace(str(space))
 
 
@@ -235,6 +248,23 @@ def _fitting_dtype(space: Any) -> np.dtype:
     return np.dtype(np.float32) if below.any() or above.any() else dtype
 
 
+MOST_VALUES = 2**16
+"""Arrays of whole numbers with more values have no names to learn."""
+
+
+def _range_of(space: Any) -> tuple[int, int]:
+    """Return the least value and the number of values of an array of whole numbers; (0, 0) where there are many."""
+    if np.dtype(space.dtype).kind not in "iu" or not math.prod(space.shape):
+        return 0, 0
+    if hasattr(space, "nvec"):
+        low, high = int(np.min(space.start)), int(np.max(space.start + space.nvec)) - 1
+    elif hasattr(space, "low"):
+        low, high = int(space.low.min()), int(space.high.max())
+    else:
+        low, high = 0, 1
+    return (low, high - low + 1) if high - low < MOST_VALUES else (0, 0)
+
+
 def _is_picture(space: Any) -> bool:
     return space.dtype == np.uint8 and hasattr(space, "high") and bool((space.high == 255).all())
 
@@ -249,7 +279,7 @@ def encode_observation(encoding: Any, observation: Any) -> Any:
       observation: the observation, with any leading batch axes.
     """
     if isinstance(encoding, Mapping):
-        return {key: encode_observation(part, observation[key]) for key, part in encoding.items()}
+        return {key: encode_observation(part, part_of(observation, key)) for key, part in encoding.items()}
     if isinstance(encoding, tuple):
         return tuple(encode_observation(part, item) for part, item in zip(encoding, observation, strict=True))
     value = observation if hasattr(observation, "reshape") else np.asarray(observation)
@@ -258,7 +288,13 @@ def encode_observation(encoding: Any, observation: Any) -> Any:
     single = dataclasses.replace(encoding, stack=1)
     size = value.shape[-1] // encoding.stack
     parts = [value[..., i * size : (i + 1) * size] for i in range(encoding.stack)]
-    return _joined([_encode_one(single, part if encoding.shape else part[..., 0]) for part in parts])
+    encoded = [_encode_one(single, part if encoding.shape else part[..., 0]) for part in parts]
+    return _joined(encoded if single.encoded_shape else [part[..., None] for part in encoded])
+
+
+def part_of(observation: Mapping[Any, Any], key: str) -> Any:
+    """Return the part of a dictionary whose key is this text, or is another value that is written so."""
+    return observation[key] if key in observation else next(observation[k] for k in observation if str(k) == key)
 
 
 def _encode_one(encoding: Encoding, value: Any) -> Any:
@@ -290,7 +326,7 @@ def misfit(encoding: Any, observation: Any) -> str | None:
     infinite in float32.
     """
     if isinstance(encoding, Mapping):
-        texts = (misfit(part, observation[key]) for key, part in encoding.items())
+        texts = (misfit(part, part_of(observation, key)) for key, part in encoding.items())
         return next((text for text in texts if text), None)
     if isinstance(encoding, tuple):
         texts = (misfit(part, item) for part, item in zip(encoding, observation, strict=True))

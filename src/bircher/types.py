@@ -20,10 +20,11 @@ border between modules; a mask is 1 (or True) where a value is to be used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 Key = jax.Array
@@ -72,6 +73,25 @@ class Symmetry(NamedTuple):
     """Action a on the transformed board is action ``actions[a]`` on the original board."""
 
 
+SINGLE = "observation"
+"""The name of an observation that is one array."""
+
+
+def part_names(observation: PyTree) -> list[str]:
+    """Return the names of an observation's arrays, in JAX's order: the keys and positions to each, joined by dots."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(observation)]
+    return [".".join(str(getattr(step, "key", getattr(step, "idx", ""))) for step in path) or SINGLE for path in paths]
+
+
+class ObservationPart(NamedTuple):
+    """One array of an observation, without its batch axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    encoding: Any
+    """The `spaces.Encoding` that computes it; None where the environment's own observation is the same."""
+
+
 class EnvSpec(NamedTuple):
     """The observations and actions of an environment, without its batch axis.
 
@@ -99,6 +119,16 @@ class EnvSpec(NamedTuple):
     """The environment's own action space as its package prints it; "" where it has none."""
     advice: str = ""
     """A sentence for users whose observation space is not supported, with a way to make it so."""
+
+    @property
+    def parts(self) -> dict[str, ObservationPart]:
+        """Return the arrays of an observation by name; `observation` is the name of a single one."""
+        arrays, encodings = jax.tree.leaves(self.observation), jax.tree.leaves(self.encoding)
+        encodings = encodings or [None] * len(arrays)
+        return {
+            name: ObservationPart(tuple(array.shape), np.dtype(array.dtype), encoding)
+            for name, array, encoding in zip(part_names(self.observation), arrays, encodings, strict=True)
+        }
 
     @property
     def action_start(self) -> int:

@@ -68,10 +68,15 @@ def test_state_and_row_may_be_donated(source, stack):
     assert_same_rows(*rows)
 
 
-def test_observations_without_an_axis_cannot_be_stacked():
-    flat = Broken(observation=jax.ShapeDtypeStruct((), np.float32))
-    with pytest.raises(UnsupportedEnvironment, match="cannot be stacked 2 times"):
-        stack_observations(flat, 2)
+def test_numbers_without_an_axis_become_vectors_when_stacked():
+    flat = Broken(lambda timestep, _: timestep._replace(observation=timestep.observation[:, 0]))
+    flat.spec = flat.spec._replace(observation=jax.ShapeDtypeStruct((), np.float32))
+    env = stack_observations(flat, 3)
+    check_env(env, 8)
+    rows = rollout(env, 4, np.zeros((4, 2)))
+    np.testing.assert_array_equal(rows.observation[:, 0], [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [0, 0, 0]])
+    with pytest.raises(UnsupportedEnvironment, match="cannot be stacked 0 times"):
+        stack_observations(flat, 0)
 
 
 class Broken:

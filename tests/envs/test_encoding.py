@@ -225,11 +225,17 @@ def test_encodings_work_in_programs_and_are_saved():
 
 
 def test_an_error_about_a_space_names_it_and_the_way_out():
-    dictionary = spaces.Dict({"eye": spaces.Box(0, 1, (2,)), "action_mask": spaces.MultiBinary(2)})
+    eye, graph = spaces.Box(0, 1, (2,)), spaces.Graph(spaces.Box(0, 1, (2,)), None)
+    text = spaces.Dict({"eye": eye, "deep": spaces.Tuple([spaces.Text(5)])})
     cases = [
-        (Spaces(dictionary), [str(dictionary), "FlattenObservation", 'info["action_mask"]']),
-        (Spaces(spaces.Tuple([spaces.Discrete(2)])), ["Tuple(Discrete(2))", "gymnasium.wrappers.FlattenObservation"]),
-        (Spaces(spaces.Sequence(spaces.Discrete(2))), ["Sequence(Discrete(2)", "TransformObservation"]),
+        (Spaces(text), [str(text), "because of Text(1, 5", "as a Box of uint8", "model.encoders.PART=text"]),
+        (Spaces(spaces.Tuple([eye, graph])), ["because of Graph", "TransformObservation", "kind: tokens"]),
+        (Spaces(spaces.Sequence(spaces.Discrete(2))), ["Sequence(Discrete(2)", "TransformObservation", "kind: tokens"]),
+        (Spaces(spaces.Dict(x=spaces.Dict())), ["Dict()), which has no numbers"]),
+        (Spaces(spaces.Tuple([spaces.Dict(a=spaces.Box(0, 1, (0, 3)))])), ["which has no numbers"]),
+        (Spaces(spaces.Box(0, 1, (0,))), ["which has no numbers"]),
+        (Spaces(spaces.Dict({"a.b": eye, "a": spaces.Dict(b=eye)})), ["two parts have the name a.b"]),
+        (Spaces(spaces.Dict({1: eye, "1": eye})), ["same name as text"]),
         (Spaces(action_space=spaces.MultiDiscrete([2, 3])), ["MultiDiscrete([2 3])", "TransformAction"]),
         (Spaces(action_space=spaces.Box(-1, 1, (2,))), ["Box(-1.0, 1.0, (2,), float32)", "Discrete actions only"]),
     ]

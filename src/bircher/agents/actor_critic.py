@@ -23,7 +23,7 @@ from typing import Annotated, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from bircher import search
@@ -39,7 +39,7 @@ from bircher.agents.config import (
 )
 from bircher.agents.metrics import compute_if, policy_metrics
 from bircher.agents.unroll import episode_ends, root_mask, unroll
-from bircher.networks.layers import ObservationStatistics
+from bircher.networks.layers import ObservationStatistics, PartStatistics
 from bircher.networks.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, losses, returns
 from bircher.search import SearchConfig, SearchResult
@@ -62,7 +62,7 @@ class PolicyAgentState(eqx.Module):
     """The state of these agents next to their parameters."""
 
     normalizer: improvement.AdvantageNormalizer
-    statistics: ObservationStatistics | None
+    statistics: ObservationStatistics | PartStatistics | None
     largest_return: Float[Array, ""] | None = None
     """The largest discounted return of training so far; None where the unit of values does not follow it."""
 
@@ -88,7 +88,7 @@ class _TargetOutputs(NamedTuple):
     """pi_prior(a|s) / pi_b(a|s) of the actions that were taken."""
 
 
-def normalize_observation(state: PolicyAgentState, observation: Array) -> Array:
+def normalize_observation(state: PolicyAgentState, observation: PyTree[Array]) -> PyTree[Array]:
     """Return observations as the network takes them: unchanged, or scaled by their running mean and deviation."""
     return observation if state.statistics is None else state.statistics.normalize(observation)
 
@@ -271,7 +271,8 @@ def _observe(state: PolicyAgentState, rows: Trajectory, mask: Array) -> PolicyAg
     """Add the observations of root rows to the running statistics, if the agent has them."""
     if state.statistics is None:
         return state
-    return replace(state, statistics=state.statistics.update(rows.observation[:, :-1], mask))
+    without_last = jax.tree.map(lambda x: x[:, :-1], rows.observation)
+    return replace(state, statistics=state.statistics.update(without_last, mask))
 
 
 def make(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.errors import UnsupportedEnvironment
 from bircher.networks.model import Model
-from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
+from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory, Unsupported
 
 Mode = Literal["explore", "sample", "greedy"]
 """`explore` collects training data. `sample` draws from the same policy without the noise of exploration. `greedy`
@@ -180,7 +180,7 @@ class Agent(NamedTuple):
 
 
 def require_discrete(name: str, spec: EnvSpec) -> None:
-    """Require that observations are one array and that actions are discrete.
+    """Require that observations are arrays and that actions are discrete.
 
     Raises:
       UnsupportedEnvironment: a space is not supported; the message names it.
@@ -192,10 +192,8 @@ def require_discrete(name: str, spec: EnvSpec) -> None:
             "chosen actions by gymnasium.wrappers.TransformAction, and where not all of them are legal a mask in "
             'info["action_mask"]'
         )
-    if not hasattr(spec.observation, "shape"):
-        described = spec.observation_space
-        space = f"the observation space {described}" if described else f"the observations {spec.observation}"
+    if isinstance(spec.observation, Unsupported):
         advice = f"; {spec.advice}" if spec.advice else ""
         raise UnsupportedEnvironment(
-            f"agent {name} supports one array as observation, and {spec.id} has {space}{advice}"
+            f"agent {name} supports observations of arrays, and {spec.id} has the {spec.observation}{advice}"
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bircher.agents.loss_terms import LossInputs
 from bircher.networks.encoders import IndexTorso
+from bircher.networks.model import Model
+from bircher.networks.observations import JoinedTorso
 from bircher.ops import distributions, losses
 
 
@@ -66,7 +69,6 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
     overflow = model.value_support.overflow(target.value)
     if model.heads.reward is not None:
         overflow |= model.reward_support.overflow(target.reward)
-    names_states = isinstance(model.representation, IndexTorso)  # indices of states have no scale
     entropy = distributions.entropy(unrolled.acting_logits[0])
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
     has_choice = target.mask & (legal > 1)
@@ -81,8 +83,22 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),
         "model/latent_deviation": _deviation(inputs.latent[:, : entropy.shape[1]], target.mask),
-        **({} if names_states else observation_scale(rows.observation[:, : entropy.shape[1]], target.mask)),
+        **observation_scales(model, rows.observation, target.mask),
     }
+
+
+def observation_scales(model: Model, observation: PyTree[Array], mask: Bool[Array, "B T"]) -> dict[str, Array]:
+    """Return the scales of all arrays of an observation whose numbers the network takes as they are: the largest.
+
+    Indices of states have no scale.
+    """
+    representation = model.representation
+    if isinstance(representation, IndexTorso):
+        return {}
+    arrays = representation.numbers(observation) if isinstance(representation, JoinedTorso) else [observation]
+    scales = [observation_scale(x[:, : mask.shape[1]], mask) for x in arrays]
+    names = dict.fromkeys(name for scale in scales for name in scale)
+    return {name: functools.reduce(jnp.maximum, [scale[name] for scale in scales if name in scale]) for name in names}
 
 
 def observation_scale(observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> dict[str, Array]:

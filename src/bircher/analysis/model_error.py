@@ -26,11 +26,13 @@ def measure(rows: Trajectory) -> dict[str, float]:
     could be remembered comes before it.  The ambiguity is missing where no transition repeats or all rewards are equal.
     """
     used = ~(rows.first | rows.last)[:, :-1] & ~rows.first[:, 1:]
-    observation, action = rows.observation[:, :-1][used], np.asarray(rows.action)[:, :-1][used]
+    arrays = [x[:, :-1][used] for x in jax.tree.leaves(rows.observation)]
+    action = np.asarray(rows.action)[:, :-1][used]
     reward = rows.reward[:, 1:][used].astype(np.float64)
     if not len(reward):
         return {}
-    group, size = _groups(observation + observation.dtype.type(0), action)
+    # The sum with 0 makes -0.0 equal to 0.0.
+    group, size = _groups([x + x.dtype.type(0) for x in arrays], action)
     repeated = size[group] > 1
     metrics = {"act/repeated_observations": float(repeated.mean())}
     group, reward = group[repeated], reward[repeated]
@@ -41,9 +43,9 @@ def measure(rows: Trajectory) -> dict[str, float]:
     return metrics
 
 
-def _groups(observation: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _groups(arrays: list[np.ndarray], action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the group of every row, by equal observation and action, and the number of rows in each group."""
-    keys = [(row.tobytes(), int(choice)) for row, choice in zip(observation, action, strict=True)]
+    keys = [(*(part.tobytes() for part in row), int(choice)) for *row, choice in zip(*arrays, action, strict=True)]
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     group = np.array([index[key] for key in keys])
     return group, np.bincount(group)

@@ -116,8 +116,8 @@ def total(parts: list[Part]) -> Part:
     )
 
 
-Batch = Callable[[int], jax.ShapeDtypeStruct]
-"""(number of frames) -> the shape of an input."""
+Batch = Callable[[int], PyTree]
+"""(number of frames) -> the shape of an input, or of each of its arrays."""
 
 
 def _is_array(leaf: Any) -> bool:
@@ -126,7 +126,10 @@ def _is_array(leaf: Any) -> bool:
 
 def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch, ...]]]:
     """Return the function that uses each part, and the shapes of its inputs."""
-    observation = _batch(spec.observation.shape, spec.observation.dtype)
+
+    def observation(size: int) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), spec.observation)
+
     latent = _like(lambda model, x: model.represent(x), model, observation)
     features = _like(lambda model, x: model.head_input(x), model, latent)
     uses: dict[str, tuple[Callable, tuple[Batch, ...]]] = {ENCODER: (lambda m, x: m.represent(x), (observation,))}

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from bircher import renamed
 from bircher.config import foreign_names
+from bircher.config.entries import entry_model, flat_entries
 from bircher.errors import BadYAML, ConfigError, near_setting, say_once, short, short_text, short_written
 
 MOST_LEVELS = 50
@@ -225,6 +226,8 @@ def nested(flat: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
+        if type(key) is int and prefix.startswith("model.encoders."):
+            key = str(key)  # the position of a part of an observation
         if not isinstance(key, str):
             where = f" in {short_text(prefix[:-1])}" if prefix else ""
             raise ConfigError(f"invalid key {short(key)}{where}: the name of a setting must be text")
@@ -320,10 +323,15 @@ def checked(layer: Mapping[str, Any], model: type[BaseModel], where: str = "") -
         for key, value in layer.items():
             name = prefix + key
             if key not in fields:
-                name = next(iter(leaves({key: value}, prefix)), name)
-                advice = near_setting(name, names(model), _here(name, model))
+                name, known = next(iter(leaves({key: value}, prefix)), name), names(model)
+                known += [own for own in names(part, prefix) if own not in known]
+                advice = near_setting(name, known, _here(name, model))
                 raise ConfigError(f"unknown setting {short_text(name) or short(name)}{advice}{where}")
-            group = _group(fields[key])
+            group, entry = _group(fields[key]), entry_model(fields[key])
+            if entry and isinstance(value, Mapping):
+                found = flat_entries(value, entry)
+                result[key] = {part: walk(item, entry, f"{name}.{part}.") for part, item in found.items()}
+                continue
             if group and not isinstance(value, Mapping):
                 raise ConfigError(
                     f"{name}={as_text(value)}: {name} is a group of settings "
@@ -360,15 +368,19 @@ def sentence(error: ValidationError, layer: Mapping[str, Any], model: type[BaseM
         prefix = ".".join(str(part) for part in first["loc"])
         return f"{prefix}.{text}" if prefix else text
     location: list[str] = []
-    field, value = None, layer
+    field, value, entry = None, layer, None
     for part in first["loc"]:
         fields = _fields(model)
         # A part that is not a field is an index into a list, and a missing field has no value.
-        if part not in fields or part not in value:
+        if (entry is None and part not in fields) or part not in value:
             break
         location.append(str(part))
-        field, value = fields[str(part)], value[part]
-        model = _group(field) or model
+        value = value[str(part)]
+        if entry is not None:
+            model, entry = entry, None
+            continue
+        field = fields[str(part)]
+        model, entry = _group(field) or model, entry_model(field)
     if field is None or (first["type"] == "missing" and isinstance(first["loc"][-1], str)):
         return f"{'.'.join(str(part) for part in first['loc'])} is missing"
     return f"{'.'.join(location)}={as_text(value)} is not possible: expected {expected(field)}"

@@ -105,14 +105,13 @@ class StackedEnv:
     def __init__(self, env: Env, n: int):
         if isinstance(env.spec.observation, Unsupported):
             raise UnsupportedEnvironment(f"{env.spec.id} cannot be stacked: {env.spec.observation} is not supported")
-        scalar = [leaf for leaf in jax.tree.leaves(env.spec.observation) if not leaf.shape]
-        if n < 1 or scalar:
+        if n < 1:
             raise UnsupportedEnvironment(f"{env.spec.id} cannot be stacked {n} times along the last axis")
         self.env, self.n = env, n
         self.num_envs, self.pure = env.num_envs, env.pure
         self.spec = env.spec._replace(
             observation=jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], n * leaf.shape[-1]), leaf.dtype),
+                lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], n * (leaf.shape or (1,))[-1]), leaf.dtype),
                 env.spec.observation,
             ),
             encoding=jax.tree.map(lambda leaf: dataclasses.replace(leaf, stack=n), env.spec.encoding),
@@ -121,7 +120,7 @@ class StackedEnv:
     def reset(self) -> tuple[StackState, TimeStep]:
         """Reset the environment and return first rows with n copies of each first observation."""
         state, timestep = self.env.reset()
-        observation = jax.tree.map(self._copies, timestep.observation)
+        observation = jax.tree.map(self._copies, _with_axis(timestep.observation))
         # The copy has separate memory: a program that donates state and row cannot take one array twice.
         return StackState(state, jax.tree.map(jnp.copy, observation)), timestep._replace(observation=observation)
 
@@ -134,7 +133,7 @@ class StackedEnv:
             shifted = jnp.concatenate([old[..., new.shape[-1] :], new], axis=-1)
             return jnp.where(first, self._copies(new), shifted)
 
-        observation = jax.tree.map(join, state.observation, timestep.observation)
+        observation = jax.tree.map(join, state.observation, _with_axis(timestep.observation))
         return StackState(inner, observation), timestep._replace(observation=observation)
 
     def failure(self) -> str | None:
@@ -149,11 +148,16 @@ class StackedEnv:
         return jnp.concatenate([observation] * self.n, axis=-1)
 
 
+def _with_axis(observation: PyTree[Array]) -> PyTree[Array]:
+    """Return observations [B, ...] with an axis to stack along, also those that are one number each."""
+    return jax.tree.map(lambda x: x[:, None] if x.ndim == 1 else x, observation)
+
+
 def stack_observations(env: Env, n: int) -> Env:
     """Return the environment with its last n observations concatenated along the last axis, oldest first.
 
     Vectors become longer, images get more channels. A first row contains n copies of its observation, so that the
-    agent sees nothing of the previous episode. Raises UnsupportedEnvironment for observations without an axis.
+    agent sees nothing of the previous episode. Single numbers become vectors.
     """
     return StackedEnv(env, n)
 

@@ -10,6 +10,8 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
 - Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
 - A pool that returns N rows at a time takes actions for any N of its environments, and returns those N when all are
   done, in any order. Repeated actions rest on this: see `EnvPoolEnv`.
+- A limit of 0 in an environment's configuration, as BabyAI's have, leaves the limit to the environment: it truncates
+  episodes by itself, after a number of steps that depends on the mission.
 - Atari's frames come as [channels, height, width], and are turned here; its drawing is the whole screen in color.
 """
 
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from bircher.envs import atari
+from bircher.envs import atari, minigrid
 from bircher.envs.base import Actions, EnvState, row
 from bircher.envs.specs import action_spec, encoded_shape, observation_spec, quiet_bounds, with_spaces
 from bircher.errors import UnsupportedEnvironment
@@ -50,7 +52,8 @@ def env_spec(request: EnvRequest) -> EnvSpec:
     limit = int(native.config.max_episode_steps)
     if game is None:
         repeat = request.config.repeat
-        spec = EnvSpec(env_id, shapes, action, -(-limit // repeat), action_repeat=repeat, encoding=encoding)
+        max_steps = -(-limit // repeat) if limit > 0 else None
+        spec = EnvSpec(env_id, shapes, action, max_steps, action_repeat=repeat, encoding=encoding)
         return with_spaces(spec, observation_space, action_space)
     encoding = dataclasses.replace(encoding, layout="channels_first")
     repeat = int(native.config.frame_skip)
@@ -98,6 +101,7 @@ class EnvPoolEnv:
     def __init__(self, request: EnvRequest, seeds: Sequence[int]):
         env_id, num_threads = request.config.id, request.config.num_threads
         self._game = atari.canonical(env_id)
+        self._draws = self._game is not None or env_id.startswith(minigrid.PREFIXES)
         self.spec = env_spec(request)
         self.num_envs, self._repeat = len(seeds), self.spec.action_repeat if self._game is None else 1
         pool_seeds = [int(seed) for seed in seeds] * (1 if self._repeat == 1 else 2)
@@ -109,7 +113,7 @@ class EnvPoolEnv:
             num_threads=min(cores, self.num_envs) if num_threads is None else num_threads,
             seed=pool_seeds,
             **_pool_settings(request),
-            **({"render_mode": "rgb_array"} if self._game else {}),
+            **({"render_mode": "rgb_array"} if self._draws else {}),
         )
         with quiet_bounds():  # the pool reads its observation space at every row
             self._handle, self._recv, self._send, self._step = self._pool.xla()
@@ -172,12 +176,12 @@ class EnvPoolEnv:
         return jax.lax.scan(again, first, None, length=self._repeat - 1)[0]
 
     def pictures(self) -> UInt8[np.ndarray, "B _ _ 3"] | None:
-        """Return the current screens of an Atari game, whole and in color; None for other environments.
+        """Return the current screens of an Atari game or a grid world, whole and in color; None for others.
 
         No program that steps the pool may still be running.
         """
         pool, *_ = self._open()
-        return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._game else None
+        return pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)) if self._draws else None
 
     def close(self) -> None:
         """Close the pool and its threads; no program made from this environment may run afterward."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bircher.envs import atari, small
+from bircher.envs import atari, minigrid, small
 from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
 from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, short
@@ -121,7 +121,9 @@ def preset_name(env_id: EnvSource) -> str:
     """Return the name of the preset for an environment's family, a file in ``presets/``; ``default`` for most."""
     if atari.canonical(env_id) is not None:
         return "atari"
-    return PRESETS.get(env_id, "default") if isinstance(env_id, str) else "default"
+    if not isinstance(env_id, str):
+        return "default"
+    return PRESETS.get(env_id) or minigrid.preset_name(env_id) or "default"
 
 
 def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
@@ -187,7 +189,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
     for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
         if source in ids and backend in (None, name):
             return name
-    if atari.canonical(source) is not None and backend in (None, "envpool"):
+    if backend in (None, "envpool") and (atari.canonical(source) is not None or _is_grid_world(source)):
         return "envpool"
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
@@ -196,7 +198,8 @@ def backend_of(source: object, backend: str | None = None) -> str:
     from bircher.envs import specs
 
     known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.list_ids()}
-    known_ids["envpool"] = (*ENVPOOL, *atari.ids())
+    grid_worlds = minigrid.ids() if source.startswith(minigrid.PREFIXES) else ()
+    known_ids["envpool"] = (*ENVPOOL, *atari.ids(), *grid_worlds)
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
     raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice_for(source[:100], names)}")
@@ -313,7 +316,8 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    for env_id in dict.fromkeys((*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *specs.list_ids())):
+    built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *minigrid.ids())
+    for env_id in dict.fromkeys((*built_in, *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
         backend = backend_of(env_id)
@@ -328,6 +332,10 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
             observation, action = f"not available: {reason}", ""
         lines.append(ListedEnv(env_id, backend, observation, action, preset_name(env_id)))
     return lines
+
+
+def _is_grid_world(env_id: str) -> bool:
+    return env_id.startswith(minigrid.PREFIXES) and env_id in minigrid.ids()
 
 
 def _in_gymnasium(env_id: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
 import re
 import sys
@@ -22,11 +23,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymnasiumSpec
 from gymnasium.envs.registration import load_env_creator
 
-from bircher.envs import atari
+from bircher.envs import atari, minigrid
 from bircher.envs.rendering import takes_render_mode
 from bircher.errors import UnknownEnvironment
 from bircher.spaces import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
-from bircher.types import Continuous, Discrete, EnvSpec, Unsupported
+from bircher.types import Continuous, Discrete, EnvSpec, Unsupported, part_names
 
 LISTED = 5
 """Number of a module's ids that an error lists."""
@@ -128,8 +129,6 @@ def _of_module(module: str) -> frozenset[str]:
 
 ATARI_SUFFIXES = re.compile(r"(?:-ramDeterministic|-ramNoFrameskip|-ram|Deterministic|NoFrameskip)?(?:-v\d+)?$")
 """Suffixes of other packages for the names of Atari games."""
-MINIGRID = ("MiniGrid-", "BabyAI-")
-"""Prefixes of the ids that the package minigrid registers when it is imported."""
 
 
 def advice_for(env_id: str, known_ids: Sequence[str]) -> str:
@@ -138,9 +137,10 @@ def advice_for(env_id: str, known_ids: Sequence[str]) -> str:
     if game in known_ids:
         screen = " and show their screen, not their memory" if "-ram" in env_id else ""
         return f"; Atari games are named like {game} here{screen}, and env.protocol=dqn plays them as DQN did"
-    if env_id.startswith(MINIGRID):
-        return f"; install the package minigrid and write minigrid:{env_id}"
     close = close_names(env_id, known_ids)
+    if env_id.startswith(minigrid.PREFIXES):
+        near = f"; did you mean {', '.join(close)}?" if close else ""
+        return f"{near}; for other ids install the package minigrid and write minigrid:{env_id}"
     return f"; did you mean {', '.join(close)}?" if close else "; `bircher envs` lists the known ids"
 
 
@@ -194,12 +194,19 @@ def observation_spec(space: spaces.Space, layout: LayoutSetting = "auto") -> tup
     """Return the observation specification of a Gymnasium space and its encoding.
 
     They are a pytree of shapes and a pytree of Encodings. Dict and Tuple become pytrees of their parts. If a part is
-    not an array, the specification is Unsupported and the encoding None.
+    not an array, or if there are no numbers, the specification is Unsupported and the encoding None.
     """
     encoding = encoding_of(space, layout)
-    unsupported = [part for part in jax.tree.leaves(encoding) if isinstance(part, UnsupportedSpace)]
+    parts = jax.tree.leaves(encoding)
+    unsupported = [part for part in parts if isinstance(part, UnsupportedSpace)]
     if unsupported:
         return Unsupported(f"observation space {_with_reason(space, unsupported[0])}"), None
+    names = part_names(encoding)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return Unsupported(f"observation space {space}, of which two parts have the name {twice}"), None
+    if not any(math.prod(part.encoded_shape) for part in parts):
+        return Unsupported(f"observation space {space}, which has no numbers"), None
     return jax.tree.map(encoded_shape, encoding), encoding
 
 
@@ -218,15 +225,26 @@ def with_spaces(spec: EnvSpec, observation_space: spaces.Space, action_space: sp
     return spec._replace(
         observation_space=str(observation_space),
         action_space=str(action_space),
-        advice="" if isinstance(observation_space, spaces.Box) else _advice(observation_space),
+        advice=_advice(observation_space),
     )
 
 
 def _advice(space: spaces.Space) -> str:
-    if space.is_np_flattenable:
-        advice = "wrap it by gymnasium.wrappers.FlattenObservation"
-    else:
-        advice = "wrap it by gymnasium.wrappers.TransformObservation with a function that gives one array"
-    if isinstance(space, spaces.Dict) and any("mask" in str(key) for key in space.spaces):
-        advice += '; a mask of legal actions belongs in info["action_mask"]'
-    return advice
+    """Return what helps with the first part of a space that no agent can read, or nothing where all can be read."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return next((advice for advice in map(_advice, parts) if advice), "")
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return ""
+    wrapper = "gymnasium.wrappers.TransformObservation"
+    if isinstance(space, spaces.Text):
+        return (
+            f"leave the text out, or give its bytes by {wrapper} as a Box of uint8 with a fixed length, filled up with "
+            "0, and set model.encoders.PART=text"
+        )
+    if isinstance(space, spaces.Graph | spaces.Sequence):
+        return (
+            f"give a fixed number of rows by {wrapper} as a Box, filled up with rows of one number, and set "
+            "model.encoders.PART={kind: tokens, padding: NUMBER}"
+        )
+    return f"give arrays of a fixed shape by {wrapper}"

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field, model_validator
 
-from bircher.networks.encoders import GRIDS, TorsoConfig
+from bircher.networks.encoders import GRIDS
+from bircher.networks.observations import RepresentationConfig
 from bircher.ops.transforms import Bounded, Support, Unbounded
 
 
-class ModelConfig(TorsoConfig):
+class ModelConfig(RepresentationConfig):
     """Settings of the network, and the number of steps for which its model is unrolled."""
 
     dynamics: Literal["auto", "mlp", "lstm", "convolution"] = "auto"

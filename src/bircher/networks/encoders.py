@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PyTree
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import spaces
@@ -40,7 +40,7 @@ class Torso(eqx.Module):
     def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
         """Return the latent of features, in [-1, 1]."""
 
-    def __call__(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
+    def __call__(self, observation: PyTree[Array]) -> Float[Array, "*B latent"]:
         return self.project(self.encode(observation))
 
 
@@ -399,17 +399,9 @@ class TorsoConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     torso: Literal[
-        "auto",
-        "mlp",
-        "small_cnn",
-        "grid",
-        "identity",
-        "dqn_cnn",
-        "nature_cnn",
-        "spatial_softmax",
-        "impala",
+        "auto", "mlp", "small_cnn", "grid", "identity", "dqn_cnn", "nature_cnn", "spatial_softmax", "impala",
         "muzero_resnet",
-    ] = "auto"
+    ] = "auto"  # fmt: skip
     """The network from the observation to the latent. `auto` takes `impala` for images of at least 32 × 32, `small_cnn`
     for smaller ones and `mlp` for the rest. With `grid` the latent is a grid too and dynamics are convolutions, for
     board games. With `identity` that grid is the observation. With `muzero_resnet` it is an image, halved until it is
@@ -461,6 +453,15 @@ def make_torso(config: TorsoConfig, spec: EnvSpec, key: Key, latent_width: int |
         return IndexTorso(shape[-1], num_values, config.torso_widths, width, key)
     if name == "mlp":
         return MLPTorso(shape, config.torso_widths, width, key)
+    return make_picture_torso(config, name, shape, width, key)
+
+
+def make_picture_torso(config: TorsoConfig, name: str, shape: tuple[int, ...], width: int, key: Key) -> Any:
+    """Return the torso of this name for a picture or a grid [height, width, channels].
+
+    Raises:
+      ConfigError: the observation has other axes, or is smaller than the kernel.
+    """
     least = {"identity": 1, **LEAST}.get(name, config.kernel)
     if len(shape) != 3 or min(shape[:2]) < least:
         raise ConfigError(

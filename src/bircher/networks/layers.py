@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bircher.spaces import Encoding
-from bircher.types import EnvSpec, Key
+from bircher.types import SINGLE, EnvSpec, Key
 
 
 class Linear(eqx.Module):
@@ -230,13 +231,26 @@ class ObservationStatistics(eqx.Module):
     @classmethod
     def zero(cls, spec: EnvSpec) -> ObservationStatistics:
         """Return the statistics before the first update, which leave observations unchanged."""
-        shape = spec.observation.shape
+        return cls.zero_of_shape(spec.observation.shape)
+
+    @classmethod
+    def zero_of_shape(cls, shape: tuple[int, ...]) -> ObservationStatistics:
+        """Return `zero` of an array of this shape."""
         return cls(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
     @classmethod
-    def of(cls, spec: EnvSpec) -> ObservationStatistics | None:
-        """Return `zero`, or None for numbers that are only names of states, because their mean has no meaning."""
-        return None if names_states(spec) else cls.zero(spec)
+    def of(cls, spec: EnvSpec) -> ObservationStatistics | PartStatistics | None:
+        """Return `zero`, or None for numbers that are only names of states, because their mean has no meaning.
+
+        Of an observation of several arrays those of floating-point numbers have statistics.
+        """
+        if list(spec.parts) == [SINGLE]:
+            return None if names_states(spec) else cls.zero(spec)
+        parts = [
+            cls.zero_of_shape(part.shape) if np.dtype(part.dtype).kind == "f" and math.prod(part.shape) else None
+            for part in spec.parts.values()
+        ]
+        return PartStatistics(tuple(parts)) if any(parts) else None
 
     def update(self, observation: Shaped[Array, "B T *observation"], mask: Bool[Array, "B T"]) -> ObservationStatistics:
         """Return the statistics that include the rows in `mask`."""
@@ -260,3 +274,20 @@ class ObservationStatistics(eqx.Module):
         bytes_of_an_image = observation.dtype == jnp.uint8 and self.mean.ndim == 3
         least = FAINT**2 if bytes_of_an_image else 1e-8
         return jnp.clip((observation.astype(jnp.float32) - self.mean) / jnp.sqrt(self.variance + least), -10.0, 10.0)
+
+
+class PartStatistics(eqx.Module):
+    """The statistics of an observation of several arrays, None for arrays that are not normalized."""
+
+    parts: tuple[ObservationStatistics | None, ...]
+
+    def update(self, observation: PyTree[Array], mask: Bool[Array, "B T"]) -> PartStatistics:
+        """Return the statistics that include the rows in `mask`."""
+        pairs = zip(self.parts, jax.tree.leaves(observation), strict=True)
+        return PartStatistics(tuple(part and part.update(x, mask) for part, x in pairs))
+
+    def normalize(self, observation: PyTree[Array]) -> PyTree[Array]:
+        """Return the observation with the arrays that have statistics normalized."""
+        arrays, structure = jax.tree.flatten(observation)
+        pairs = zip(self.parts, arrays, strict=True)
+        return jax.tree.unflatten(structure, [x if part is None else part.normalize(x) for part, x in pairs])

@@ -8,18 +8,19 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher import spaces
 from bircher.errors import ConfigError
 from bircher.networks.config import ModelConfig
 from bircher.networks.conv import Convolution
 from bircher.networks.dynamics import Dynamics, Projection, make_dynamics
-from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, layout_without_encoding, make_torso
+from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, layout_without_encoding
 from bircher.networks.layers import MLP, Linear, Memory
+from bircher.networks.observations import JoinedTorso, make_representation, scale_bytes
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.spaces import Layout
-from bircher.types import EnvSpec, Key, Prediction
+from bircher.types import SINGLE, EnvSpec, Key, Prediction
 
 
 class Heads(eqx.Module):
@@ -92,7 +93,7 @@ class Model(eqx.Module):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
         recurrent = imagine and config.dynamics == "lstm"
         vector_width = 2 * config.latent_width if recurrent else config.latent_width
-        self.representation = make_torso(config, spec, torso_key, vector_width)
+        self.representation = make_representation(config, spec, torso_key, vector_width)
         grid = self.representation.grid
         latent_width = math.prod(grid) if grid else vector_width
         self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
@@ -110,8 +111,9 @@ class Model(eqx.Module):
         learned = project and not isinstance(self.representation, IdentityTorso)
         self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learned else None
         self.latent_gradient_scale, self.dtype = config.latent_gradient_scale, config.dtype
-        self.layout = layout_without_encoding(spec)
-        self.is_image = len(spaces.channels_last_shape(spec.observation.shape, self.layout)) == 3
+        part = spec.parts.get(SINGLE)
+        self.layout = layout_without_encoding(spec) if part else "as_given"
+        self.is_image = part is not None and len(spaces.channels_last_shape(part.shape, self.layout)) == 3
 
     def following(self, largest_return: Float[Array, ""] | None) -> Model:
         """Return the model whose values and rewards have a unit that follows the largest return, or itself for None.
@@ -123,24 +125,26 @@ class Model(eqx.Module):
         supports = (self.value_support.following(largest_return), self.reward_support.following(largest_return))
         return eqx.tree_at(lambda model: (model.value_support, model.reward_support), self, supports)
 
-    def features(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B features"]:
+    def features(self, observation: PyTree[Array]) -> Float[Array, "*B features"]:
         """Return the features of an observation, which may have any type; a memory may follow before `project`.
 
-        Bytes of an image are scaled to [0, 1] here and nowhere else.  Those of a vector, such as a machine's RAM, stay
-        as they are.  Pictures of another layout are transposed.
+        Bytes of an image are scaled to [0, 1] by the network and nowhere else.  Those of a vector, such as a machine's
+        RAM, stay as they are.  Pictures of another layout are transposed.
         """
         if isinstance(self.representation, IndexTorso):
             return self.representation.encode(observation, self.dtype)
-        observation = spaces.to_channels_last(observation, self.layout)
-        bytes_of_an_image = self.is_image and observation.dtype == jnp.uint8
-        x = observation.astype(jnp.float32) / 255.0 if bytes_of_an_image else observation
+        if self.layout != "as_given":
+            observation = spaces.to_channels_last(observation, self.layout)
+        if isinstance(self.representation, JoinedTorso):
+            return self.representation.encode(observation, self.dtype)
+        x = scale_bytes(observation) if self.is_image else observation
         return self.representation.encode(x.astype(self.dtype))
 
     def project(self, features: Float[Array, "*B features"]) -> Float[Array, "*B latent"]:
         """Return the latent of features, in [-1, 1]."""
         return self.representation.project(features).astype(jnp.float32)
 
-    def represent(self, observation: Shaped[Array, "*observation"]) -> Float[Array, "*B latent"]:
+    def represent(self, observation: PyTree[Array]) -> Float[Array, "*B latent"]:
         """Return h, the latent of an observation without a memory, in [-1, 1].
 
         With a memory, `encode` and `encode_rows` compute the latent.
@@ -149,7 +153,7 @@ class Model(eqx.Module):
 
     def encode(
         self,
-        observation: Shaped[Array, "*observation"],
+        observation: PyTree[Array],
         state: Float[Array, "B state"] | None,
         first: Bool[Array, " B"],
     ) -> tuple[Float[Array, "B latent"], Float[Array, "B state"] | None]:
@@ -161,7 +165,7 @@ class Model(eqx.Module):
 
     def encode_rows(
         self,
-        observation: Shaped[Array, "*observation"],
+        observation: PyTree[Array],
         state: Float[Array, "B state"] | None,
         first: Bool[Array, "B R"],
         burn_in: int = 0,

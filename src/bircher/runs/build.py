@@ -229,7 +229,7 @@ def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
     def make() -> TimeStep:
         number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
         legal = jnp.zeros((num_envs, num_legal(spec)), bool)
-        observation = jnp.zeros((num_envs, *spec.observation.shape), spec.observation.dtype)
+        observation = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), spec.observation)
         return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
 
     return jax.eval_shape(make)

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -178,13 +178,38 @@ def _new_folder(config: Config) -> Path:
 
 
 def spec_to(spec: EnvSpec) -> dict[str, Any]:
-    """Return a specification of one observation array and discrete actions as a dictionary for JSON."""
-    observation = {"shape": list(spec.observation.shape), "dtype": str(spec.observation.dtype)}
+    """Return a specification with discrete actions as a dictionary for JSON."""
     return {
-        "id": spec.id, "observation": observation, "num_actions": spec.num_actions, "max_steps": spec.max_steps,
+        "id": spec.id, "observation": _tree_to(spec.observation, _shape_to),
+        "num_actions": spec.num_actions, "max_steps": spec.max_steps,
         "num_players": spec.num_players, "action_repeat": spec.action_repeat, "action_start": spec.action_start,
-        "encoding": None if spec.encoding is None else spec.encoding.to_json(),
+        "encoding": None if spec.encoding is None else _tree_to(spec.encoding, Encoding.to_json),
     }  # fmt: skip
+
+
+def _tree_to(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Return a nesting of dictionaries and tuples for JSON; the result of `leaf` for an array has other keys."""
+    if isinstance(tree, Mapping):
+        return {"dict": {key: _tree_to(part, leaf) for key, part in tree.items()}}
+    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
+        return {"tuple": [_tree_to(part, leaf) for part in tree]}
+    return leaf(tree)
+
+
+def _tree_from(saved: Mapping[str, Any], leaf: Callable[[Any], Any]) -> Any:
+    if "dict" in saved:
+        return {key: _tree_from(part, leaf) for key, part in saved["dict"].items()}
+    if "tuple" in saved:
+        return tuple(_tree_from(part, leaf) for part in saved["tuple"])
+    return leaf(saved)
+
+
+def _shape_to(array: Any) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def _shape_from(saved: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(saved["shape"]), np.dtype(saved["dtype"]))
 
 
 def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
@@ -192,11 +217,11 @@ def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
 
     Specifications of the version before have no encoding; for them the arrays of the environment are taken unchanged.
     """
-    observation = jax.ShapeDtypeStruct(tuple(saved["observation"]["shape"]), np.dtype(saved["observation"]["dtype"]))
+    observation = _tree_from(saved["observation"], _shape_from)
     action = Discrete(saved["num_actions"], saved.get("action_start", 0))
     encoding = saved.get("encoding")
     if has_encoding(saved):
-        encoding = None if encoding is None else Encoding.from_json(encoding)
+        encoding = None if encoding is None else _tree_from(encoding, Encoding.from_json)
     else:
         encoding = Encoding(observation.shape, str(observation.dtype), str(observation.dtype))
     return EnvSpec(

@@ -24,7 +24,7 @@ from bircher.runs.loaded_agent import Inputs, LoadedAgent
 from bircher.runs.logger import ReplaySampler
 from bircher.training.learner import Learner
 from bircher.training.rollout import collect_rollout, describe_failure, start_actors
-from bircher.types import EnvSpec, Extras, Key, Policy, Trajectory
+from bircher.types import SINGLE, EnvSpec, Extras, Key, Policy, Trajectory
 from bircher.viz import panels, plots
 from bircher.viz.plots import Frame
 
@@ -135,7 +135,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
 class Decision(NamedTuple):
     """One observation of an episode, and the tree of a search from it."""
 
-    observation: np.ndarray
+    observation: Any
     step: int
     mover: int
     """The player who moves, 0 or 1, in games of two."""
@@ -161,7 +161,7 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         agent.reset()
         move = jax.jit(env.step)
         for number in range(step):
-            inputs = Inputs(np.asarray(row.observation), np.asarray(row.legal_actions))
+            inputs = Inputs(jax.tree.map(np.asarray, row.observation), np.asarray(row.legal_actions))
             state, row = move(state, agent.choose(inputs))
             if bool(row.last[0]):
                 raise ConfigError(
@@ -172,7 +172,8 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
         env.close()
     found = agent.search_of(Inputs(row.observation, row.legal_actions), seed)
     mover = step % 2 if agent.spec.num_players == 2 else 0
-    observation, action, value = np.asarray(row.observation[0]), int(found.action[0]), float(found.value[0])
+    observation = jax.tree.map(lambda x: np.asarray(x[0]), row.observation)
+    action, value = int(found.action[0]), float(found.value[0])
     return Decision(observation, step, mover, action, value, panels.Tree.of(found.tree))
 
 
@@ -211,8 +212,11 @@ def describe(config: Config) -> str:
     spec = env.spec
     env.close()
     parts = parts_of(config, spec)
-    shape = " × ".join(str(length) for length in spec.observation.shape)
-    head = f"{spec.id}, {config.agent.name}: observation {shape} {spec.observation.dtype}, {spec.action}"
+    observation = ", ".join(
+        f"{'' if name == SINGLE else name + ' '}{' × '.join(map(str, part.shape)) or '1'} {part.dtype}"
+        for name, part in spec.parts.items()
+    )
+    head = f"{spec.id}, {config.agent.name}: observation {observation}, {spec.action}"
     model = f"{config.model.precision}, the model unrolled {config.model.unroll_steps} steps"
     rows = [("", "parameters", "FLOPs a frame", "activations a frame")]
     rows += [

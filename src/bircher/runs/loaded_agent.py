@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from bircher.agents.base import Agent, Carry, model_of
 from bircher.config.config import Config
@@ -20,10 +20,10 @@ from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
-from bircher.spaces import Encoding, decode_action, encode_observation, misfit
+from bircher.spaces import decode_action, encode_observation, misfit, part_of
 from bircher.training import checkpoint, learner
 from bircher.training.evaluator import Evaluator, Mode, Report
-from bircher.types import ActOutput, EnvSpec, Policy, TimeStep, Trajectory
+from bircher.types import SINGLE, ActOutput, EnvSpec, ObservationPart, Policy, TimeStep, Trajectory
 from bircher.viz import panels, plots
 from bircher.viz.panels import Thought
 
@@ -31,12 +31,17 @@ from bircher.viz.panels import Thought
 class Inputs(NamedTuple):
     """Encoded observations and their legal actions, with a batch axis."""
 
-    observation: np.ndarray
-    """Observations as the network takes them, [B, ...]."""
+    observation: PyTree[np.ndarray]
+    """Observations as the network takes them, [B, ...]: one array, or a nesting of dictionaries and tuples."""
     legal_actions: np.ndarray
     """Whether each action is legal, [B, A]."""
     single: bool = False
     """Whether the caller gave one observation without a batch axis."""
+
+    @property
+    def size(self) -> int:
+        """Return the number B of observations."""
+        return len(self.legal_actions)
 
 
 def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inputs:
@@ -48,24 +53,67 @@ def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inp
     Raises:
       ValueError: observation or mask has another shape than the environment's, or contains a number that does not fit.
     """
-    given, encoding = np.asarray(observation), spec.encoding
-    encoded = spec.observation.shape
-    own = encoding.own_shape if isinstance(encoding, Encoding) else encoded
-    indices = isinstance(encoding, Encoding) and encoding.kind != "array"
+    parts = spec.parts
+    arrays = dict(zip(parts, _parts_in(spec.id, spec.observation, observation, ""), strict=True))
+    found = {name: _batch_of(spec.id, name, part, arrays[name]) for name, part in parts.items()}
+    sizes = {name: None if single else len(batch) for name, (batch, single) in found.items()}
+    if len(set(sizes.values())) > 1:
+        shapes = ", ".join(f"{name} {np.shape(arrays[name])}" for name in parts)
+        raise ValueError(f"the parts of an observation of {spec.id} must have one batch size, not {shapes}")
+    batches = [batch.astype(parts[name].dtype) for name, (batch, _) in found.items()]
+    size = next(iter(sizes.values()))
+    mask = mask_of(spec, legal_actions, size or len(batches[0]))
+    return Inputs(jax.tree.unflatten(jax.tree.structure(spec.observation), batches), mask, size is None)
+
+
+def _parts_in(env_id: str, like: Any, observation: Any, where: str) -> list[Any]:
+    """Return the arrays of an observation in JAX's order, which is that of sorted keys.
+
+    Raises:
+      ValueError: it is not nested as the environment's observations are; the message names the first difference.
+    """
+    place = f" in {where}" if where else ""
+    if isinstance(like, Mapping):
+        keys = [str(key) for key in observation] if isinstance(observation, Mapping) else None
+        if keys is None or set(keys) != set(like):
+            given = f"the keys {', '.join(keys)}" if keys is not None else type(observation).__name__
+            raise ValueError(f"{env_id} has observations with the keys {', '.join(like)}{place}, not {given}")
+        below = {
+            key: _parts_in(env_id, like[key], part_of(observation, key), f"{where}.{key}".lstrip(".")) for key in like
+        }
+        return [array for key in sorted(below) for array in below[key]]
+    if isinstance(like, tuple):
+        if not isinstance(observation, tuple | list) or len(observation) != len(like):
+            raise ValueError(f"{env_id} has observations of {len(like)} parts{place}, as a tuple or list")
+        pairs = enumerate(zip(like, observation, strict=True))
+        return [array for i, (x, y) in pairs for array in _parts_in(env_id, x, y, f"{where}.{i}".lstrip("."))]
+    return [observation]
+
+
+def _batch_of(env_id: str, name: str, part: ObservationPart, value: Any) -> tuple[np.ndarray, bool]:
+    """Return one array of an observation, encoded and with a batch axis, and whether it was given without one.
+
+    Raises:
+      ValueError: it has another shape, or contains a number that does not fit.
+    """
+    given, encoding, encoded = np.asarray(value), part.encoding, part.shape
+    own = encoding.own_shape if encoding is not None else encoded
+    indices = encoding is not None and encoding.kind != "array"
+    of_part = "" if name == SINGLE else f" in {name}"
     if _is_batch_of(given, own) and not (indices and given.dtype.kind == "f"):
         single = given.shape == own
         batch = given[None] if single else given
-        if isinstance(encoding, Encoding):
+        if encoding is not None:
             problem = misfit(encoding, batch)
             if problem is not None:
-                raise ValueError(f"an observation of {spec.id} contains {problem}")
+                raise ValueError(f"an observation of {env_id} contains {problem}{of_part}")
             batch = encode_observation(encoding, batch)
     elif _is_batch_of(given, encoded):
         single = given.shape == encoded
         batch = given[None] if single else given
     else:
-        raise ValueError(f"{spec.id} has observations {own}, or [B, …] of them, not {given.shape}")
-    return Inputs(batch.astype(spec.observation.dtype), mask_of(spec, legal_actions, len(batch)), single)
+        raise ValueError(f"{env_id} has observations {own}{of_part}, or [B, …] of them, not {given.shape}")
+    return batch, single
 
 
 def _is_batch_of(given: np.ndarray, shape: tuple[int, ...]) -> bool:
@@ -194,7 +242,7 @@ class LoadedAgent:
                 f"{self.name} acts without a search, which would give the tree: load the run with "
                 "search.num_simulations=16, or another number of simulations above 0"
             )
-        batch, legal, _ = inputs
+        batch, legal, size = inputs.observation, inputs.legal_actions, inputs.size
 
         def program(policy, carry, first, observation, legal_actions):
             key = jax.random.key(seed)
@@ -202,7 +250,7 @@ class LoadedAgent:
             output, _ = self._agent.act(policy, carry, row, key, "greedy", 1.0)
             return plan(policy, self._latent(policy, row, output), legal_actions, key)
 
-        return jax.jit(program)(self.policy, *self._memory(len(batch)), batch, legal)
+        return jax.jit(program)(self.policy, *self._memory(size), batch, legal)
 
     def _memory(self, size: int) -> tuple[Carry, np.ndarray]:
         """Return the carry of a batch's episodes, and which of them begin."""
@@ -217,11 +265,11 @@ class LoadedAgent:
     def _run(self, greedy: bool, explains: bool, inputs: Inputs) -> tuple:
         """Run the program on inputs, store the agent's carry, and return the outputs."""
         self._act_count += 1
-        batch, legal, _ = inputs
-        carry, first = self._memory(len(batch))
+        batch, legal, size = inputs.observation, inputs.legal_actions, inputs.size
+        carry, first = self._memory(size)
         carry, outputs = self._programs[greedy, explains](self.policy, carry, first, batch, legal, self._act_count)
         if self._has_memory:
-            self._carry, self._first = carry, np.zeros(len(batch), bool)
+            self._carry, self._first = carry, np.zeros(size, bool)
         return outputs
 
     def think(self, observation: Any, greedy: bool = False, legal_actions: Any = None) -> Thought:
@@ -236,8 +284,8 @@ class LoadedAgent:
         """Return the action and the estimates for an encoded observation; see `think`."""
         if self._agent.look is None:
             raise ValueError(f"agent {self.name} has no model, so that its actions cannot be explained")
-        if len(inputs.observation) != 1:
-            raise ValueError(f"expected one observation, not {len(inputs.observation)}")
+        if inputs.size != 1:
+            raise ValueError(f"expected one observation, not {inputs.size}")
         outputs = self._run(greedy, True, inputs)
         action, prior, improved, value = (np.asarray(x)[0] for x in outputs)
         return Thought(prior, improved, float(value), int(action))
@@ -266,9 +314,9 @@ class LoadedAgent:
         return program
 
     @staticmethod
-    def _row(observation: Array, legal_actions: Array, first: Array) -> TimeStep:
+    def _row(observation: PyTree[Array], legal_actions: Array, first: Array) -> TimeStep:
         """Return rows with these observations; their other fields are constants."""
-        flag, number = jnp.zeros(len(observation), bool), jnp.zeros(len(observation))
+        flag, number = jnp.zeros(len(legal_actions), bool), jnp.zeros(len(legal_actions))
         return TimeStep(observation, number, number + 1, first, flag, flag, legal_actions, flag)
 
     def _latent(self, policy: Policy, row: TimeStep, output: ActOutput) -> Array:
@@ -335,7 +383,7 @@ def episode_frames(
     agent.reset()
 
     def choose(observation: Any, legal_actions: Any) -> np.ndarray:
-        inputs = Inputs(np.asarray(observation), mask_of(agent.spec, legal_actions, len(observation)))
+        inputs = Inputs(jax.tree.map(np.asarray, observation), mask_of(agent.spec, legal_actions, 1))
         if not thoughts:
             return agent.choose(inputs, greedy)
         thought.append(agent.think_of(inputs, greedy))

@@ -201,6 +201,14 @@ def render_episode(
         env.close()
 
 
+def _picture_in(observation: Any) -> np.ndarray:
+    """Return the part of a batch of observations that can be drawn: the first grid, or the first part."""
+    import jax
+
+    parts = [np.asarray(part) for part in jax.tree.leaves(observation)]
+    return next((part for part in parts if part.ndim == 4), parts[0])
+
+
 def draw_observation(observation: Any) -> Frame:
     """Draw one observation ``[height, width]`` or ``[height, width, channels]`` as an enlarged picture.
 
@@ -244,11 +252,13 @@ def _colors(count: int) -> np.ndarray:
 def _render_gymnasium(
     env: CheckedEnv, act: Act, seed: int, max_steps: int, stack: int, spec: EnvSpec | None
 ) -> list[Frame]:
-    encoding = None if spec is None or spec.encoding is None else dataclasses.replace(spec.encoding, stack=1)
+    import jax
+
+    single = None if spec is None else jax.tree.map(lambda part: dataclasses.replace(part, stack=1), spec.encoding)
     start = 0 if spec is None else spec.action_start
 
-    def encode(value: Any) -> np.ndarray:
-        return np.asarray(value if encoding is None else encode_observation(encoding, value))
+    def encode(value: Any) -> Any:
+        return jax.tree.map(np.asarray, value if single is None else encode_observation(single, value))
 
     try:
         observation, info = env.reset(seed=seed)
@@ -256,8 +266,10 @@ def _render_gymnasium(
         recent = deque([encode(observation)] * stack, maxlen=stack)
         frames = [env.picture()]
         for _ in range(max_steps):
-            stacked = recent[-1] if stack == 1 else np.concatenate(recent, axis=-1)
-            action = decode_action(start, act(stacked[None], info.get("action_mask")))[0]
+            # A number without an axis gets one, as in training.
+            stacked = jax.tree.map(lambda *x: np.concatenate(np.atleast_1d(*x), -1) if stack > 1 else x[0], *recent)
+            batch = jax.tree.map(lambda x: x[None], stacked)
+            action = decode_action(start, act(batch, info.get("action_mask")))[0]
             observation, _, terminated, truncated, info = env.step(action)
             recent.append(encode(observation))
             frames.append(env.picture())
@@ -278,9 +290,10 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     screens = getattr(inner, "pictures", lambda: None)
 
     def draw(observation: Any) -> Frame:
-        newest, screen = np.asarray(observation)[0], screens()
+        screen = screens()
         if screen is not None:
             return screen[0]
+        newest = _picture_in(observation)[0]
         return draw_observation(newest[..., -(newest.shape[-1] // stack) :] if newest.ndim else newest)
 
     import jax

@@ -1,0 +1,27 @@
+"""MiniGrid and BabyAI: the ids of EnvPool's grid worlds, and which of them need their mission to be read."""
+
+from __future__ import annotations
+
+PREFIXES = ("MiniGrid-", "BabyAI-")
+"""What the ids of these environments begin with."""
+WITH_MISSION = (
+    "BabyAI-", "MiniGrid-Fetch-", "MiniGrid-GoToDoor-", "MiniGrid-GoToObject-", "MiniGrid-PutNear-",
+    "MiniGrid-LockedRoom-",
+)  # fmt: skip
+"""What the ids begin with where the mission differs between episodes, so that it is a part of the task."""
+
+
+def preset_name(env_id: str) -> str | None:
+    """Return the preset of a grid world: `babyai` where the mission is to be read; None for other ids."""
+    if not env_id.startswith(PREFIXES):
+        return None
+    return "babyai" if env_id.startswith(WITH_MISSION) else "minigrid"
+
+
+def ids() -> tuple[str, ...]:
+    """Return the ids that the installed EnvPool has; none where it is not installed."""
+    try:
+        import envpool
+    except ImportError:
+        return ()
+    return tuple(name for name in envpool.list_all_envs() if name.startswith(PREFIXES))
