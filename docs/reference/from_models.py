@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bircher.config.config import AGENTS
+from bircher.config.entries import entry_model
 
 SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 """How a limit of a setting is shown, by the class that states it."""
@@ -153,6 +154,9 @@ def setting_rows(
         else:
             given = "required" if field.is_required() and default is None else f"`{shown(value)}`"
             yield f"`{prefix}{field.alias or name}`", type_of(field), given, texts.get(name, "")
+            entry = entry_model(field)
+            if entry is not None:
+                yield from setting_rows(entry, f"{prefix}{field.alias or name}.NAME.")
 
 
 def model_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -124,6 +124,8 @@ Kind = Literal["array", "index", "one_hot"]
 LayoutSetting = Literal["auto", "as_given"]
 
 INT32 = np.iinfo(np.int32)
+MASK = "action_mask"
+"""The key of `info` for the mask of legal actions."""
 EXACT = 2**24
 """Up to this number float32 represents every whole number."""
 
@@ -357,7 +359,12 @@ def _first(value: np.ndarray, where: np.ndarray) -> Any:
 def notes(encoding: Any) -> list[str]:
     """Return one sentence for each conversion of an environment's observations that its user should know of."""
     if isinstance(encoding, Mapping):
-        return [text for part in encoding.values() for text in notes(part)]
+        masks = [
+            f'{name} is a part of the observation and restricts no action: a mask of them belongs in info["{MASK}"]'
+            for name in encoding
+            if MASK in name
+        ]
+        return masks + [text for part in encoding.values() for text in notes(part)]
     if isinstance(encoding, tuple):
         return [text for part in encoding for text in notes(part)]
     if not isinstance(encoding, Encoding):

@@ -168,3 +168,36 @@ def test_image_observations_stay_bytes():
     _, timestep = environments.make("CarRacing-v3", 1, seed=0).reset()
     assert timestep.observation.shape == (1, 96, 96, 3) and timestep.observation.dtype == jnp.uint8
     assert jax.tree.leaves(environments.spec("CarRacing-v3").observation)[0].dtype == jnp.uint8
+
+
+def test_grid_worlds_have_dictionaries_and_their_own_limits():
+    """A registered limit of 0, as BabyAI has, is neither none nor at once: the environment truncates by itself."""
+    for env_id, limit, length, mission in (
+        ("MiniGrid-DoorKey-5x5-v0", 250, 250, 96),
+        ("BabyAI-GoToRedBallNoDists-v0", None, 64, 512),
+    ):
+        env = environments.make(env_id, 2, seed=0)
+        shapes = {name: (part.shape, str(part.dtype)) for name, part in env.spec.parts.items()}
+        expected = {"direction": ((1,), "int32"), "image": ((7, 7, 3), "uint8"), "mission": ((mission,), "uint8")}
+        assert shapes == expected and env.spec.action == Discrete(7) and env.spec.max_steps == limit
+        rows = rollout(env, length + 1, np.zeros((length + 1, 2)))  # it turns around
+        assert (rows.last.sum(0) == 1).all() and rows.last[length].all() and not rows.terminal.any()
+        assert rows.first[length + 1].all() and (rows.discount == 1).all()
+        turns = np.diff(rows.observation["direction"][:5, 0, 0])
+        assert (turns % 4 == 3).all()
+        (picture, _) = env.pictures()
+        assert picture.ndim == 3 and picture.shape[-1] == 3 and len(np.unique(picture)) > 3
+        env.close()
+    short = environments.make("BabyAI-GoToRedBallNoDists-v0", 2, seed=0, max_steps=5)
+    rows = rollout(short, 5, np.zeros((5, 2)))
+    assert short.spec.max_steps == 5 and rows.last[5].all() and not rows.last[:5].any()
+    check_env(short, 20)
+
+
+def test_grid_worlds_have_presets_and_are_listed():
+    names = {line.id: line for line in registry.list_environments("DoorKey")}
+    assert names["MiniGrid-DoorKey-8x8-v0"].preset == "minigrid"
+    assert "mission: uint8 (96,)" in names["MiniGrid-DoorKey-8x8-v0"].observation
+    for env_id in ("BabyAI-BossLevel-v0", "MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-LockedRoom-v0"):
+        assert registry.preset_name(env_id) == "babyai" and registry.backend_of(env_id) == "envpool"
+    assert registry.preset_name("MiniGrid-KeyCorridorS3R1-v0") == "minigrid"

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from bircher.errors import ContractBreach
+from bircher.spaces import MASK
 
 Check = Callable[[Any], Any]
 """A function that returns an observation in the form that its space describes, or raises ContractBreach."""
@@ -165,8 +166,6 @@ def as_array(value: Any) -> np.ndarray | None:
         return None
 
 
-MASK = "action_mask"
-"""The key of `info` for the mask of legal actions."""
 RESET_VALUES = "2: observation, info"
 STEP_VALUES = "5: observation, reward, terminated, truncated, info"
 RESET_SIGNATURE = "reset(self, *, seed=None, options=None)"

@@ -108,7 +108,7 @@ def assemble_batch(spec: BatchSpec, rollout: Trajectory, order: Array, replayed:
 
 
 def _by_minibatch(spec: BatchSpec, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.reshape(spec.minibatches, -1, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(spec.minibatches, len(x) // spec.minibatches, *x.shape[1:]), tree)
 
 
 def _indices_and_importance(spec: BatchSpec, draw: Draw, ready: Array) -> tuple[Array, Array] | None:
