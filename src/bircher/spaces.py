@@ -356,17 +356,20 @@ def _first(value: np.ndarray, where: np.ndarray) -> Any:
     return value[where][0].item()
 
 
-def notes(encoding: Any) -> list[str]:
-    """Return one sentence for each conversion of an environment's observations that its user should know of."""
+def notes(encoding: Any, name: str = "") -> list[str]:
+    """Return one sentence for each conversion of an environment's observations that its user should know of.
+
+    `name` is that of a part of an observation.
+    """
     if isinstance(encoding, Mapping):
         masks = [
-            f'{name} is a part of the observation and restricts no action: a mask of them belongs in info["{MASK}"]'
+            f'{name} is a part of the observation and restricts no action: a mask belongs in info["{MASK}"]'
             for name in encoding
             if MASK in name
         ]
-        return masks + [text for part in encoding.values() for text in notes(part)]
+        return masks + [text for key, part in encoding.items() for text in notes(part, f"{name}.{key}".lstrip("."))]
     if isinstance(encoding, tuple):
-        return [text for part in encoding for text in notes(part)]
+        return [text for i, part in enumerate(encoding) for text in notes(part, f"{name}.{i}".lstrip("."))]
     if not isinstance(encoding, Encoding):
         return []
     sentences = layout_notes(encoding.shape, encoding.layout)
@@ -375,4 +378,4 @@ def notes(encoding: Any) -> list[str]:
             f"observations of {encoding.own_dtype} have bounds beyond int32 and are taken as float32, which is exact "
             f"up to {EXACT:,} only"
         )
-    return sentences
+    return [text.replace("observations", f"observations in {name}", 1) if name else text for text in sentences]

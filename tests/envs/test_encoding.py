@@ -224,6 +224,18 @@ def test_encodings_work_in_programs_and_are_saved():
             assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
 
 
+def test_notes_about_parts_have_their_names():
+    picture = spaces.Box(shape=(3, 20, 24), **BYTES)
+    space = spaces.Dict(eyes=spaces.Tuple([spaces.Discrete(2), picture]), action_mask=spaces.MultiBinary(2))
+    mask, layout = notes(encoding_of(space))
+    assert (
+        mask
+        == 'action_mask is a part of the observation and restricts no action: a mask belongs in info["action_mask"]'
+    )
+    assert layout.startswith("observations in eyes.1 (3, 20, 24) are taken as 3 channels first")
+    assert notes(encoding_of(picture))[0].startswith("observations (3, 20, 24) are taken as 3 channels first")
+
+
 def test_an_error_about_a_space_names_it_and_the_way_out():
     eye, graph = spaces.Box(0, 1, (2,)), spaces.Graph(spaces.Box(0, 1, (2,)), None)
     text = spaces.Dict({"eye": eye, "deep": spaces.Tuple([spaces.Text(5)])})
