@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -350,6 +350,42 @@ def misfit(encoding: Any, observation: Any) -> str | None:
         with np.errstate(over="ignore"):
             outside = np.isfinite(value) & ~np.isfinite(value.astype(np.float32))
     return f"{_first(value, outside)}, which the agent's {encoding.dtype} cannot hold" if outside.any() else None
+
+
+def fit_check(encoding: Any) -> Callable[[Any], str | None]:
+    """Return a function that describes a value of an observation that the agent's array would silently change.
+
+    The observation has been compared with its space.  So only numbers of other types than the agent's are looked at.
+    """
+    parts = list(_convertible(encoding, (), "the observation"))
+
+    def check(observation: Any) -> str | None:
+        for path, part, name in parts:
+            value = observation
+            for key in path:
+                value = value[key] if isinstance(key, int) else part_of(value, key)
+            if getattr(value, "dtype", None) != part.dtype:
+                text = misfit(part, value)
+                if text is not None:
+                    return f"{name} contains {text}"
+        return None
+
+    return check
+
+
+def _convertible(encoding: Any, path: tuple[Any, ...], name: str) -> Iterator[tuple[tuple[Any, ...], Encoding, str]]:
+    """Yield path, encoding and name of the parts whose numbers may not fit.
+
+    These are floats, which may have any width in an observation, and integers of a wider type than the agent's.
+    """
+    if isinstance(encoding, Mapping | tuple):
+        pairs = encoding.items() if isinstance(encoding, Mapping) else enumerate(encoding)
+        for key, part in pairs:
+            yield from _convertible(part, (*path, key), f"{name}[{key!r}]")
+    elif isinstance(encoding, Encoding) and encoding.kind == "array":
+        own = np.dtype(encoding.own_dtype)
+        if own.kind == "f" or not np.can_cast(own, encoding.dtype):
+            yield path, encoding, name
 
 
 def _first(value: np.ndarray, where: np.ndarray) -> Any:

@@ -23,6 +23,7 @@ from bircher.spaces import (
     channels_last_shape,
     encode_observation,
     encoding_of,
+    fit_check,
     layout_of,
     misfit,
     notes,
@@ -222,6 +223,21 @@ def test_encodings_work_in_programs_and_are_saved():
                 inside = jax.jit(lambda x, encoding=encoding: encode_observation(encoding, x))(many)
                 np.testing.assert_array_equal(inside, expected)
             assert Encoding.from_json(json.loads(json.dumps(encoding.to_json()))) == encoding
+
+
+def test_only_numbers_of_other_types_are_compared_with_the_agents_types():
+    far, near = spaces.Box(-(2**40), 2**40, (2,), np.int64), spaces.Box(-9, 9, (2,), np.int64)
+    wide = spaces.Box(-np.inf, np.inf, (), np.float32)
+    space = spaces.Dict({"deep": spaces.Tuple([spaces.Discrete(3), near]), "far": far, 5: wide})
+    check = fit_check(encoding_of(space))
+    good = {"deep": (2, np.array([3, -3])), "far": np.array([2**39, 0]), 5: np.float64(1.5)}
+    assert check(good) is None and check(good | {5: np.float32(2)}) is None
+    assert (
+        check(good | {5: np.float64(1e300)})
+        == "the observation['5'] contains 1e+300, which the agent's float32 cannot hold"
+    )
+    large = {**good, "deep": (2, np.array([3, 2**35]))}
+    assert check(large) == "the observation['deep'][1] contains 34359738368, which the agent's int32 cannot hold"
 
 
 def test_notes_about_parts_have_their_names():

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, finite_number, float_leaves, not_finite
 from bircher.envs.rendering import Frame, Pixels, as_picture, takes_render_mode
 from bircher.errors import ContractBreach, EnvironmentFailure
-from bircher.spaces import LayoutSetting, encoding_of, misfit
+from bircher.spaces import LayoutSetting, encoding_of, fit_check
 
 Source = str | Callable[..., gymnasium.Env]
 Maker = Callable[[], gymnasium.Env]
@@ -42,7 +42,7 @@ class CheckedEnv(gymnasium.Wrapper):
         super().__init__(env)
         self._index, self._steps, self._resetting = index, 0, False
         self._contract = Contract(env.observation_space, env.action_space)
-        self._encoding = encoding_of(env.observation_space, layout)
+        self._misfit = fit_check(encoding_of(env.observation_space, layout))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; an exception or a breach of the contract becomes an EnvironmentFailure."""
@@ -78,9 +78,9 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def _require_encodable(self, values: Any) -> Any:
         """Return the values of a reset or step; raises ContractBreach if the agent's array cannot hold them."""
-        value = misfit(self._encoding, values[0])
-        if value is not None:
-            raise ContractBreach(f"the observation contains {value}")
+        sentence = self._misfit(values[0])
+        if sentence is not None:
+            raise ContractBreach(sentence)
         return values
 
     def breach(self, sentence: str) -> EnvironmentFailure:
