@@ -431,3 +431,25 @@ def test_each_part_without_a_gradient_is_named(part: str) -> None:
         set_all(story, f"gradient/{term}_{part}", 0.0)
     (flag,) = doctor.examine(story, FACTS)
     assert flag.number == 6 and f"the {part.replace('_', ' ')} " in flag.evidence
+
+
+@pytest.mark.parametrize(
+    ("weight", "largest", "raised"),
+    [(100.0, 10.0, True), (40.0, 10.0, False), (100.0, 0.0, False), (None, 10.0, False)],
+    ids=["far above the rewards", "above them", "no reward found", "no bonus"],
+)
+def test_a_bonus_that_drowns_rewards_is_flagged(weight: float | None, largest: float, raised: bool) -> None:
+    """From the second half on, and with the setting that makes it smaller."""
+    story = healthy()
+    for line in story if weight is not None else []:
+        line |= {"target/bonus_weight": weight, "target/largest_return": largest}
+    flags = doctor.examine(story, FACTS._replace(exploration_weight=100.0))
+    assert [flag.number for flag in flags] == ([17] if raised else [])
+    assert all("lower exploration.weight (now 100) to 10 or less" in flag.advice for flag in flags)
+
+
+def test_a_bonus_that_ends_in_time_is_not_flagged() -> None:
+    story = healthy()
+    for i, line in enumerate(story):
+        line |= {"target/bonus_weight": max(100.0 - 2 * i, 0.0), "target/largest_return": 10.0}
+    assert doctor.examine(story, FACTS) == []

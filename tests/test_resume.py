@@ -60,11 +60,23 @@ def run_to(training, env_steps: int) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loop", "priority_exponent"), [("synchronous", 0.0), ("synchronous", 0.6), ("pipeline", 0.0)])
+@pytest.mark.parametrize(
+    ("loop", "priority_exponent", "exploration"),
+    [
+        ("synchronous", 0.0, "none"),
+        ("synchronous", 0.6, "none"),
+        ("pipeline", 0.0, "none"),
+        ("synchronous", 0.0, "e3b"),
+        ("pipeline", 0.0, "disagreement"),
+    ],
+)
 def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
-    tmp_path: Path, loop: str, priority_exponent: float
+    tmp_path: Path, loop: str, priority_exponent: float, exploration: str
 ) -> None:
-    settings = {**SETTINGS, "steps": 800, "seed": 1, "loop": loop, "replay.priority_exponent": priority_exponent}
+    settings = {
+        **SETTINGS, "steps": 800, "seed": 1, "loop": loop, "replay.priority_exponent": priority_exponent,
+        "exploration.kind": exploration, "exploration.final_weight": 0.0,
+    }  # fmt: skip
     composed = config.compose("CartPole-v1", settings)
     whole = launch.start(composed, out=tmp_path / "whole").run()
     half = run_to(launch.start(composed, out=tmp_path / "half"), 300)

@@ -55,6 +55,8 @@ TERMS = {
     "model_value": "excess cross-entropy of the values predicted after 1 to K steps of the model",
     "entropy": "minus the entropy of the root's policy",
     "consistency": "1 - cosine between imagined and encoded latents after 1 to K steps; or their squared distance",
+    "inverse_dynamics": "cross-entropy of the action between two observations, given their features",
+    "disagreement": "mean squared error of the ensemble's predictions of the next observation's features",
     "model_reward": "excess cross-entropy of the rewards predicted by 1 to K steps of the model",
 }
 """Every loss term by its name in ``losses.TERM``."""
@@ -68,6 +70,7 @@ PARTS = {
     "value_head": "the value's head",
     "reward_head": "the reward's head",
     "projection": "the consistency term's projection",
+    "exploration": "the networks of the bonus for exploring",
 }
 """The parts of a network for which gradients are logged separately."""
 
@@ -123,6 +126,14 @@ _TABLE = (
         "act/reward_ambiguity",
         "share",
         "share of the variance of these transitions' rewards that remains between equal observations and actions",
+    ),
+    ("target/bonus", "reward", "mean bonus for exploring that is added to the rewards of targets, with its weight"),
+    ("target/bonus_share", "share", "mean bonus divided by the sum of the mean bonus and the mean absolute reward"),
+    ("target/bonus_weight", "return", "root mean square of discounted sums of bonuses: the weight now"),
+    (
+        "target/largest_return",
+        "return",
+        "largest discounted sum of rewards of the run so far, without its sign and without bonuses; only with a bonus",
     ),
     ("target/value_mean", "return", "mean of the value targets"),
     ("target/value_size", "return", "mean absolute value of the value targets"),

@@ -81,6 +81,8 @@ class Carry(NamedTuple):
     """The memory of the network, [B, ...]."""
     moves: Int[Array, " B"] | None = None
     """The number of actions since the episode began."""
+    exploration: PyTree[Array] | None = None
+    """What the bonus for exploring has seen of the episode, [B, ...]."""
 
 
 def initial_memory(rows: Trajectory) -> PyTree[Array] | None:
@@ -177,6 +179,11 @@ class Agent(NamedTuple):
     """Whether the agent's state contains the largest discounted return so far (`largest_return`)."""
     keeps_behavior: bool = False
     """Whether rows store `behavior_logits`, from which the distance to the policy that acted is computed"""
+    begin: Callable[[Any, Trajectory, Array], Any] | None = None
+    """(state, rollout, share of training that is complete) -> the agent's state before the updates of the rollout; None
+    for an agent whose state changes only with its targets"""
+    unwrap: Callable[[Policy], Policy] = lambda policy: policy
+    """(policy) -> the policy whose parameters are the `Model` that acts, without those of a bonus for exploring"""
 
 
 def require_discrete(name: str, spec: EnvSpec) -> None:

@@ -13,6 +13,7 @@ from bircher.analysis.flags import (
     Flag,
     Rule,
     coarse_support,
+    drowning_bonus,
     evaluation_unlike_training,
     is_coarse,
     limit_as_death,
@@ -244,6 +245,6 @@ def blind(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
 RULES: tuple[Rule, ...] = (
     dominant_term, entropy_collapse, entropy_stuck, unexplained, idle_cmpo, dead_part, spike, saturated, stale_replay,
     evaluation_unlike_training, one_side_waits, limit_as_death, blind, observations_out_of_scale, coarse_support,
-    memoryless,
+    memoryless, drowning_bonus,
 )  # fmt: skip
 """All rules; a flag has the number of its rule."""

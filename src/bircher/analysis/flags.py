@@ -43,6 +43,8 @@ class Facts(NamedTuple):
     """The number of observations that are joined."""
     follows_returns: bool = False
     """Whether the unit of values follows the largest return, so that no support is too coarse or too small for them."""
+    exploration_weight: float = 0.0
+    """The setting `exploration.weight`; 0 without a bonus for exploring."""
 
 
 class Flag(NamedTuple):
@@ -289,6 +291,30 @@ def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
             f"at learner step {overflow.learner_steps[worst]:,.0f}, and were clipped",
             "returns are greater than the categorical support",
             f"model.value_unit=returns, or model.support={least:g} or more (of h(x) where model.transform is true)",
+        )  # fmt: skip
+
+
+DROWNING = 5.0
+"""The factor by which discounted sums of bonuses must exceed the largest discounted return, once rewards were found."""
+
+
+def drowning_bonus(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
+    """Flag a bonus for exploring that is far larger than the rewards that have been found."""
+    bonus, found = (series(lines, f"target/{name}") for name in ("bonus_weight", "largest_return"))
+    since = 0.5 * facts.steps
+    bonus, found = bonus.since(since).values, found.since(since).values
+    if len(bonus) < LINES or len(found) != len(bonus) or found.min() <= 0:
+        return
+    ratio = float(np.median(bonus / found))
+    if ratio > DROWNING:
+        largest = float(found[-1])
+        yield Flag(
+            17, "bonus drowns rewards",
+            f"discounted sums of bonuses are {plain(float(np.median(bonus)))} in size, {plain(ratio)} times the "
+            f"largest discounted return of training, {plain(largest)}",
+            "the agent gains more by seeing new things than by what it is rewarded for",
+            f"lower exploration.weight (now {facts.exploration_weight:g}) to {plain(largest)} or less, or let it fall "
+            "by exploration.final_weight=0",
         )  # fmt: skip
 
 

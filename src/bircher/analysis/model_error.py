@@ -101,7 +101,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     length = rows.reward.shape[1] - 1
     if depths > length:
         raise ValueError(f"sequences of {length} steps are too short for {depths} steps of the model")
-    model = model_of(policy)
+    model = model_of(agent.unwrap(policy))
     latent = agent.encode(policy, rows)
     flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
     estimates = agent.look(policy, flat, legal, key)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import PyTree
 
+from bircher.networks.exploration import WIDTH, Ensemble, InverseDynamics
 from bircher.networks.model import Model
 from bircher.types import EnvSpec
 
@@ -70,6 +71,7 @@ PART_OF_FIELD = {
     "value": "value_head",
     "reward": "reward_head",
     "projection": "projection",
+    "exploration": "exploration",
 }
 """The part of `metrics.PARTS` that the field of a model belongs to."""
 
@@ -88,22 +90,31 @@ class Part(NamedTuple):
 def part_of(path: tuple) -> str:
     """Return the part that a parameter belongs to, by its path in the model."""
     fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
+    if "exploration" in fields:  # with an encoder of its own
+        return "exploration"
     # The innermost of these names: heads.policy is a part, heads is not.
     return next(PART_OF_FIELD[field] for field in reversed(fields) if field in PART_OF_FIELD)
 
 
-def summarize(model: PyTree, spec: EnvSpec) -> list[Part]:
-    """Return every part that a model, or its shapes, has, in the order of `PART_OF_FIELD`."""
+def summarize(model: PyTree, spec: EnvSpec, exploration: InverseDynamics | Ensemble | None = None) -> list[Part]:
+    """Return every part that a model, or its shapes, has, in the order of `PART_OF_FIELD`.
+
+    `exploration` are the networks of a bonus for exploring.
+    """
     sizes = dict.fromkeys(PART_OF_FIELD.values(), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(model, _is_array)):
         sizes[part_of(path)] += leaf.size
-    uses = _uses(model, spec)
+    uses = [(name, model, use, inputs) for name, (use, inputs) in _uses(model, spec).items()]
+    if exploration is not None:
+        sizes["exploration"] = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(exploration, _is_array)))
+        uses.append(("exploration", exploration, *_use_of_exploration(exploration, spec)))
     return [
         Part(
-            name, sizes[name], count(use, model, *(batch(1) for batch in inputs)), _activation_bytes(use, model, inputs)
+            name, sizes[name], count(use, owner, *(batch(1) for batch in inputs)),
+            _activation_bytes(use, owner, inputs),
         )
-        for name, (use, inputs) in uses.items()
-    ]
+        for name, owner, use, inputs in uses
+    ]  # fmt: skip
 
 
 def total(parts: list[Part]) -> Part:
@@ -153,6 +164,13 @@ def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch,
     return uses
 
 
+def _use_of_exploration(networks: InverseDynamics | Ensemble, spec: EnvSpec) -> tuple[Callable, tuple[Batch, ...]]:
+    """Return how the networks of a bonus are used for one observation, and the shapes of their inputs."""
+    if isinstance(networks, Ensemble):
+        return lambda ensemble, x, action: ensemble(x, action), (_batch((WIDTH,), jnp.float32), _batch((), jnp.int32))
+    return lambda inverse, x: inverse.features(x), (_batch(spec.observation.shape, spec.observation.dtype),)
+
+
 def _batch(shape: tuple[int, ...], dtype: Any) -> Batch:
     return lambda size: jax.ShapeDtypeStruct((size, *shape), dtype)
 
@@ -163,7 +181,7 @@ def _like(function: Callable, model: Model, argument: Batch) -> Batch:
     return _batch(result.shape[1:], result.dtype)
 
 
-def _activation_bytes(use: Callable, model: Model, inputs: tuple[Batch, ...]) -> int:
+def _activation_bytes(use: Callable, model: PyTree, inputs: tuple[Batch, ...]) -> int:
     """Return the bytes that are stored for the backward pass of one frame.
 
     It is the difference between two frames and one, so that parameters and values computed from them do not count.

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from bircher.agents import actor_critic, loss_terms
 from bircher.agents.base import AgentConfig, LossTable
 from bircher.agents.config import PolicyAgentConfig, PolicyLosses, requirements
+from bircher.agents.exploration import ExplorationConfig
+from bircher.agents.exploration import requirements as exploration_requirements
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.config import presets, settings
 from bircher.config.presets import environment_id, read_layer
@@ -92,6 +94,7 @@ class Config(BaseModel):
     losses: LossTable
     search: SearchConfig
     model: ModelConfig = ModelConfig.model_validate({})
+    exploration: ExplorationConfig = ExplorationConfig.model_validate({})
     replay: ReplayConfig = ReplayConfig.model_validate({})
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     loop: LoopConfig = LoopConfig.model_validate({})
@@ -115,6 +118,7 @@ class Config(BaseModel):
                 raise ValueError(
                     "replay.symmetries=true transforms observations, but cannot transform the memory of model.memory"
                 )
+        exploration_requirements(self.exploration, self.model)
         weights = self.losses.weights()
         if not weights:
             raise ValueError("losses has no enabled term with a weight above 0: nothing would be learned")

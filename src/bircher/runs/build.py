@@ -14,6 +14,7 @@ from bircher import devices
 from bircher.agents import actor_critic, muzero
 from bircher.agents.base import Agent, require_discrete
 from bircher.agents.config import PolicyAgentConfig, PolicyLosses
+from bircher.agents.exploration import with_exploration
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
 from bircher.config import settings
 from bircher.config.config import Config, validated
@@ -149,9 +150,11 @@ def make_agent(config: Config, spec: EnvSpec) -> Agent:
     """Return the agent of a configuration."""
     agent, losses = config.agent, config.losses
     if isinstance(agent, MuZeroConfig) and isinstance(losses, MuZeroLosses):
-        return muzero.make(agent, config.model, losses, config.search, spec.num_players)
-    assert isinstance(agent, PolicyAgentConfig) and isinstance(losses, PolicyLosses)
-    return actor_critic.make(agent, config.model, losses, config.search, spec.num_players)
+        made = muzero.make(agent, config.model, losses, config.search, spec.num_players)
+    else:
+        assert isinstance(agent, PolicyAgentConfig) and isinstance(losses, PolicyLosses)
+        made = actor_critic.make(agent, config.model, losses, config.search, spec.num_players)
+    return with_exploration(made, config.exploration, config.model)
 
 
 def make_parts(config: Config, spec: EnvSpec) -> Parts:

@@ -198,7 +198,8 @@ def parts_of(config: Config, spec: EnvSpec) -> list[Part]:
     """Return the parts of the agent's network in an environment."""
     agent = build.make_agent(config, spec)
     policy = jax.eval_shape(lambda: agent.init(jax.random.key(0), spec))
-    return network_summary.summarize(policy.params, spec)
+    exploration = getattr(policy.params, "exploration", None)
+    return network_summary.summarize(agent.unwrap(policy).params, spec, exploration)
 
 
 def describe(config: Config) -> str:

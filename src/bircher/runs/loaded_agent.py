@@ -205,7 +205,7 @@ class LoadedAgent:
     @property
     def model(self) -> Model:
         """Return the network, whose values and rewards have the environment's own unit."""
-        return model_of(self.policy)
+        return model_of(self._agent.unwrap(self.policy))
 
     def reset(self, where: Any = None) -> None:
         """Clear the memory, because new episodes begin: all of them, or those of a batch for which `where` is True.

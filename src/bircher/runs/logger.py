@@ -131,6 +131,7 @@ def facts(config: Config) -> doctor.Facts:
         memory=model.memory != "none",
         stack=config.env.stack,
         follows_returns=model.value_unit == "returns",
+        exploration_weight=config.exploration.weight if config.exploration.kind != "none" else 0.0,
     )
 
 

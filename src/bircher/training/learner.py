@@ -239,7 +239,7 @@ class Learner:
         """
         key, order_key, batch_key = jax.random.split(state.key, 3)
         before = _trainable(state)
-        state = replace(state, key=key, agent_state=self._with_return(state.agent_state, tally))
+        state = replace(state, key=key, agent_state=self._begun(state, rollout, tally))
 
         def step(state: TrainState, inputs: tuple[Array, Key, Array, ReplaySample | None]):
             state, (metrics, priorities) = self._update_on_batch(state, rollout, next_batches is not None, *inputs)
@@ -260,12 +260,16 @@ class Learner:
         # Counted last: the learning rate of these updates is that of the rollout's first step.
         return replace(state, counters=self._count(state.counters, tally)), metrics, priorities
 
-    def _with_return(self, agent_state: Any, tally: Tally) -> Any:
-        """Return the agent's state with the largest return of training, if the agent follows it."""
-        if tally.largest_return is None:
-            return agent_state
-        largest = jnp.maximum(agent_state.largest_return, tally.largest_return)
-        return eqx.tree_at(lambda state: state.largest_return, agent_state, largest)
+    def _begun(self, state: TrainState, rollout: Trajectory, tally: Tally) -> Any:
+        """Return the agent's state before the updates of a rollout, with what it follows of the training."""
+        agent_state = state.agent_state
+        if tally.largest_return is not None:
+            largest = jnp.maximum(agent_state.largest_return, tally.largest_return)
+            agent_state = eqx.tree_at(lambda state: state.largest_return, agent_state, largest)
+        if self.agent.begin is not None:
+            progress = jnp.minimum(state.counters.env_steps / self.config.total_steps, 1.0)
+            agent_state = self.agent.begin(agent_state, rollout, progress)
+        return agent_state
 
     def _count(self, counters: Counters, tally: Tally) -> Counters:
         """Return the counters after a rollout."""
