@@ -39,7 +39,7 @@ def test_the_lists_are_those_of_the_installed_packages():
         ("toy/chain", "toys", "default"),
         ("CartPole-v1", "gymnax", "cartpole"),
         ("Acrobot-v1", "gymnax", "acrobot"),
-        ("MountainCar-v0", "gymnax", "default"),
+        ("MountainCar-v0", "gymnax", "mountaincar"),
         ("LunarLander-v3", "envpool", "lunarlander"),
         ("Breakout-MinAtar", "gymnax", "minatar"),
         ("SpaceInvaders-MinAtar", "gymnax", "minatar"),

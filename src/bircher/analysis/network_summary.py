@@ -90,7 +90,7 @@ class Part(NamedTuple):
 def part_of(path: tuple) -> str:
     """Return the part that a parameter belongs to, by its path in the model."""
     fields = [entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)]
-    if "exploration" in fields:  # with an encoder of its own
+    if "exploration" in fields:  # which has a separate encoder
         return "exploration"
     # The innermost of these names: heads.policy is a part, heads is not.
     return next(PART_OF_FIELD[field] for field in reversed(fields) if field in PART_OF_FIELD)

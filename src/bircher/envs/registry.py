@@ -89,6 +89,7 @@ PRESETS = {
     "toy/recall": "recall",
     "CartPole-v1": "cartpole",
     "Acrobot-v1": "acrobot",
+    "MountainCar-v0": "mountaincar",
     "LunarLander-v3": "lunarlander",
     "Breakout-MinAtar": "minatar",
     "Freeway-MinAtar": "minatar",

@@ -18,7 +18,7 @@ WIDTH, HIDDEN = 32, 128
 
 
 class Features(eqx.Module):
-    """Features of an observation, by a network of its own with the torso of the agent's.
+    """Features of an observation, by a separate network with the torso of the agent's.
 
     Unlike a latent they are not scaled to [-1, 1], so that an observation far from all others has large features.
     """
