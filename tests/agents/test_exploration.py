@@ -299,10 +299,10 @@ def test_its_networks_are_a_part_of_the_summary(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "solves"), [("none", False), ("e3b", True), ("disagreement", True)])
 def test_it_finds_what_chance_does_not(tmp_path: Path, kind: str, solves: bool) -> None:
-    """The right actions in a row are found by chance in one of 3^12 tries, and there are about 8,000 of them."""
+    """The right actions in a row are found by chance in one of 3^12 tries, and there are about 12,000 of them."""
     run = bircher.train(
-        "toy/chain", seed=1, out=tmp_path / "run", steps=8000,
-        **{"env.options": {"length": 12}, "exploration.kind": kind, "exploration.weight": 0.3, "evaluation.count": 0},
+        "toy/chain", seed=1, out=tmp_path / "run", steps=12_000,
+        **{"env.options": {"length": 12}, "exploration.kind": kind, "evaluation.count": 0},
     )  # fmt: skip
     report = bircher.evaluate(run.agent, episodes=20)
     assert report.mean > 0.8 if solves else report.mean == 0.0

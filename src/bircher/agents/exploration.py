@@ -47,7 +47,7 @@ class ExplorationConfig(BaseModel):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """The root mean square of discounted sums of bonuses, in the unit of rewards; about the return of an episode that
     solves the task, or less."""
-    final_weight: Annotated[float, Field(ge=0)] | None = None
+    final_weight: Annotated[float, Field(ge=0)] | None = 0.0
     """The weight at the end of the run, which is reached linearly over its steps; null keeps `weight` throughout."""
     ridge: Annotated[float, Field(gt=0)] = 0.1
     """The number on the diagonal of E3B's matrix when an episode begins (the paper: 0.1). Differences between features
