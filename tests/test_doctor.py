@@ -445,7 +445,7 @@ def test_a_bonus_that_drowns_rewards_is_flagged(weight: float | None, largest: f
         line |= {"target/bonus_weight": weight, "target/largest_return": largest}
     flags = doctor.examine(story, FACTS._replace(exploration_weight=100.0))
     assert [flag.number for flag in flags] == ([17] if raised else [])
-    assert all("lower exploration.weight (now 100) to 10 or less" in flag.advice for flag in flags)
+    assert all("lower exploration.weight (now 100) to 1" in flag.advice for flag in flags)
 
 
 def test_a_bonus_that_ends_in_time_is_not_flagged() -> None:
@@ -453,3 +453,12 @@ def test_a_bonus_that_ends_in_time_is_not_flagged() -> None:
     for i, line in enumerate(story):
         line |= {"target/bonus_weight": max(100.0 - 2 * i, 0.0), "target/largest_return": 10.0}
     assert doctor.examine(story, FACTS) == []
+
+
+@pytest.mark.parametrize(("weight", "raised"), [(5.0, True), (3.0, False)])
+def test_a_smaller_bonus_is_flagged_where_returns_do_not_rise(weight: float, raised: bool) -> None:
+    story = healthy()
+    for line in story:
+        line |= {"target/bonus_weight": weight, "target/largest_return": 10.0, "act/episode_return": 0.0}
+        line.pop("eval/return_mean", None)
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == ([17] if raised else [])

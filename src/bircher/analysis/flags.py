@@ -294,27 +294,28 @@ def saturated(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
         )  # fmt: skip
 
 
-DROWNING = 5.0
-"""The factor by which discounted sums of bonuses must exceed the largest discounted return, once rewards were found."""
+DROWNING, DISTRACTING = 5.0, 0.4
+"""The factors of the largest discounted return above which discounted sums of bonuses are a fault, once rewards were
+found: always, and where returns do not rise.  An end of the episode that is put off by a step costs only 1 - gamma of
+its reward, and gains a step's bonus: on a chain a factor of 0.5 ended with no episode that reached the reward."""
 
 
 def drowning_bonus(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Flag a bonus for exploring that is far larger than the rewards that have been found."""
-    bonus, found = (series(lines, f"target/{name}") for name in ("bonus_weight", "largest_return"))
-    since = 0.5 * facts.steps
-    bonus, found = bonus.since(since).values, found.since(since).values
+    """Flag a bonus for exploring that counts for more than the rewards that have been found."""
+    bonus, found = (
+        series(lines, f"target/{name}").since(0.5 * facts.steps).values for name in ("bonus_weight", "largest_return")
+    )
     if len(bonus) < LINES or len(found) != len(bonus) or found.min() <= 0:
         return
-    ratio = float(np.median(bonus / found))
-    if ratio > DROWNING:
-        largest = float(found[-1])
+    ratio, largest, risen = float(np.median(bonus / found)), float(found[-1]), rise(lines)
+    if ratio > DROWNING or (ratio > DISTRACTING and risen is not None and risen <= BETTER):
         yield Flag(
             17, "bonus drowns rewards",
             f"discounted sums of bonuses are {plain(float(np.median(bonus)))} in size, {plain(ratio)} times the "
             f"largest discounted return of training, {plain(largest)}",
             "the agent gains more by seeing new things than by what it is rewarded for",
-            f"lower exploration.weight (now {facts.exploration_weight:g}) to {plain(largest)} or less, or let it fall "
-            "by exploration.final_weight=0",
+            f"let the bonus fall by exploration.final_weight=0, or lower exploration.weight (now "
+            f"{facts.exploration_weight:g}) to {plain(largest / 10)}",
         )  # fmt: skip
 
 
