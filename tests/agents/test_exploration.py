@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import equinox as eqx
@@ -294,6 +295,20 @@ def test_its_networks_are_a_part_of_the_summary(kind: str) -> None:
     encoder, head = (4 + 1) * 8 + 9 * WIDTH, (2 * WIDTH + 1) * 128 + 129 * ACTIONS
     assert part.parameters == {"e3b": encoder + head, "disagreement": 3 * one}[kind]
     assert part.flops == {"e3b": 2 * (4 * 8 + 8 * WIDTH), "disagreement": 6 * (one - 128 - WIDTH)}[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_works_with_observations_of_several_arrays(kind: str, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "exploration.kind": kind, "exploration.weight": 1.0}
+    config = compose("toy/riddle", settings)
+    spec = environments.make("toy/riddle", 1, seed=0).spec
+    (part,) = [part for part in inspect.parts_of(config, spec) if part.name == "exploration"]
+    assert part.parameters > 0 and part.flops > 0
+    run = bircher.train("toy/riddle", steps=128, out=tmp_path / "run", **settings)
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["target/bonus"] > 0 for row in rows if "target/bonus" in row)
+    assert any("target/bonus" in row for row in rows)
 
 
 @pytest.mark.slow

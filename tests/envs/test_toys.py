@@ -152,3 +152,22 @@ def test_recall_asks_for_the_cue_after_a_random_wait():
         assert (np.asarray(row.observation)[~np.asarray(row.first), 0] == 0).all()
         cue = np.where(row.first, row.observation[:, 0], cue)
     assert ended == {(t, 1.0 if odd else -1.0, odd) for t in (4, 5, 6) for odd in (0, 1)}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_riddle_rewards_the_answer_that_its_parts_give(flat):
+    env = environments.make("toy/riddle", 64, seed=0, options={"length": 3, "flat": flat})
+    actions = np.random.default_rng(0).integers(0, 2, (7, 64))
+    rows = rollout(env, 7, actions)
+    if flat:
+        seen = np.asarray(rows.observation)
+        picture, where, numbers = seen[..., :36], seen[..., 36:39].argmax(-1), seen[..., 39:]
+    else:
+        picture, where, numbers = (np.asarray(rows.observation[name]) for name in ("picture", "where", "numbers"))
+        picture, where = picture.reshape(8, 64, 36) / 255, where[..., 0]
+    assert set(np.unique(picture)) == {0, 1} and set(np.unique(where)) == {0, 1, 2}
+    answers = np.stack([picture[..., 0] == 1, numbers[..., 0] < 0, numbers[..., 1] < 0], -1)
+    right = np.take_along_axis(answers, where[..., None], -1)[..., 0]
+    expected = np.where(rows.first[1:], 0, actions == right[:-1])
+    np.testing.assert_array_equal(rows.reward[1:], expected)
+    np.testing.assert_array_equal(rows.terminal[:, 0], [False, False, False, True, False, False, False, True])

@@ -24,7 +24,7 @@ from bircher.agents.metrics import compute_if
 from bircher.errors import UnsupportedEnvironment
 from bircher.networks.config import ModelConfig
 from bircher.networks.exploration import WIDTH, Ensemble, Features, InverseDynamics, elliptical_bonus
-from bircher.networks.layers import ObservationStatistics
+from bircher.networks.layers import ObservationStatistics, PartStatistics
 from bircher.networks.model import Model
 from bircher.ops import losses
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
@@ -99,7 +99,7 @@ class ExplorationState(eqx.Module):
     agent: Any
     features: Features | None
     """Features that are never trained, so that what predicts them has a fixed goal."""
-    statistics: ObservationStatistics | None
+    statistics: ObservationStatistics | PartStatistics | None
     square: Float[Array, ""]
     """The moving mean square of the discounted sums of bonuses, without bias correction."""
     seen: Float[Array, ""]

@@ -138,9 +138,7 @@ def _is_array(leaf: Any) -> bool:
 def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch, ...]]]:
     """Return the function that uses each part, and the shapes of its inputs."""
 
-    def observation(size: int) -> PyTree:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), spec.observation)
-
+    observation = _observations(spec)
     latent = _like(lambda model, x: model.represent(x), model, observation)
     features = _like(lambda model, x: model.head_input(x), model, latent)
     uses: dict[str, tuple[Callable, tuple[Batch, ...]]] = {ENCODER: (lambda m, x: m.represent(x), (observation,))}
@@ -168,7 +166,11 @@ def _use_of_exploration(networks: InverseDynamics | Ensemble, spec: EnvSpec) -> 
     """Return how the networks of a bonus are used for one observation, and the shapes of their inputs."""
     if isinstance(networks, Ensemble):
         return lambda ensemble, x, action: ensemble(x, action), (_batch((WIDTH,), jnp.float32), _batch((), jnp.int32))
-    return lambda inverse, x: inverse.features(x), (_batch(spec.observation.shape, spec.observation.dtype),)
+    return lambda inverse, x: inverse.features(x), (_observations(spec),)
+
+
+def _observations(spec: EnvSpec) -> Batch:
+    return lambda size: jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), spec.observation)
 
 
 def _batch(shape: tuple[int, ...], dtype: Any) -> Batch:

@@ -49,7 +49,7 @@ BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
 
 TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
-    "toy/nim",
+    "toy/nim", "toy/riddle",
 )  # fmt: skip
 
 SMALL = tuple(small.TASKS)

@@ -10,6 +10,7 @@
     toy/recall             (cue, asked)             2                  after n or a few more steps, the reward is 1
                                                                        if the action names the cue, else -1
     toy/nim                one-hot of the heap      take 1, take 2     two players; the last one taken gives 1 and ends
+    toy/riddle             a Dict of three arrays   2                  n questions; reward 1 for each right answer
 
 Here b is the index of the environment, and t the number of actions taken in its episode. The option ``length`` sets n.
 ``max_steps`` truncates each of the environments earlier.
@@ -21,6 +22,9 @@ Here b is the index of the environment, and t the number of actions taken in its
 - recall: the cue is -1 or 1 and appears on the first row only. It is asked for after n to n + ``spread`` steps; the
   option ``spread`` is 4 by default.
 - nim: the option ``heap`` sets the initial heap. The player to move loses if and only if 3 divides the heap.
+- riddle: whether the left half of ``picture`` is bright, or the first or the second of ``numbers`` is negative, is the
+  right answer; ``where``, an integer, tells which of the three. With the option ``flat`` the observation is one vector
+  of the same numbers: the picture's divided by 255, the integer's one-hot vector, and the numbers.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from bircher.envs import small
 from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.errors import UnsupportedEnvironment
+from bircher.spaces import Encoding
 from bircher.types import Discrete, EnvSpec
 
 
@@ -193,6 +198,46 @@ def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Single:
     return Single(spec, start, move, legal_actions, lambda inner: inner[2])
 
 
+PICTURE = (6, 6, 1)
+"""The shape of the riddle's picture."""
+
+
+def _riddle(env_id: str, max_steps: int | None, length: int = 5, flat: bool = False) -> Single:
+    def ask(key):
+        where_key, answers_key, numbers_key = jax.random.split(key, 3)
+        where = jax.random.randint(where_key, (), 0, 3)
+        answers = jax.random.bernoulli(answers_key, shape=(3,))
+        bright = (jnp.arange(PICTURE[1]) < PICTURE[1] // 2) == answers[0]
+        picture = jnp.broadcast_to(jnp.where(bright, 255, 0)[:, None], PICTURE)
+        numbers = jnp.where(answers[1:], -1.0, 1.0) * jax.random.uniform(numbers_key, (2,), minval=0.1)
+        if flat:
+            observation = jnp.concatenate([picture.ravel() / 255, jax.nn.one_hot(where, 3), numbers])
+        else:
+            observation = {"picture": picture, "where": where[None], "numbers": numbers}
+        return answers[where], observation
+
+    def start(key, index):
+        answer, observation = ask(key)
+        return (answer, 0), observation
+
+    def move(key, inner, action):
+        right, time = (action == 1) == inner[0], inner[1] + 1
+        answer, observation = ask(key)
+        return (answer, time), observation, jnp.where(right, 1.0, 0.0), time == length, _reached(time, max_steps)
+
+    number = jax.ShapeDtypeStruct((1,), np.int32)
+    parts = {"picture": jax.ShapeDtypeStruct(PICTURE, np.uint8), "where": number, "numbers": _vector(2)}
+    encoding = {
+        "picture": Encoding(PICTURE, "uint8", "uint8", start=0, num_values=256),
+        "where": Encoding((), "int32", "int32", "index", num_values=3),
+        "numbers": Encoding((2,), "float32", "float32"),
+    }
+    spec = EnvSpec(env_id, parts, Discrete(2), max_steps, encoding=encoding)
+    if flat:
+        spec = EnvSpec(env_id, _vector(PICTURE[0] * PICTURE[1] + 3 + 2), Discrete(2), max_steps)
+    return Single(spec, start, move)
+
+
 TOYS: dict[str, Callable[..., Single]] = {
     "toy/counter": _counter,
     "toy/counter-truncated": _counter,
@@ -202,5 +247,6 @@ TOYS: dict[str, Callable[..., Single]] = {
     "toy/catch": _catch,
     "toy/recall": _recall,
     "toy/nim": _nim,
+    "toy/riddle": _riddle,
 }
 """The function that makes each toy, by id."""
