@@ -11,11 +11,15 @@ WITH_MISSION = (
 """What the ids begin with where the mission differs between episodes, so that it is a part of the task."""
 
 
+OTHER_PRESETS = {"MiniGrid-DoorKey-8x8-v0": "minigrid_exploration"}
+"""Grid worlds with a preset of their own."""
+
+
 def preset_name(env_id: str) -> str | None:
     """Return the preset of a grid world: `babyai` where the mission is to be read; None for other ids."""
     if not env_id.startswith(PREFIXES):
         return None
-    return "babyai" if env_id.startswith(WITH_MISSION) else "minigrid"
+    return OTHER_PRESETS.get(env_id) or ("babyai" if env_id.startswith(WITH_MISSION) else "minigrid")
 
 
 def ids() -> tuple[str, ...]:
