@@ -20,6 +20,7 @@ import stale
 from learning import GROUPS, WHOLE
 from ledger import Line, entries
 
+from bircher.config.config import compose
 from bircher.experiments.grid import Variant, is_free
 
 ROOT = Path(__file__).parent.parent
@@ -72,11 +73,15 @@ def frames(line: Line) -> int:
 
 
 def changed(command: str) -> bool:
-    """Whether a training command sets more than agent, preset and seed, or a peer's has other steps than its own."""
+    """Whether a training command changes more than agent, preset and seed, or a peer's has other steps than its own."""
     if not command.startswith("bircher train "):
         return "--steps" in command
-    words = command.removeprefix("bircher train ").split()
-    return any("=" in word and word.split("=")[0] not in ("agent", "preset", "seed") for word in words)
+    env, *words = command.removeprefix("bircher train ").split()
+    own = [word for word in words if "=" not in word or word.split("=")[0] in ("agent", "preset", "seed")]
+    others = [word for word in words if word not in own]
+    if [word.split("=")[0] for word in others] == ["steps"]:
+        return compose(env, words) != compose(env, own)  # some commands name the steps that their preset has
+    return bool(others)
 
 
 def estimate(means: list[float]) -> str:
@@ -84,7 +89,18 @@ def estimate(means: list[float]) -> str:
     if len(means) == 1:
         return "one seed"
     half = STUDENT.get(len(means), 1.96) * statistics.stdev(means) / math.sqrt(len(means))
-    return f"{statistics.mean(means):.1f} ± {half:.1f}"
+    mean, digits = statistics.mean(means), digits_of(means)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def digits_of(means: Iterable[float]) -> int:
+    """The number of decimals of returns: two where they are small."""
+    return 1 if max(map(abs, means)) >= 10 else 2
+
+
+def shown(means: list[float]) -> str:
+    """Mean returns, one for each seed."""
+    return ", ".join(f"{mean:.{digits_of(means)}f}" for mean in means)
 
 
 def results(old: Stale = ()) -> list[str]:
@@ -100,7 +116,7 @@ def results(old: Stale = ()) -> list[str]:
         steps, mode, command = frames(first), first.results["mode"], first.command
         lines.append(
             f"| {env} | {agent}{mark(seeds.values(), old)} | {steps:,} | {ACTIONS[mode]} "
-            f"| {', '.join(f'{m:.1f}' for m in means)} "
+            f"| {shown(means)} "
             f"| {estimate(means)} | {min(walls):.0f}–{max(walls):.0f} | `{command}` |"
         )
     return with_footnote(lines)
@@ -156,7 +172,7 @@ def brief(agents: dict[str, Runs], begins: str, usual: int, old: Stale) -> str:
     notes = [short for start, short in ALSO.items() if name.startswith(start)]
     notes += [steps] if steps != about(usual) else []
     notes += ["one seed"] if len(means) == 1 else []
-    number = estimate(means) if len(means) > 1 else f"{means[0]:.1f}"
+    number = estimate(means) if len(means) > 1 else shown(means)
     return number + (f" ({', '.join(notes)})" if notes else "") + mark(lines, old)
 
 
@@ -171,9 +187,9 @@ def games(steps: int, old: Stale = ()) -> list[str]:
     for env, agents in sorted(games_at(steps).items()):
         for agent, seeds in sorted(agents.items()):
             walls = [line.wall_seconds or 0.0 for line in seeds.values()]
-            shown = " | ".join(runs(seeds).split(": "))
+            cells = " | ".join(runs(seeds).split(": "))
             lines.append(
-                f"| {env} | {agent}{mark(seeds.values(), old)} | {shown} | {min(walls):.0f}–{max(walls):.0f} |"
+                f"| {env} | {agent}{mark(seeds.values(), old)} | {cells} | {min(walls):.0f}–{max(walls):.0f} |"
             )
     return with_footnote(lines)
 
@@ -217,8 +233,8 @@ def ablations(steps: int, old: Stale = ()) -> list[str]:
     for name, others in sorted(found, key=lambda row: (places.index(row[0]), row[1])):
         own = [found[name, others].get(env, {}) for env in envs]
         cells = [runs(seeds) + mark(seeds.values(), old) for seeds in own]
-        shown = ", ".join([name, *(f"`{word}`" for word in others)])
-        lines.append(f"| {shown} | {PAPER.get(name, '')} | {' | '.join(cells)} |")
+        title = ", ".join([name, *(f"`{word}`" for word in others)])
+        lines.append(f"| {title} | {PAPER.get(name, '')} | {' | '.join(cells)} |")
     return with_footnote(lines)
 
 
@@ -226,8 +242,8 @@ def runs(seeds: Runs) -> str:
     """Mean returns by seed, and the mean over seeds."""
     if not seeds:
         return ""
-    means = {seed: line.mean for seed, line in seeds.items()}
-    return f"{', '.join(f'{means[seed]:.1f}' for seed in sorted(means))}: {estimate(list(means.values()))}"
+    means = [seeds[seed].mean for seed in sorted(seeds)]
+    return f"{shown(means)}: {estimate(means)}"
 
 
 def write(path: Path, name: str, rows: list[str]) -> None:
@@ -241,8 +257,8 @@ def write(path: Path, name: str, rows: list[str]) -> None:
 def main() -> None:
     """Write every table, and print the stale lines behind them."""
     lines = entries("learning", "ablation")
-    shown = [line for line in lines if not changed(line.command) or line.name == "ablation"]
-    verdicts = stale.verdicts([*shown, *(line for line in lines if "steps=3000000" in line.command)])
+    of_presets = [line for line in lines if not changed(line.command) or line.name == "ablation"]
+    verdicts = stale.verdicts([*of_presets, *(line for line in lines if "steps=3000000" in line.command)])
     old = {key: reasons for key, reasons in verdicts.items() if reasons}
     pages = ROOT / "docs" / "results"
     tables = [

@@ -43,9 +43,9 @@ def test_ablations_of_other_steps_or_settings_are_not_taken_for_one_another(modu
     tables = module("tables")
     monkeypatch.setattr(tables, "entries", lambda name: lines)
     assert tables.ablations(1_000_000)[2:] == [
-        "| whole |  | 2.0, 4.0: 3.0 ± 12.7 |",
+        "| whole |  | 2.00, 4.00: 3.00 ± 12.71 |",
         "| whole, `agent.gamma=0.5` |  | 60.0: one seed |",
-        "| without cmpo | a plain policy gradient: clearly worse | 7.0: one seed |",
+        "| without cmpo | a plain policy gradient: clearly worse | 7.00: one seed |",
     ]
 
 
@@ -68,10 +68,10 @@ def test_the_summary_has_one_row_an_environment_with_other_steps_in_parentheses(
     monkeypatch.setattr(tables, "entries", lambda *names: lines)
     cells = [
         "Lander",
-        "3.0 ± 12.7",
-        "7.0 (Gumbel, 300 k, one seed)",
-        "5.0 (one seed)",
-        "1.0 (SB3, 1 M, one seed)",
+        "3.00 ± 12.71",
+        "7.00 (Gumbel, 300 k, one seed)",
+        "5.00 (one seed)",
+        "1.00 (SB3, 1 M, one seed)",
         "1.4 M",
         "1.0–2.0",
     ]
@@ -102,8 +102,8 @@ def test_rows_leave_out_stale_runs_where_there_are_newer_ones_and_count_frames(m
     old = {("abc1234", lines[0].command), ("abc1234", lines[1].command)}
     table = [row.split(" | ") for row in tables.results(old)[2:]]
     assert [(row[0], row[1], row[2], row[4]) for row in table] == [
-        ("| Lander", "muesli", "300", "8.0"),
-        ("| Lander, preset=lander_one_frame", "muesli", "500", "4.0"),
+        ("| Lander", "muesli", "300", "8.00"),
+        ("| Lander, preset=lander_one_frame", "muesli", "500", "4.00"),
     ]
     everything = tables.newest(("learning",), old | {("abc1234", lines[2].command)})
     assert set(everything["Lander", "muesli"]) == {0, 1, 7}, "stale runs are shown where there are no others"
@@ -164,3 +164,11 @@ def test_the_runner_records_a_result_with_the_command_that_was_typed(module, mon
     with pytest.raises(SystemExit) as stopped:
         runner.main("Text.", studies)
     assert stopped.value.code == 2
+
+
+def test_steps_that_are_the_preset_s_own_change_nothing(module):
+    changed = module("tables").changed
+    steps = compose("CartPole-v1").steps
+    assert not changed(f"bircher train CartPole-v1 seed=3 steps={steps}")
+    assert changed(f"bircher train CartPole-v1 seed=3 steps={steps + 1}")
+    assert changed(f"bircher train CartPole-v1 seed=3 steps={steps} agent.gamma=0.5")
