@@ -79,6 +79,17 @@ def test_a_video_has_its_frames_size_and_colors(tmp_path: Path) -> None:
         assert np.abs(frame[30, 50].astype(int) - color).max() < 12
 
 
+def test_a_gif_has_its_frames_size_and_colors(tmp_path: Path) -> None:
+    colors = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    frames = [np.full((63, 101, 3), color, np.uint8) for color in colors]
+    path = plots.write_video(frames, tmp_path / "moving.GIF", fps=10)
+    assert path.read_bytes().startswith(b"GIF89a")
+    read = read_video(path, 64, 102)
+    assert len(read) == 3
+    for frame, color in zip(read, colors, strict=True):
+        assert np.abs(frame[30, 50].astype(int) - color).max() < 12
+
+
 def test_a_video_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").mkdir()
     frames = [np.zeros((64, 64, 3), np.uint8)] * 500

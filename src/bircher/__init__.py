@@ -111,10 +111,13 @@ def evaluate(
     return loaded_agent.evaluate(agent, episodes, seed, greedy, max_steps)
 
 
-def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = False, plain: bool = False) -> Path:
-    """Play one new episode, write it as a video, and return the path of the video.
+def watch(
+    agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = False, plain: bool = False, fps: float = 30.0
+) -> Path:
+    """Play one new episode, write it as a video or a GIF, and return its path.
 
-    Next to each frame are the agent's estimates that led to the action; `plain` writes only the frames.
+    Next to each frame are the agent's estimates that led to the action; `plain` writes only the frames.  `fps` is the
+    number of frames a second.
 
     Raises:
       UnsupportedEnvironment: the environment cannot be drawn.
@@ -123,4 +126,4 @@ def watch(agent: LoadedAgent, video: str | Path, seed: int = 0, greedy: bool = F
     """
     from bircher.runs import inspect
 
-    return inspect.record(agent, Path(video), seed, greedy, plain)
+    return inspect.record(agent, Path(video), seed, greedy, plain, fps)

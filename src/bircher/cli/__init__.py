@@ -145,8 +145,9 @@ app.command()(inspect.check)
 def watch(
     run: SavedRun,
     video: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an MP4 file instead of opening a window.")
+        Path | None, typer.Option(metavar="FILE", help="Write an MP4 file, or a GIF, instead of opening a window.")
     ] = None,
+    fps: Annotated[float, typer.Option(min=0.1, max=1000, help="Frames a second.")] = 30.0,
     seed: Seed = 0,
     greedy: Greedy = False,
     plain: Annotated[
@@ -157,6 +158,7 @@ def watch(
 
     \b
     bircher watch runs/mine --video lander.mp4
+    bircher watch runs/mine --video key.gif --fps 5
     bircher watch runs/mine --plain
     """
     with exit_on_error():
@@ -166,9 +168,9 @@ def watch(
         agent = launch.load_for_playing(run)
         if video is None:
             plots.require_display()
-            plots.show(inspect.episode(agent, seed, greedy, plain), f"{agent.spec.id}, {agent.name}")
+            plots.show(inspect.episode(agent, seed, greedy, plain), f"{agent.spec.id}, {agent.name}", fps)
         else:
-            print(inspect.record(agent, video, seed, greedy, plain))
+            print(inspect.record(agent, video, seed, greedy, plain, fps))
 
 
 @app.command()

@@ -254,8 +254,10 @@ def episode(agent: LoadedAgent, seed: int, greedy: bool = False, plain: bool = F
         raise UnsupportedEnvironment(str(error)) from error
 
 
-def record(agent: LoadedAgent, video: Path, seed: int, greedy: bool = False, plain: bool = False) -> Path:
-    """Write one episode as a video and return its path.
+def record(
+    agent: LoadedAgent, video: Path, seed: int, greedy: bool = False, plain: bool = False, fps: float = plots.FPS
+) -> Path:
+    """Write one episode as a video with `fps` frames a second, and return its path.
 
     Raises:
       UnsupportedEnvironment: the environment cannot be drawn, or its pictures differ in size.
@@ -265,7 +267,7 @@ def record(agent: LoadedAgent, video: Path, seed: int, greedy: bool = False, pla
     plots.require_writable(video)
     frames = episode(agent, seed, greedy, plain)
     try:
-        return plots.write_video(frames, video, plots.FPS)
+        return plots.write_video(frames, video, fps)
     except ValueError as error:
         raise UnsupportedEnvironment(f"{agent.spec.id} cannot be watched: {error}") from error
     except OSError as error:

@@ -118,10 +118,15 @@ def curves_by_depth(
     return Path(picture_path)
 
 
-def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> Path:
-    """Write frames, all of one size, as an H.264 video with ``fps`` frames per second, and return its path.
+FPS = 30.0
+"""Frames a second, where nothing else is asked for."""
 
-    H.264 needs an even height and width, so the last row or column is repeated if necessary.
+
+def write_video(frames: Iterable[Frame], path: str | Path, fps: float = FPS) -> Path:
+    """Write frames, all of one size, as a video with ``fps`` frames per second, and return its path.
+
+    It is a GIF where the name ends with `.gif`, and H.264 otherwise.  That needs an even height and width, so the last
+    row or column is repeated if necessary.
 
     Raises:
       ValueError: there are no frames, or they differ in size.
@@ -150,6 +155,11 @@ def write_video(frames: Iterable[Frame], path: str | Path, fps: float = 30) -> P
     return path
 
 
+H264 = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+GIF = ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none", "-loop", "0"]
+"""Options of ffmpeg.  A GIF has the 256 colors that fit its frames best."""
+
+
 def _encoder(path: Path, width: int, height: int, fps: float, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start ffmpeg, which reads frames from its input and writes its messages to ``output``.
 
@@ -159,10 +169,10 @@ def _encoder(path: Path, width: int, height: int, fps: float, output: IO[bytes])
     import imageio_ffmpeg
 
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+    target = GIF if path.suffix.lower() == ".gif" else H264
     # Without the prefix ffmpeg reads a leading dash as an option, and the text before a colon as a protocol.
-    target.append(f"file:{path.absolute()}")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
+    name = f"file:{path.absolute()}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target, name]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=output)
 
 
@@ -310,9 +320,6 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     return frames
 
 
-FPS = 30
-
-
 def require_display() -> None:
     """Raise NoDisplay if no window can be opened."""
     has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
@@ -329,7 +336,7 @@ def require_writable(path: Path) -> None:
         raise RunFolderError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def show(frames: list[Frame], title: str) -> None:
+def show(frames: list[Frame], title: str, fps: float = FPS) -> None:
     """Show frames in a window until the last frame, or until the window is closed."""
     import pygame
 
@@ -344,6 +351,6 @@ def show(frames: list[Frame], title: str) -> None:
                 break
             pygame.surfarray.blit_array(screen, frame.swapaxes(0, 1))
             pygame.display.flip()
-            clock.tick(FPS)
+            clock.tick(fps)
     finally:
         pygame.display.quit()
