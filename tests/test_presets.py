@@ -151,3 +151,11 @@ def test_presets_are_found_in_any_case() -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="^unknown preset"):
         find_preset(name)
+
+
+@pytest.mark.parametrize(("env_id", "agent", "name"), [
+    ("MiniGrid-DoorKey-8x8-v0", "muesli", "minigrid_exploration"), ("MiniGrid-DoorKey-8x8-v0", "ppo", "minigrid"),
+    ("MountainCar-v0", "ppo", "default"), ("CartPole-v1", "ppo", "cartpole"), ("Acrobot-v1", "muzero", "default"),
+])  # fmt: skip
+def test_an_agent_that_a_preset_does_not_list_has_the_one_that_it_extends(env_id, agent, name):
+    assert preset_for(env_id, agent) == name

@@ -198,6 +198,7 @@ def test_grid_worlds_have_presets_and_are_listed():
     names = {line.id: line for line in registry.list_environments("DoorKey")}
     assert names["MiniGrid-DoorKey-8x8-v0"].preset == "minigrid_exploration"
     assert names["MiniGrid-DoorKey-5x5-v0"].preset == "minigrid"
+    assert registry.preset_name("MiniGrid-MemoryS7-v0") == "minigrid_memory"
     assert "mission: uint8 (96,)" in names["MiniGrid-DoorKey-8x8-v0"].observation
     for env_id in ("BabyAI-BossLevel-v0", "MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-LockedRoom-v0"):
         assert registry.preset_name(env_id) == "babyai" and registry.backend_of(env_id) == "envpool"

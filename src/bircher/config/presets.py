@@ -80,14 +80,17 @@ def environment_id(env: str | Callable[[], Any] | None, given: Mapping[str, Any]
 
 
 def preset_for(env: str | Callable[[], Any], agent: str, pixels: bool = False) -> str:
-    """Return the preset of an environment for an agent: that of its family, or `default`.
+    """Return the preset of an environment for an agent: that of its family, or one that it extends, or `default`.
 
-    The family's preset is used only for agents that it lists, and for pixels only if it has settings for them.
+    A preset is used only for agents that it lists, and for pixels only if it has settings for them.
     """
     name = registry.preset_name(env)
     layer = _read(name)
+    while not _is_for(layer, agent):
+        name = layer.get("extends", "default")
+        layer = _read(name)
     fits_observation = not pixels or "pixels" in layer or layer.get("observation", {}).get("name") == "pixels"
-    return name if fits_observation and _is_for(layer, agent) else "default"
+    return name if fits_observation and name != "base" else "default"
 
 
 def find_preset(name: Any) -> Choice:

@@ -11,15 +11,16 @@ WITH_MISSION = (
 """What the ids begin with where the mission differs between episodes, so that it is a part of the task."""
 
 
-OTHER_PRESETS = {"MiniGrid-DoorKey-8x8-v0": "minigrid_exploration"}
-"""Grid worlds with a preset of their own."""
+OTHER_PRESETS = {"MiniGrid-DoorKey-8x8-v0": "minigrid_exploration", "MiniGrid-Memory": "minigrid_memory"}
+"""Presets of single grid worlds, by what their ids begin with."""
 
 
 def preset_name(env_id: str) -> str | None:
     """Return the preset of a grid world: `babyai` where the mission is to be read; None for other ids."""
     if not env_id.startswith(PREFIXES):
         return None
-    return OTHER_PRESETS.get(env_id) or ("babyai" if env_id.startswith(WITH_MISSION) else "minigrid")
+    own = next((preset for prefix, preset in OTHER_PRESETS.items() if env_id.startswith(prefix)), None)
+    return own or ("babyai" if env_id.startswith(WITH_MISSION) else "minigrid")
 
 
 def ids() -> tuple[str, ...]:
