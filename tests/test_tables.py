@@ -75,9 +75,9 @@ def test_the_summary_has_one_row_an_environment_with_other_steps_in_parentheses(
         "1.4 M",
         "1.0–2.0",
     ]
-    assert tables.summary(3_000_000)[2:] == [f"| {' | '.join(cells)} |"]
+    assert tables.summary()[2:] == [f"| {' | '.join(cells)} |"]
     cells[3] += " †"
-    marked = tables.summary(3_000_000, {("abc1234", "bircher train Lander seed=0 agent=ppo")})
+    marked = tables.summary({("abc1234", "bircher train Lander seed=0 agent=ppo")})
     assert marked[2:] == [f"| {' | '.join(cells)} |", "", tables.FOOTNOTE]
 
 
