@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 Key = jax.Array
 """A typed key of ``jax.random.key``.  A function that receives one consumes it."""
@@ -44,15 +44,56 @@ class Discrete(NamedTuple):
         return f"discrete, {self.num_actions} actions"
 
 
+class MultiDiscrete(NamedTuple):
+    """An action space of several choices that are made together: ``sizes[i]`` of them in dimension i.
+
+    The agent's action is a vector of indices that count from 0.
+    """
+
+    sizes: tuple[int, ...]
+    """The number of choices of each number of the environment's action, row by row."""
+    shape: tuple[int, ...]
+    """The shape of the environment's action."""
+    start: tuple[int, ...]
+    """The environment's own number for index 0 of each dimension."""
+    dtype: str = "int64"
+    """The type of the environment's action."""
+
+    def __str__(self) -> str:
+        sizes = self.sizes
+        of = f"{sizes[0]}" if len(set(sizes)) == 1 else ", ".join(map(str, sizes))
+        return f"multi-discrete, {len(sizes)} dimensions of {of} actions"
+
+    def decode(self, action: Any) -> Any:
+        """Return the environment's actions for the agent's actions [B, D], which are arrays of NumPy or JAX."""
+        own = action.astype(self.dtype if isinstance(action, np.ndarray) else np.int32)
+        return (own + np.asarray(self.start, own.dtype)).reshape(*action.shape[:-1], *self.shape)
+
+
 class Continuous(NamedTuple):
-    """An action space of real vectors between ``low`` and ``high``, both of shape ``shape``."""
+    """An action space of real vectors between ``low`` and ``high``, the bounds of each number, row by row.
+
+    The agent's action is a vector, and -1 and 1 are the bounds of each of its numbers.
+    """
 
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dtype: str = "float32"
+    """The type of the environment's action."""
 
     def __str__(self) -> str:
         return f"continuous, shape {self.shape}"
+
+    def decode(self, action: Any) -> Any:
+        """Return the environment's actions for the agent's actions [B, n], which are arrays of NumPy or JAX.
+
+        Numbers beyond -1 and 1 are clipped.
+        """
+        own = action.astype(self.dtype if isinstance(action, np.ndarray) else np.float32)
+        low, high = np.asarray(self.low, own.dtype), np.asarray(self.high, own.dtype)
+        scaled = low + (own.clip(-1.0, 1.0) + 1.0) / 2.0 * (high - low)
+        return scaled.clip(low, high).reshape(*action.shape[:-1], *self.shape)  # rounding may exceed a bound
 
 
 class Unsupported(NamedTuple):
@@ -102,7 +143,7 @@ class EnvSpec(NamedTuple):
 
     id: str
     observation: PyTree
-    action: Discrete | Continuous | Unsupported
+    action: Discrete | MultiDiscrete | Continuous | Unsupported
     max_steps: int | None = None
     num_players: int = 1
     symmetries: tuple[Symmetry, ...] = ()
@@ -135,6 +176,20 @@ class EnvSpec(NamedTuple):
         """Return the environment's own number of its first discrete action, or 0 for any other action space."""
         return self.action.start if isinstance(self.action, Discrete) else 0
 
+    def own_action(self, action: Any) -> Any:
+        """Return the environment's actions for the agent's actions, [B] or [B, n], which are arrays of NumPy or JAX.
+
+        The agent's discrete actions count from 0, and its continuous actions have the bounds -1 and 1.
+
+        Raises:
+          TypeError: the action space is not supported.
+        """
+        if isinstance(self.action, Discrete):
+            return action.astype(np.int64 if isinstance(action, np.ndarray) else np.int32) + self.action.start
+        if isinstance(self.action, Unsupported):
+            raise TypeError(f"{self.id} has the {self.action}, whose actions no agent gives")
+        return self.action.decode(action)
+
     @property
     def num_actions(self) -> int:
         """Return the number of discrete actions.
@@ -164,6 +219,7 @@ class TimeStep(NamedTuple):
     last: Bool[Array, "*B"]
     terminal: Bool[Array, "*B"]
     legal_actions: Bool[Array, "*B A"]
+    """The mask of discrete actions; A is 0 for other action spaces, whose actions are always legal."""
     failed: Bool[Array, "*B"]
 
 
@@ -186,7 +242,9 @@ class Trajectory(NamedTuple):
     last: Bool[Array, "*BT"]
     terminal: Bool[Array, "*BT"]
     legal_actions: Bool[Array, "*BT A"]
-    action: Int[Array, "*BT"]
+    action: Shaped[Array, "..."]
+    """[B, T + 1] indices of discrete actions; [B, T + 1, D], int32, of multi-discrete ones; [B, T + 1, n], float32, of
+    continuous ones."""
     extras: Extras = Extras()
     memory: PyTree[Array] | None = None
     """The memory of a recurrent agent before each row; None for an agent without memory."""
@@ -220,9 +278,13 @@ class Prediction(NamedTuple):
 class PolicyTarget(NamedTuple):
     """An improved policy as weighted actions, from CMPO, completed Q-values, visit counts or samples."""
 
-    actions: Int[Array, "*BT N"]
+    actions: Shaped[Array, "..."] | None
+    """[B, T, N] or [B, T, N, D]; None where they are all discrete actions in their order."""
     weights: Float[Array, "*BT N"]
     """Weight of each action; they sum to 1 over N, or nearly so for sampled actions."""
+    log_density: Float[Array, "*BT N"] | None = None
+    """Logarithm of the improved policy's probability or density at each sampled action; None where the weights are the
+    probabilities of discrete actions."""
 
 
 class TargetExtras(NamedTuple):
@@ -266,7 +328,7 @@ class Targets(NamedTuple):
             value=per_transition(self.value),
             reward=per_transition(self.reward),
             advantage=per_transition(self.advantage),
-            policy=PolicyTarget(*map(per_row, self.policy)),
+            policy=jax.tree.map(per_row, self.policy),
             mask=per_transition(self.mask),
             priority=per_sequence(self.priority),
             extras=TargetExtras(
@@ -287,7 +349,8 @@ class Policy(NamedTuple):
 class ActOutput(NamedTuple):
     """Actions of B environments, and the arrays that are stored with them."""
 
-    action: Int[Array, " B"]
+    action: Shaped[Array, "..."]
+    """[B] or [B, D]"""
     extras: Extras = Extras()
     memory: PyTree[Array] | None = None
     """The memory with which the agent acted, which is that before this row; None for an agent without memory."""

@@ -41,8 +41,7 @@ def cmpo_policy(
 
 def exact_target(probabilities: Float[Array, "*B A"]) -> PolicyTarget:
     """Return the target that has every action with its probability as weight."""
-    actions = jnp.broadcast_to(jnp.arange(probabilities.shape[-1]), probabilities.shape)
-    return PolicyTarget(actions, probabilities)
+    return PolicyTarget(None, probabilities)
 
 
 def sampled_cmpo_weights(
@@ -80,9 +79,11 @@ DENSE_PAIRS = 128 * 128
 def dense(target: PolicyTarget, num_actions: int) -> Float[Array, "*B A"]:
     """Return the target's weight of each action; the weights of repeated samples are added.
 
-    Beyond `DENSE_PAIRS` the weights are added in place, because an exact target over 2,000 actions has 4 million pairs
-    in each row.
+    Those of an exact target are already the result.  Beyond `DENSE_PAIRS` the weights are added in place, because 2,000
+    samples of 2,000 actions have 4 million pairs in each row.
     """
+    if target.actions is None:
+        return target.weights
     if target.actions.shape[-1] * num_actions > DENSE_PAIRS:
         actions = target.actions.reshape(-1, target.actions.shape[-1])
         rows, weights = jnp.arange(len(actions))[:, None], target.weights.reshape(actions.shape)
