@@ -316,11 +316,6 @@ def _joined(parts: list[Any]) -> Any:
     return jnp.concatenate(parts, axis=-1)
 
 
-def decode_action(start: int, index: Any) -> np.ndarray:
-    """Return the environment's own actions for the agent's actions, which count from 0."""
-    return np.asarray(np.asarray(index).astype(np.int64) + start)
-
-
 def misfit(encoding: Any, observation: Any) -> str | None:
     """Return a description of a value that the agent's array would silently change, or None where all values fit.
 

@@ -43,6 +43,10 @@ class Discrete(NamedTuple):
     def __str__(self) -> str:
         return f"discrete, {self.num_actions} actions"
 
+    def decode(self, action: Any) -> Any:
+        """Return the environment's actions for the agent's actions [B], which are arrays of NumPy or JAX."""
+        return action.astype(np.int64 if isinstance(action, np.ndarray) else np.int32) + self.start
+
 
 class MultiDiscrete(NamedTuple):
     """An action space of several choices that are made together: ``sizes[i]`` of them in dimension i.
@@ -184,8 +188,6 @@ class EnvSpec(NamedTuple):
         Raises:
           TypeError: the action space is not supported.
         """
-        if isinstance(self.action, Discrete):
-            return action.astype(np.int64 if isinstance(action, np.ndarray) else np.int32) + self.action.start
         if isinstance(self.action, Unsupported):
             raise TypeError(f"{self.id} has the {self.action}, whose actions no agent gives")
         return self.action.decode(action)
@@ -242,7 +244,7 @@ class Trajectory(NamedTuple):
     last: Bool[Array, "*BT"]
     terminal: Bool[Array, "*BT"]
     legal_actions: Bool[Array, "*BT A"]
-    action: Shaped[Array, "..."]
+    action: Shaped[Array, ...]
     """[B, T + 1] indices of discrete actions; [B, T + 1, D], int32, of multi-discrete ones; [B, T + 1, n], float32, of
     continuous ones."""
     extras: Extras = Extras()
@@ -278,7 +280,7 @@ class Prediction(NamedTuple):
 class PolicyTarget(NamedTuple):
     """An improved policy as weighted actions, from CMPO, completed Q-values, visit counts or samples."""
 
-    actions: Shaped[Array, "..."] | None
+    actions: Shaped[Array, ...] | None
     """[B, T, N] or [B, T, N, D]; None where they are all discrete actions in their order."""
     weights: Float[Array, "*BT N"]
     """Weight of each action; they sum to 1 over N, or nearly so for sampled actions."""
@@ -349,7 +351,7 @@ class Policy(NamedTuple):
 class ActOutput(NamedTuple):
     """Actions of B environments, and the arrays that are stored with them."""
 
-    action: Shaped[Array, "..."]
+    action: Shaped[Array, ...]
     """[B] or [B, D]"""
     extras: Extras = Extras()
     memory: PyTree[Array] | None = None

@@ -176,10 +176,10 @@ def test_continuous_actions_step():
 
 
 def test_unsupported_spaces_are_named():
-    env = environments.make(lambda: Spaces(action_space=spaces.MultiDiscrete([2, 3])), 2, seed=0)
-    assert env.spec.action == Unsupported("action space MultiDiscrete([2 3])")
+    env = environments.make(lambda: Spaces(action_space=spaces.Tuple([spaces.Discrete(2)])), 2, seed=0)
+    assert env.spec.action == Unsupported("action space Tuple(Discrete(2))")
     check_env(env)
-    with pytest.raises(UnsupportedEnvironment, match=r"action space MultiDiscrete\(\[2 3\]\) is not supported"):
+    with pytest.raises(UnsupportedEnvironment, match=r"action space Tuple\(Discrete\(2\)\) is not supported"):
         env.step(env.reset()[0], jnp.zeros(2, jnp.int32))
     env = environments.make(lambda: Spaces(spaces.Dict({"word": spaces.Text(3)})), 2, seed=0)
     assert "Text" in str(env.spec.observation)

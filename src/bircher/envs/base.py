@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -11,14 +12,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.errors import EnvContractError, UnsupportedEnvironment
-from bircher.types import Continuous, Discrete, EnvSpec, TimeStep, Unsupported
+from bircher.types import Discrete, EnvSpec, MultiDiscrete, TimeStep, Unsupported
 
 EnvState = Any
 """Arrays that a program passes through ``step``: the state of a pure environment, or a handle to another one."""
 
 
-Actions = Int[Array, " B"] | Float[Array, "B *shape"]
-"""Actions of B environments: indices of discrete actions, or vectors of continuous ones."""
+Actions = Int[Array, " B"] | Int[Array, "B D"] | Float[Array, "B n"]
+"""The agent's actions of B environments: indices of discrete actions, vectors of indices of multi-discrete ones, or
+vectors of continuous ones whose bounds are -1 and 1.  An adapter converts them by `EnvSpec.own_action`."""
 
 
 @runtime_checkable
@@ -201,20 +203,17 @@ def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
 
 
 def random_actions(spec: EnvSpec, key: jax.Array, timestep: TimeStep) -> jax.Array:
-    """Sample uniform actions for each of B rows.
-
-    Discrete actions are legal ones, shape [B]. Continuous ones lie within the bounds and within [-1, 1], shape
-    [B, *shape].
-    """
+    """Sample the agent's actions uniformly for each of B rows; discrete actions are legal ones."""
     if isinstance(spec.action, Discrete):
         # A last row needs no action and may have no legal one, so every action is allowed there.
         allowed = timestep.legal_actions | ~timestep.legal_actions.any(-1, keepdims=True)
         return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
-    if not isinstance(spec.action, Continuous):
+    if isinstance(spec.action, Unsupported):
         raise TypeError(f"actions of {spec.id} cannot be sampled: {spec.action}")
-    low, high = (np.asarray(bound).reshape(spec.action.shape) for bound in (spec.action.low, spec.action.high))
-    low, high = np.maximum(low, -1.0), np.minimum(high, 1.0)
-    return jax.random.uniform(key, (*timestep.first.shape, *spec.action.shape), minval=low, maxval=high)
+    shape = (*timestep.first.shape, math.prod(spec.action.shape))
+    if isinstance(spec.action, MultiDiscrete):
+        return jax.random.randint(key, shape, 0, jnp.asarray(spec.action.sizes))
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
 
 def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int) -> TimeStep:

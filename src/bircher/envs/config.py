@@ -64,6 +64,9 @@ class EnvConfig(BaseModel):
     reward_clip: float | None = Field(None, gt=0)
     """Bound to which the rewards of training are clipped, so that they lie within ± this value.  Evaluations count
     rewards without clipping; the returns of training are sums of clipped rewards."""
+    action_bound: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Bound that replaces infinite bounds of continuous actions, which then lie within ± this value; null refuses such
+    actions."""
     layout: LayoutSetting = "auto"
     """`auto` transposes pictures to height, width, channels and keeps Discrete observations as integers.  `as_given`
     leaves arrays unchanged and makes Discrete observations one-hot, as in runs of the previous version."""

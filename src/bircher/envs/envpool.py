@@ -33,7 +33,7 @@ from bircher.envs.base import Actions, EnvState, row
 from bircher.envs.specs import action_spec, encoded_shape, observation_spec, quiet_bounds, with_spaces
 from bircher.errors import UnsupportedEnvironment
 from bircher.spaces import encode_observation
-from bircher.types import Discrete, EnvSpec, TimeStep
+from bircher.types import EnvSpec, TimeStep
 
 
 def env_spec(request: EnvRequest) -> EnvSpec:
@@ -48,7 +48,7 @@ def env_spec(request: EnvRequest) -> EnvSpec:
     with quiet_bounds():
         observation_space, action_space = native.observation_space, native.action_space
     shapes, encoding = observation_spec(observation_space, request.config.layout)
-    action = action_spec(action_space)
+    action = action_spec(action_space, request.config.action_bound)
     limit = int(native.config.max_episode_steps)
     if game is None:
         repeat = request.config.repeat
@@ -141,10 +141,7 @@ class EnvPoolEnv:
         This method may be traced; the program must then run the steps in the order of the episodes.
         """
         *_, step = self._open()
-        if isinstance(self.spec.action, Discrete):
-            native_action = jnp.asarray(action, jnp.int32) + self.spec.action.start
-        else:
-            native_action = jnp.asarray(action, jnp.float32)
+        native_action = self.spec.own_action(jnp.asarray(action))
         if self._repeat > 1:
             return self._step_repeatedly(state, native_action)
         handle, received = step(state, native_action)

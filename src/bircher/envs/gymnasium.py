@@ -38,8 +38,8 @@ from bircher.envs.subprocess_pool import (
     source_name,
 )
 from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
-from bircher.spaces import decode_action, encode_observation
-from bircher.types import Discrete, EnvSpec, TimeStep, Unsupported
+from bircher.spaces import encode_observation
+from bircher.types import EnvSpec, TimeStep, Unsupported
 
 LEAST_SHARE = 4
 """Least number of environments per worker process, where the number of processes is not set."""
@@ -100,7 +100,7 @@ def _spec_of(request: EnvRequest, env: gymnasium.Env) -> EnvSpec:
     if limit is None and env.spec is not None and env.spec.max_episode_steps is not None:
         limit = -(-env.spec.max_episode_steps // repeat)
     shapes, encoding = observation_spec(env.observation_space, request.config.layout)
-    actions = action_spec(env.action_space)
+    actions = action_spec(env.action_space, request.config.action_bound)
     spec = EnvSpec(source_name(request.source), shapes, actions, limit, action_repeat=repeat, encoding=encoding)
     return with_spaces(spec, env.observation_space, env.action_space)
 
@@ -220,9 +220,7 @@ class GymnasiumEnv:
         return {**self._blank, "failed": np.ones(self.num_envs, bool)}
 
     def _advance(self, action: np.ndarray) -> dict[str, Any]:
-        if isinstance(self.spec.action, Discrete):
-            action = decode_action(self.spec.action_start, action)
-        rows = self._pool.step(action)
+        rows = self._pool.step(self.spec.own_action(action))
         first, self._last = self._last, np.concatenate([part.terminal | part.truncated for part in rows])
         return self._row_fields(rows, first)
 

@@ -89,7 +89,8 @@ class _Game:
         self.environment, self.params = gymnax.make(config.id, **config.options)
         if config.max_frames is not None:
             self.params = self.params.replace(max_steps_in_episode=config.max_frames)
-        action = action_spec(gymnax_spaces.gymnax_space_to_gym_space(self.environment.action_space(self.params)))
+        space = gymnax_spaces.gymnax_space_to_gym_space(self.environment.action_space(self.params))
+        action = action_spec(space, config.action_bound)
         limit = int(self.params.max_steps_in_episode)
         self.encoding = self._discrete_encoding(config.layout)
         self.spec = EnvSpec(config.id, self._observation(), action, limit, encoding=self.encoding)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from bircher.envs.base import Actions, row
 from bircher.errors import UnsupportedEnvironment
-from bircher.types import Continuous, EnvSpec, Key, TimeStep
+from bircher.types import Continuous, Discrete, EnvSpec, Key, TimeStep, Unsupported
 
 Start = Callable[[Key, Array], tuple[Any, Any]]
 """(key, index of the environment) -> (inner state, observation) of a new episode; Python numbers are allowed."""
@@ -119,7 +119,7 @@ class PureEnv:
 
         Returns (inner states, observations, rewards of the players who moved, terminal, truncated).
         """
-        return jax.vmap(self._one_move)(keys, inner, action)
+        return jax.vmap(self._one_move)(keys, inner, self.spec.own_action(action))
 
     def legal_actions(self, inner: PyTree[Array]) -> Bool[Array, "B A"] | None:
         """Return the legal actions in each of B inner states; None if all actions are always legal."""
@@ -133,9 +133,10 @@ class PureEnv:
         """Do nothing, since the environment has no resources outside the program."""
 
     def _any_action(self) -> jax.ShapeDtypeStruct:
-        if isinstance(self.spec.action, Continuous):
-            return jax.ShapeDtypeStruct(self.spec.action.shape, jnp.float32)
-        return jax.ShapeDtypeStruct((), jnp.int32)
+        action = self.spec.action
+        if isinstance(action, Discrete | Unsupported):
+            return jax.ShapeDtypeStruct((), jnp.int32)
+        return jax.ShapeDtypeStruct(action.shape, jnp.float32 if isinstance(action, Continuous) else jnp.int32)
 
     def _one_start(self, key: Key, index: Array) -> tuple[PyTree[Array], PyTree[Array]]:
         inner, observation = self._start(key, index)

@@ -49,16 +49,16 @@ BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
 
 TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
-    "toy/nim", "toy/riddle",
+    "toy/nim", "toy/riddle", "toy/dial", "toy/lock", "toy/shop", "toy/reacher",
 )  # fmt: skip
 
 SMALL = tuple(small.TASKS)
 
-# Classic control with discrete actions runs in gymnax, where acting and learning are one program: its physics, limits
+# Classic control runs in gymnax, where acting and learning are one program: its physics, limits
 # and rewards equal Gymnasium's (tests/envs/test_gymnax.py compares them). MNISTBandit-bsuite is left out, since it
 # downloads data.
 GYMNAX = (
-    "CartPole-v1", "Acrobot-v1", "MountainCar-v0",
+    "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1",
     "Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar",
     "Catch-bsuite", "DeepSea-bsuite", "MemoryChain-bsuite", "UmbrellaChain-bsuite", "DiscountingChain-bsuite",
     "SimpleBandit-bsuite", "FourRooms-misc", "MetaMaze-misc", "PointRobot-misc",

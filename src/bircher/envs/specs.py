@@ -27,7 +27,7 @@ from bircher.envs import atari, minigrid
 from bircher.envs.rendering import takes_render_mode
 from bircher.errors import UnknownEnvironment
 from bircher.spaces import Encoding, LayoutSetting, UnsupportedSpace, encoding_of
-from bircher.types import Continuous, Discrete, EnvSpec, Unsupported, part_names
+from bircher.types import Continuous, Discrete, EnvSpec, MultiDiscrete, Unsupported, part_names
 
 LISTED = 5
 """Number of a module's ids that an error lists."""
@@ -180,14 +180,56 @@ def quiet_bounds():
         yield
 
 
-def action_spec(space: spaces.Space) -> Discrete | Continuous | Unsupported:
-    """Return the action specification of a Gymnasium space; all but Discrete and float Box are Unsupported."""
+MOST_CHOICES = 2**16
+"""The largest number of choices of one dimension of a multi-discrete action."""
+
+
+def action_spec(space: spaces.Space, bound: float | None = None) -> Discrete | MultiDiscrete | Continuous | Unsupported:
+    """Return the action specification of a Gymnasium space.
+
+    A Box of whole numbers is multi-discrete.  Infinite bounds are replaced by ± `bound`.  Dict, Tuple, Text and so on,
+    spaces without a number, and infinite bounds without a `bound` are Unsupported, with the reason.
+    """
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n), int(space.start))
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
-        return Continuous(tuple(space.shape), low, high)
-    return Unsupported(f"action space {space}")
+    if not isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
+        return Unsupported(f"action space {space}")
+    shape, dtype = tuple(space.shape), str(np.dtype(space.dtype))
+    if not math.prod(shape):
+        return Unsupported(f"action space {space}, which has no numbers")
+    if isinstance(space, spaces.MultiBinary):
+        return MultiDiscrete((2,) * math.prod(shape), shape, (0,) * math.prod(shape), dtype)
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes, start = (tuple(int(x) for x in np.ravel(numbers)) for numbers in (space.nvec, space.start))
+        return MultiDiscrete(sizes, shape, start, dtype)
+    return _box_spec(space, shape, dtype, bound)
+
+
+def _box_spec(
+    space: spaces.Box, shape: tuple[int, ...], dtype: str, bound: float | None
+) -> MultiDiscrete | Continuous | Unsupported:
+    """Return the action specification of a Box, which has at least one number."""
+    low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))
+    if np.dtype(dtype).kind != "f":
+        sizes = high - low + 1
+        if (sizes > MOST_CHOICES).any():
+            return Unsupported(f"action space {space}, a dimension of which has more than {MOST_CHOICES:,} choices")
+        return MultiDiscrete(tuple(map(int, sizes)), shape, tuple(map(int, low)), dtype)
+    if bound is not None:
+        low, high = (np.where(_is_endless(x), np.sign(x) * bound, x) for x in (low, high))
+    if (_is_endless(low) | _is_endless(high)).any():
+        return Unsupported(
+            f"action space {space}, whose bounds are not finite: set env.action_bound to a number that replaces them, "
+            "such as env.action_bound=1"
+        )
+    if (low > high).any():
+        return Unsupported(f"action space {space}, a bound of which lies beyond env.action_bound={bound:g}")
+    return Continuous(shape, tuple(low.tolist()), tuple(high.tolist()), dtype)
+
+
+def _is_endless(bounds: np.ndarray) -> np.ndarray:
+    """Return which bounds are infinite, or so large that a float32 cannot hold the distance between two of them."""
+    return np.abs(bounds) > np.finfo(np.float32).max / 4
 
 
 def observation_spec(space: spaces.Space, layout: LayoutSetting = "auto") -> tuple[Any, Any]:

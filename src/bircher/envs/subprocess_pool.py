@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jaxtyping import Bool, Float
 
@@ -42,6 +42,7 @@ class CheckedEnv(gymnasium.Wrapper):
         super().__init__(env)
         self._index, self._steps, self._resetting = index, 0, False
         self._contract = Contract(env.observation_space, env.action_space)
+        self._bare_box = isinstance(env.action_space, Box) and not env.action_space.shape
         self._misfit = fit_check(encoding_of(env.observation_space, layout))
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -58,6 +59,8 @@ class CheckedEnv(gymnasium.Wrapper):
         """Step the environment; an exception or a breach of the contract becomes an EnvironmentFailure."""
         self._steps += 1
         self._resetting = False
+        if self._bare_box:  # Gymnasium takes a number out of the batch's array, but a Box has arrays
+            action = np.asarray(action)
         try:
             return self._require_encodable(self._contract.step(call_step(self.env, action)))
         except ContractBreach as breach:

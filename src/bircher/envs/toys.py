@@ -11,6 +11,11 @@
                                                                        if the action names the cue, else -1
     toy/nim                one-hot of the heap      take 1, take 2     two players; the last one taken gives 1 and ends
     toy/riddle             a Dict of three arrays   2                  n questions; reward 1 for each right answer
+    toy/dial               a constant 1             2, continuous      one step; the reward falls with the distance
+                                                                       from (2, 0.5) between (-1, 0) and (3, 2)
+    toy/lock               a constant 1             3 x 4              one step; half a reward for each digit of (2, 1)
+    toy/shop               one of 10 customers      2,000              one step; 1 for the customer's own tenth of items
+    toy/reacher            place and goal           2, continuous      n steps toward the goal; less the distance to it
 
 Here b is the index of the environment, and t the number of actions taken in its episode. The option ``length`` sets n.
 ``max_steps`` truncates each of the environments earlier.
@@ -21,6 +26,10 @@ Here b is the index of the environment, and t the number of actions taken in its
 - catch: the options ``rows`` and ``columns`` set the size of the image.
 - recall: the cue is -1 or 1 and appears on the first row only. It is asked for after n to n + ``spread`` steps; the
   option ``spread`` is 4 by default.
+- dial: the reward is 1 minus the mean square of the distances, each divided by half the width of its bounds.
+- shop: the option ``items`` sets the number of actions, a multiple of 10.
+- reacher: an action moves the place by at most 0.2 along each axis, within [-1, 1]. Place and goal begin anywhere. The
+  episode is truncated after n steps, 10 by default, and each of them costs the distance to the goal.
 - nim: the option ``heap`` sets the initial heap. The player to move loses if and only if 3 divides the heap.
 - riddle: whether the left half of ``picture`` is bright, or the first or the second of ``numbers`` is negative, is the
   right answer; ``where``, an integer, tells which of the three. With the option ``flat`` the observation is one vector
@@ -41,7 +50,7 @@ from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.errors import UnsupportedEnvironment
 from bircher.spaces import Encoding
-from bircher.types import Discrete, EnvSpec
+from bircher.types import Continuous, Discrete, EnvSpec, MultiDiscrete
 
 
 def make_toy(request: EnvRequest, seeds: Sequence[int]) -> PureEnv:
@@ -238,6 +247,68 @@ def _riddle(env_id: str, max_steps: int | None, length: int = 5, flat: bool = Fa
     return Single(spec, start, move)
 
 
+def _dial(env_id: str, max_steps: int | None) -> Single:
+    low, high, best = jnp.array([-1.0, 0.0]), jnp.array([3.0, 2.0]), jnp.array([2.0, 0.5])
+
+    def start(key, index):
+        return 0, jnp.ones(1)
+
+    def move(key, inner, action):
+        distance = (action - best) / ((high - low) / 2)
+        return inner, jnp.ones(1), 1.0 - jnp.square(distance).mean(), True, False
+
+    action = Continuous((2,), (-1.0, 0.0), (3.0, 2.0))
+    return Single(EnvSpec(env_id, _vector(1), action, max_steps), start, move)
+
+
+def _lock(env_id: str, max_steps: int | None) -> Single:
+    def start(key, index):
+        return 0, jnp.ones(1)
+
+    def move(key, inner, action):
+        return inner, jnp.ones(1), (action == jnp.array([2, 1])).mean(), True, False
+
+    return Single(EnvSpec(env_id, _vector(1), MultiDiscrete((3, 4), (2,), (0, 0)), max_steps), start, move)
+
+
+def _shop(env_id: str, max_steps: int | None, items: int = 2000) -> Single:
+    def start(key, index):
+        customer = jax.random.randint(key, (), 0, 10)
+        return customer, jax.nn.one_hot(customer, 10)
+
+    def move(key, customer, action):
+        return (
+            customer,
+            jax.nn.one_hot(customer, 10),
+            jnp.where(action // (items // 10) == customer, 1.0, 0.0),
+            True,
+            False,
+        )
+
+    return Single(EnvSpec(env_id, _vector(10), Discrete(items), max_steps), start, move)
+
+
+def _reacher(env_id: str, max_steps: int | None, length: int = 10) -> Single:
+    limit = _limited(length, max_steps)
+
+    def observe(inner):
+        place, goal, _ = inner
+        return jnp.concatenate([place, goal])
+
+    def start(key, index):
+        place, goal = jax.random.uniform(key, (2, 2), minval=-1.0, maxval=1.0)
+        inner = (place, goal, 0)
+        return inner, observe(inner)
+
+    def move(key, inner, action):
+        place, goal, time = inner
+        inner = (jnp.clip(place + 0.2 * action, -1.0, 1.0), goal, time + 1)
+        distance = jnp.sqrt(jnp.square(inner[0] - goal).sum() + 1e-12)
+        return inner, observe(inner), -distance, False, _reached(inner[2], limit)
+
+    return Single(EnvSpec(env_id, _vector(4), Continuous((2,), (-1.0, -1.0), (1.0, 1.0)), limit), start, move)
+
+
 TOYS: dict[str, Callable[..., Single]] = {
     "toy/counter": _counter,
     "toy/counter-truncated": _counter,
@@ -248,5 +319,9 @@ TOYS: dict[str, Callable[..., Single]] = {
     "toy/recall": _recall,
     "toy/nim": _nim,
     "toy/riddle": _riddle,
+    "toy/dial": _dial,
+    "toy/lock": _lock,
+    "toy/shop": _shop,
+    "toy/reacher": _reacher,
 }
 """The function that makes each toy, by id."""

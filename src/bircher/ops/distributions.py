@@ -109,19 +109,19 @@ class Distribution(Protocol):
         """Return the parameters of the policy that takes legal actions only."""
         ...
 
-    def sample(self, params: Float[Array, "*B P"], key: Key) -> Shaped[Array, "..."]:
+    def sample(self, params: Float[Array, "*B P"], key: Key) -> Shaped[Array, ...]:
         """Draw one action from each policy."""
         ...
 
-    def sample_many(self, params: Float[Array, "*B P"], key: Key, count: int) -> Shaped[Array, "..."]:
+    def sample_many(self, params: Float[Array, "*B P"], key: Key, count: int) -> Shaped[Array, ...]:
         """Draw `count` actions from each policy, with replacement."""
         ...
 
-    def log_prob(self, params: Float[Array, "*B P"], action: Shaped[Array, "..."]) -> Float[Array, "*B"]:
+    def log_prob(self, params: Float[Array, "*B P"], action: Shaped[Array, ...]) -> Float[Array, "*B"]:
         """Return the logarithm of an action's probability or density."""
         ...
 
-    def log_prob_many(self, params: Float[Array, "*B P"], actions: Shaped[Array, "..."]) -> Float[Array, "*B N"]:
+    def log_prob_many(self, params: Float[Array, "*B P"], actions: Shaped[Array, ...]) -> Float[Array, "*B N"]:
         """Return the logarithms of the probabilities or densities of N actions of each policy."""
         ...
 
@@ -133,23 +133,23 @@ class Distribution(Protocol):
         """Return the divergence KL(p, q) of the policies with these parameters, in nats."""
         ...
 
-    def mode(self, params: Float[Array, "*B P"]) -> Shaped[Array, "..."]:
+    def mode(self, params: Float[Array, "*B P"]) -> Shaped[Array, ...]:
         """Return the most probable action."""
         ...
 
-    def uniform_many(self, params: Float[Array, "*B P"], key: Key, count: int) -> Shaped[Array, "..."]:
+    def uniform_many(self, params: Float[Array, "*B P"], key: Key, count: int) -> Shaped[Array, ...]:
         """Draw `count` actions uniformly from those that restricted parameters allow."""
         ...
 
-    def uniform_log_prob(self, params: Float[Array, "*B P"], actions: Shaped[Array, "..."]) -> Float[Array, "*B N"]:
+    def uniform_log_prob(self, params: Float[Array, "*B P"], actions: Shaped[Array, ...]) -> Float[Array, "*B N"]:
         """Return the logarithms of the probabilities or densities of N actions under `uniform_many`."""
         ...
 
-    def features(self, action: Shaped[Array, "..."], dtype: Any = jnp.float32) -> Float[Array, "*B F"]:
+    def features(self, action: Shaped[Array, ...], dtype: Any = jnp.float32) -> Float[Array, "*B F"]:
         """Return the numbers by which a model receives an action; a linear layer of them is the action's embedding."""
         ...
 
-    def all_actions(self) -> Shaped[Array, "..."]:
+    def all_actions(self) -> Shaped[Array, ...]:
         """Return every action, where they can be counted."""
         ...
 
@@ -400,7 +400,7 @@ def distribution_of(action: Discrete | MultiDiscrete | Continuous) -> Distributi
 
 
 def mixture_log_prob(
-    distribution: Distribution, params: Float[Array, "*B P"], actions: Shaped[Array, "..."],
+    distribution: Distribution, params: Float[Array, "*B P"], actions: Shaped[Array, ...],
     uniform_share: float,
 ) -> Float[Array, "*B N"]:  # fmt: skip
     """Return the log-probabilities of actions under a policy in which the uniform policy has a share.

@@ -26,7 +26,7 @@ from bircher.config.presets import CALLABLE
 from bircher.errors import ConfigError, RunFolderError, UnsupportedPlatform, short_text
 from bircher.spaces import Encoding
 from bircher.training import checkpoint
-from bircher.types import Counters, Discrete, EnvSpec
+from bircher.types import Continuous, Counters, Discrete, EnvSpec, MultiDiscrete
 
 try:
     import fcntl
@@ -35,6 +35,8 @@ except ImportError as error:
 
 RUNS = Path("runs")
 """The folder of runs for which no folder is given."""
+ACTIONS = {"multi_discrete": MultiDiscrete, "continuous": Continuous}
+"""The spaces of actions, except discrete ones, by the names that checkpoints have for them."""
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 
 
@@ -178,13 +180,27 @@ def _new_folder(config: Config) -> Path:
 
 
 def spec_to(spec: EnvSpec) -> dict[str, Any]:
-    """Return a specification with discrete actions as a dictionary for JSON."""
+    """Return a specification as a dictionary for JSON."""
     return {
-        "id": spec.id, "observation": _tree_to(spec.observation, _shape_to),
-        "num_actions": spec.num_actions, "max_steps": spec.max_steps,
-        "num_players": spec.num_players, "action_repeat": spec.action_repeat, "action_start": spec.action_start,
+        "id": spec.id, "observation": _tree_to(spec.observation, _shape_to), **_action_to(spec.action),
+        "max_steps": spec.max_steps, "num_players": spec.num_players, "action_repeat": spec.action_repeat,
         "encoding": None if spec.encoding is None else _tree_to(spec.encoding, Encoding.to_json),
     }  # fmt: skip
+
+
+def _action_to(action: Any) -> dict[str, Any]:
+    """Return a space of actions for JSON; that of discrete actions has the keys of earlier versions."""
+    if isinstance(action, Discrete):
+        return {"num_actions": action.num_actions, "action_start": action.start}
+    return {"action": {"kind": next(kind for kind in ACTIONS if isinstance(action, ACTIONS[kind])), **action._asdict()}}
+
+
+def _action_from(saved: Mapping[str, Any]) -> Discrete | MultiDiscrete | Continuous:
+    """Return the space of actions from the result of `_action_to`."""
+    if "action" not in saved:
+        return Discrete(saved["num_actions"], saved.get("action_start", 0))
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved["action"].items()}
+    return ACTIONS[fields.pop("kind")](**fields)
 
 
 def _tree_to(tree: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -218,7 +234,7 @@ def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
     Specifications of the version before have no encoding; for them the arrays of the environment are taken unchanged.
     """
     observation = _tree_from(saved["observation"], _shape_from)
-    action = Discrete(saved["num_actions"], saved.get("action_start", 0))
+    action = _action_from(saved)
     encoding = saved.get("encoding")
     if has_encoding(saved):
         encoding = None if encoding is None else _tree_from(encoding, Encoding.from_json)

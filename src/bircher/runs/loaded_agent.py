@@ -20,7 +20,7 @@ from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
-from bircher.spaces import decode_action, encode_observation, misfit, part_of
+from bircher.spaces import encode_observation, misfit, part_of
 from bircher.training import checkpoint, learner
 from bircher.training.evaluator import Evaluator, Mode, Report
 from bircher.types import SINGLE, ActOutput, EnvSpec, ObservationPart, Policy, TimeStep, Trajectory
@@ -196,7 +196,7 @@ class LoadedAgent:
 
     def own_action(self, action_index: Any) -> np.ndarray:
         """Return the environment's actions for actions that are counted from 0."""
-        return decode_action(self.spec.action_start, action_index)
+        return self.spec.own_action(np.asarray(action_index))
 
     def action_name(self, action_index: int) -> str:
         """Return the environment's action as text."""

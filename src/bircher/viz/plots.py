@@ -24,7 +24,7 @@ from bircher.envs.base import Env
 from bircher.envs.config import EnvRequest
 from bircher.errors import NoDisplay, RunFolderError
 from bircher.metrics import by_span
-from bircher.spaces import decode_action, encode_observation
+from bircher.spaces import encode_observation
 from bircher.types import EnvSpec
 
 if TYPE_CHECKING:
@@ -265,7 +265,6 @@ def _render_gymnasium(
     import jax
 
     single = None if spec is None else jax.tree.map(lambda part: dataclasses.replace(part, stack=1), spec.encoding)
-    start = 0 if spec is None else spec.action_start
 
     def encode(value: Any) -> Any:
         return jax.tree.map(np.asarray, value if single is None else encode_observation(single, value))
@@ -279,7 +278,8 @@ def _render_gymnasium(
             # A number without an axis gets one, as in training.
             stacked = jax.tree.map(lambda *x: np.concatenate(np.atleast_1d(*x), -1) if stack > 1 else x[0], *recent)
             batch = jax.tree.map(lambda x: x[None], stacked)
-            action = decode_action(start, act(batch, info.get("action_mask")))[0]
+            action = np.asarray(act(batch, info.get("action_mask")))
+            action = (action if spec is None else spec.own_action(action))[0]
             observation, _, terminated, truncated, info = env.step(action)
             recent.append(encode(observation))
             frames.append(env.picture())
