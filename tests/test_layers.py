@@ -34,9 +34,10 @@ ADAPTERS = {
     "rliable": set(),
 }
 """Third-party packages, and the packages of bircher that may import them."""
-# 90 of the plan, two for the bonus for exploring (networks/exploration, agents/exploration), and three for observations
-# of several arrays (networks/observations, envs/minigrid, config/entries).
-MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 95, 8, 8, 500, 60
+# 90 of the plan, two for the bonus for exploring (networks/exploration, agents/exploration), three for observations of
+# several arrays (networks/observations, envs/minigrid, config/entries), and two for actions of any kind
+# (agents/candidates, agents/policy_targets).
+MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 97, 8, 8, 500, 60
 
 LOADED_WHEN_USED = (
     "envpool",

@@ -271,9 +271,10 @@ class Batch(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The output of the prediction network for a latent: logits of the policy and of the categorical value."""
+    """The output of the prediction network for a latent: the policy, and logits of the categorical value."""
 
-    policy_logits: Float[Array, "*BT A"]
+    policy_logits: Float[Array, "*BT P"]
+    """The parameters of the policy: logits of discrete actions, or those of another `Distribution`."""
     value_logits: Float[Array, "*BT atoms"]
 
 

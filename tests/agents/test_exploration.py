@@ -19,6 +19,7 @@ from bircher.envs.toys import counter_reward
 from bircher.errors import ConfigError, UnsupportedEnvironment
 from bircher.metrics import GLOSSARY
 from bircher.networks.exploration import WIDTH, Ensemble, elliptical_bonus
+from bircher.ops.distributions import Categorical
 from bircher.runs import build, inspect
 from bircher.training.rollout import collect_rollout, start_actors
 from bircher.types import Policy, TimeStep
@@ -95,7 +96,7 @@ def test_the_inverse_stays_exact_over_a_long_episode() -> None:
 
 def test_equal_heads_agree_and_heads_agree_where_they_learned() -> None:
     """Random heads disagree everywhere.  After they learned from some rows, they agree there and not elsewhere."""
-    ensemble = Ensemble(ACTIONS, 4, jax.random.key(0))
+    ensemble = Ensemble(Categorical(ACTIONS), 4, jax.random.key(0))
     features, elsewhere = jax.random.normal(jax.random.key(1), (2, 2, 16, WIDTH))
     action = jnp.zeros((2, 16), jnp.int32)
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), ensemble)

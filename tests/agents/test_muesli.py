@@ -14,7 +14,7 @@ from bircher.errors import UnsupportedEnvironment
 from bircher.networks.model import ModelConfig
 from bircher.ops import improvement, losses
 from bircher.search import SearchConfig
-from bircher.types import Continuous, TimeStep, Unsupported
+from bircher.types import TimeStep, Unsupported
 from builders import ACTIONS, SMALL, SPEC, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 BATCH, LENGTH, DISCOUNT = 6, 8, 0.9
@@ -247,7 +247,7 @@ def test_illegal_actions_are_never_taken():
 
 
 @pytest.mark.parametrize("broken", [
-    SPEC._replace(action=Continuous((2,), (-1.0, -1.0), (1.0, 1.0))),
+    SPEC._replace(action=Unsupported("action space Tuple(Discrete(2))")),
     SPEC._replace(observation=Unsupported("observation space Text(5)")),
 ])  # fmt: skip
 def test_other_spaces_are_refused(broken):

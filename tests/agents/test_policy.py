@@ -14,6 +14,7 @@ from bircher.agents.base import weights_at
 from bircher.config.config import AGENTS, compose
 from bircher.errors import ConfigError
 from bircher.ops import losses
+from bircher.ops.distributions import log_probability
 from bircher.training.optimizer import updates_per_iteration
 from bircher.types import Policy
 from builders import ACTIONS, SMALL, SPEC, batch_of, quick_jit, random_model, random_rows
@@ -47,7 +48,8 @@ def test_ppo_clip_is_the_lesser_of_two_surrogates():
     logits, behavior = numbers((4, 7, ACTIONS), 0), numbers((4, 7, ACTIONS), 1)
     action = np.random.default_rng(2).integers(0, ACTIONS, (4, 7))
     advantage = numbers((4, 7), 3)
-    found = loss_terms.ppo_clip(*(jnp.asarray(x) for x in (logits, action, behavior, advantage)), 0.2)
+    logs = [log_probability(jnp.asarray(x), jnp.asarray(action)) for x in (logits, behavior)]
+    found = loss_terms.ppo_clip(*logs, jnp.asarray(advantage), 0.2)
     clipped = 0
     for b, t in np.ndindex(4, 7):
         ratio = softmax(logits[b, t])[action[b, t]] / softmax(behavior[b, t])[action[b, t]]
@@ -66,7 +68,8 @@ def test_ppo_clip_stops_only_changes_that_go_further(ratio, advantage, learns):
     behavior = jnp.log(jnp.asarray([[[0.5 / ratio, 1 - 0.5 / ratio]]])) if ratio > 0.5 else jnp.asarray([[[20.0, 0.0]]])
 
     def term(x):
-        return loss_terms.ppo_clip(x, jnp.zeros((1, 1), int), behavior, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
+        logs = [log_probability(y, jnp.zeros((1, 1), int)) for y in (x, behavior)]
+        return loss_terms.ppo_clip(*logs, jnp.full((1, 1), float(advantage)), 0.2)[0, 0]
 
     assert (float(jnp.abs(jax.grad(term)(logits)).max()) > 1e-3) == learns
 

@@ -10,6 +10,7 @@ import pytest
 
 from bircher.agents import loss_terms
 from bircher.agents.unroll import episode_ends, unroll, windows
+from bircher.ops.distributions import log_probability
 from builders import ACTIONS, batch_of, muesli_agent, policy_of, quick_jit, random_model, random_rows
 
 
@@ -75,7 +76,7 @@ def test_unroll_targets_and_masks_by_a_triple_loop(unroll_steps):
                     )
             if acts:
                 seen["policy"] += 1
-                np.testing.assert_array_equal(unrolled.policy[k, b, t], policy[b, row])
+                np.testing.assert_array_equal(unrolled.policy.weights[k, b, t], policy[b, row])
                 if row < length:
                     seen["value"] += 1
                     assert unrolled.value[k, b, t] == float(target.value[b, row])
@@ -89,7 +90,9 @@ def policy_gradient_of(ratio: float, advantage: float) -> tuple[float, np.ndarra
     share = jnp.exp(log_pi[1]) / ratio
     behavior = jnp.log(jnp.array([[[0.3 * (1 - share), share, 0.7 * (1 - share)]]]))
     value, gradient = jax.value_and_grad(
-        lambda x: loss_terms.policy_gradient(x, jnp.array([[1]]), behavior, jnp.full((1, 1), advantage))[0, 0]
+        lambda x: loss_terms.policy_gradient(
+            *(log_probability(y, jnp.array([[1]])) for y in (x, behavior)), jnp.full((1, 1), advantage)
+        )[0, 0]
     )(logits)
     return float(value), np.asarray(gradient)[0, 0]
 

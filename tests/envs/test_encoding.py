@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rollouts import rollout
 
 import environments
-from bircher.agents.base import require_discrete
+from bircher.agents.base import require_supported
 from bircher.errors import UnsupportedEnvironment
 from bircher.spaces import (
     Encoding,
@@ -264,11 +264,12 @@ def test_an_error_about_a_space_names_it_and_the_way_out():
         (Spaces(spaces.Box(0, 1, (0,))), ["which has no numbers"]),
         (Spaces(spaces.Dict({"a.b": eye, "a": spaces.Dict(b=eye)})), ["two parts have the name a.b"]),
         (Spaces(spaces.Dict({1: eye, "1": eye})), ["same name as text"]),
-        (Spaces(action_space=spaces.MultiDiscrete([2, 3])), ["MultiDiscrete([2 3])", "TransformAction"]),
-        (Spaces(action_space=spaces.Box(-1, 1, (2,))), ["Box(-1.0, 1.0, (2,), float32)", "Discrete actions only"]),
+        (Spaces(action_space=spaces.Tuple([eye])), ["Tuple(Box(0.0, 1.0, (2,)", "TransformAction"]),
+        (Spaces(action_space=spaces.Box(-np.inf, 1, (2,))), ["Box(-inf, 1.0, (2,), float32)", "env.action_bound=1"]),
+        (Spaces(action_space=spaces.Box(-1, 1, (0,))), ["(0,), float32), which has no numbers"]),
     ]
     for env, words in cases:
         with pytest.raises(UnsupportedEnvironment) as refused:
-            require_discrete("muesli", environments.spec(lambda env=env: env))
+            require_supported("muesli", environments.spec(lambda env=env: env))
         assert all(word in str(refused.value) for word in words), refused.value
         assert "\n" not in str(refused.value)

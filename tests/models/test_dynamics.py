@@ -26,7 +26,7 @@ def test_a_step_is_that_of_an_lstm():
     assert isinstance(dynamics, LSTMDynamics)
     latent = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
     actions = np.array([0, 2, 1, 1, 0])
-    found = dynamics(jnp.asarray(latent), jnp.asarray(actions))
+    found = dynamics(jnp.asarray(latent), jax.nn.one_hot(actions, ACTIONS))
     weight, bias, table = (
         np.asarray(x) for x in (dynamics.from_hidden.weight, dynamics.from_hidden.bias, dynamics.from_action)
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.errors import UnsupportedEnvironment
@@ -135,15 +135,17 @@ class Loss(Protocol):
 
 
 class LookAhead(NamedTuple):
-    """The estimates of an agent with a model for B latents."""
+    """The estimates of an agent with a model for B latents, and for A actions of each."""
 
     value: Float[Array, " B"]
     prior: Float[Array, "B A"]
-    """The network's policy, before any improvement."""
+    """The network's policy, before any improvement; 1 / A where the actions are samples of it."""
     q_values: Float[Array, "B A"]
     """The value of each action, by look-ahead or search; actions that a search left out have completed values."""
     improved: Float[Array, "B A"]
     """The improved policy, toward which the agent learns."""
+    actions: Shaped[Array, "B A ..."] | None = None
+    """The actions; None where they are all discrete actions in their order."""
 
 
 def model_of(policy: Policy) -> Model:
@@ -178,7 +180,8 @@ class Agent(NamedTuple):
     follows_returns: bool = False
     """Whether the agent's state contains the largest discounted return so far (`largest_return`)."""
     keeps_behavior: bool = False
-    """Whether rows store `behavior_logits`, from which the distance to the policy that acted is computed"""
+    """Whether rows store what the distance to the policy that acted is computed from: `behavior_logits`, or for actions
+    that are not few discrete ones `behavior_log_prob`"""
     begin: Callable[[Any, Trajectory, Array], Any] | None = None
     """(state, rollout, share of training that is complete) -> the agent's state before the updates of the rollout; None
     for an agent whose state changes only with its targets"""
@@ -186,18 +189,21 @@ class Agent(NamedTuple):
     """(policy) -> the policy whose parameters are the `Model` that acts, without those of a bonus for exploring"""
 
 
-def require_discrete(name: str, spec: EnvSpec) -> None:
-    """Require that observations are arrays and that actions are discrete.
+def require_supported(name: str, spec: EnvSpec, discrete_only: bool = False) -> None:
+    """Require that observations are arrays, and that actions are of a kind that the agent takes.
 
     Raises:
       UnsupportedEnvironment: a space is not supported; the message names it.
     """
-    if not isinstance(spec.action, Discrete):
+    if isinstance(spec.action, Unsupported) or (discrete_only and not isinstance(spec.action, Discrete)):
+        kinds = "Discrete actions only" if discrete_only else "Discrete, MultiDiscrete, MultiBinary and Box actions"
         space = f"the action space {spec.action_space}" if spec.action_space else f"actions: {spec.action}"
+        if isinstance(spec.action, Unsupported):
+            space = f"the {spec.action}"
         raise UnsupportedEnvironment(
-            f"agent {name} supports Discrete actions only, and {spec.id} has {space}; give it a Discrete space of "
-            "chosen actions by gymnasium.wrappers.TransformAction, and where not all of them are legal a mask in "
-            'info["action_mask"]'
+            f"agent {name} supports {kinds}, and {spec.id} has {space}; give it another space by "
+            "gymnasium.wrappers.TransformAction, such as a Discrete one of chosen actions, and where not all of them "
+            'are legal a mask in info["action_mask"]'
         )
     if isinstance(spec.observation, Unsupported):
         advice = f"; {spec.advice}" if spec.advice else ""

@@ -116,6 +116,12 @@ class PolicyAgentConfig(AgentConfig):
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     acts_with: Literal["target", "online"] = "target"
     """The network that acts, in training and evaluation."""
+    enumerate_actions: Annotated[int, Field(ge=0, le=100_000)] = 64
+    """The largest number of different actions that are all weighed. Of more actions, and of continuous ones,
+    `num_candidates` are sampled from the prior in each state."""
+    num_candidates: Annotated[int, Field(ge=1, le=100_000)] = 16
+    """The number N of sampled actions in each state, for the improved policy and the expectation of q^ (the paper: 16).
+    It has no effect where all actions are weighed."""
     policy_target: Literal["cmpo", "prior"] = "cmpo"
     """The target of the model's policies: the improved policy or the prior. With the cmpo term it is always the
     improved policy."""

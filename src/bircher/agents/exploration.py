@@ -27,6 +27,7 @@ from bircher.networks.exploration import WIDTH, Ensemble, Features, InverseDynam
 from bircher.networks.layers import ObservationStatistics, PartStatistics
 from bircher.networks.model import Model
 from bircher.ops import losses
+from bircher.ops.distributions import distribution_of
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory
 
 KEPT = 0.9
@@ -175,7 +176,7 @@ class Disagreement(NamedTuple):
     def init(self, key: Key, spec: EnvSpec) -> tuple[Ensemble, Features]:
         """Return the trained networks, and the fixed ones."""
         heads_key, features_key = jax.random.split(key)
-        ensemble = Ensemble(spec.num_actions, self.config.ensemble_size, heads_key)
+        ensemble = Ensemble(distribution_of(spec.action), self.config.ensemble_size, heads_key)
         return ensemble, Features(spec, self.model_config, features_key)
 
     def start(self, size: int) -> Float[Array, " B"]:

@@ -11,14 +11,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 
 from bircher.agents.unroll import Unrolled, windows
 from bircher.networks.dynamics import Projection
 from bircher.networks.model import Model
-from bircher.ops import distributions, losses
+from bircher.ops import distributions, improvement, losses
+from bircher.ops.distributions import Distribution
 from bircher.ops.transforms import Support
-from bircher.types import Targets, Trajectory
+from bircher.types import PolicyTarget, Targets, Trajectory
 
 Need = Literal["unroll", "look_ahead", "projection"]
 """A requirement of a term: the unrolled model, a model that learns rewards and values, or a projection."""
@@ -44,19 +45,32 @@ class LossInputs(NamedTuple):
     clips: Clips | None = None
 
     @property
-    def logits(self) -> Float[Array, "B T A"]:
-        """The logits of the network's policy at the roots, with illegal actions masked."""
-        return self.unrolled.acting_logits[0]
+    def logits(self) -> Float[Array, "B T P"]:
+        """The parameters of the network's policy at the roots, with illegal actions masked."""
+        return self.unrolled.acting_params(self.model.distribution)[0]
 
     @property
-    def action(self) -> Int[Array, "B T"]:
+    def action(self) -> Shaped[Array, "B T ..."]:
         """The actions that were taken at the roots."""
         return self.rows.action[:, : self.logits.shape[1]]
 
     @property
-    def behavior_logits(self) -> Float[Array, "B T A"]:
-        """The logits of the policy that took these actions."""
-        return self.rows.extras.per_action["behavior_logits"][:, : self.logits.shape[1]]
+    def behavior_logits(self) -> Float[Array, "B T A"] | None:
+        """The logits of the policy that took these actions, where actions are few discrete ones, else None."""
+        logits = self.rows.extras.per_action.get("behavior_logits")
+        return None if logits is None else logits[:, : self.logits.shape[1]]
+
+    @property
+    def log_probability(self) -> Float[Array, "B T"]:
+        """The logarithm of the probability or density of the actions that were taken, by the network's policy."""
+        return self.model.distribution.log_prob(self.logits, self.action)
+
+    @property
+    def behavior_log_probability(self) -> Float[Array, "B T"]:
+        """The same, by the policy that took the actions."""
+        if self.behavior_logits is None:
+            return self.rows.extras.per_row["behavior_log_prob"][:, : self.logits.shape[1]]
+        return distributions.log_probability(self.behavior_logits, self.action)
 
 
 class Rule(NamedTuple):
@@ -67,25 +81,23 @@ class Rule(NamedTuple):
 
 
 def policy_gradient(
-    logits: Float[Array, "B T A"],
-    action: Int[Array, "B T"],
-    behavior_logits: Float[Array, "B T A"],
+    log_probability: Float[Array, "B T"],
+    behavior_log_probability: Float[Array, "B T"],
     advantage: Float[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """Compute -sg(min(1, pi(a|s) / pi_b(a|s))) adv log pi(a|s), a sample of -E_pi[adv] (Muesli, equation 10).
 
-    No gradient flows through the clipped ratio.  If the ratio were differentiated, there would be no gradient wherever
-    pi exceeds pi_b.
+    The arguments are log pi(a|s) and log pi_b(a|s); of continuous actions they are logarithms of densities.  No
+    gradient flows through the clipped ratio.  If the ratio were differentiated, there would be no gradient wherever pi
+    exceeds pi_b.
     """
-    log_probability = distributions.log_probability(logits, action)
-    ratio = jnp.exp(log_probability - distributions.log_probability(behavior_logits, action))
+    ratio = jnp.exp(log_probability - behavior_log_probability)
     return -jax.lax.stop_gradient(jnp.minimum(ratio, 1.0)) * advantage * log_probability
 
 
 def ppo_clip(
-    logits: Float[Array, "B T A"],
-    action: Int[Array, "B T"],
-    behavior_logits: Float[Array, "B T A"],
+    log_probability: Float[Array, "B T"],
+    behavior_log_probability: Float[Array, "B T"],
     advantage: Float[Array, "B T"],
     clip: float,
 ) -> Float[Array, "B T"]:
@@ -93,8 +105,7 @@ def ppo_clip(
 
     "Proximal Policy Optimization Algorithms" by Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7.
     """
-    log_probability = distributions.log_probability(logits, action)
-    ratio = jnp.exp(log_probability - distributions.log_probability(behavior_logits, action))
+    ratio = jnp.exp(log_probability - behavior_log_probability)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
 
 
@@ -111,14 +122,21 @@ def ppo_value(
     return 0.5 * error
 
 
-def policy_distillation(policy: Float[Array, "B T A"], logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
-    """Compute KL(target, pi) at the root, as excess cross-entropy for sampled targets.
+def policy_distillation(
+    policy: PolicyTarget, params: Float[Array, "*B P"], distribution: Distribution
+) -> Float[Array, "*B"]:
+    """Compute KL(target, pi), as excess cross-entropy for sampled targets.
+
+    Of candidates it is sum_i w_i (log target(a_i|s) - log pi(a_i|s)), whose first part has no gradient.
 
     Three terms are of this form.  Muesli's `cmpo` has the CMPO policy as its target (equation 9).  MuZero's `policy`
     has the policy of a search.  `mpo` has pi_prior exp(adv / eta) / z, from "Maximum a Posteriori Policy Optimization"
     by Abdolmaleki et al. 2018 (https://arxiv.org/abs/1806.06920).
     """
-    return losses.excess_cross_entropy(policy, logits)
+    if policy.actions is None or policy.log_density is None:
+        return losses.excess_cross_entropy(policy.weights, params)
+    log_probabilities = distribution.log_prob_many(params, policy.actions)
+    return (policy.weights * (jax.lax.stop_gradient(policy.log_density) - log_probabilities)).sum(-1)
 
 
 def kl_to_behavior(logits: Float[Array, "B T A"], behavior_logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
@@ -134,13 +152,14 @@ def _over_depths(values: Float[Array, "K B T"], mask: Bool[Array, "K B T"]) -> F
     return jnp.where(mask, values, 0.0).sum(0) / values.shape[0]
 
 
-def model_policy(unrolled: Unrolled, horizon: int | None = None) -> Float[Array, "B T"]:
+def model_policy(unrolled: Unrolled, distribution: Distribution, horizon: int | None = None) -> Float[Array, "B T"]:
     """Compute 1/K sum over k of KL(pi_CMPO(.|s_{t+k}), pi^_k) (equation 13).
 
     The target at depth k is that of the real state at t + k.  A `horizon` replaces K: only that many depths count.
     """
-    last = 1 + (len(unrolled.policy) - 1 if horizon is None else horizon)
-    values = losses.excess_cross_entropy(unrolled.policy[1:last], unrolled.prediction.policy_logits[1:last])
+    last = 1 + (len(unrolled.policy_mask) - 1 if horizon is None else horizon)
+    policy = jax.tree.map(lambda x: x[1:last], unrolled.policy)
+    values = policy_distillation(policy, unrolled.prediction.policy_logits[1:last], distribution)
     return _over_depths(values, unrolled.policy_mask[1:last])
 
 
@@ -165,9 +184,9 @@ def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
     return _over_depths(values, unrolled.reward_mask)
 
 
-def entropy(logits: Float[Array, "B T A"]) -> Float[Array, "B T"]:
+def entropy(params: Float[Array, "B T P"], distribution: Distribution) -> Float[Array, "B T"]:
     """Return minus the entropy of the root's policy; a weight above 0 slows down its becoming deterministic."""
-    return -distributions.entropy(logits)
+    return -distribution.entropy(params)
 
 
 def consistency(
@@ -189,7 +208,27 @@ def consistency(
 
 def _ppo_clip(p: LossInputs) -> Array:
     assert p.clips is not None
-    return ppo_clip(p.logits, p.action, p.behavior_logits, p.target.advantage, p.clips.ratio)
+    return ppo_clip(p.log_probability, p.behavior_log_probability, p.target.advantage, p.clips.ratio)
+
+
+def _distilled(p: LossInputs, params: Array) -> Array:
+    policy = jax.tree.map(lambda x: x[0], p.unrolled.policy)
+    return policy_distillation(policy, params, p.model.distribution)
+
+
+def _mpo(p: LossInputs) -> Array:
+    weights, candidates = p.target.extras.per_transition["mpo_policy"], p.target.policy
+    if candidates.actions is None or candidates.log_density is None:
+        return policy_distillation(PolicyTarget(None, weights), p.logits, p.model.distribution)
+    roots = jax.tree.map(lambda x: x[:, : weights.shape[1]], candidates)
+    return policy_distillation(improvement.reweighted(roots, weights), p.logits, p.model.distribution)
+
+
+def _kl_to_behavior(p: LossInputs) -> Array:
+    if p.behavior_logits is None:
+        # A sample of the divergence, whose gradient is that of -log pi(a|s) at an action of the behavior policy.
+        return p.behavior_log_probability - p.log_probability
+    return kl_to_behavior(p.logits, p.behavior_logits)
 
 
 def _ppo_value(p: LossInputs) -> Array:
@@ -204,17 +243,17 @@ _PROJECTION: frozenset[Need] = frozenset({"projection"})
 
 TABLE: dict[str, Rule] = {
     "policy_gradient": Rule(
-        lambda p: policy_gradient(p.logits, p.action, p.behavior_logits, p.target.advantage)
+        lambda p: policy_gradient(p.log_probability, p.behavior_log_probability, p.target.advantage)
     ),
     "ppo_clip": Rule(_ppo_clip),
-    "policy": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.unrolled.prediction.policy_logits[0])),
-    "cmpo": Rule(lambda p: policy_distillation(p.unrolled.policy[0], p.logits), _LOOK),
-    "mpo": Rule(lambda p: policy_distillation(p.target.extras.per_transition["mpo_policy"], p.logits), _LOOK),
-    "kl_to_behavior": Rule(lambda p: kl_to_behavior(p.logits, p.behavior_logits)),
-    "entropy": Rule(lambda p: entropy(p.logits)),
+    "policy": Rule(lambda p: _distilled(p, p.unrolled.prediction.policy_logits[0])),
+    "cmpo": Rule(lambda p: _distilled(p, p.logits), _LOOK),
+    "mpo": Rule(_mpo, _LOOK),
+    "kl_to_behavior": Rule(_kl_to_behavior),
+    "entropy": Rule(lambda p: entropy(p.logits, p.model.distribution)),
     "value": Rule(lambda p: value(p.model, p.unrolled)),
     "ppo_value": Rule(_ppo_value),
-    "model_policy": Rule(lambda p: model_policy(p.unrolled, p.policy_horizon), _UNROLL),
+    "model_policy": Rule(lambda p: model_policy(p.unrolled, p.model.distribution, p.policy_horizon), _UNROLL),
     "model_value": Rule(lambda p: model_value(p.model, p.unrolled), _UNROLL),
     "model_reward": Rule(lambda p: model_reward(p.unrolled, p.model.reward_support), _UNROLL),
     "consistency": Rule(

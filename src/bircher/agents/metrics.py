@@ -69,7 +69,7 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
     overflow = model.value_support.overflow(target.value)
     if model.heads.reward is not None:
         overflow |= model.reward_support.overflow(target.reward)
-    entropy = distributions.entropy(unrolled.acting_logits[0])
+    entropy = model.distribution.entropy(inputs.logits)
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
     has_choice = target.mask & (legal > 1)
     return {
@@ -132,20 +132,17 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, inputs: LossInpu
     In addition to the common metrics, they are distances between policies, statistics of advantages, and the shares of
     ratios and advantages that are clipped.
     """
-    unrolled, target = inputs.unrolled, inputs.target
+    target = inputs.target
 
     def mean(values: Array) -> Array:
         return losses.masked_mean(values, target.mask)
 
     length = target.mask.shape[1]
-    prior = target.extras.per_row["prior"][:, :length]
-    policy = jax.nn.softmax(inputs.logits)
-    log_ratio = distributions.log_probability(inputs.logits, inputs.action) - distributions.log_probability(
-        inputs.behavior_logits, inputs.action
-    )
+    log_ratio = inputs.log_probability - inputs.behavior_log_probability
+    to_behavior, to_prior, of_cmpo = _divergences(inputs, log_ratio)
     metrics = common_metrics(inputs) | {
-        "act/kl_to_behavior": mean(distributions.kl_divergence(jax.nn.softmax(inputs.behavior_logits), policy)),
-        "act/kl_to_prior": mean(distributions.kl_divergence(policy, prior)),
+        "act/kl_to_behavior": mean(to_behavior),
+        "act/kl_to_prior": mean(to_prior),
         "act/clipped_ratios": mean((jnp.abs(jnp.exp(log_ratio) - 1.0) > ratio_clip).astype(jnp.float32)),
         "target/advantage_mean": mean(target.advantage),
         "target/advantage_scale": target.extras.per_batch["advantage_scale"],
@@ -157,16 +154,40 @@ def policy_metrics(clip_bound: float | None, ratio_clip: float, inputs: LossInpu
         )
         metrics |= {
             "target/clipped_advantages": mean(clipped.mean(-1)),
-            "target/cmpo_kl": mean(distributions.kl_divergence(unrolled.policy[0], prior)),
+            "target/cmpo_kl": mean(of_cmpo),
         }
     return metrics
+
+
+def _divergences(
+    inputs: LossInputs, log_ratio: Float[Array, "B T"]
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"], Float[Array, "B T"]]:
+    """Return KL(pi_b, pi), KL(pi, prior), and that of the policy's target from the prior.
+
+    For candidates the first is r - 1 - log r of the ratio r = pi / pi_b, whose mean over the actions of pi_b it is; the
+    second is that from the target network's own policy; and the last is a sum over the candidates.
+    """
+    length, extras = log_ratio.shape[1], inputs.target.extras.per_row
+    target = jax.tree.map(lambda x: x[0], inputs.unrolled.policy)
+    if inputs.behavior_logits is not None:
+        prior, policy = extras["prior"][:, :length], jax.nn.softmax(inputs.logits)
+        return (
+            distributions.kl_divergence(jax.nn.softmax(inputs.behavior_logits), policy),
+            distributions.kl_divergence(policy, prior),
+            distributions.kl_divergence(target.weights, prior),
+        )
+    return (
+        jnp.exp(log_ratio) - 1.0 - log_ratio,
+        inputs.model.distribution.kl(inputs.logits, extras["prior_params"][:, :length]),
+        (target.weights * (target.log_density - extras["candidate_log_prior"][:, :length])).sum(-1),
+    )
 
 
 def search_metrics(inputs: LossInputs) -> dict[str, Array]:
     """Return metrics of an agent with a search: the common ones, and how much the searches change policy and value."""
     unrolled, target = inputs.unrolled, inputs.target
-    improved = unrolled.policy[0]
-    network = jax.nn.softmax(unrolled.acting_logits[0])
+    improved = unrolled.policy.weights[0]
+    network = jax.nn.softmax(inputs.logits)
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
     return common_metrics(inputs) | {
         "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),

@@ -29,7 +29,7 @@ from bircher.agents.base import (
     Term,
     initial_memory,
     model_of,
-    require_discrete,
+    require_supported,
 )
 from bircher.agents.metrics import compute_if, search_metrics
 from bircher.agents.unroll import Absorbing, episode_ends, root_mask, unroll
@@ -262,7 +262,7 @@ def make(
     plan = planner(config, search_config, model_discount)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
-        require_discrete(config.name, spec)
+        require_supported(config.name, spec, discrete_only=True)
         return Policy(
             Model(spec, model_config, key, project="consistency" in weights), MuZeroState(model_config.no_return())
         )

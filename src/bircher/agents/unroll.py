@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bircher.networks.model import Model
-from bircher.ops import distributions, improvement
-from bircher.types import Prediction, Targets, Trajectory
+from bircher.ops import improvement
+from bircher.ops.distributions import Distribution
+from bircher.types import PolicyTarget, Prediction, Targets, Trajectory
 
 
 class Unrolled(NamedTuple):
@@ -25,7 +27,8 @@ class Unrolled(NamedTuple):
     """Logits [K + 1, B, T, …] of depth 0 … K; those of illegal actions are masked if `unroll` had `mask_illegal`."""
     reward_logits: Float[Array, "K B T atoms"]
     """Logits of the rewards at depth 1 … K."""
-    policy: Float[Array, "D B T A"]
+    policy: PolicyTarget
+    """Weights [D, B, T, N]; without actions they are the probabilities of all discrete actions."""
     policy_mask: Bool[Array, "D B T"]
     value: Float[Array, "D B T"]
     value_mask: Bool[Array, "D B T"]
@@ -35,10 +38,9 @@ class Unrolled(NamedTuple):
     """Whether the row at that depth belongs to the same episode."""
     legal_actions: Bool[Array, "D B T A"]
 
-    @property
-    def acting_logits(self) -> Float[Array, "D B T A"]:
-        """The logits of the policy as it acts, with illegal actions masked."""
-        return distributions.mask_logits(self.prediction.policy_logits, self.legal_actions)
+    def acting_params(self, distribution: Distribution) -> Float[Array, "D B T P"]:
+        """Return the parameters of the policy as it acts, with illegal actions masked."""
+        return distribution.restrict(self.prediction.policy_logits, self.legal_actions)
 
 
 class Absorbing(NamedTuple):
@@ -107,7 +109,9 @@ def unroll(
 
     following = model.unroll(latent, windows(rows.action, unroll_steps, length))
     latents = jnp.concatenate([latent[None], following])
-    policy = improvement.dense(target.policy, rows.legal_actions.shape[-1])
+    policy = target.policy
+    if policy.log_density is None:
+        policy = improvement.exact_target(improvement.dense(policy, rows.legal_actions.shape[-1]))
     features = model.head_input(latents)
     prediction = model.prediction(features)
     legal = windows(rows.legal_actions, depths, length)
@@ -122,12 +126,13 @@ def unroll(
         reward = jnp.where(dead[:-1], 0.0, reward)
         reward_mask |= dead[:-1]
     if mask_illegal:
-        prediction = prediction._replace(policy_logits=distributions.mask_logits(prediction.policy_logits, legal))
+        params = model.distribution.restrict(prediction.policy_logits, legal)
+        prediction = prediction._replace(policy_logits=params)
     return Unrolled(
         latent=following,
         prediction=prediction,
         reward_logits=model.reward_logits(features[1:]),
-        policy=windows(policy, depths, length),
+        policy=jax.tree.map(lambda x: windows(x, depths, length), policy),
         policy_mask=reached & open_rows & (in_range <= length),
         value=value,
         value_mask=value_mask,

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from bircher.agents.base import Agent, model_of
+from bircher.agents.base import Agent, LookAhead, model_of
 from bircher.agents.unroll import episode_ends, windows
+from bircher.networks.model import Model
 from bircher.ops import distributions, returns
 from bircher.types import Key, Policy, Trajectory
 
@@ -45,7 +46,7 @@ def measure(rows: Trajectory) -> dict[str, float]:
 
 def _groups(arrays: list[np.ndarray], action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the group of every row, by equal observation and action, and the number of rows in each group."""
-    keys = [(*(part.tobytes() for part in row), int(choice)) for *row, choice in zip(*arrays, action, strict=True)]
+    keys = [tuple(part.tobytes() for part in row) for row in zip(*arrays, action, strict=True)]
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     group = np.array([index[key] for key in keys])
     return group, np.bincount(group)
@@ -103,7 +104,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         raise ValueError(f"sequences of {length} steps are too short for {depths} steps of the model")
     model = model_of(agent.unwrap(policy))
     latent = agent.encode(policy, rows)
-    flat, legal = (x.reshape(-1, x.shape[-1]) for x in (latent, rows.legal_actions))
+    flat, legal = (x.reshape(rows.reward.size, x.shape[-1]) for x in (latent, rows.legal_actions))
     estimates = agent.look(policy, flat, legal, key)
     estimates = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), estimates)
     ends = episode_ends(rows)
@@ -123,13 +124,17 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         return jax.vmap(lambda index: jax.vmap(lambda row, i: row[i])(x, index))(later)
 
     acts = reached & at_depth(continues)
-    logits = distributions.mask_logits(prediction.policy_logits, at_depth(rows.legal_actions))
-    policy_error = distributions.kl_divergence(at_depth(estimates.prior), jax.nn.softmax(logits))
+    params = model.distribution.restrict(prediction.policy_logits, at_depth(rows.legal_actions))
+    if estimates.actions is None:
+        policy_error = distributions.kl_divergence(at_depth(estimates.prior), jax.nn.softmax(params))
+    else:
+        own = model.distribution.restrict(model.predict(latent).policy_logits, rows.legal_actions)
+        policy_error = model.distribution.kl(at_depth(own), params)
     reward_error = model.reward(latents) - at_depth(rows.reward)
     valid = continues[:, :-1]
-    q = jnp.where(rows.legal_actions, estimates.q_values, 0.0)
+    q, q_taken = _q_values(model, agent.model_discount, latent, rows, estimates)
     mean_q = (estimates.prior * q).sum(-1)
-    taken = (distributions.select(q, rows.action) - mean_q)[:, :-1]
+    taken = (q_taken - mean_q)[:, :-1]
     gains = ((estimates.improved - estimates.prior) * q).sum(-1)
     return Diagnosis(
         reward_error=_root_mean_square(reward_error, reached & predicts_reward),
@@ -145,6 +150,17 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         advantage_correlation=_correlation(taken, error, valid),
         advantage_ceiling=jnp.minimum(_deviation(taken, valid) / jnp.maximum(_deviation(error, valid), 1e-12), 1.0),
     )
+
+
+def _q_values(
+    model: Model, model_discount: float, latent: Array, rows: Trajectory, estimates: LookAhead
+) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
+    """Return q of the actions that the agent weighs, and that of the action that was taken."""
+    if estimates.actions is None:
+        q = jnp.where(rows.legal_actions, estimates.q_values, 0.0)
+        return q, distributions.select(q, rows.action)
+    actions = jnp.expand_dims(rows.action, 2)
+    return estimates.q_values, model.look_ahead(latent, model_discount, actions)[..., 0]
 
 
 def _outcomes(

@@ -277,13 +277,8 @@ def _shop(env_id: str, max_steps: int | None, items: int = 2000) -> Single:
         return customer, jax.nn.one_hot(customer, 10)
 
     def move(key, customer, action):
-        return (
-            customer,
-            jax.nn.one_hot(customer, 10),
-            jnp.where(action // (items // 10) == customer, 1.0, 0.0),
-            True,
-            False,
-        )
+        reward = jnp.where(action // (items // 10) == customer, 1.0, 0.0)
+        return customer, jax.nn.one_hot(customer, 10), reward, True, False
 
     return Single(EnvSpec(env_id, _vector(10), Discrete(items), max_steps), start, move)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from bircher.errors import ConfigError
 from bircher.networks.config import ModelConfig
@@ -25,14 +25,18 @@ class Dynamics(eqx.Module):
     """A transition that begins with the sum of a term of the latent and a term of the action.
 
     The result is that of a layer over the concatenation of both.  But a look-ahead over all actions multiplies the
-    latent only once.
+    latent only once.  An action is given by its features (see `Distribution.features`), and its term is linear in them:
+    a row of a table for a discrete action, a sum of rows for a multi-discrete one.
     """
 
     dtype: eqx.AbstractVar[jnp.dtype]
 
     @abstractmethod
     def action_terms(self) -> Float[Array, "A numbers"]:
-        """Return the term of each action: a vector or, for a grid, a flattened plane for each channel."""
+        """Return the term of each feature of an action: a vector or, for a grid, a flattened plane for each channel.
+
+        Those of discrete actions are the terms of the actions themselves.
+        """
 
     @abstractmethod
     def latent_term(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B numbers"]:
@@ -44,23 +48,27 @@ class Dynamics(eqx.Module):
     ) -> Float[Array, "*B latent"]:
         """Return the next latent, given the latent and the sum of both terms."""
 
-    def __call__(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
-        action_terms = self.action_terms().astype(self.dtype)
+    def __call__(
+        self, latent: Float[Array, "*B latent"], features: Shaped[Array, "*B features"]
+    ) -> Float[Array, "*B latent"]:
         hidden = self.latent_term(latent.astype(self.dtype))
-        hidden = hidden + jax.nn.one_hot(action, len(action_terms), dtype=self.dtype) @ action_terms
+        hidden = hidden + features.astype(self.dtype) @ self.action_terms().astype(self.dtype)
         return self.next_latent(latent, hidden)
 
     def all_actions(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B A latent"]:
-        """Return the next latent for every action."""
+        """Return the next latent for every discrete action."""
         return self.next_latents(latent, self.latent_term(latent.astype(self.dtype)), self.action_terms())
 
     def next_latents(
         self,
         latent: Float[Array, "*B latent"],
         latent_term: Float[Array, "*B numbers"],
-        action_terms: Float[Array, "A numbers"],
+        action_terms: Shaped[Array, "*#B A numbers"],
     ) -> Float[Array, "*B A latent"]:
-        """Return the next latent for each of some actions, given the terms of the latent and of these actions."""
+        """Return the next latent for each of some actions, given the terms of the latent and of these actions.
+
+        The actions may be the same ones for every latent, or others for each.
+        """
         return self.next_latent(latent[..., None, :], latent_term[..., None, :] + action_terms.astype(self.dtype))
 
 
@@ -68,14 +76,14 @@ class DynamicsMLP(Dynamics):
     """Next latent = scaled(latent + MLP(latent, action))."""
 
     from_latent: Linear
-    from_action: Float[Array, "A width"]
+    from_action: Float[Array, "F width"]
     rest: MLP
     dtype: jnp.dtype = eqx.field(static=True)
 
-    def __init__(self, latent_width: int, num_actions: int, widths: Sequence[int], key: Key, dtype: jnp.dtype):
+    def __init__(self, latent_width: int, num_features: int, widths: Sequence[int], key: Key, dtype: jnp.dtype):
         latent_key, action_key, rest_key = jax.random.split(key, 3)
         self.from_latent = Linear(latent_width, widths[0], latent_key, scale=2.0)
-        self.from_action = jax.random.normal(action_key, (num_actions, widths[0])) * 0.5
+        self.from_action = jax.random.normal(action_key, (num_features, widths[0])) * 0.5
         # The last layer is small, so that the transition is initially close to the identity.
         self.rest = MLP(widths[0], (*widths[1:], latent_width), rest_key, last_scale=0.1)
         self.dtype = dtype
@@ -101,13 +109,13 @@ class LSTMDynamics(Dynamics):
     """
 
     from_hidden: Linear
-    from_action: Float[Array, "A gates"]
+    from_action: Float[Array, "F gates"]
     dtype: jnp.dtype = eqx.field(static=True)
 
-    def __init__(self, width: int, num_actions: int, key: Key, dtype: jnp.dtype):
+    def __init__(self, width: int, num_features: int, key: Key, dtype: jnp.dtype):
         hidden_key, action_key = jax.random.split(key)
         self.from_hidden = Linear(width, 4 * width, hidden_key)
-        self.from_action = jax.random.normal(action_key, (num_actions, 4 * width)) * 0.5
+        self.from_action = jax.random.normal(action_key, (num_features, 4 * width)) * 0.5
         self.dtype = dtype
 
     def action_terms(self) -> Float[Array, "A gates"]:
@@ -132,19 +140,19 @@ class GridDynamics(Dynamics):
     """
 
     from_latent: Convolution
-    from_action: Float[Array, "A cells"]
+    from_action: Float[Array, "F cells"]
     last: Convolution
     blocks: tuple[ResidualBlock, ...]
     shape: tuple[int, int, int] = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(
-        self, shape: tuple[int, int, int], num_actions: int, hidden: int, num_blocks: int, key: Key, dtype: jnp.dtype
+        self, shape: tuple[int, int, int], num_features: int, hidden: int, num_blocks: int, key: Key, dtype: jnp.dtype
     ):
         latent_key, action_key, last_key, *keys = jax.random.split(key, num_blocks + 2)
         height, width, channels = shape
         self.from_latent = Convolution(channels, hidden, 3, latent_key, pad=True)
-        self.from_action = jax.random.normal(action_key, (num_actions, height * width * hidden)) * 0.5
+        self.from_action = jax.random.normal(action_key, (num_features, height * width * hidden)) * 0.5
         self.last = Convolution(hidden, channels, 3, last_key, pad=True, scale=0.1)
         self.blocks = tuple(ResidualBlock(channels, key) for key in keys)
         self.shape, self.dtype = shape, dtype
@@ -169,7 +177,7 @@ class GridDynamics(Dynamics):
 
 
 def make_dynamics(
-    config: ModelConfig, grid: tuple[int, int, int] | None, latent_width: int, num_actions: int, key: Key
+    config: ModelConfig, grid: tuple[int, int, int] | None, latent_width: int, num_features: int, key: Key
 ) -> Dynamics:
     """Return the transition that a configuration names, for latents of a grid or, where it is None, of a width.
 
@@ -181,25 +189,25 @@ def make_dynamics(
     if name == "auto":
         name = "mlp" if grid is None else "convolution"
     if name == "mlp":
-        return DynamicsMLP(latent_width, num_actions, config.dynamics_widths, key, dtype)
+        return DynamicsMLP(latent_width, num_features, config.dynamics_widths, key, dtype)
     if name == "lstm":
         if grid is not None:
             raise ConfigError(
                 f"model.dynamics=lstm needs a torso that ends in a projection to [h, c]: one of mlp, small_cnn, "
                 f"nature_cnn and impala, not model.torso={config.torso}"
             )
-        return LSTMDynamics(latent_width // 2, num_actions, key, dtype)
+        return LSTMDynamics(latent_width // 2, num_features, key, dtype)
     if grid is None:
         raise ConfigError(
             f"model.dynamics=convolution needs a latent that is a grid, as with model.torso=grid, identity or "
             f"muzero_resnet, not {config.torso}"
         )
     if config.torso != "identity":
-        return GridDynamics(grid, num_actions, config.channels, config.num_blocks, key, dtype)
+        return GridDynamics(grid, num_features, config.channels, config.num_blocks, key, dtype)
     hidden, *more = config.dynamics_widths
     if more:
         raise ConfigError(f"model.dynamics_widths must be one number with model.torso=identity, not {[hidden, *more]}")
-    return GridDynamics(grid, num_actions, hidden, 1, key, dtype)
+    return GridDynamics(grid, num_features, hidden, 1, key, dtype)
 
 
 class Projection(eqx.Module):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from bircher.networks.config import ModelConfig
 from bircher.networks.encoders import GRIDS, FlatTorso
 from bircher.networks.layers import MLP
 from bircher.networks.model import Model
+from bircher.ops.distributions import Distribution, distribution_of
 from bircher.types import EnvSpec, Key
 
 WIDTH, HIDDEN = 32, 128
@@ -47,17 +48,19 @@ class InverseDynamics(eqx.Module):
 
     features: Features
     head: MLP
+    distribution: Distribution = eqx.field(static=True)
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key):
         features_key, head_key = jax.random.split(key)
         self.features = Features(spec, config, features_key)
-        self.head = MLP(2 * WIDTH, (HIDDEN, spec.num_actions), head_key)
+        self.distribution = distribution_of(spec.action)
+        self.head = MLP(2 * WIDTH, (HIDDEN, self.distribution.num_params), head_key)
 
-    def loss(self, observation: PyTree[Array], action: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        """Return the cross-entropy of the actions between consecutive observations [B, T + 1, ...]."""
+    def loss(self, observation: PyTree[Array], action: Shaped[Array, "B T ..."]) -> Float[Array, "B T"]:
+        """Return minus the log-probability of the actions between consecutive observations [B, T + 1, ...]."""
         features = self.features(observation)
-        logits = self.head(jnp.concatenate([features[:, :-1], features[:, 1:]], axis=-1))
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
+        params = self.head(jnp.concatenate([features[:, :-1], features[:, 1:]], axis=-1))
+        return -self.distribution.log_prob(params, action)
 
 
 class Ensemble(eqx.Module):
@@ -68,25 +71,25 @@ class Ensemble(eqx.Module):
 
     heads: MLP
     """The heads, stacked along the first axis of each array."""
-    num_actions: int = eqx.field(static=True)
+    distribution: Distribution = eqx.field(static=True)
 
-    def __init__(self, num_actions: int, size: int, key: Key):
+    def __init__(self, distribution: Distribution, size: int, key: Key):
         def make(key: Key) -> MLP:
-            return MLP(WIDTH + num_actions, (HIDDEN, WIDTH), key)
+            return MLP(WIDTH + distribution.num_features, (HIDDEN, WIDTH), key)
 
-        self.heads, self.num_actions = jax.vmap(make)(jax.random.split(key, size)), num_actions
+        self.heads, self.distribution = jax.vmap(make)(jax.random.split(key, size)), distribution
 
     def __call__(
-        self, features: Float[Array, "*B features"], action: Int[Array, "*B"]
+        self, features: Float[Array, "*B features"], action: Shaped[Array, ...]
     ) -> Float[Array, "heads *B features"]:
-        inputs = jnp.concatenate([features, jax.nn.one_hot(action, self.num_actions)], axis=-1)
+        inputs = jnp.concatenate([features, self.distribution.features(action)], axis=-1)
         return jax.vmap(lambda head: head(inputs))(self.heads)
 
-    def disagreement(self, features: Float[Array, "*B features"], action: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    def disagreement(self, features: Float[Array, "*B features"], action: Shaped[Array, ...]) -> Float[Array, "*B"]:
         """Return the variance of the predictions between heads, averaged over the features."""
         return self(features, action).var(0).mean(-1)
 
-    def loss(self, features: Float[Array, "B R features"], action: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    def loss(self, features: Float[Array, "B R features"], action: Shaped[Array, "B T ..."]) -> Float[Array, "B T"]:
         """Return the squared error of the predictions, averaged over the heads and the features."""
         return jnp.square(self(features[:, :-1], action) - features[:, 1:]).mean((0, -1))
 

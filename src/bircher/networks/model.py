@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from bircher import spaces
 from bircher.errors import ConfigError
@@ -18,6 +18,7 @@ from bircher.networks.dynamics import Dynamics, Projection, make_dynamics
 from bircher.networks.encoders import FlatTorso, IdentityTorso, IndexTorso, Torso, layout_without_encoding
 from bircher.networks.layers import MLP, Linear, Memory
 from bircher.networks.observations import JoinedTorso, make_representation, scale_bytes
+from bircher.ops.distributions import Categorical, Distribution, distribution_of
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
 from bircher.spaces import Layout
 from bircher.types import SINGLE, EnvSpec, Key, Prediction
@@ -26,7 +27,8 @@ from bircher.types import SINGLE, EnvSpec, Key, Prediction
 class Heads(eqx.Module):
     """An MLP each for policy, value and reward.
 
-    The last layers are initially zero, so that the policy is uniform, and values and rewards are exactly 0.
+    The last layers are initially zero, so that the policy over discrete actions is uniform, and values and rewards are
+    exactly 0.
     """
 
     policy: MLP
@@ -34,10 +36,10 @@ class Heads(eqx.Module):
     reward: MLP | None
 
     def __init__(
-        self, inputs: int, num_actions: int, value_size: int, reward_size: int, widths: Sequence[int], key: Key
+        self, inputs: int, policy_size: int, value_size: int, reward_size: int, widths: Sequence[int], key: Key
     ):
         policy_key, value_key, reward_key = jax.random.split(key, 3)
-        self.policy = MLP(inputs, (*widths, num_actions), policy_key, last_scale=0.0)
+        self.policy = MLP(inputs, (*widths, policy_size), policy_key, last_scale=0.0)
         self.value = MLP(inputs, (*widths, value_size), value_key, last_scale=0.0)
         self.reward = MLP(inputs, (*widths, reward_size), reward_key, last_scale=0.0) if reward_size else None
 
@@ -81,6 +83,8 @@ class Model(eqx.Module):
     """For the `consistency` term, which compares predicted latents with encoded ones; None without that term."""
     value_support: Support | Bounded | Unbounded
     reward_support: Support
+    distribution: Distribution = eqx.field(static=True)
+    """The kind of policy, whose parameters are `Prediction.policy_logits`; it also gives the features of an action."""
     latent_gradient_scale: float = eqx.field(static=True)
     visible: int = eqx.field(static=True)
     """The number of a latent's first entries that are the heads' input.  An LSTM's c is used only in its next step."""
@@ -91,12 +95,14 @@ class Model(eqx.Module):
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
+        self.distribution = distribution_of(spec.action)
+        num_features = self.distribution.num_features
         recurrent = imagine and config.dynamics == "lstm"
         vector_width = 2 * config.latent_width if recurrent else config.latent_width
         self.representation = make_representation(config, spec, torso_key, vector_width)
         grid = self.representation.grid
         latent_width = math.prod(grid) if grid else vector_width
-        self.dynamics = make_dynamics(config, grid, latent_width, spec.num_actions, dynamics_key) if imagine else None
+        self.dynamics = make_dynamics(config, grid, latent_width, num_features, dynamics_key) if imagine else None
         self.memory = None
         if config.memory == "lstm":
             assert isinstance(self.representation, FlatTorso)
@@ -105,7 +111,8 @@ class Model(eqx.Module):
         self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
         self.heads = Heads(
-            config.latent_width if self.reader else self.visible, spec.num_actions, self.value_support.num_atoms,
+            config.latent_width if self.reader else self.visible, self.distribution.num_params,
+            self.value_support.num_atoms,
             config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
         )  # fmt: skip
         learned = project and not isinstance(self.representation, IdentityTorso)
@@ -176,10 +183,11 @@ class Model(eqx.Module):
             features = self.memory.rows(features, state, first, burn_in)
         return self.project(features)
 
-    def step(self, latent: Float[Array, "*B latent"], action: Int[Array, "*B"]) -> Float[Array, "*B latent"]:
+    def step(self, latent: Float[Array, "*B latent"], action: Shaped[Array, ...]) -> Float[Array, "*B latent"]:
         """Return g, the latent after an action.  The reward of the action is `reward` of the result."""
         assert self.dynamics is not None
-        return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), action)
+        features = self.distribution.features(action, self.dtype)
+        return self.dynamics(scale_gradient(latent, self.latent_gradient_scale), features)
 
     def head_input(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B features"]:
         """Return the input of the heads, which is the latent (h of an LSTM) or the output of `reader` for a grid."""
@@ -217,7 +225,7 @@ class Model(eqx.Module):
         """Return f, the logits of policy and value of a latent."""
         return self.prediction(self.head_input(latent))
 
-    def unroll(self, latent: Float[Array, "*B latent"], actions: Int[Array, " K *B"]) -> Float[Array, "K *B latent"]:
+    def unroll(self, latent: Float[Array, "*B latent"], actions: Shaped[Array, ...]) -> Float[Array, "K *B latent"]:
         """Return the latents after each of K actions that begin at a latent."""
 
         def step(latent, action):
@@ -229,28 +237,40 @@ class Model(eqx.Module):
         # K is small.  When the scan is unrolled, the weight gradients of the steps are summed without a loop's carry.
         return jax.lax.scan(step, latent, actions, unroll=max(len(actions), 1))[1]
 
-    def look_ahead(self, latent: Float[Array, "*B latent"], model_discount: float) -> Float[Array, "*B A"]:
-        """Return q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for every action (Muesli, equation 14).
+    def look_ahead(
+        self, latent: Float[Array, "*B latent"], model_discount: float, actions: Shaped[Array, ...] | None = None
+    ) -> Float[Array, "*B A"]:
+        """Return q^(s, a) = r^_1(s, a) + gamma v^_1(s, a) for some actions (Muesli, equation 14).
 
-        `model_discount` is gamma, negative where the next value is the opponent's.
+        Args:
+          latent: the latents.
+          model_discount: gamma, negative where the next value is the opponent's.
+          actions: A actions of each latent, [*B, A] or [*B, A, D]; None takes every discrete action.
         """
         dynamics = self.dynamics
         assert dynamics is not None
-        action_terms, latent_term = dynamics.action_terms(), dynamics.latent_term(latent.astype(self.dtype))
+        table, latent_term = dynamics.action_terms(), dynamics.latent_term(latent.astype(self.dtype))
 
-        def q_values(action_terms: Float[Array, "A numbers"]) -> Float[Array, "*B A"]:
+        def q_values(action_terms: Float[Array, "*#B A numbers"]) -> Float[Array, "*B A"]:
             next_latents = dynamics.next_latents(latent, latent_term, action_terms)
             return self.reward(next_latents) + model_discount * self.value(next_latents)
 
-        # For each action there is a latent, and the sum of both terms.
-        bytes_per_action = 4 * math.prod(latent.shape[:-1]) * (latent.shape[-1] + latent_term.shape[-1])
-        return in_chunks(q_values, action_terms, max(LOOK_AHEAD_BYTES // max(bytes_per_action, 1), 1))
+        def q_of(actions: Shaped[Array, ...]) -> Float[Array, "*B A"]:
+            own = jnp.moveaxis(actions, 0, latent.ndim - 1)
+            if isinstance(self.distribution, Categorical):
+                return q_values(table[own])
+            return q_values(self.distribution.features(own, self.dtype) @ table.astype(self.dtype))
+
+        # For each action there is a latent, and the sum of both terms; the terms of a latent's own actions too.
+        width = latent.shape[-1] + latent_term.shape[-1] * (1 if actions is None else 2)
+        most = max(LOOK_AHEAD_BYTES // max(4 * math.prod(latent.shape[:-1]) * width, 1), 1)
+        if actions is None:
+            return in_chunks(q_values, table, most)
+        return in_chunks(q_of, jnp.moveaxis(actions, latent.ndim - 1, 0), most)
 
 
 def in_chunks(
-    function: Callable[[Float[Array, "some numbers"]], Float[Array, "*B some"]],
-    actions: Float[Array, "A numbers"],
-    most: int,
+    function: Callable[[Shaped[Array, ...]], Float[Array, ...]], actions: Shaped[Array, "A ..."], most: int
 ) -> Float[Array, "*B A"]:
     """Apply a function to all actions, with at most `most` of them at a time.
 
@@ -264,7 +284,8 @@ def in_chunks(
         return function(actions)
     chunks = -(-count // most)
     size = -(-count // chunks)
-    padded = jnp.pad(actions, ((0, chunks * size - count), (0, 0))).reshape(chunks, size, -1)
+    padding = [(0, chunks * size - count)] + [(0, 0)] * (actions.ndim - 1)
+    padded = jnp.pad(actions, padding).reshape(chunks, size, *actions.shape[1:])
     results = jnp.moveaxis(jax.lax.map(function, padded), 0, -2)
     return results.reshape(*results.shape[:-2], -1)[..., :count]
 

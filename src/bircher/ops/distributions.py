@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from bircher.types import Continuous, Discrete, Key, MultiDiscrete
+from bircher.types import Continuous, Discrete, Key, MultiDiscrete, Unsupported
 
 ILLEGAL = -1e9
 """Logit of an action that must not be taken; finite, so that its gradient is 0 and not NaN."""
@@ -390,8 +390,14 @@ class ClippedNormal(NamedTuple):
         raise TypeError("continuous actions cannot be listed")
 
 
-def distribution_of(action: Discrete | MultiDiscrete | Continuous) -> Distribution:
-    """Return the distribution of policies over a space of actions."""
+def distribution_of(action: Discrete | MultiDiscrete | Continuous | Unsupported) -> Distribution:
+    """Return the distribution of policies over a space of actions.
+
+    Raises:
+      TypeError: the space is not supported.
+    """
+    if isinstance(action, Unsupported):
+        raise TypeError(f"there is no distribution over the {action}")
     if isinstance(action, Discrete):
         return Categorical(action.num_actions)
     if isinstance(action, MultiDiscrete):

@@ -72,6 +72,20 @@ def sampled_cmpo_target(
     return PolicyTarget(actions, sampled_cmpo_weights(sampled, clip_bound))
 
 
+def reweighted(target: PolicyTarget, weights: Float[Array, "*B N"]) -> PolicyTarget:
+    """Return a target of sampled actions with other weights, and the densities that belong to them.
+
+    A density changes by the ratio of the weights, each of them divided by their sum.
+    """
+    assert target.log_density is not None
+
+    def log_share(x: Array) -> Array:
+        return jnp.log(jnp.maximum(x / x.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny))
+
+    gain = log_share(weights) - log_share(target.weights)
+    return PolicyTarget(target.actions, weights, target.log_density + gain)
+
+
 DENSE_PAIRS = 128 * 128
 """Largest number of pairs (target's action, action) for which `dense` compares each pair, which is faster for few."""
 

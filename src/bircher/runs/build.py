@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from bircher import devices
 from bircher.agents import actor_critic, muzero
-from bircher.agents.base import Agent, require_discrete
+from bircher.agents.base import Agent, require_supported
 from bircher.agents.config import PolicyAgentConfig, PolicyLosses
 from bircher.agents.exploration import with_exploration
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
@@ -164,7 +164,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
       ConfigError: the run has more frames than a counter of 32 bits.
     """
-    require_discrete(config.agent.name, spec)
+    require_supported(config.agent.name, spec, isinstance(config.agent, MuZeroConfig))
     if config.steps * spec.action_repeat >= 2**31:
         raise ConfigError(
             f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from bircher.agents.base import Agent, Carry, model_of
 from bircher.config.config import Config
@@ -189,18 +189,21 @@ class LoadedAgent:
         action = self.own_action(self.choose(inputs, greedy))
         return action[0] if inputs.single else action
 
-    def choose(self, inputs: Inputs, greedy: bool = False) -> Int[np.ndarray, " B"]:
-        """Return the actions for encoded observations, counted from 0, as bircher's environments take them."""
-        (action_index,) = self._run(greedy, False, inputs)
-        return np.asarray(action_index)
+    def choose(self, inputs: Inputs, greedy: bool = False) -> np.ndarray:
+        """Return the actions for encoded observations, [B] or [B, D], as bircher's environments take them.
 
-    def own_action(self, action_index: Any) -> np.ndarray:
-        """Return the environment's actions for actions that are counted from 0."""
-        return self.spec.own_action(np.asarray(action_index))
+        Discrete ones count from 0, and the bounds of continuous ones are -1 and 1.
+        """
+        (action,) = self._run(greedy, False, inputs)
+        return np.asarray(action)
 
-    def action_name(self, action_index: int) -> str:
-        """Return the environment's action as text."""
-        return str(self.own_action(action_index))
+    def own_action(self, action: Any) -> np.ndarray:
+        """Return the environment's actions for actions as `choose` returns them."""
+        return np.asarray(self.spec.own_action(np.asarray(action)))
+
+    def action_name(self, action: Any) -> str:
+        """Return the environment's action as text, with two digits after the point."""
+        return np.array2string(self.own_action(action), precision=2, suppress_small=True, floatmode="fixed")
 
     @property
     def model(self) -> Model:
@@ -287,8 +290,15 @@ class LoadedAgent:
         if inputs.size != 1:
             raise ValueError(f"expected one observation, not {inputs.size}")
         outputs = self._run(greedy, True, inputs)
-        action, prior, improved, value = (np.asarray(x)[0] for x in outputs)
-        return Thought(prior, improved, float(value), int(action))
+        action, prior, improved, value, *actions = (np.asarray(x)[0] for x in outputs)
+        if not actions:
+            return Thought(prior, improved, float(value), int(action))
+        # The action that was taken is shown with the samples: 0 in both policies, unless it is one of them.
+        places = np.flatnonzero((actions[0] == action).reshape(len(prior), -1).all(-1))
+        if not len(places):
+            prior, improved = np.append(prior, 0.0), np.append(improved, 0.0)
+            actions, places = [np.concatenate([actions[0], action[None]])], [len(prior) - 1]
+        return Thought(prior, improved, float(value), int(places[0]), tuple(map(self.action_name, actions[0])), action)
 
     def _program(self, greedy: bool, explains: bool):
         agent, mode = self._agent, "greedy" if greedy else "sample"
@@ -309,6 +319,7 @@ class LoadedAgent:
             return carry, (
                 output.action, estimates.prior, estimates.improved if improved is None else improved,
                 estimates.value if value is None else value,
+                *([] if estimates.actions is None else [estimates.actions]),
             )  # fmt: skip
 
         return program
@@ -387,7 +398,8 @@ def episode_frames(
         if not thoughts:
             return agent.choose(inputs, greedy)
         thought.append(agent.think_of(inputs, greedy))
-        return np.array([thought[-1].action], np.int32)
+        taken = thought[-1].taken
+        return np.array([thought[-1].action], np.int32) if taken is None else taken[None]
 
     frames = plots.render_episode(
         build.env_request(agent.config, agent.source),

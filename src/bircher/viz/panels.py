@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
 
-WIDTH, LINE, LABEL = 260, 22, 44
-"""Sizes in pixels: width of a panel, height of one action's row in it, and width of the action's name."""
+WIDTH, LINE, LABEL, SAMPLE_LABEL = 260, 22, 44, 110
+"""Sizes in pixels: width of a panel, height of one action's row in it, and width of an action's and a sample's name."""
 BACKGROUND, TEXT, FAINT = (18, 18, 24), (230, 230, 235), (120, 120, 130)
 PRIOR, IMPROVED, CHOSEN = (88, 110, 160), (240, 160, 60), (120, 220, 130)
 
@@ -27,7 +27,11 @@ class Thought(NamedTuple):
     """The policy after the search or the look-ahead."""
     value: float
     action: int
-    """Index of the chosen action, counted from 0."""
+    """Index of the chosen action in both policies; of discrete actions it is the action, counted from 0."""
+    names: tuple[str, ...] | None = None
+    """The actions as text, where they are samples; None where they are all discrete actions."""
+    taken: np.ndarray | None = None
+    """The chosen action as environments take it, where actions are samples."""
 
 
 def with_panels(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Callable[[int], str] = str) -> list[Frame]:
@@ -50,7 +54,8 @@ def with_panels(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Call
 def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str) -> Frame:
     """Draw one decision as a picture [height, WIDTH, 3].
 
-    For each action the upper bar is its prior, the lower bar its probability in the improved policy.
+    For each action the upper bar is its prior, the lower bar its probability in the improved policy.  Bars of samples
+    are relative to the longest one.
     """
     from PIL import Image, ImageDraw
 
@@ -62,18 +67,22 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     pen.text((8, 4 + LINE // 2 + 4), "prior", fill=PRIOR)
     pen.text((48, 4 + LINE // 2 + 4), "after looking ahead", fill=IMPROVED)
     shown = _select_actions(thought, (height - 2 * LINE) // LINE)
-    room = WIDTH - LABEL - 56
+    label, full = LABEL, 1.0
+    if thought.names is not None:  # vectors need more room, and each of many samples has a small weight
+        label, full = SAMPLE_LABEL, max(float(np.max([thought.prior, thought.improved])), 1e-6)
+    room = WIDTH - label - 56
     for row, action in enumerate(shown):
         top = 2 * LINE + row * LINE
         chosen = action == thought.action
-        pen.text((8, top + 3), name(action), fill=CHOSEN if chosen else TEXT)
+        text = name(action) if thought.names is None else thought.names[action]
+        pen.text((8, top + 3), text, fill=CHOSEN if chosen else TEXT)
         for offset, share, color in (
             (2, thought.prior[action], PRIOR),
             (LINE // 2, thought.improved[action], CHOSEN if chosen else IMPROVED),
         ):
-            length = round(room * float(np.clip(share, 0, 1)))
-            pen.rectangle((LABEL, top + offset, LABEL + length, top + offset + LINE // 2 - 4), fill=color)
-        pen.text((LABEL + room + 8, top + 5), f"{float(thought.improved[action]):.2f}", fill=FAINT)
+            length = round(room * float(np.clip(share / full, 0, 1)))
+            pen.rectangle((label, top + offset, label + length, top + offset + LINE // 2 - 4), fill=color)
+        pen.text((label + room + 8, top + 5), f"{float(thought.improved[action]):.2f}", fill=FAINT)
     return np.asarray(image)
 
 
