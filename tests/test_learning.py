@@ -38,6 +38,29 @@ def test_the_bandits_best_arm_and_its_worth(tmp_path):
     assert float(reward[0]) == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize(("agent", "env", "steps"), [
+    ("muesli", "toy/dial", 5000), ("ppo", "toy/dial", 6000), ("muesli", "toy/lock", 4000),
+])  # fmt: skip
+def test_bandits_with_vectors_of_actions(tmp_path, agent, env, steps):
+    """Asymmetric bounds and two dimensions: the best action is worth 1, and chance about 0.6 (dial) or 0.3 (lock)."""
+    run = bircher.train(env, agent=agent, steps=steps, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})
+    assert bircher.evaluate(run.agent, episodes=100, greedy=True).mean > 0.95
+    action = run.agent.act(np.ones(1, np.float32), greedy=True)
+    best = np.array([2.0, 0.5]) if env == "toy/dial" else np.array([2, 1])
+    np.testing.assert_allclose(action, best, atol=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("agent", "env", "steps", "least"), [
+    ("gumbel_muzero", "toy/dial", 6000, 0.93), ("muesli", "toy/shop", 12_000, 0.9),
+    ("ppo", "toy/reacher", 60_000, -3.0),
+])  # fmt: skip
+def test_many_actions_and_steps_with_the_default_settings(tmp_path, agent, env, steps, least):
+    """A search over candidates, 2,000 discrete actions, and a reacher, where chance costs about 10."""
+    run = bircher.train(env, agent=agent, steps=steps, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})
+    assert bircher.evaluate(run.agent, episodes=100, greedy=True).mean > least
+
+
 @pytest.mark.slow
 def test_the_chain_is_walked_to_its_end(tmp_path):
     """A reward after five right choices out of three each; acting at random finds it once in hundreds of steps."""

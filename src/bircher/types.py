@@ -231,7 +231,8 @@ class Extras(NamedTuple):
     per_row: Mapping[str, Array] = {}
     """One number for each row, [B, T + 1], such as ``search_value``."""
     per_action: Mapping[str, Array] = {}
-    """One number for each action, [B, T + 1, A], such as ``behavior_logits``."""
+    """One number for each action, [B, T + 1, A], such as ``behavior_logits``; or for each candidate of a search, [B,
+    T + 1, N], with the candidates themselves, [B, T + 1, N, ...], as ``search_actions``."""
 
 
 class Trajectory(NamedTuple):

@@ -29,6 +29,7 @@ from bircher.agents.base import Agent, Carry, Mode, Term, model_of, require_supp
 from bircher.agents.candidates import lists_probabilities
 from bircher.agents.config import AdvantageConfig, PolicyAgentConfig, PolicyLosses, PriorConfig, ReturnConfig
 from bircher.agents.metrics import compute_if, policy_metrics
+from bircher.agents.model_search import Proposal, search_root, simulator
 from bircher.agents.policy_targets import (
     PolicyAgentState,
     encode_rows,
@@ -57,6 +58,9 @@ from bircher.types import (
     TimeStep,
 )
 
+NO_CANDIDATES = Proposal(1, 0.0, 0)
+"""These agents search over discrete actions only, whose nodes have no candidates."""
+
 
 def require_candidates(config: PolicyAgentConfig, spec: EnvSpec, simulations: int) -> None:
     """Require that the settings hold for actions of which only candidates are known.
@@ -66,13 +70,13 @@ def require_candidates(config: PolicyAgentConfig, spec: EnvSpec, simulations: in
     """
     if config.cmpo.samples:
         raise ConfigError(
-            f"agent.cmpo.samples={config.cmpo.samples} samples from few discrete actions, and {spec.id} has "
+            f"agent.cmpo.samples={config.cmpo.samples} is for few discrete actions, and those of {spec.id} are "
             f"{spec.action}: set agent.num_candidates instead, and leave agent.cmpo.samples at 0"
         )
     if simulations and not isinstance(spec.action, Discrete):
         raise ConfigError(
             f"search.num_simulations={simulations} lets {config.name} search when it acts, which it does over discrete "
-            f"actions only, and {spec.id} has {spec.action}: set search.num_simulations=0"
+            f"actions only, and those of {spec.id} are {spec.action}: set search.num_simulations=0"
         )
 
 
@@ -119,8 +123,8 @@ def make(
         policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
     ) -> SearchResult:
         assert search_config is not None
-        root = muzero.search_root(model_of(policy), latent, legal_actions)
-        simulate = muzero.simulator(model_of(policy), model_discount)
+        root = search_root(model_of(policy), latent, legal_actions, NO_CANDIDATES, key)
+        simulate = simulator(model_of(policy), model_discount, NO_CANDIDATES)
         return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.errors import UnsupportedEnvironment
 from bircher.networks.model import Model
-from bircher.types import ActOutput, Batch, Discrete, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory, Unsupported
+from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory, Unsupported
 
 Mode = Literal["explore", "sample", "greedy"]
 """`explore` collects training data. `sample` draws from the same policy without the noise of exploration. `greedy`
@@ -189,21 +189,16 @@ class Agent(NamedTuple):
     """(policy) -> the policy whose parameters are the `Model` that acts, without those of a bonus for exploring"""
 
 
-def require_supported(name: str, spec: EnvSpec, discrete_only: bool = False) -> None:
+def require_supported(name: str, spec: EnvSpec) -> None:
     """Require that observations are arrays, and that actions are of a kind that the agent takes.
 
     Raises:
       UnsupportedEnvironment: a space is not supported; the message names it.
     """
-    if isinstance(spec.action, Unsupported) or (discrete_only and not isinstance(spec.action, Discrete)):
-        kinds = "Discrete actions only" if discrete_only else "Discrete, MultiDiscrete, MultiBinary and Box actions"
-        space = f"the action space {spec.action_space}" if spec.action_space else f"actions: {spec.action}"
-        if isinstance(spec.action, Unsupported):
-            space = f"the {spec.action}"
+    if isinstance(spec.action, Unsupported):
         raise UnsupportedEnvironment(
-            f"agent {name} supports {kinds}, and {spec.id} has {space}; give it another space by "
-            "gymnasium.wrappers.TransformAction, such as a Discrete one of chosen actions, and where not all of them "
-            'are legal a mask in info["action_mask"]'
+            f"agent {name} supports Discrete, MultiDiscrete, MultiBinary and bounded Box actions, and {spec.id} has "
+            f"the {spec.action}; give it one of these spaces by gymnasium.wrappers.TransformAction"
         )
     if isinstance(spec.observation, Unsupported):
         advice = f"; {spec.advice}" if spec.advice else ""

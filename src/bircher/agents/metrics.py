@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from bircher.agents.loss_terms import LossInputs
+from bircher.agents.loss_terms import LossInputs, policy_distillation
 from bircher.networks.encoders import IndexTorso
 from bircher.networks.model import Model
 from bircher.networks.observations import JoinedTorso
@@ -187,10 +187,14 @@ def search_metrics(inputs: LossInputs) -> dict[str, Array]:
     """Return metrics of an agent with a search: the common ones, and how much the searches change policy and value."""
     unrolled, target = inputs.unrolled, inputs.target
     improved = unrolled.policy.weights[0]
-    network = jax.nn.softmax(inputs.logits)
     entropy = -(improved * jnp.log(jnp.maximum(improved, 1e-30))).sum(-1)
+    if unrolled.policy.actions is None:
+        distance = distributions.kl_divergence(improved, jax.nn.softmax(inputs.logits))
+    else:
+        roots = jax.tree.map(lambda x: x[0], unrolled.policy)
+        distance = policy_distillation(roots, inputs.logits, inputs.model.distribution)
     return common_metrics(inputs) | {
-        "target/search_kl": losses.masked_mean(distributions.kl_divergence(improved, network), target.mask),
+        "target/search_kl": losses.masked_mean(distance, target.mask),
         "target/search_entropy": losses.masked_mean(entropy, target.mask),
         "target/value_change": losses.masked_mean(
             jnp.abs(target.advantage), target.extras.per_transition["value_mask"]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import search
@@ -32,44 +32,30 @@ from bircher.agents.base import (
     require_supported,
 )
 from bircher.agents.metrics import compute_if, search_metrics
+from bircher.agents.model_search import Node, Proposal, search_root, simulator, take_actions
 from bircher.agents.unroll import Absorbing, episode_ends, root_mask, unroll
 from bircher.networks.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, returns
-from bircher.ops.distributions import mask_logits
-from bircher.search import Root, SearchConfig, SearchResult, Simulate, Step, completed_q_values
-from bircher.types import ActOutput, Batch, EnvSpec, Extras, Key, Policy, TargetExtras, Targets, TimeStep, Trajectory
+from bircher.ops.distributions import Categorical, Distribution
+from bircher.search import SearchConfig, SearchResult, completed_q_values
+from bircher.types import (
+    ActOutput,
+    Batch,
+    EnvSpec,
+    Extras,
+    Key,
+    Policy,
+    PolicyTarget,
+    TargetExtras,
+    Targets,
+    TimeStep,
+    Trajectory,
+)
 
 
 def model_discount_of(gamma: float, num_players: int) -> float:
     """Return the factor between consecutive states of the model: gamma, negative where the next is the opponent's."""
     return gamma if num_players == 1 else -gamma
-
-
-def search_root(model: Model, latent: Float[Array, "B latent"], legal_actions: Bool[Array, "B A"]) -> Root:
-    """Return the root of a search at encoded observations."""
-    prediction = model.predict(latent)
-    # A last row may have no legal action left; the result of a search there is never used as a policy.
-    legal = legal_actions | ~legal_actions.any(-1, keepdims=True)
-    logits = mask_logits(prediction.policy_logits, legal)
-    return Root(logits, model.value_support.mean(prediction.value_logits), latent, legal)
-
-
-def simulator(model: Model, model_discount: float) -> Simulate:
-    """Return a function that takes one step of the model from a latent; see `model_discount_of`."""
-
-    def simulate(latent: Float[Array, "B latent"], action: Int[Array, " B"]) -> Step:
-        following = model.step(latent, action)
-        prediction = model.predict(following)
-        value = model.value_support.mean(prediction.value_logits)
-        return Step(
-            reward=model.reward(following),
-            discount=jnp.full(value.shape, model_discount),
-            logits=prediction.policy_logits,
-            value=value,
-            latent=following,
-        )
-
-    return simulate
 
 
 Plan = Callable[..., SearchResult]
@@ -111,6 +97,8 @@ def muzero_targets(
     mask = root_mask(ends, burn_in)
     latent = encode_rows(model, rows)
     policy, value = _reanalyzed(fraction, minibatches, plan, latent, rows, key)
+    if policy.actions is not None:
+        policy = _with_density(model, latent, policy)
     if config.bootstrap == "network":
         value = model.value(latent)
     target, exists = _returns(config, gamma, rows, ends, value)
@@ -119,7 +107,7 @@ def muzero_targets(
         value=target,
         reward=rows.reward[:, 1:],
         advantage=target - value[:, :-1],
-        policy=improvement.exact_target(policy),
+        policy=policy,
         mask=mask,
         priority=error.max(-1),
         extras=TargetExtras({"value_mask": mask & exists}),
@@ -129,19 +117,21 @@ def muzero_targets(
 
 def _reanalyzed(
     fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
-) -> tuple[Float[Array, "B R A"], Float[Array, "B R"]]:
+) -> tuple[PolicyTarget, Float[Array, "B R"]]:
     """Return the policies and values of searches.
 
     The last `fraction` of each minibatch is searched again, because its replayed sequences are the last ones.
     """
-    policy, value = rows.extras.per_action["search_policy"], rows.extras.per_row["search_value"]
+    stored, value = rows.extras.per_action, rows.extras.per_row["search_value"]
+    policy = PolicyTarget(stored.get("search_actions"), stored["search_policy"])
     size = len(value) // minibatches
     count = round(fraction * size)
     if not count:
         return policy, value
 
     def last(x: Array) -> Array:
-        return x.reshape(minibatches, size, *x.shape[1:])[:, -count:].reshape(-1, *x.shape[2:])
+        grouped = x.reshape(minibatches, size, *x.shape[1:])[:, -count:]
+        return grouped.reshape(minibatches * count * x.shape[1], *x.shape[2:])
 
     def with_last(x: Array, new: Array) -> Array:
         grouped = x.reshape(minibatches, size, *x.shape[1:])
@@ -149,7 +139,20 @@ def _reanalyzed(
         return jnp.concatenate([grouped[:, :-count], new], axis=1).reshape(x.shape)
 
     result = plan(last(latent), last(rows.legal_actions), key=key)
-    return with_last(policy, result.weights), with_last(value, result.value)
+    new = PolicyTarget(result.actions, result.weights)
+    return jax.tree.map(with_last, policy, new), with_last(value, result.value)
+
+
+def _with_density(model: Model, latent: Float[Array, "B R latent"], policy: PolicyTarget) -> PolicyTarget:
+    """Return the policy of searches over candidates with its densities, as the target network has them.
+
+    Each is the network's density at the candidate times the ratio of the search's weight to the mean weight.  The
+    densities have no part in a gradient.
+    """
+    assert policy.actions is not None
+    log_prior = model.distribution.log_prob_many(model.predict(latent).policy_logits, policy.actions)
+    even = jnp.full(policy.weights.shape, 1 / policy.weights.shape[-1])
+    return improvement.reweighted(PolicyTarget(policy.actions, even, log_prior), policy.weights)
 
 
 def _returns(
@@ -222,6 +225,14 @@ class MuZeroConfig(AgentConfig):
     target_update_rate: Annotated[float, Field(gt=0, le=1)] = 0.01
     """The share by which the target network, which reanalyzes, moves toward the online network at each update."""
     temperature: TemperatureConfig = TemperatureConfig()
+    enumerate_actions: Annotated[int, Field(ge=0, le=100_000)] = 5000
+    """The largest number of different multi-discrete actions that are all edges of a node. Of more, and of continuous
+    actions, a node has `num_candidates`. Discrete actions are always all edges."""
+    num_candidates: Annotated[int, Field(ge=1, le=100_000)] = 20
+    """The number of candidates of each node (Sampled MuZero: 20)."""
+    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of these candidates that are drawn uniformly; the prior corrects for it. The others are drawn from the
+    policy."""
     random_action_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of training's actions that are drawn uniformly from the legal ones; returns end before them."""
     returns: ReturnConfig = ReturnConfig()
@@ -262,7 +273,7 @@ def make(
     plan = planner(config, search_config, model_discount)
 
     def init(key: Key, spec: EnvSpec) -> Policy:
-        require_supported(config.name, spec, discrete_only=True)
+        require_supported(config.name, spec)
         return Policy(
             Model(spec, model_config, key, project="consistency" in weights), MuZeroState(model_config.no_return())
         )
@@ -311,8 +322,7 @@ def muzero_encode(policy: Policy, rows: Trajectory) -> Array:
 
 
 def _look(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> LookAhead:
-    model = model_of(policy)
-    return muzero_look_ahead(model, latent, legal_actions, plan(model, latent, legal_actions, key, "sample"))
+    return muzero_look_ahead(plan(model_of(policy), latent, legal_actions, key, "sample"))
 
 
 def _search(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
@@ -339,20 +349,23 @@ def muzero_act(
     else:
         action = draw(draw_key, result.weights, temperature if searches else jnp.ones(()))
     per_row = {"search_value": result.value}
+    per_action = {"search_policy": result.weights}
+    action = action.astype(jnp.int32)
+    if result.actions is not None:
+        action, per_action["search_actions"] = take_actions(result.actions, action), result.actions
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
-        action, per_row["random_action"] = replace_some(random_key, action, timestep.legal_actions, share)
-    extras = Extras(per_row, {"search_policy": result.weights})
-    return ActOutput(action.astype(jnp.int32), extras, carry.memory), Carry(memory, moves)
+        legal, kind = timestep.legal_actions, model.distribution
+        action, per_row["random_action"] = replace_some(random_key, action, legal, share, kind)
+    return ActOutput(action, Extras(per_row, per_action), carry.memory), Carry(memory, moves)
 
 
-def muzero_look_ahead(model: Model, latent: Array, legal_actions: Array, result: SearchResult) -> LookAhead:
+def muzero_look_ahead(result: SearchResult) -> LookAhead:
     """Return the estimates of a search from B latents; actions that were not searched have completed values."""
-    root = search_root(model, latent, legal_actions)
-    prior = jax.nn.softmax(root.logits)
-    return LookAhead(
-        root.value, prior, completed_q_values(result.q_values, result.visits, prior, root.value), result.weights
-    )
+    assert result.root is not None
+    prior, value = jax.nn.softmax(result.root.logits), result.root.value
+    q_values = completed_q_values(result.q_values, result.visits, prior, value)
+    return LookAhead(value, prior, q_values, result.weights, result.actions)
 
 
 def planner(config: MuZeroConfig, search_config: SearchConfig, model_discount: float) -> Callable[..., SearchResult]:
@@ -362,22 +375,34 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, model_discount: f
     by which Gumbel's search draws its action.  Actions are drawn from PUCT's visits after the search.
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
-    return partial(_plan, searcher, search_config, model_discount)
+    return partial(_plan, searcher, search_config, proposal_of(config), model_discount)
+
+
+def proposal_of(config: MuZeroConfig) -> Proposal:
+    """Return how the candidates of a node are chosen."""
+    return Proposal(config.num_candidates, config.uniform_share, config.enumerate_actions)
 
 
 def _plan(
-    searcher, config: SearchConfig, model_discount: float, model: Model, latent: Array, legal_actions: Array, key: Key,
-    mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
+    searcher, config: SearchConfig, proposal: Proposal, model_discount: float, model: Model, latent: Array,
+    legal_actions: Array, key: Key, mode: Mode, keep_tree: bool = False, temperature: Array | float = 1.0,
 ) -> SearchResult:  # fmt: skip
-    root = search_root(model, latent, legal_actions)
+    # A separate key: searches over discrete actions draw what they drew without candidates.
+    root_key = jax.random.fold_in(key, 1)
+    root = search_root(model, latent, legal_actions, proposal, root_key, with_mode=mode == "greedy")
     if config.num_simulations:
-        arguments = config, root, simulator(model, model_discount), key, config.num_simulations
+        arguments = config, root, simulator(model, model_discount, proposal), key, config.num_simulations
         if searcher is search.gumbel_search:
-            return searcher(*arguments, mode != "greedy", keep_tree, temperature)
-        return searcher(*arguments, mode == "explore", keep_tree)
-    weights = jax.nn.softmax(root.logits)
-    blank = jnp.zeros_like(weights)
-    return SearchResult(jnp.argmax(root.logits, -1), weights, root.value, blank.astype(jnp.int32), blank, None)
+            result = searcher(*arguments, mode != "greedy", keep_tree, temperature)
+        else:
+            result = searcher(*arguments, mode == "explore", keep_tree)
+    else:
+        weights = jax.nn.softmax(root.logits)
+        blank = jnp.zeros_like(weights)
+        choice = jnp.argmax(root.logits, -1)
+        result = SearchResult(choice, weights, root.value, blank.astype(jnp.int32), blank, None)
+    actions = root.latent.actions if isinstance(root.latent, Node) else None
+    return result._replace(actions=actions, root=root)
 
 
 def draw(key: Key, weights: Float[Array, "B A"], temperature: Array) -> Array:
@@ -388,13 +413,16 @@ def draw(key: Key, weights: Float[Array, "B A"], temperature: Array) -> Array:
 
 
 def replace_some(
-    key: Key, action: Int[Array, " B"], legal_actions: Bool[Array, "B A"], share: float
-) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    key: Key, action: Shaped[Array, "B ..."], legal_actions: Bool[Array, "B A"], share: float, kind: Distribution
+) -> tuple[Shaped[Array, "B ..."], Bool[Array, " B"]]:
     """Replace a share of the actions by legal ones drawn uniformly; return the actions, and which were replaced."""
     draw_key, where_key = jax.random.split(key)
-    uniform = jax.random.categorical(draw_key, jnp.where(legal_actions, 0.0, distributions.ILLEGAL))
-    replaced = jax.random.bernoulli(where_key, share, action.shape)
-    return jnp.where(replaced, uniform, action), replaced
+    replaced = jax.random.bernoulli(where_key, share, action.shape[:1])
+    if isinstance(kind, Categorical):
+        uniform = jax.random.categorical(draw_key, jnp.where(legal_actions, 0.0, distributions.ILLEGAL))
+    else:
+        uniform = kind.uniform_many(jnp.zeros((len(action), kind.num_params)), draw_key, 1)[:, 0]
+    return jnp.where(replaced.reshape(-1, *[1] * (action.ndim - 1)), uniform, action), replaced
 
 
 def muzero_loss(

@@ -109,9 +109,6 @@ def unroll(
 
     following = model.unroll(latent, windows(rows.action, unroll_steps, length))
     latents = jnp.concatenate([latent[None], following])
-    policy = target.policy
-    if policy.log_density is None:
-        policy = improvement.exact_target(improvement.dense(policy, rows.legal_actions.shape[-1]))
     features = model.head_input(latents)
     prediction = model.prediction(features)
     legal = windows(rows.legal_actions, depths, length)
@@ -132,7 +129,7 @@ def unroll(
         latent=following,
         prediction=prediction,
         reward_logits=model.reward_logits(features[1:]),
-        policy=jax.tree.map(lambda x: windows(x, depths, length), policy),
+        policy=_policy_windows(target.policy, rows.legal_actions.shape[-1], depths, length),
         policy_mask=reached & open_rows & (in_range <= length),
         value=value,
         value_mask=value_mask,
@@ -141,6 +138,13 @@ def unroll(
         encoded_mask=reached[1:] & (in_range[1:] <= length),
         legal_actions=legal,
     )
+
+
+def _policy_windows(policy: PolicyTarget, num_actions: int, depths: int, length: int) -> PolicyTarget:
+    """Return the windows of a policy's target; without densities its weights become those of all discrete actions."""
+    if policy.log_density is None:
+        policy = improvement.exact_target(improvement.dense(policy, num_actions))
+    return jax.tree.map(lambda x: windows(x, depths, length), policy)
 
 
 def _absorbing_values(rows: Trajectory, terminates: Array, absorbing: Absorbing, length: int) -> Array:

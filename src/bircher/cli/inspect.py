@@ -156,18 +156,19 @@ def search(
         plots.require_writable(path)
         decision = inspect.decide(agent, step, seed)
         panels.write(inspect.draw_search(agent, decision, nodes), path)
-    tree, chosen = decision.tree, agent.action_name(decision.action)
+    tree, chosen = decision.tree, agent.own_action(decision.action_at(decision.action))
     if as_json:
         line = [edge._asdict() for edge in tree.best_line()]
         children = [edge._asdict() for edge in tree.following(0)]
         found = {
-            "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": int(chosen),
+            "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": chosen.tolist(),
             "value": decision.value, "children": children, "best_line": line, "picture": str(path),
         }  # fmt: skip
         print(json.dumps(found))
         return
-    print(f"{agent.spec.id}, {agent.name}, step {step}: value {decision.value:.3f}, action {chosen}")
+    name = agent.action_name(decision.action_at(decision.action))
+    print(f"{agent.spec.id}, {agent.name}, step {step}: value {decision.value:.3f}, action {name}")
     for edge in tree.following(0):
-        action = agent.action_name(edge.action)
+        action = agent.action_name(decision.action_at(edge.action))
         print(f"action {action:>3}  visits {edge.visits:4d}  prior {edge.prior:.3f}  q {edge.q_value:8.3f}")
     print(path)

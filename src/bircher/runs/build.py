@@ -16,6 +16,7 @@ from bircher.agents.base import Agent, require_supported
 from bircher.agents.config import PolicyAgentConfig, PolicyLosses
 from bircher.agents.exploration import with_exploration
 from bircher.agents.muzero import MuZeroConfig, MuZeroLosses
+from bircher.agents.policy_targets import required_targets
 from bircher.config import settings
 from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
@@ -23,11 +24,12 @@ from bircher.envs import registry
 from bircher.envs.base import Env, num_legal
 from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import ConfigError, NotEnoughMemory, UnknownEnvironment, UnsupportedEnvironment
+from bircher.ops.distributions import distribution_of
 from bircher.runs import directory
 from bircher.training import learner, loops
 from bircher.training.learner import Learner, TrainState
 from bircher.training.loops import Programs
-from bircher.types import EnvSpec, Key, TimeStep
+from bircher.types import Discrete, EnvSpec, Key, TimeStep
 
 
 class Parts(NamedTuple):
@@ -164,7 +166,7 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
       ConfigError: the run has more frames than a counter of 32 bits.
     """
-    require_supported(config.agent.name, spec, isinstance(config.agent, MuZeroConfig))
+    require_supported(config.agent.name, spec)
     if config.steps * spec.action_repeat >= 2**31:
         raise ConfigError(
             f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "
@@ -207,6 +209,30 @@ def require_possible(config: Config) -> None:
         make_parts(config, env.spec)
     finally:
         env.close()
+
+
+def candidates_sentence(config: Config, spec: EnvSpec) -> str:
+    """Return a sentence about which actions of a state the agent weighs, or "" where it weighs all discrete actions.
+
+    PPO weighs none, unless a term looks ahead.
+    """
+    agent, count = config.agent, distribution_of(spec.action).num_choices
+    if isinstance(agent, MuZeroConfig):
+        weighs, place = not isinstance(spec.action, Discrete), "node of its search"
+    else:
+        assert isinstance(agent, PolicyAgentConfig) and isinstance(config.losses, PolicyLosses)
+        weighs = required_targets(agent, frozenset(config.losses.weights())).look_ahead
+        place = "state"
+        if isinstance(spec.action, Discrete) and spec.action.num_actions <= agent.enumerate_actions:
+            return ""
+    if not weighs:
+        return ""
+    if count is not None and count <= agent.enumerate_actions:
+        return f"actions of {spec.id}, {spec.action}: {agent.name} weighs all {count:,} of them in each {place}"
+    return (
+        f"actions of {spec.id}, {spec.action}: {agent.name} weighs {agent.num_candidates:,} samples of its policy in "
+        f"each {place} (agent.num_candidates)"
+    )
 
 
 def require_symmetries(config: Config, spec: EnvSpec) -> None:

@@ -199,8 +199,10 @@ def _action_from(saved: Mapping[str, Any]) -> Discrete | MultiDiscrete | Continu
     """Return the space of actions from the result of `_action_to`."""
     if "action" not in saved:
         return Discrete(saved["num_actions"], saved.get("action_start", 0))
+    kind: str = saved["action"]["kind"]
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved["action"].items()}
-    return ACTIONS[fields.pop("kind")](**fields)
+    del fields["kind"]
+    return ACTIONS[kind](**fields)
 
 
 def _tree_to(tree: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -5,6 +5,7 @@ They load the run and pass agents, rows and metrics to `analysis`, which never o
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +141,20 @@ class Decision(NamedTuple):
     mover: int
     """The player who moves, 0 or 1, in games of two."""
     action: int
-    """The action that the search chose, counted from 0."""
+    """The index of the action that the search chose, counted from 0."""
     value: float
     """The value of the observation by the search; the mean at the root of the tree includes bad actions as well."""
     tree: panels.Tree
+    candidates: np.ndarray | None = None
+    """The actions at the root, [N, D], where they are not discrete; nodes below have other ones."""
+
+    def action_at(self, index: int) -> Any:
+        """Return the agent's action of an index at the root."""
+        return index if self.candidates is None else self.candidates[index]
+
+    def describe(self, agent: LoadedAgent, index: int) -> str:
+        """Return the environment's action of an index as text; that of candidates is the index itself."""
+        return agent.action_name(index) if self.candidates is None else f"#{index}"
 
 
 def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
@@ -174,19 +185,22 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
     mover = step % 2 if agent.spec.num_players == 2 else 0
     observation = jax.tree.map(lambda x: np.asarray(x[0]), row.observation)
     action, value = int(found.action[0]), float(found.value[0])
-    return Decision(observation, step, mover, action, value, panels.Tree.of(found.tree))
+    candidates = None if found.actions is None else np.asarray(found.actions[0])
+    return Decision(observation, step, mover, action, value, panels.Tree.of(found.tree), candidates)
 
 
 def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
     """Draw a decision as SVG, with the board of a board game, and at most `nodes` nodes below the root."""
     head: list[str] = []
-    describe: Any = agent.action_name
+    describe: Any = partial(decision.describe, agent)
     if agent.spec.id in boards.BOARDS:
         board = boards.board_of(agent.spec.id)
         head = board.draw(decision.observation, decision.mover).splitlines()
         # Only in chess a move's name depends on the player, and the tree's second level is the other player's.
         describe = lambda action: board.name(action, decision.mover)  # noqa: E731
     chosen = describe(decision.action)
+    if decision.candidates is not None:
+        chosen = f"{chosen}, {agent.action_name(decision.action_at(decision.action))}"
     title = (
         f"{agent.spec.id}, {agent.name}, step {decision.step}: {decision.tree.root_visits} visits, "
         f"value {decision.value:.3f}, chose {chosen}"

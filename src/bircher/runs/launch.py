@@ -149,7 +149,8 @@ def _prepare(
         parts = build.make_parts(config, env.spec)
         costs.require_memory(config, parts, device)
         sentences = (
-            *spaces.notes(env.spec.encoding), build.replay_sentence(config, parts, device),
+            *spaces.notes(env.spec.encoding), build.candidates_sentence(config, env.spec),
+            build.replay_sentence(config, parts, device),
             costs.evaluation_sentence(config, env.spec), *build.probe_env(config, source),
         )  # fmt: skip
         if config.debug:

@@ -314,12 +314,16 @@ class LoadedAgent:
             # The result of the search that acted, if any; Muesli searches only with search.num_simulations above 0.
             improved = output.extras.per_action.get("search_policy")
             value = output.extras.per_row.get("search_value")
-            if improved is None and agent.plan is not None:
+            if improved is None and agent.plan is not None and estimates.actions is None:
                 improved = agent.plan(policy, latent, legal_actions, key).weights
+            prior, actions = estimates.prior, output.extras.per_action.get("search_actions", estimates.actions)
+            if improved is None:
+                improved = estimates.improved
+            elif actions is not None:  # the candidates of that search have their own weights
+                prior = jnp.full_like(improved, 1 / improved.shape[-1])
             return carry, (
-                output.action, estimates.prior, estimates.improved if improved is None else improved,
-                estimates.value if value is None else value,
-                *([] if estimates.actions is None else [estimates.actions]),
+                output.action, prior, improved, estimates.value if value is None else value,
+                *([] if actions is None else [actions]),
             )  # fmt: skip
 
         return program

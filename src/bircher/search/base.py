@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -81,6 +81,10 @@ class SearchResult(NamedTuple):
     """r + discount v of each action; 0 for actions not visited."""
     tree: Any
     """The `mctx.Tree` where `keep_tree` is set, or None."""
+    actions: Shaped[Array, "B A ..."] | None = None
+    """The candidates of the root, to which the indices of actions refer; None where the indices are the actions."""
+    root: Root | None = None
+    """The root, where a caller has added it."""
 
 
 def require_simulations(num_simulations: int) -> None:
