@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from bircher.networks.exploration import WIDTH, Ensemble, InverseDynamics
 from bircher.networks.model import Model
+from bircher.ops.distributions import Distribution
 from bircher.types import EnvSpec
 
 
@@ -150,7 +151,7 @@ def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch,
         inputs = (features_of_row, _batch((state,), jnp.float32), _batch((), jnp.bool_))
         uses["memory"] = (lambda m, x, state, first: m.memory(x, state, first)[0], inputs)
     if model.dynamics is not None:
-        uses["dynamics"] = (lambda m, x, action: m.step(x, action), (latent, _batch((), jnp.int32)))
+        uses["dynamics"] = (lambda m, x, action: m.step(x, action), (latent, _actions(model.distribution)))
     if model.reader is not None:
         uses["reader"] = (lambda m, x: m.head_input(x), (latent,))
     uses["policy_head"] = (lambda m, x: m.heads.policy(x), (features,))
@@ -165,12 +166,20 @@ def _uses(model: Model, spec: EnvSpec) -> dict[str, tuple[Callable, tuple[Batch,
 def _use_of_exploration(networks: InverseDynamics | Ensemble, spec: EnvSpec) -> tuple[Callable, tuple[Batch, ...]]:
     """Return how the networks of a bonus are used for one observation, and the shapes of their inputs."""
     if isinstance(networks, Ensemble):
-        return lambda ensemble, x, action: ensemble(x, action), (_batch((WIDTH,), jnp.float32), _batch((), jnp.int32))
+        inputs = (_batch((WIDTH,), jnp.float32), _actions(networks.distribution))
+        return lambda ensemble, x, action: ensemble(x, action), inputs
     return lambda inverse, x: inverse.features(x), (_observations(spec),)
 
 
 def _observations(spec: EnvSpec) -> Batch:
     return lambda size: jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), spec.observation)
+
+
+def _actions(distribution: Distribution) -> Batch:
+    """Return the shape of one action for each frame."""
+    params = jax.ShapeDtypeStruct((1, distribution.num_params), jnp.float32)
+    action = jax.eval_shape(distribution.mode, params)
+    return _batch(action.shape[1:], action.dtype)
 
 
 def _batch(shape: tuple[int, ...], dtype: Any) -> Batch:
