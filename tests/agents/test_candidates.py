@@ -11,6 +11,7 @@ from bircher.agents import actor_critic, candidates, loss_terms
 from bircher.agents.actor_critic import MuesliConfig, MuesliLosses
 from bircher.agents.config import PriorConfig
 from bircher.errors import ConfigError
+from bircher.networks.model import Model
 from bircher.ops import improvement
 from bircher.ops.distributions import Categorical, ClippedNormal, MultiCategorical
 from bircher.search import SearchConfig
@@ -181,6 +182,28 @@ def test_a_look_ahead_over_candidates_is_a_step_of_the_model(name, monkeypatch):
         np.testing.assert_allclose(whole[..., i], model.reward(following) + 0.9 * model.value(following), rtol=1e-4)
     monkeypatch.setattr("bircher.networks.model.LOOK_AHEAD_BYTES", 1)
     np.testing.assert_allclose(quick_jit(lambda model: model.look_ahead(latent, 0.9, actions))(model), whole, rtol=1e-5)
+
+
+def test_two_thousand_actions_need_no_table_of_candidates_and_actions():
+    """Targets and gradients of 12 sequences: a table of 64 candidates and 2,000 actions for each row takes 98 MiB."""
+    spec = SPEC._replace(action=Discrete(2000))
+    agent = muesli(num_candidates=64)
+    rows = jax.eval_shape(lambda: random_batch(spec, Model(spec, SMALL, KEY)))
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((12, *x.shape[1:]), x.dtype), rows)
+
+    def update(model, batch):
+        policy = Policy(model, agent.init(KEY, spec).state)
+        target, state = agent.targets(policy, batch, KEY)
+
+        def total(model):
+            terms, _ = agent.loss(model, state, batch, target, KEY, False)
+            return sum(term.mean() for term in terms.values())
+
+        return jax.grad(total)(model)
+
+    model = jax.eval_shape(lambda: Model(spec, SMALL, KEY))
+    program = jax.jit(update).lower(model, rows).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 40 * 2**20
 
 
 def test_a_distilled_target_is_the_divergence_of_its_policies():

@@ -91,6 +91,8 @@ PRESETS = {
     "Acrobot-v1": "acrobot",
     "MountainCar-v0": "mountaincar",
     "LunarLander-v3": "lunarlander",
+    "LunarLanderContinuous-v3": "lunarlander",
+    "Pendulum-v1": "pendulum",
     "Breakout-MinAtar": "minatar",
     "Freeway-MinAtar": "minatar",
     "SpaceInvaders-MinAtar": "minatar",
