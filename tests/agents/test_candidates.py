@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bircher.agents import actor_critic, candidates, loss_terms
-from bircher.agents.actor_critic import MuesliConfig, MuesliLosses
+from bircher.agents.actor_critic import MPOConfig, MPOLosses, MuesliConfig, MuesliLosses
 from bircher.agents.config import PriorConfig
 from bircher.errors import ConfigError
 from bircher.networks.model import Model
@@ -25,6 +25,12 @@ KEY = jax.random.key(0)
 
 def muesli(**settings):
     return actor_critic.make(MuesliConfig(gamma=DISCOUNT, **settings), SMALL, MuesliLosses())
+
+
+def mpo(**settings):
+    """MPO, whose model's policies are distilled from CMPO, so that both kinds of target occur."""
+    settings |= {"policy_target": "cmpo", "mpo": {"temperature": 0.7}}
+    return actor_critic.make(MPOConfig(gamma=DISCOUNT, **settings), SMALL, MPOLosses())
 
 
 def rows_of(seed: int = 0, batch: int = BATCH) -> tuple[Trajectory, Trajectory]:
@@ -60,14 +66,15 @@ def listed_as_candidates(monkeypatch) -> None:
         monkeypatch.setattr(module, "lists_probabilities", lambda distribution, config: False)
 
 
-def test_all_actions_as_candidates_are_the_exact_agent(monkeypatch):
+@pytest.mark.parametrize("make", [muesli, mpo])
+def test_all_actions_as_candidates_are_the_exact_agent(make, monkeypatch):
     """Targets, every loss term and every gradient agree, with rows of episodes' ends, seams and masks."""
     rows, without_logits = rows_of()
-    exact = targets_of(muesli(prior=PRIOR), rows)
-    exact_terms, exact_gradient = losses_of(muesli(prior=PRIOR), rows, exact)
+    exact = targets_of(make(prior=PRIOR), rows)
+    exact_terms, exact_gradient = losses_of(make(prior=PRIOR), rows, exact)
     listed_as_candidates(monkeypatch)
-    found = targets_of(muesli(prior=PRIOR), without_logits)
-    terms, gradient = losses_of(muesli(prior=PRIOR), without_logits, found)
+    found = targets_of(make(prior=PRIOR), without_logits)
+    terms, gradient = losses_of(make(prior=PRIOR), without_logits, found)
     for name in ("value", "reward", "advantage", "mask", "priority"):
         np.testing.assert_allclose(getattr(found, name), getattr(exact, name), rtol=1e-4, atol=1e-5, err_msg=name)
     legal = np.asarray(rows.legal_actions)

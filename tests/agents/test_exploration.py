@@ -19,10 +19,10 @@ from bircher.envs.toys import counter_reward
 from bircher.errors import ConfigError, UnsupportedEnvironment
 from bircher.metrics import GLOSSARY
 from bircher.networks.exploration import WIDTH, Ensemble, elliptical_bonus
-from bircher.ops.distributions import Categorical
+from bircher.ops.distributions import Categorical, distribution_of
 from bircher.runs import build, inspect
 from bircher.training.rollout import collect_rollout, start_actors
-from bircher.types import Policy, TimeStep
+from bircher.types import Continuous, Extras, MultiDiscrete, Policy, TimeStep
 from builders import ACTIONS, SMALL, SPEC, assert_trees_equal, batch_of, muesli_agent, quick_jit, random_rows
 from tiny import SETTINGS
 
@@ -322,3 +322,29 @@ def test_it_finds_what_chance_does_not(tmp_path: Path, kind: str, solves: bool) 
     )  # fmt: skip
     report = bircher.evaluate(run.agent, episodes=20)
     assert report.mean > 0.8 if solves else report.mean == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "space", [Continuous((2,), (-1.0,) * 2, (1.0,) * 2), MultiDiscrete((2, 3), (2,), (0, 0))], ids=str
+)
+def test_bonuses_depend_on_actions_of_any_kind(kind, space) -> None:
+    """The networks of a bonus learn from vectors of actions, and another action gives another loss or bonus."""
+    spec = SPEC._replace(action=space)
+    agent, distribution = explored(kind), distribution_of(space)
+    policy = quick_jit(lambda: agent.init(jax.random.key(0), spec))()
+    rows = rows_of()
+    params = jnp.zeros((*rows.reward.shape, distribution.num_params))
+    losses = []
+    for key in jax.random.split(jax.random.key(0), 2):
+        action = distribution.sample(params, key)
+        per_row = {**rows.extras.per_row, "behavior_log_prob": distribution.log_prob(params, action)}
+        changed = rows._replace(
+            action=action, legal_actions=jnp.ones((*rows.reward.shape, 0), bool), extras=Extras(per_row=per_row)
+        )
+        target, _ = quick_jit(lambda policy, batch: agent.targets(policy, batch, jax.random.key(1)))(
+            policy, batch_of(changed)
+        )
+        terms, _ = quick_jit(agent.loss)(policy.params, policy.state, batch_of(changed), target, jax.random.key(1))
+        losses.append(terms["inverse_dynamics" if kind == "e3b" else "disagreement"])
+    assert np.isfinite(losses).all() and not np.allclose(*losses)
