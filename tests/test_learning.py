@@ -50,10 +50,16 @@ def test_bandits_with_vectors_of_actions(tmp_path, agent, env, steps):
     np.testing.assert_allclose(action, best, atol=0.5)
 
 
+def test_a_reacher_with_the_default_settings(tmp_path):
+    """Chance costs about 10, and the straight way to the goal about 2.5."""
+    run = bircher.train("toy/reacher", agent="ppo", steps=20_000, seed=0, out=tmp_path / "run")
+    assert bircher.evaluate(run.agent, episodes=100, greedy=True).mean > -3.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("agent", "env", "steps", "least"), [
     ("gumbel_muzero", "toy/dial", 6000, 0.93), ("muesli", "toy/shop", 12_000, 0.9),
-    ("ppo", "toy/reacher", 60_000, -3.0),
+    ("muesli", "toy/reacher", 60_000, -3.0),
 ])  # fmt: skip
 def test_many_actions_and_steps_with_the_default_settings(tmp_path, agent, env, steps, least):
     """A search over candidates, 2,000 discrete actions, and a reacher, where chance costs about 10."""
