@@ -118,6 +118,9 @@ def test_acting_and_learning_from_candidates(name):
     greedy, _ = quick_jit(lambda policy: agent.act(policy, Carry(), timestep(4), KEY, "greedy", 0.0))(policy)
     mode = model.distribution.mode(model.predict(model.represent(timestep(4).observation)).policy_logits)
     np.testing.assert_allclose(greedy.extras.per_action["search_actions"][:, 0], mode, rtol=1e-5)
+    plain = muzero.make(settings, SMALL, MuZeroLosses(), SearchConfig(num_simulations=0))
+    alone, _ = quick_jit(lambda policy: plain.act(policy, Carry(), timestep(4), KEY, "greedy", 0.0))(policy)
+    np.testing.assert_allclose(alone.action, mode, rtol=1e-5, err_msg="without a search the mode is taken")
 
     rows = random_rows(0, 4, 8, all_legal=True)
     shape = rows.reward.shape

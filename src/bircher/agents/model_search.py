@@ -50,8 +50,8 @@ def propose(
       params: parameters of the policies.
       keys: a key for each node, [B].
     """
-    count, number, share = distribution.num_choices, proposal.num_candidates, proposal.uniform_share
-    if count is not None and count <= proposal.enumerate_actions:
+    number, share = proposal.num_candidates, proposal.uniform_share
+    if lists_all(distribution, proposal):
         every = distribution.all_actions()
         actions = jnp.broadcast_to(every, (len(params), *every.shape))
         return actions, distribution.log_prob_many(params, actions)
@@ -66,8 +66,20 @@ def propose(
         return jnp.where(chosen.reshape(number, *[1] * (actions.ndim - 1)), uniform, actions)
 
     actions = jax.vmap(draw)(params, keys)
+    return actions, _prior_logits(distribution, params, actions, share)
+
+
+def _prior_logits(
+    distribution: Distribution, params: Float[Array, "B P"], actions: Shaped[Array, "B N ..."], share: float
+) -> Float[Array, "B N"]:
+    """Return log pi(a) - log beta(a) of candidates that were drawn from the mixture beta."""
     log_prob = distribution.log_prob_many(params, actions)
-    return actions, log_prob - mixture_log_prob(distribution, params, actions, share)
+    return log_prob - mixture_log_prob(distribution, params, actions, share)
+
+
+def lists_all(distribution: Distribution, proposal: Proposal) -> bool:
+    """Return whether the candidates of a node are all actions."""
+    return distribution.num_choices is not None and distribution.num_choices <= proposal.enumerate_actions
 
 
 def has_candidates(model: Model) -> bool:
@@ -91,8 +103,9 @@ def search_root(
         return Root(model.distribution.restrict(prediction.policy_logits, legal), value, latent, legal)
     keys = jax.random.split(key, len(latent))
     actions, logits = propose(model.distribution, proposal, prediction.policy_logits, keys)
-    if with_mode and logits.shape[-1] == proposal.num_candidates:
+    if with_mode and not lists_all(model.distribution, proposal):
         actions = actions.at[:, 0].set(model.distribution.mode(prediction.policy_logits))
+        logits = _prior_logits(model.distribution, prediction.policy_logits, actions, proposal.uniform_share)
     return Root(logits, value, Node(latent, actions, keys), jnp.ones(logits.shape, bool))
 
 

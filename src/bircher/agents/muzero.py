@@ -32,7 +32,7 @@ from bircher.agents.base import (
     require_supported,
 )
 from bircher.agents.metrics import compute_if, search_metrics
-from bircher.agents.model_search import Node, Proposal, search_root, simulator, take_actions
+from bircher.agents.model_search import Node, Proposal, has_candidates, lists_all, search_root, simulator, take_actions
 from bircher.agents.unroll import Absorbing, episode_ends, root_mask, unroll
 from bircher.networks.model import Model, ModelConfig
 from bircher.ops import distributions, improvement, returns
@@ -400,6 +400,8 @@ def _plan(
         weights = jax.nn.softmax(root.logits)
         blank = jnp.zeros_like(weights)
         choice = jnp.argmax(root.logits, -1)
+        if mode == "greedy" and has_candidates(model) and not lists_all(model.distribution, proposal):
+            choice = jnp.zeros_like(choice)  # the most probable action: ratios to the proposal do not rank candidates
         result = SearchResult(choice, weights, root.value, blank.astype(jnp.int32), blank, None)
     actions = root.latent.actions if isinstance(root.latent, Node) else None
     return result._replace(actions=actions, root=root)
