@@ -149,7 +149,7 @@ REFUSED = {
     "zzz=1": "unknown setting zzz; `bircher config ENV` shows every setting",
     "agent=ppp": r"unknown agent 'ppp'; did you mean ppo\?; known: muesli",
     "agent=musli": "unknown agent 'musli'; did you mean muesli",
-    "loop=pipelin": r"unknown loop 'pipelin'; did you mean pipeline\?; known: synchronous, pipeline",
+    "loop=pipelin": r"unknown loop 'pipelin'; did you mean pipeline\?; known: synchronous, pipeline, ray",
     "preset=cartpol": "unknown preset 'cartpol'; did you mean cartpole",
     "search.num_simulations=-1": "search.num_simulations=-1 is not possible: expected a whole number, at least 0",
     "agent.cmpo=3": r"agent.cmpo is a group of settings \(clip_bound, samples, baseline\), not a value",

@@ -187,8 +187,8 @@ def test_a_failed_rollout_is_neither_learned_from_nor_kept(kind):
 def test_a_pure_environment_is_left_in_two_programs_too():
     env, learn = Handed(True), made()
     programs = loops.synchronous(AGENT, env, learn, LENGTH, 400)
-    assert programs.stopwatch is not None
-    assert loops.synchronous(AGENT, env, made(device="device"), LENGTH, 400).stopwatch is None
+    assert programs.monitor is not None
+    assert loops.synchronous(AGENT, env, made(device="device"), LENGTH, 400).monitor is None
 
 
 def test_stacked_frames_are_sampled_in_advance_and_stored_once():

@@ -28,7 +28,7 @@ from tiny import SETTINGS, WORDS, Countdown
 def state_of(path: Path) -> dict[str, np.ndarray]:
     """Everything that a run's last checkpoint holds, by where it stands."""
     saved, composed = directory.last_checkpoint(path), config.Config.from_yaml(path / "config.yaml")
-    env = build.make_env(composed, None, composed.env.num_envs, composed.seed, "train")
+    env = build.make_training_env(composed, None, 0)
     parts = build.make_parts(composed, env.spec)
     tree = {
         "train": checkpoint.restore(saved, "train", parts.saved),
@@ -36,6 +36,7 @@ def state_of(path: Path) -> dict[str, np.ndarray]:
     }
     if env.pure:
         tree["actor"] = launch._restored_actor(saved, composed, env, parts)
+    env.close()
 
     def plain(leaf):
         is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -106,6 +106,7 @@ _TABLE = (
     ("act/kl_to_behavior", "nats", "KL from the policy that acted to the current policy, in the batch"),
     ("act/kl_to_prior", "nats", "KL from the current policy to the prior of its targets"),
     ("act/clipped_ratios", "share", "actions whose probability left PPO's range around its value at acting time"),
+    ("act/policy_lag", "rollouts", "mean age of the policy that acted when its rollout is learned from; with loop=ray"),
     (
         "act/observation_size",
         "1",
@@ -197,6 +198,8 @@ _TABLE = (
     ("speed/env_steps_per_second", "1/s", "environment steps a second since the last line"),
     ("speed/updates_per_second", "1/s", "updates a second since the last line"),
     ("speed/acting_share", "share", "share of acting in the time of acting and learning, if these are two programs"),
+    ("speed/learner_waiting", "share", "share of the time in which the learner waited for workers; with loop=ray"),
+    ("speed/workers_waiting", "share", "mean share of the time in which a worker waited for a policy; with loop=ray"),
     ("speed/memory_bytes", "bytes", "memory of the process (on a GPU: on the device)"),
     ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
     ("eval/return_error", "reward", "standard error of that mean"),

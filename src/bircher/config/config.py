@@ -30,8 +30,9 @@ from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
 from bircher.training.evaluator import EvaluationConfig
 from bircher.training.optimizer import OptimizerConfig, require_memory_rows, require_rows, updates_per_iteration
+from bircher.training.workers import RayConfig
 
-LOOPS = ("synchronous", "pipeline")
+LOOPS = ("synchronous", "pipeline", "ray")
 OBSERVATIONS = ("state", "pixels")
 
 DEBUG = {
@@ -51,9 +52,9 @@ class LoopConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["synchronous", "pipeline"] = "synchronous"
+    name: Literal["synchronous", "pipeline", "ray"] = "synchronous"
     """`pipeline` collects a rollout while it learns from the previous one, on two cores. Its policy is one rollout
-    older."""
+    older. `ray` collects rollouts in several processes, here or on other machines; see `ray`."""
     rollout_length: int = Field(16, ge=1, le=2**20)
     """The number T of steps of each environment in a rollout, which is also the length of training sequences."""
 
@@ -98,6 +99,7 @@ class Config(BaseModel):
     replay: ReplayConfig = ReplayConfig.model_validate({})
     optimizer: OptimizerConfig = OptimizerConfig.model_validate({})
     loop: LoopConfig = LoopConfig.model_validate({})
+    ray: RayConfig = RayConfig.model_validate({})
     checkpoint: CheckpointConfig = CheckpointConfig.model_validate({})
     evaluation: EvaluationConfig = EvaluationConfig.model_validate({})
 
@@ -109,6 +111,8 @@ class Config(BaseModel):
             raise ValueError(
                 f"env.num_envs × loop.rollout_length is {rollout:,} steps a rollout: expected at most 2,147,483,647"
             )
+        if self.loop.name == "ray":
+            self._can_work_with_workers()
         updates_per_iteration(self.optimizer, rollout)
         require_rows(self.optimizer, self.loop.rollout_length)
         base.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
@@ -128,6 +132,16 @@ class Config(BaseModel):
                 "set losses.model_reward.enabled=false"
             )
         return self
+
+    def _can_work_with_workers(self) -> None:
+        """Raise for what workers cannot do."""
+        if self.ray.workers > self.env.num_envs:
+            raise ValueError(
+                f"ray.workers={self.ray.workers} are more than env.num_envs={self.env.num_envs}: each worker needs an "
+                f"environment, so set ray.workers to at most {self.env.num_envs}, or a greater env.num_envs"
+            )
+        if self.debug:
+            raise ValueError("debug=true checks one process, and loop=ray has several: set loop=pipeline with it")
 
     def reached(self, counters: Mapping[str, int]) -> bool:
         """Return whether a run with these counters is finished."""

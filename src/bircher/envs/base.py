@@ -59,6 +59,14 @@ def num_legal(spec: EnvSpec) -> int:
     return spec.action.num_actions if isinstance(spec.action, Discrete) else 0
 
 
+def blank_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
+    """Return a row of zeros for each of B environments, with the shapes and types of real ones."""
+    number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+    legal = jnp.zeros((num_envs, num_legal(spec)), bool)
+    observation = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), spec.observation)
+    return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
+
+
 def row(
     spec: EnvSpec,
     observation: PyTree[Array],

@@ -129,8 +129,8 @@ def preset_name(env_id: EnvSource) -> str:
     return PRESETS.get(env_id) or minigrid.preset_name(env_id) or "default"
 
 
-def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
-    """Return the seeds of ``count`` environments, each a 31-bit number that is not negative.
+def seeds(seed: int, role: str, count: int, generation: int = 0, first: int = 0) -> list[int]:
+    """Return the seeds of ``count`` environments from ``first`` on, each a 31-bit number that is not negative.
 
     They come from a hash of (seed, role, index, generation). With sums instead of hashes neighboring seeds would share
     environments: environment i of seed s would be environment i - 1 of seed s + 1. The lowest bit is 0 for the role
@@ -141,7 +141,7 @@ def seeds(seed: int, role: str, count: int, generation: int = 0) -> list[int]:
         digest = hashlib.blake2b(f"{seed}/{role}/{index}/{generation}".encode(), digest_size=8).digest()
         return (int.from_bytes(digest, "big") & 0x7FFFFFFE) | (role != "train")
 
-    return [one(index) for index in range(count)]
+    return [one(index) for index in range(first, first + count)]
 
 
 def resolve(request: EnvRequest) -> str:
@@ -208,7 +208,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
     raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice_for(source[:100], names)}")
 
 
-def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 0) -> Env:
+def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 0, first: int = 0) -> Env:
     """Make the ``num_envs`` environments of a request, stepped together.
 
     Args:
@@ -216,6 +216,7 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
       seed: the seed of all of them.
       role: gives training, evaluation and so on different seeds. Rewards are clipped in the roles of training alone.
       generation: another generation has other seeds.
+      first: the index of the first one, where others of the same seed and role are made elsewhere.
 
     Raises UnknownEnvironment for an unknown id, UnsupportedEnvironment for settings that the environment does not
     support and for any error that its package raises.
@@ -226,7 +227,7 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
     with _one_sentence(request):
         adapter = resolve(request)
         _require_repeatable(request, adapter)
-        environment = _make_with(adapter, request, seeds(seed, role, config.num_envs, generation))
+        environment = _make_with(adapter, request, seeds(seed, role, config.num_envs, generation, first))
         if config.reward_clip is not None and role in LEARNED_FROM:
             environment = ClippedEnv(environment, config.reward_clip)
         return stack_observations(environment, config.stack) if config.stack > 1 else environment

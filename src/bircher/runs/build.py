@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +23,15 @@ from bircher.config import settings
 from bircher.config.config import Config, validated
 from bircher.config.presets import CALLABLE
 from bircher.envs import registry
-from bircher.envs.base import Env, num_legal
+from bircher.envs.base import Env, blank_rows
 from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import ConfigError, NotEnoughMemory, UnknownEnvironment, UnsupportedEnvironment
 from bircher.ops.distributions import distribution_of
 from bircher.runs import directory
-from bircher.training import learner, loops
+from bircher.training import learner, loops, workers
 from bircher.training.learner import Learner, TrainState
 from bircher.training.loops import Programs
+from bircher.training.remote_worker import Recipe, Share
 from bircher.types import Discrete, EnvSpec, Key, TimeStep
 
 
@@ -59,14 +62,43 @@ def env_request(config: Config, source: EnvSource | None, num_envs: int | None =
     return EnvRequest(env, config.observation, source)
 
 
-def make_env(config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0) -> Env:
+def make_env(
+    config: Config, source: EnvSource | None, num_envs: int, seed: int, role: str, generation: int = 0, first: int = 0
+) -> Env:
     """Make environments as configured; `source` is a callable that the configuration only names, or None.
+
+    `first` is the index of the first one among all with this seed.
 
     Raises:
       UnknownEnvironment: the id does not exist.
       UnsupportedEnvironment: the environment cannot be made with these settings, whatever error its package raised.
     """
-    return registry.make(env_request(config, source, num_envs), seed, role, generation)
+    return registry.make(env_request(config, source, num_envs), seed, role, generation, first)
+
+
+def make_training_env(config: Config, source: EnvSource | None, generation: int) -> Env:
+    """Make all environments of a run here, or with `loop=ray` the workers that will make them.
+
+    Raises:
+      UnknownEnvironment, UnsupportedEnvironment: as for `make_env`.
+      ConfigError: Ray is not installed, or there is no cluster at the address.
+    """
+    if config.loop.name != "ray":
+        return make_env(config, source, config.env.num_envs, config.seed, "train", generation)
+    with contextlib.closing(make_env(config, source, 1, config.seed, "check")) as env:
+        spec, pure = env.spec, env.pure
+    make = partial(make_share, config.model_dump(by_alias=True), source)
+    recipe = Recipe(make, config.loop.rollout_length, config.steps)
+    return workers.Workers(spec, pure, config.env.num_envs, config.ray, recipe, generation)
+
+
+def make_share(saved: Mapping[str, Any], source: EnvSource | None, share: Share, generation: int) -> tuple[Agent, Env]:
+    """Return the agent and a worker's environments, from a configuration as plain data."""
+    config = validated(saved)
+    if config.env.num_threads is None:  # a worker has one core
+        config = config.model_copy(update={"env": config.env.model_copy(update={"num_threads": 1})})
+    env = make_env(config, source, share.count, config.seed, "train", generation, share.first)
+    return make_agent(config, env.spec), env
 
 
 def probe_env(config: Config, source: EnvSource | None) -> tuple[str, ...]:
@@ -181,7 +213,8 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
             config.agent.target_update_rate, config.env.stack,
         ),
     )  # fmt: skip
-    template = jax.eval_shape(learn.init, jax.random.key(0), _rows(spec, config.env.num_envs))
+    rows = jax.eval_shape(partial(blank_rows, spec, config.env.num_envs))
+    template = jax.eval_shape(learn.init, jax.random.key(0), rows)
     return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.without_replay, template))
 
 
@@ -249,19 +282,9 @@ def require_symmetries(config: Config, spec: EnvSpec) -> None:
 
 def make_loop(config: Config, env: Env, parts: Parts) -> Programs:
     """Return the programs of the configured loop; nothing is compiled."""
+    if isinstance(env, workers.Workers):
+        return workers.remote(parts.agent, env, parts.learner)
     return loops.LOOPS[config.loop.name](parts.agent, env, parts.learner, config.loop.rollout_length, config.steps)
-
-
-def _rows(spec: EnvSpec, num_envs: int) -> TimeStep:
-    """Return the shapes of the environments' rows."""
-
-    def make() -> TimeStep:
-        number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
-        legal = jnp.zeros((num_envs, num_legal(spec)), bool)
-        observation = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), spec.observation)
-        return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
-
-    return jax.eval_shape(make)
 
 
 def num_bytes(tree: PyTree) -> int:

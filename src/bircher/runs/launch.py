@@ -42,7 +42,16 @@ from bircher.training import checkpoint
 from bircher.training.rollout import start_actors
 from bircher.viz import plots
 
-CHANGEABLE = ("steps", "episodes", "device", "checkpoint", "evaluation", "env.num_threads", "env.num_workers")
+CHANGEABLE = (
+    "steps",
+    "episodes",
+    "device",
+    "checkpoint",
+    "evaluation",
+    "env.num_threads",
+    "env.num_workers",
+    "ray.address",
+)
 """Settings that may be changed when a run is resumed; its state does not depend on them."""
 
 
@@ -143,7 +152,7 @@ def _prepare(
     """Return device, environments, parts, and sentences about them for the user; nothing is compiled."""
     device = devices.use_device(config.device)
     devices.keep_programs()
-    env = build.make_env(config, source, config.env.num_envs, config.seed, "train", generation)
+    env = build.make_training_env(config, source, generation)
     try:
         build.require_symmetries(config, env.spec)
         parts = build.make_parts(config, env.spec)
@@ -170,8 +179,11 @@ def _restored_actor(saved: Path, config: Config, env: Env, parts: Parts) -> Any:
     """Return the loop's state from a checkpoint if the environments can be restored, else None."""
     if not env.pure or "actor" not in checkpoint.parts(saved):
         return None
-    begin = build.make_loop(config, env, parts).begin
-    shapes = jax.eval_shape(begin, parts.template, start_actors(parts.agent, env, jax.random.key(0)))
+    programs = build.make_loop(config, env, parts)
+    if programs.snapshots:
+        shapes = programs.snapshots.shapes()
+    else:
+        shapes = programs.state_shapes(parts.template, start_actors(parts.agent, env, jax.random.key(0)))
     return checkpoint.restore(saved, "actor", shapes)
 
 

@@ -182,6 +182,7 @@ class Training:
         self._pending: list[PendingChunk] = []
         self._train: Any = None
         self._actor: Any = None
+        self._programs: Any = None
         self._advanced = False
         self._counters: dict[str, int] = {"env_steps": 0, "env_frames": 0, "learner_steps": 0, "episodes": 0}
         self._forecast = costs.Forecast(config)
@@ -248,7 +249,11 @@ class Training:
         if self._done():
             return
         self._programs = build.make_loop(config, self._env, self._parts)
-        state = self._actor if resumed else jax.eval_shape(self._programs.begin, self._train, self._actor)
+        snapshots = self._programs.snapshots
+        if snapshots:
+            state = ()
+        else:
+            state = self._actor if resumed else self._programs.state_shapes(self._train, self._actor)
         self._zero = self._programs.fresh_progress(self._train, state)
         if not config.debug:
             if self._gradients and self._milestones:
@@ -258,6 +263,8 @@ class Training:
                 self._logger.say(sentence)
         if not resumed:
             self._actor = self._programs.begin(self._train, self._actor)
+        elif snapshots:
+            self._actor = snapshots.resume(self._train, self._actor)
 
     def _first_rows(self, key: jax.Array) -> ActorState:
         """Reset the environments, and return their state in separate buffers, because it will be donated."""
@@ -325,9 +332,10 @@ class Training:
         steps = self._counters["env_steps"] - before["env_steps"]
         metrics["speed/env_steps_per_second"] = steps / seconds
         metrics["speed/updates_per_second"] = (self._counters["learner_steps"] - before["learner_steps"]) / seconds
-        stopwatch = self._programs.stopwatch
-        if stopwatch is not None and stopwatch.acting_share is not None:
-            metrics["speed/acting_share"] = stopwatch.acting_share
+        if monitor := self._programs.monitor:
+            metrics |= monitor.metrics()
+            for sentence in monitor.sentences():
+                self._logger.say(sentence)
         used = devices.used_bytes(self._device)
         if used is not None:
             metrics["speed/memory_bytes"] = used
@@ -371,8 +379,8 @@ class Training:
         """Begin to write the state after all pending chunks."""
         self._saved_at = time.monotonic()
         parts = {"train": learner.without_replay(self._train), "replay": self._train.replay}
-        if self._env.pure and with_actor:
-            parts["actor"] = self._actor
+        if self._env.pure and with_actor and (actor := self._actor_to_save()) is not None:
+            parts["actor"] = actor
         counters, _ = _read_counters(self._train)
         meta = {
             "generation": self._resume_point.generation,
@@ -380,6 +388,11 @@ class Training:
             "spec": directory.spec_to(self._env.spec),
         }
         self._saver.save(parts, meta, counters, last)
+
+    def _actor_to_save(self) -> Any:
+        """Return the loop's state as arrays, or None if it cannot be saved."""
+        snapshots = self._programs.snapshots if self._programs else None
+        return self._actor if snapshots is None else snapshots.take()
 
     def _save_after_failure(self) -> str:
         """Save the state, unless it is not finite, and return a clause that says what was saved."""

@@ -29,6 +29,7 @@ from jaxtyping import Array, PyTree
 
 from bircher.agents.base import Agent, weights_at
 from bircher.agents.metrics import UpdateMetrics
+from bircher.envs.base import blank_rows
 from bircher.ops import losses
 from bircher.replay import base as replay_base
 from bircher.replay import prefetch, storage
@@ -184,6 +185,16 @@ class Learner:
             return self._replay.init(row)
         draw_key = jax.random.fold_in(key, 0)
         return prefetch.init(self._replay, self._batch_spec, self._num_batches, draw_key, row)
+
+    def rollout_shapes(self) -> tuple[Trajectory, Tally]:
+        """Return the shapes of a rollout of all environments, and of the sums over it; nothing is computed."""
+        config = self.config
+        blank = jax.eval_shape(partial(blank_rows, self.spec, config.num_envs))
+        _, row = jax.eval_shape(self._policy_and_row, jax.random.key(0), blank)
+        shape = config.num_envs, config.rollout_length + 1
+        rollout = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), row)
+        largest = jnp.zeros(()) if self.agent.follows_returns else None
+        return rollout, jax.eval_shape(lambda: Tally.zero()._replace(largest_return=largest))
 
     def _policy_and_row(self, key: Key, timestep: TimeStep) -> tuple[Policy, Trajectory]:
         """Return the first policy, and a row of what it does."""

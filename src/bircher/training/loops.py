@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -71,6 +71,18 @@ class Progress(eqx.Module):
         )
 
 
+class Monitor(Protocol):
+    """What a loop measures outside its programs."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics by name, of the time since the last call."""
+        ...
+
+    def sentences(self) -> list[str]:
+        """Return what the user should know of the time since the last call."""
+        ...
+
+
 class Stopwatch:
     """Measures now and then how an iteration's time is shared between acting and learning, by waiting for it."""
 
@@ -90,6 +102,14 @@ class Stopwatch:
         self.acting_share = acting / max(acting + learning, 1e-9)
         self._next = time.monotonic() + self.SECONDS
 
+    def metrics(self) -> dict[str, float]:
+        """Return the last measurement."""
+        return {} if self.acting_share is None else {"speed/acting_share": self.acting_share}
+
+    def sentences(self) -> list[str]:
+        """Return nothing."""
+        return []
+
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     """Return the result of a call, once it is computed, and the seconds that it took."""
@@ -98,11 +118,23 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.monotonic() - started
 
 
+class Snapshots(NamedTuple):
+    """How a checkpoint contains a loop whose state is not a tree of arrays; that state is () then."""
+
+    take: Callable[[], PyTree | None]
+    """() -> arrays that `resume` takes; None if the loop cannot continue"""
+    shapes: Callable[[], PyTree]
+    """() -> their shapes"""
+    resume: Callable[[TrainState, Any], PyTree]
+    """(train, arrays) -> the loop's state"""
+
+
 class Programs(NamedTuple):
     """The functions of a loop.  The loop's state is that of the environments, and what it needs to continue."""
 
     begin: Callable[[TrainState, ActorState], PyTree]
-    """(train, actor state of fresh environments) -> the loop's state; traceable, so that its shapes are known early"""
+    """(train, actor state of fresh environments) -> the loop's state; traceable without `snapshots`, so that its shapes
+    are known early"""
     advance: Callable[[TrainState, Any, Progress, int], tuple[TrainState, Any, Progress]]
     """(train, state, progress, iterations): runs them and returns without waiting; its arguments are donated"""
     fresh_progress: Callable[[TrainState, PyTree], Progress]
@@ -111,8 +143,13 @@ class Programs(NamedTuple):
     """Compiles what `begin` and `advance` will run for arguments of these shapes, several programs at the same time
     where there are several, and returns the bytes that they take while they run.  Optional: without it they compile
     at their first call."""
-    stopwatch: Stopwatch | None = None
+    monitor: Monitor | None = None
     """None where acting and learning are one program, whose parts cannot be measured separately"""
+    snapshots: Snapshots | None = None
+
+    def state_shapes(self, train: TrainState, actor_state: ActorState) -> PyTree:
+        """Return the shapes of the loop's state, for a loop without `snapshots`."""
+        return jax.eval_shape(self.begin, train, actor_state)
 
 
 def temporary_bytes(compiled: Any) -> int:

@@ -1,0 +1,469 @@
+"""`loop=ray`: rollouts by workers in other processes or on other machines, placed by Ray, and the loop that learns.
+
+Each of N workers has a share of the environments.  Rollout n of the run is that of all shares, so that the number of
+workers changes neither the batch nor the replay, and each environment's rows stay in sequence.
+
+    driver       r_1 … r_{n-1} learned: policy n - 1, one object reference for all workers
+    each worker  collects its part of r_n, r_{n+1}, … with the newest policy, at most `ray.max_lag` rollouts old
+
+A worker may begin its part of r_n once policy n - 1 - max_lag exists.  So a slow worker holds the others up only when
+they are max_lag rollouts ahead of it, and at most max_lag parts of each worker are in flight.  With max_lag = 1 the
+policy of every part is fixed, as in the pipelined loop, and a run can be repeated while no worker dies.
+
+A worker that dies is replaced.  Its environments begin anew with other seeds, and the new worker collects the part
+that was lost.  Parts are numbered, and each is learned from once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bircher.agents.base import Agent
+from bircher.envs.base import Actions, EnvState, blank_rows
+from bircher.errors import ConfigError, RunFailed
+from bircher.training.learner import Learner, TrainState, acting_policy, without_replay
+from bircher.training.loops import Programs, Progress, Snapshots, make_update
+from bircher.training.remote_worker import (
+    HostTree,
+    Part,
+    Recipe,
+    RemoteWorker,
+    Share,
+    failed_part,
+    from_host,
+    join,
+    shares,
+    to_host,
+)
+from bircher.training.rollout import ActorState, describe_failure, start_actors
+from bircher.types import EnvSpec, Key, Policy, Tally, TimeStep, Trajectory
+
+
+class RayConfig(BaseModel):
+    """Settings of `loop=ray`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int = Field(2, ge=1, le=4096)
+    """The number of workers, each with a process and one core, which share the environments."""
+    address: str | None = None
+    """The Ray cluster: `auto` or HOST:PORT. Null starts Ray on this machine, reachable only from it."""
+    max_lag: int = Field(1, ge=1, le=64)
+    """The number of rollouts by which the policy that acts may be older than the one that learns. Above 1 a slow worker
+    holds up the others less, and a run cannot be repeated exactly."""
+
+    @model_validator(mode="after")
+    def _names_a_cluster(self) -> RayConfig:
+        host, _, port = (self.address or "").rpartition(":")
+        if self.address not in (None, "auto") and not (host and "/" not in host and port.isdigit()):
+            raise ValueError(
+                f"address={self.address} is not valid: expected auto, or HOST:PORT of the cluster's head node"
+            )
+        return self
+
+
+def ray_module() -> Any:
+    """Import Ray, which takes a second, and return it.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("loop=ray needs the package ray: pip install 'bircher[ray]'") from error
+    return ray
+
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable that, at 0, makes a Ray on one machine listen on its loopback interface only."""
+_OBJECTS = 256 * 2**20
+"""Bytes of shared memory for the objects of a Ray that is started here; what does not fit is written to the disk."""
+
+
+def connect(config: RayConfig) -> Callable[[], None]:
+    """Connect to Ray, or start it on this machine; return a function that ends what was begun.
+
+    Raises:
+      ConfigError: there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address is None:
+        os.environ.setdefault(_LOOPBACK, "0")  # before the import, which reads it
+    ray = ray_module()
+    if ray.is_initialized():
+        return lambda: None
+    options: dict[str, Any] = {"address": config.address}
+    if config.address is None:
+        # Environments may sleep, so that there may be more workers than cores.
+        options = {
+            "address": "local", "num_cpus": max(config.workers, os.cpu_count() or 1), "include_dashboard": False,
+            "object_store_memory": _OBJECTS,
+            # Its workers have a lower priority by default, and as many as there are cores are started in advance.
+            "_system_config": {"prestart_worker_first_driver": False, "worker_niceness": 0},
+        }  # fmt: skip
+    try:
+        with warnings.catch_warnings():  # Ray forks to start a program, before JAX computes anything here
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(**options, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"no Ray cluster answers at ray.address={config.address}: {reason}") from error
+    return ray.shutdown
+
+
+class WorkerState(eqx.Module):
+    """A worker's state in a checkpoint: its oldest part that is not learned from, and its environments after it."""
+
+    actor: ActorState
+    rollout: Trajectory
+    tally: Tally
+    lag: Any
+    """Whole number of rollouts by which the policy of the part was older than the policy that learns from it."""
+
+
+class Collected(NamedTuple):
+    """A part that arrived."""
+
+    number: int
+    """The rollout's number."""
+    lag: int
+    part: Part
+
+
+class _Worker:
+    """What the driver knows of one worker."""
+
+    def __init__(self, share: Share):
+        self.share = share
+        self.parts: deque[Collected] = deque()
+        self.actor: Any = None
+        self.process = 0
+        """How many times the worker was replaced."""
+        self.number = 0
+        """The number of the last part that arrived."""
+        self.busy = False
+        self.deaths = 0
+        """Deaths since the last part that arrived."""
+        self.idle_since = 0.0
+
+    def __str__(self) -> str:
+        share = self.share
+        last = share.first + share.count - 1
+        which = f"environments {share.first} to {last}" if share.count > 1 else f"environment {share.first}"
+        return f"worker {share.index} ({which})"
+
+
+MOST_DEATHS = 3
+"""The number of times that a worker is begun again without a rollout in between."""
+GENERATIONS = 2**20
+"""Times that a run can be resumed; a replaced worker's environments have seeds of a generation beyond them."""
+
+
+class Workers:
+    """All environments of a run, in workers: an `Env` whose steps are taken elsewhere."""
+
+    def __init__(self, spec: EnvSpec, pure: bool, num_envs: int, config: RayConfig, recipe: Recipe, generation: int):
+        """Connect to Ray; workers are started by `launch`.
+
+        Raises:
+          ConfigError: there is no cluster.
+        """
+        self.spec, self.pure, self.num_envs, self._recipe = spec, pure, num_envs, recipe
+        self._config, self._generation = config, generation
+        self._workers = [_Worker(share) for share in shares(num_envs, config.workers)]
+        self._disconnect = connect(config)
+        self._key: Any = None
+        # How many rollouts the newest policy learned from, and Ray's reference to it.
+        self._policy: tuple[int, Any] | None = None
+        self._learned = 0
+        self._failure: str | None = None
+        self._error: Exception | None = None
+        self._news: list[str] = []
+        self._lags: list[int] = []
+        self._since = time.monotonic()
+        self._waited = self._idled = 0.0
+        self._changed = threading.Condition()
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
+
+    # As environments.
+
+    def reset(self) -> tuple[EnvState, TimeStep]:
+        """Return rows of zeros: workers reset their environments themselves."""
+        return (), blank_rows(self.spec, self.num_envs)
+
+    def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
+        """Refuse, because workers step their environments themselves."""
+        raise TypeError(f"{self.spec.id} is stepped by workers")
+
+    def failure(self) -> str | None:
+        """Return the error of an environment, with its worker; None if there is none."""
+        return self._failure
+
+    def close(self) -> None:
+        """End all workers, and Ray if it was started here."""
+        if self._thread.is_alive():
+            self._events.put(None)
+            self._thread.join()
+            ray = ray_module()
+            for worker in self._workers:
+                if worker.actor is not None:
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        ray.kill(worker.actor)
+        self._disconnect()
+
+    def state_shapes(self, rollout: Trajectory, tally: Tally) -> tuple[WorkerState, ...]:
+        """Return the shapes of a `snapshot`, from those of a whole rollout; for environments that can be saved."""
+
+        def one(share: Share) -> WorkerState:
+            agent, env = self._recipe.make(share, 0)
+            with contextlib.closing(env):
+                actor = jax.eval_shape(partial(start_actors, agent, env), jax.random.key(0))
+            part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((share.count, *x.shape[1:]), x.dtype), rollout)
+            return WorkerState(actor, part, tally, jax.ShapeDtypeStruct((), jnp.int32))
+
+        return tuple(one(worker.share) for worker in self._workers)
+
+    # As a monitor.
+
+    def metrics(self) -> dict[str, float]:
+        """Return the policy's lag, and who waited for whom, since the last call."""
+        with self._changed:
+            now = time.monotonic()
+            for worker in self._workers:
+                self._count_idle(worker, now)
+            seconds = max(now - self._since, 1e-9)
+            metrics = {
+                "speed/learner_waiting": min(self._waited / seconds, 1.0),
+                "speed/workers_waiting": min(self._idled / seconds / len(self._workers), 1.0),
+            }
+            if self._lags:
+                metrics["act/policy_lag"] = float(np.mean(self._lags))
+            self._lags, self._since, self._waited, self._idled = [], now, 0.0, 0.0
+            return metrics
+
+    def sentences(self) -> list[str]:
+        """Return what happened to workers since the last call."""
+        with self._changed:
+            news, self._news = self._news, []
+            return news
+
+    # The driver's side.
+
+    def launch(self) -> None:
+        """Start the workers' processes, which then compile their rollout, without waiting for them."""
+        self._thread.start()
+        with self._changed:
+            for worker in self._workers:
+                self._begin(worker)
+
+    def begin(self, key: Key, observed: HostTree, states: tuple[WorkerState, ...] | None = None) -> None:
+        """Let the workers collect, with the first policy and from the states of a checkpoint, if any."""
+        with self._changed:
+            self._key = key
+            for index, worker in enumerate(self._workers):
+                self._start(worker, None if states is None else states[index])
+        self._publish(0, observed)
+
+    def next_rollout(self) -> tuple[Trajectory, Tally]:
+        """Wait for the next rollout, and return it with the sums over it.
+
+        Raises:
+          RunFailed: a worker cannot continue.
+        """
+        began = time.monotonic()
+        with self._changed:
+            self._wait_for_parts()
+            if self._error is not None:
+                raise self._error
+            collected = [worker.parts.popleft() for worker in self._workers]
+            self._waited += time.monotonic() - began
+            self._lags += [each.lag for each in collected]
+        assert all(each.number == self._learned + 1 for each in collected), "a part is learned from once, in order"
+        parts = [each.part for each in collected]
+        if (failed := failed_part(parts)) is not None and self._failure is None:
+            worker, part = self._workers[failed], parts[failed]
+            reason = part.failure or describe_failure(int(part.tally.failed), worker.share.count)
+            self._failure = f"{worker}: {reason}"
+        return join(parts, self.num_envs)
+
+    def publish(self, observed: HostTree) -> None:
+        """Give the workers the policy that learned from the last rollout."""
+        self._learned += 1
+        self._publish(self._learned, observed)
+
+    def snapshot(self) -> tuple[WorkerState, ...] | None:
+        """Return what a checkpoint contains of the workers, once each has a part that is not learned from.
+
+        It is None if a worker cannot continue.
+        """
+        with self._changed:
+            self._wait_for_parts()
+            if self._error is not None:
+                return None
+            oldest = [worker.parts[0] for worker in self._workers]
+        return tuple(
+            WorkerState(from_host(each.part.state), each.part.rollout, each.part.tally, np.asarray(each.lag, np.int32))
+            for each in oldest
+            if each.part.state is not None
+        )
+
+    def _wait_for_parts(self) -> None:
+        self._changed.wait_for(lambda: self._error is not None or all(worker.parts for worker in self._workers))
+
+    def _publish(self, version: int, observed: HostTree) -> None:
+        policy = (version, ray_module().put(observed))
+        self._events.put(lambda: setattr(self, "_policy", policy))
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        """Wait for events, and let every worker collect that may."""
+        while (event := self._events.get()) is not None:
+            with self._changed:
+                try:
+                    event()
+                    self._submit()
+                except Exception as error:  # the thread that learns raises it
+                    self._error = self._error or error
+                self._changed.notify_all()
+
+    def _submit(self) -> None:
+        """Let every idle worker collect whose policy is not too old."""
+        if self._policy is None or self._error is not None:
+            return
+        version, reference = self._policy
+        for worker in self._workers:
+            number = worker.number + 1
+            lag = number - 1 - version
+            if worker.busy or lag > self._config.max_lag:
+                continue
+            self._count_idle(worker, time.monotonic())
+            worker.busy = True
+            self._hear(worker, worker.actor.collect.remote(reference), partial(self._arrived, worker, number, lag))
+
+    def _arrived(self, worker: _Worker, number: int, lag: int, part: Part) -> None:
+        worker.parts.append(Collected(number, lag, part))
+        worker.number, worker.deaths, worker.busy, worker.idle_since = number, 0, False, time.monotonic()
+
+    def _begin(self, worker: _Worker) -> None:
+        """Start a worker's process, and let it make its environments."""
+        remote: Any = ray_module().remote(num_cpus=1, max_restarts=0)(RemoteWorker)
+        worker.actor, worker.busy = remote.remote(worker.share, sys.path), True
+        generation = self._generation + worker.process * GENERATIONS
+        self._hear(worker, worker.actor.prepare.remote(self._recipe, generation))
+
+    def _start(self, worker: _Worker, state: WorkerState | None = None) -> None:
+        """Give a worker its random key, or the state of a checkpoint; from then on it may collect."""
+        key = self._key
+        for number in (worker.share.index, worker.process * GENERATIONS):
+            key = jax.random.fold_in(key, number) if number else key
+        actor = None
+        if state is not None:
+            actor = to_host(state.actor)
+            rollout, tally = jax.device_get((state.rollout, state.tally))
+            self._arrived(worker, 1, int(state.lag), Part(rollout, tally, None, actor))
+        worker.busy, worker.idle_since = False, time.monotonic()
+        self._hear(worker, worker.actor.start.remote(to_host(key), actor))
+
+    def _hear(self, worker: _Worker, reference: Any, arrived: Callable[[Any], None] = lambda _: None) -> None:
+        """Pass the result of a worker's method to a function on the thread, unless the worker was replaced."""
+        process = worker.process
+
+        def hear(future: Future[Any]) -> None:
+            if worker.process != process:
+                return
+            error = future.exception()
+            if error is not None:
+                self._replace(worker, error)
+            else:
+                arrived(future.result())
+
+        reference.future().add_done_callback(lambda future: self._events.put(partial(hear, future)))
+
+    def _replace(self, worker: _Worker, error: BaseException) -> None:
+        """Begin a worker again whose process or machine is gone.
+
+        Raises:
+          RunFailed: its own code raised, or it ends again and again.
+        """
+        ray = ray_module()
+        if isinstance(error, ray.exceptions.RayTaskError):
+            cause = getattr(error, "cause", error)
+            raise RunFailed(f"{self.spec.id} failed in {worker}: {type(cause).__name__}: {cause}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        worker.process, worker.deaths = worker.process + 1, worker.deaths + 1
+        if worker.deaths > MOST_DEATHS:
+            raise RunFailed(f"{worker} ended {worker.deaths} times without a rollout: {reason}") from error
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(worker.actor)
+        self._news.append(f"{worker} ended and is replaced, with new episodes in its environments: {reason}")
+        self._begin(worker)
+        if self._key is not None:
+            self._start(worker)
+
+    def _count_idle(self, worker: _Worker, now: float) -> None:
+        if not worker.busy:
+            self._idled += now - worker.idle_since
+            worker.idle_since = now
+
+
+def remote(agent: Agent, env: Workers, learner: Learner) -> Programs:
+    """Return the programs of the loop with workers; its state is ().
+
+    A run's last rollouts, which workers collected in advance, are neither learned from nor counted.
+    """
+
+    def observe(train: TrainState) -> tuple[Policy, Array]:
+        # In separate buffers, as the next update overwrites the learner's.
+        return jax.tree.map(jnp.copy, (acting_policy(agent, train), train.counters.env_steps))
+
+    update = make_update(learner, observe)
+    observe_program = jax.jit(observe)
+    rollout, tally = learner.rollout_shapes()
+
+    def observed(train: TrainState) -> HostTree:
+        return to_host(observe_program(without_replay(train)))
+
+    def begin(train: TrainState, actor_state: ActorState) -> tuple[()]:
+        env.begin(actor_state.key, observed(train))
+        return ()
+
+    def resume(train: TrainState, states: tuple[WorkerState, ...]) -> tuple[()]:
+        env.begin(states[0].actor.key, observed(train), states)
+        return ()
+
+    def advance(train: TrainState, state: tuple[()], progress: Progress, iterations: int):
+        for _ in range(iterations):
+            train, progress, policy = update(train, progress, *env.next_rollout())
+            env.publish(to_host(policy))
+        return update.finish(train), state, progress
+
+    def fresh_progress(train: TrainState, state: tuple[()]) -> Progress:
+        return update.zero_progress(train, rollout, tally)
+
+    def compile(train: TrainState, state: tuple[()], progress: Progress) -> int:
+        env.launch()
+        return update.compile(train, progress, rollout, tally)
+
+    snapshots = Snapshots(env.snapshot, partial(env.state_shapes, rollout, tally), resume)
+    return Programs(begin, advance, fresh_progress, compile, env, snapshots)
