@@ -87,6 +87,9 @@ class Config(BaseModel):
     """The number of training episodes after which the run is finished, if that is reached before `steps`."""
     device: Literal["cpu", "gpu"] | None = None
     """The device of networks and compiled programs; null takes a GPU if there is one."""
+    devices: int | None = Field(None, ge=1)
+    """The number of devices over which each update is divided; null takes as many as there are of the kind and divide
+    `optimizer.batch_size` and `env.num_envs`."""
     debug: bool = False
     """Whether to run without compilation, with checks of NaN and of shapes, and with tiny sizes."""
     env: EnvConfig

@@ -28,7 +28,7 @@ from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import ConfigError, NotEnoughMemory, UnknownEnvironment, UnsupportedEnvironment
 from bircher.ops.distributions import distribution_of
 from bircher.runs import directory
-from bircher.training import learner, loops, workers
+from bircher.training import learner, loops, sharding, workers
 from bircher.training.learner import Learner, TrainState
 from bircher.training.loops import Programs
 from bircher.training.remote_worker import Recipe, Share
@@ -212,6 +212,9 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
             config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
             config.agent.target_update_rate, config.env.stack,
         ),
+        sharding.layout(
+            config.devices, config.optimizer.batch_size, config.env.num_envs, config.replay.device == "host"
+        ),
     )  # fmt: skip
     rows = jax.eval_shape(partial(blank_rows, spec, config.env.num_envs))
     template = jax.eval_shape(learn.init, jax.random.key(0), rows)
@@ -221,7 +224,12 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
 def _init(learn: Learner) -> Callable[..., TrainState]:
     """Return the function that computes the first state, with the replay on its device."""
     if not learn.replay_on_host:
-        return jax.jit(learn.init)
+        if learn.layout is None:
+            return jax.jit(learn.init)
+        # On all devices from the beginning, as one may not have the memory for the whole replay.
+        rows = jax.eval_shape(partial(blank_rows, learn.spec, learn.config.num_envs))
+        shapes = jax.eval_shape(learn.init, jax.random.key(0), rows)
+        return jax.jit(learn.init, out_shardings=learn.layout.of_state(shapes))
     init, init_replay, host = jax.jit(learn.init_networks), jax.jit(learn.init_replay), devices.host()
 
     def begin(key: Key, timestep: TimeStep) -> TrainState:

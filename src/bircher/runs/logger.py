@@ -28,6 +28,7 @@ from bircher.runs.build import Parts
 from bircher.training.evaluator import Report
 from bircher.training.learner import Learner, TrainState, without_replay
 from bircher.training.loops import Progress
+from bircher.training.sharding import gathered
 from bircher.types import Batch, Key, Policy, Trajectory
 from bircher.viz.writers import Console, JsonLines, TensorBoard, Writer, damaged_path
 
@@ -44,7 +45,7 @@ class ReplaySampler:
         if not bool(self._ready(state)):
             return None
         if not self._on_host:
-            return self._sample(state, key)
+            return gathered(self._sample(state, key))
         return jax.device_put(self._sample(state, jax.device_put(key, devices.host())), devices.default())
 
     def shapes(self, state: Any) -> Trajectory:
@@ -99,7 +100,8 @@ class GradientMonitor:
         if rows is None:
             return {}
         # Transferred in one piece: indexing on the device would run a separate program for each number.
-        return term_gradients.as_metrics(jax.device_get(self._program(without_replay(train), rows, key)), self._names)
+        measured = self._program(gathered(without_replay(train)), rows, key)
+        return term_gradients.as_metrics(jax.device_get(measured), self._names)
 
 
 SECONDS, SHARE = 10.0, 0.01

@@ -34,6 +34,7 @@ from bircher.training import learner
 from bircher.training.learner import TrainState
 from bircher.training.loops import Progress
 from bircher.training.rollout import ActorState, describe_failure, start_actors
+from bircher.training.sharding import gathered
 from bircher.types import Counters
 
 
@@ -241,6 +242,9 @@ class Training:
         self._train = self._resume_point.train
         if self._train is None:
             self._train = self._parts.init(train_key, self._actor.timestep)
+        if layout := self._parts.learner.layout:
+            self._train = layout.place(self._train)
+            self._logger.say(f"each update is divided over {layout.mesh.size} devices")
         counters, _ = jax.device_get(_read_counters(self._train))
         self._counters = {name: int(value) for name, value in counters._asdict().items()}
         config, count = self._config, self._config.evaluation.count
@@ -366,7 +370,7 @@ class Training:
         if not due or self._stop.requested:
             return
         self._milestones = [milestone for milestone in self._milestones if milestone > steps]
-        policy = learner.acting_policy(self._agent, self._train)
+        policy = gathered(learner.acting_policy(self._agent, self._train))
         with contextlib.suppress(EvaluationStopped):
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
@@ -411,7 +415,7 @@ class Training:
         return f"what was learned in {self._counters['env_steps']:,} steps is saved in {self.path}"
 
     def _loaded_agent(self) -> LoadedAgent:
-        policy = learner.acting_policy(self._agent, self._train)
+        policy = gathered(learner.acting_policy(self._agent, self._train))
         return LoadedAgent(self._config, self._env.spec, self._agent, policy, self._source, self._counters["env_steps"])
 
     def _picture(self, agent: LoadedAgent) -> None:

@@ -53,6 +53,7 @@ from bircher.training.optimizer import (
     require_rows,
     updates_per_iteration,
 )
+from bircher.training.sharding import Layout
 from bircher.types import Batch, Counters, EnvSpec, Key, Policy, Tally, Targets, TimeStep, Trajectory
 
 DISTANCE = "act/kl_to_behavior"
@@ -124,8 +125,8 @@ def make_replay(
 class Learner:
     """The updates of one agent in one environment, as pure functions of a `TrainState`."""
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: LearnerConfig):
-        """Prepare a learner; nothing is allocated or compiled.
+    def __init__(self, agent: Agent, spec: EnvSpec, config: LearnerConfig, layout: Layout | None = None):
+        """Prepare a learner, over several devices with a `layout`; nothing is allocated or compiled.
 
         Raises:
           ValueError: the replay is too small, sequences cannot be cut as configured, or there would be no update.
@@ -134,7 +135,7 @@ class Learner:
         require_rows(optimizer, config.rollout_length)
         if optimizer.target_kl is not None and not agent.keeps_behavior:
             raise ValueError(f"optimizer.target_kl needs the policy that acted, which {agent.name} does not store")
-        self.agent, self.spec, self.config = agent, spec, config
+        self.agent, self.spec, self.config, self.layout = agent, spec, config, layout
         self.updates_per_iteration = updates_per_iteration(optimizer, config.num_envs * config.rollout_length)
         self.replay_on_host = replay.device == "host"
         """Whether the replay is in the host's memory, with the next batches drawn in advance."""
@@ -301,6 +302,8 @@ class Learner:
         if not on_host:
             sample = sample_replay(self._batch_spec, self._replay, state.replay, draw_key)
         batch = assemble_batch(self._batch_spec, rollout, order, sample)
+        if self.layout is not None:
+            batch = self.layout.spread(batch)
         if self._symmetries:
             # A separate key: without symmetries the draws stay what they were.
             turn_key = jax.random.fold_in(draw_key, len(self._symmetries))

@@ -39,6 +39,7 @@ from bircher.envs.base import Env
 from bircher.replay.prefetch import HostReplayState, NextBatches, PriorityUpdate
 from bircher.training.learner import Learner, TrainState, acting_policy, without_replay
 from bircher.training.rollout import ActorState, collect_rollout
+from bircher.training.sharding import gathered
 from bircher.types import Counters, Policy, Tally, Trajectory
 
 
@@ -172,8 +173,11 @@ class DeviceUpdate:
 
         def update_and_count(train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> Updated:
             train, metrics = update(train, rollout, tally)
+            if self._layout is not None:
+                train = self._layout.settle(train)
             return train, progress.add(tally, metrics, train.counters.env_steps), observe(train)
 
+        self._layout = learner.layout
         self.traceable = update_and_count
         """The same, for a loop that is one program itself."""
         self._update = update
@@ -181,7 +185,12 @@ class DeviceUpdate:
 
     def __call__(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> Updated:
         """Return the new state and sums, and what `observe` returns of the state; the old ones are donated."""
-        return self._program(train, progress, rollout, tally)
+        if self._layout is None:
+            return self._program(train, progress, rollout, tally)
+        rollout = jax.device_put(rollout, self._layout.divided)
+        progress, tally = jax.device_put((progress, tally), self._layout.everywhere)
+        train, progress, observed = self._program(train, progress, rollout, tally)
+        return train, progress, gathered(observed)
 
     def finish(self, train: TrainState) -> TrainState:
         """Return the state with everything that is still computed elsewhere: here, nothing is."""
@@ -193,6 +202,9 @@ class DeviceUpdate:
 
     def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
         """Compile for arguments of these shapes, and return the bytes that the program takes while it runs."""
+        if self._layout is not None:
+            rollout = _shapes_with(rollout, self._layout.divided)
+            progress, tally = _shapes_with((progress, tally), self._layout.everywhere)
         self._program = self._program.lower(train, progress, rollout, tally).compile()
         return temporary_bytes(self._program)
 
@@ -265,7 +277,11 @@ class HostReplayUpdate:
 
 def _shapes_on(tree: PyTree, target: devices.Device) -> PyTree:
     """Return the shapes of arrays that are on a device."""
-    sharding = SingleDeviceSharding(target)
+    return _shapes_with(tree, SingleDeviceSharding(target))
+
+
+def _shapes_with(tree: PyTree, sharding: Any) -> PyTree:
+    """Return the shapes of arrays with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
@@ -287,7 +303,7 @@ def synchronous(agent: Agent, env: Env, learner: Learner, rollout_length: int, t
         _, rollout, tally = jax.eval_shape(collect, acting_policy(agent, train), actor_state, train.counters)
         return update.zero_progress(train, rollout, tally)
 
-    if env.pure and isinstance(update, DeviceUpdate):
+    if env.pure and isinstance(update, DeviceUpdate) and learner.layout is None:
         advance, compile = _one_program(agent, collect, update)
         stopwatch = None
     else:
@@ -328,7 +344,8 @@ def _two_programs(
 
     def advance(train, actor_state, progress, iterations):
         for _ in range(iterations):
-            acting = partial(collect_program, acting_policy(agent, train), actor_state, train.counters)
+            policy, counters = gathered((acting_policy(agent, train), train.counters))
+            acting = partial(collect_program, policy, actor_state, counters)
             if not stopwatch.due():
                 actor_state, rollout, tally = acting()
                 train, progress, _ = update(train, progress, rollout, tally)
@@ -341,7 +358,8 @@ def _two_programs(
 
     def compile(train, actor_state, progress):
         nonlocal collect_program
-        collecting = collect_program.lower(acting_policy(agent, train), actor_state, train.counters)
+        policy, counters = gathered((acting_policy(agent, train), train.counters))
+        collecting = collect_program.lower(policy, actor_state, counters)
         _, rollout, tally = collecting.out_info
         # One is compiled while the other is traced.
         with ThreadPoolExecutor(1) as pool:
@@ -379,10 +397,10 @@ def pipeline(agent: Agent, env: Env, learner: Learner, rollout_length: int, tota
     stopwatch = Stopwatch()
 
     def begin(train: TrainState, actor_state: ActorState) -> PipelineState:
-        return collect_program(observe_program(without_replay(train)), actor_state)
+        return collect_program(gathered(observe_program(without_replay(train))), actor_state)
 
     def advance(train: TrainState, state: PipelineState, progress: Progress, iterations: int):
-        observed = observe_program(without_replay(train))
+        observed = gathered(observe_program(without_replay(train)))
         # JAX runs in sequence what one thread dispatches on a CPU, so that a second thread dispatches the rollout.
         with ThreadPoolExecutor(1, "actor") as pool:
             for _ in range(iterations):
