@@ -18,6 +18,7 @@ from bircher.cli.shared import (
     FAILED,
     REFUSED,
     STOPPED,
+    AsJson,
     Greedy,
     OneSentenceGroup,
     SavedRun,
@@ -215,6 +216,35 @@ def config(
             print(inspect.describe(composed))
         else:
             print(composed.to_yaml(), end="")
+
+
+@app.command()
+def bench(
+    words: Words = None,
+    config: ConfigFile = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="The time for which each part is measured.")] = 3.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast a run would be, and say what it would wait for.
+
+    It measures environments with random actions, acting, learning, and the whole loop, each as a share of its limit.
+
+    \b
+    bircher bench LunarLander-v3
+    bircher bench connect_four agent=gumbel_muzero loop=pipeline
+    """
+    with exit_on_error():
+        import json
+
+        from bircher.config import config as configuration
+        from bircher.runs import bench
+
+        found = bench.measure(configuration.compose(*_env_and_settings(words), config), seconds)
+    if as_json:
+        parts = [speed._asdict() for speed in found.speeds]
+        print(json.dumps({"parts": parts, "waits_for": found.waits_for, "advice": found.advice}))
+    else:
+        print("\n".join(found.lines()))
 
 
 @app.command()

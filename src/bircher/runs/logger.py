@@ -163,11 +163,18 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
         values = series(lines, name).values
         return float(np.median(values)) if len(values) else math.nan
 
+    waiting = usual("speed/learner_waiting")
     acting, memory = usual("speed/acting_share"), series(lines, "speed/memory_bytes").values
     norms = series(lines, "model/gradient_norm").values
     speed = [f"{usual(f'speed/{name}_per_second'):,.0f} {word}" for name, word in _SPEEDS]
     replay, optimizer = config.replay, config.optimizer
     share = "" if math.isnan(acting) else f", {acting:.0%} of it acting"
+    if not math.isnan(waiting):
+        idle = usual("speed/workers_waiting")
+        share, acting = (
+            f", the learner waited for workers {waiting:.0%} of the time and they for it {idle:.0%}",
+            waiting,
+        )
     gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
         ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(speed_advice(config, acting > 0.5))}"),
@@ -233,8 +240,10 @@ def speed_advice(config: Config, acts: bool) -> list[str]:
     updates = (
         f"optimizer.epochs (now {config.optimizer.epochs})" if _has_epochs(config) else "optimizer.updates_per_step"
     )
-    advice = ["more env.num_envs or env.num_threads" if acts else f"fewer {updates}"]
-    advice += [] if config.loop.name == "pipeline" else ["loop=pipeline"]
+    more = "more ray.workers" if config.loop.name == "ray" else "more env.num_envs or env.num_threads"
+    advice = [more if acts else f"fewer {updates}"]
+    advice += ["loop=pipeline"] if config.loop.name == "synchronous" else []
+    advice += ["loop=ray"] if config.loop.name == "pipeline" and acts else []
     evaluations = config.evaluation.count
     return [*advice, "a smaller network", *([f"a lower evaluation.count (now {evaluations})"] if evaluations else [])]
 

@@ -1,0 +1,191 @@
+"""How fast a run's parts are, each compared with what limits it, and what the run waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bircher import devices
+from bircher.analysis import network_summary
+from bircher.config.config import Config
+from bircher.envs.base import Env, random_actions
+from bircher.errors import RunFailed
+from bircher.runs import build, logger
+from bircher.runs.build import Parts
+from bircher.runs.directory import copy_buffers
+from bircher.training.learner import acting_policy
+from bircher.training.loops import make_update
+from bircher.training.rollout import collect_rollout, start_actors
+from bircher.training.sharding import gathered
+from bircher.types import Policy
+
+
+class Speed(NamedTuple):
+    """The speed of one part of a run."""
+
+    name: str
+    steps_per_second: float
+    """Rows of all environments a second."""
+    share: float | None
+    """The speed divided by its limit; None where no limit is known."""
+    limit: str
+    """What limits it, in words."""
+
+
+class Bench(NamedTuple):
+    """The speeds of a run's parts, and what to do about the slowest."""
+
+    speeds: tuple[Speed, ...]
+    waits_for: str
+    advice: str
+
+    def lines(self) -> list[str]:
+        """Return a table and a sentence."""
+        rows = [("", "steps/s", "share of its limit", "the limit")]
+        rows += [
+            (name, f"{speed:,.0f}", "—" if share is None else f"{share:.0%}", limit)
+            for name, speed, share, limit in self.speeds
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:3], widths[1:]), row[3]]) for row in rows]
+        return [line.rstrip() for line in table] + [f"this run waits for {self.waits_for}; try {self.advice}"]
+
+
+def measure(config: Config, seconds: float = 3.0) -> Bench:
+    """Measure environments, acting, learning and the whole loop of a configuration, each for so many seconds.
+
+    Raises:
+      UnknownEnvironment, UnsupportedEnvironment, ConfigError, DeviceError: the configuration cannot be run here.
+    """
+    devices.use_device(config.device)
+    devices.keep_programs()
+    with contextlib.closing(build.make_env(config, None, config.env.num_envs, config.seed, "train")) as env:
+        parts = build.make_parts(config, env.spec)
+        rows = config.env.num_envs * config.loop.rollout_length
+        playing, acting, learning = (1 / rate for rate in _parts(config, env, parts, seconds))
+    possible = _operations(parts) / _arithmetic(min(seconds, 1.0))
+    whole = 1 / _whole(config, seconds)
+    apart = config.loop.name != "synchronous"
+    workers = min(config.ray.workers, config.env.num_envs) if config.loop.name == "ray" else 1
+    allowed = max(acting / workers, learning) if apart else acting + learning
+    together = "the slower of both" if apart else "one after the other"
+    speeds = (
+        Speed("environments", rows / playing, None, "none is known"),
+        Speed("acting", rows / acting, playing / acting, "the environments alone"),
+        Speed("learning", rows / learning, possible / learning, "the arithmetic of this device"),
+        Speed("the whole run", rows / whole, allowed / whole, f"acting and learning, {together}"),
+    )
+    return Bench(speeds, *_verdict(config, playing, acting / workers if apart else acting, learning, workers))
+
+
+def _verdict(config: Config, playing: float, acting: float, learning: float, workers: int) -> tuple[str, str]:
+    """Return what a run waits for, and settings to change, from the seconds that a rollout takes in each part."""
+    acts = acting > learning
+    advice = logger.speed_advice(config, acts)
+    if not acts:
+        share = learning / (acting + learning)
+        return f"learning ({share:.0%} of the time of acting and learning)", ", ".join(advice)
+    share = acting / (acting + learning)
+    if playing > acting * workers / 2:
+        return f"its environments ({share:.0%} is acting, most of it in the environments)", ", ".join(advice)
+    simulations = config.search.num_simulations
+    advice = [f"fewer search.num_simulations (now {simulations})"] * bool(simulations) + advice[1:]
+    return f"acting ({share:.0%}, most of it in the network and its search)", ", ".join(advice)
+
+
+def _rate(call: Callable[[], Any], seconds: float) -> float:
+    """Return the calls a second, each until its result is there; the first one compiles and is not counted."""
+    jax.block_until_ready(call())
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < seconds or not count:
+        jax.block_until_ready(call())
+        count += 1
+    return count / (time.monotonic() - began)
+
+
+def _collect(config: Config, env: Env, parts: Parts, policy: Policy, state: Any) -> Any:
+    return collect_rollout(parts.agent, env, policy, state, config.loop.rollout_length, 0.0)
+
+
+def _parts(config: Config, env: Env, parts: Parts, seconds: float) -> list[float]:
+    """Return the rollouts a second of the environments alone, of acting and of learning."""
+    length = config.loop.rollout_length
+
+    def play(carry: Any) -> Any:
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            state, timestep, key = carry
+            key, now = jax.random.split(key)
+            return (*env.step(state, random_actions(env.spec, now, timestep)), key), None
+
+        return jax.lax.scan(step, carry, None, length=length)[0]
+
+    playing = _Repeated(jax.jit(play), (*env.reset(), jax.random.key(config.seed)))
+    rates = [_rate(playing, seconds)]
+    actor = copy_buffers(start_actors(parts.agent, env, jax.random.key(config.seed)))
+    train = parts.init(jax.random.key(config.seed), actor.timestep)
+    policy = gathered(acting_policy(parts.agent, train))
+    collect = jax.jit(lambda state: _collect(config, env, parts, policy, state))
+    acting = _Repeated(collect, actor, lambda result: result[0])
+    rates.append(_rate(acting, seconds))
+    _, rollout, tally = acting.result
+    if int(tally.failed) >= 0:
+        raise RunFailed(f"{env.spec.id} failed while it was measured")
+    update = make_update(parts.learner)
+    progress = copy_buffers(update.zero_progress(train, rollout, tally))
+    learn = _Repeated(lambda it: update(it[0], it[1], rollout, tally), (train, progress), lambda result: result[:2])
+    rates.append(_rate(learn, seconds))
+    update.finish(learn.state[0])
+    return rates
+
+
+class _Repeated:
+    """A function that is called with a part of its last result."""
+
+    def __init__(self, function: Callable[[Any], Any], state: Any, following: Callable[[Any], Any] = lambda x: x):
+        self._function, self.state, self._following = function, state, following
+        self.result: Any = None
+
+    def __call__(self) -> Any:
+        self.result = self._function(self.state)
+        self.state = self._following(self.result)
+        return self.result
+
+
+SIDE = 1024
+"""The rows and columns of the matrices whose product measures a device's arithmetic."""
+
+
+def _arithmetic(seconds: float) -> float:
+    """Return the floating-point operations a second of a product of large matrices."""
+    matrix = jnp.ones((SIDE, SIDE), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return 2 * SIDE**3 * _rate(lambda: product(matrix, matrix), seconds)
+
+
+def _operations(parts: Parts) -> int:
+    """Return the floating-point operations of matrices in the updates of one rollout."""
+    rollout, tally = parts.learner.rollout_shapes()
+    return network_summary.count(parts.learner.update, parts.template, rollout, tally)
+
+
+def _whole(config: Config, seconds: float) -> float:
+    """Return rollouts a second of the configured loop."""
+    env = build.make_training_env(config, None, 0)
+    with contextlib.closing(env):
+        parts = build.make_parts(config, env.spec)
+        programs = build.make_loop(config, env, parts)
+        actor = copy_buffers(start_actors(parts.agent, env, jax.random.key(config.seed)))
+        train = parts.init(jax.random.key(config.seed), actor.timestep)
+        shapes = () if programs.snapshots else programs.state_shapes(train, actor)
+        progress = programs.fresh_progress(train, shapes)
+        programs.compile(train, shapes, progress)
+        state = train, programs.begin(train, actor), copy_buffers(progress)
+        loop = _Repeated(lambda it: programs.advance(it[0], it[1], it[2], 1), state)
+        rate = _rate(loop, seconds)
+        jax.block_until_ready(loop.state)
+        return rate
