@@ -21,7 +21,7 @@ def composed(**settings) -> config.Config:
 @pytest.mark.parametrize(
     ("settings", "seconds", "waits_for", "advice"),
     [
-        ({}, (1.0, 2.0, 6.0, 1), "learning (75% of", "fewer optimizer.updates_per_step (now 0.0625), loop=pipeline"),
+        ({}, (1.0, 2.0, 6.0, 1), "learning (75% of", "fewer optimizer.updates_per_step, loop=pipeline"),
         ({}, (5.0, 6.0, 2.0, 1), "its environments (75% is acting", "more env.num_envs or env.num_threads, loop=pip"),
         (
             {"loop": "pipeline"},
@@ -42,8 +42,6 @@ def composed(**settings) -> config.Config:
 def test_the_slowest_part_is_named_with_its_settings(settings, seconds, waits_for: str, advice: str) -> None:
     found = bench._verdict(composed(**settings), *seconds)
     assert found[0].startswith(waits_for)
-    if "updates_per_step" in advice:
-        advice = advice.replace(" (now 0.0625)", "")
     assert found[1].startswith(advice)
 
 

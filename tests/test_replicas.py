@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from bircher.config.config import compose
 from bircher.errors import ConfigError, UnsupportedEnvironment
 from bircher.experiments import grid, replicas
 from bircher.experiments.grid import Variant
@@ -52,3 +53,9 @@ def test_runs_that_cannot_be_one_program_are_refused(tmp_path, env, second, sett
     with pytest.raises(error, match=sentence):
         replicas.run(jobs)
     assert not any(job.path.exists() for job in jobs)
+
+
+def test_several_devices_are_refused():
+    config = compose("toy/chain", [*SETTINGS, "devices=2"])
+    with pytest.raises(ConfigError, match="not possible with devices=2"):
+        replicas._require_one_program(config, config)

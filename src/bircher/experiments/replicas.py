@@ -85,6 +85,7 @@ def _require_one_program(config: Config, structure: Config) -> None:
         "replay.device": config.replay.device == "host" and "host",
         "episodes": config.episodes,
         "debug": config.debug,
+        "devices": config.devices != 1 and config.devices,
     }
     for name, value in refused.items():
         if value:

@@ -309,6 +309,12 @@ def replay_device(parts: Parts) -> devices.Device:
     return devices.default() if not parts.learner.replay_on_host else devices.host()
 
 
+def memories(parts: Parts, device: devices.Device) -> int:
+    """Return the number of devices with a memory each over which the replay and batches are divided."""
+    layout = parts.learner.layout
+    return 1 if layout is None or device.platform == "cpu" else layout.mesh.size
+
+
 SAID_FROM = 100 * 2**20
 """The size of a replay, in bytes, from which on the sentence mentions the memory of its checkpoints."""
 
@@ -321,7 +327,7 @@ def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str
     """
     replay = num_bytes(parts.template.replay)
     # A checkpoint takes at least one copy while it is written. In measurements it took two or three in all.
-    needed = 2 * replay
+    needed = 2 * replay / memories(parts, device)
     free = devices.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if not parts.learner.replay_on_host else "in the host's memory"
     text = f"the replay of {parts.learner.replay.capacity:,} steps takes {size(replay)} {place}"

@@ -6,7 +6,7 @@ from bircher import devices
 from bircher.config.config import Config
 from bircher.errors import NotEnoughMemory
 from bircher.runs import logger
-from bircher.runs.build import Parts, num_bytes, size
+from bircher.runs.build import Parts, memories, num_bytes, size
 from bircher.training.evaluator import EvaluationConfig
 from bircher.types import EnvSpec
 
@@ -32,7 +32,8 @@ def require_memory(config: Config, parts: Parts, device: devices.Device) -> None
         return  # the batches are part of the replay's size
     optimizer = config.optimizer
     row = num_bytes(parts.template.replay) / parts.learner.replay.capacity
-    batch = optimizer.batch_size * optimizer.minibatches * (config.loop.rollout_length + 1) * row
+    rows = optimizer.batch_size * optimizer.minibatches * (config.loop.rollout_length + 1)
+    batch = rows * row / memories(parts, device)
     if batch > free:
         raise NotEnoughMemory(
             f"the sequences of an update take {size(batch)} on the {device.platform}, and {size(free)} are left: lower "
