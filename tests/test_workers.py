@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from bircher.envs.toys import make_toy
 from bircher.errors import ConfigError, RunFailed
 from bircher.runs import build, launch
 from bircher.runs.logger import RunLogger
-from bircher.training import remote_worker, workers
+from bircher.training import cluster, remote_worker, workers
 from bircher.training.remote_worker import Part, Recipe, Share
 from bircher.training.rollout import describe_failure, start_actors
 from bircher.types import Tally
@@ -113,14 +114,28 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
     assert result.stderr == "bircher: loop=ray needs the package ray: pip install 'bircher[ray]'\n"
 
 
+def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, and it does not listen
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at ray.address={address}: .*refused"):
+            cluster._require_answer(address)
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        with pytest.raises(ConfigError, match=rf"no Ray cluster answers at {address} \(ray.address=auto\)"):
+            cluster._require_answer("auto")
+
+
 # With Ray.
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def local_ray():
     """A Ray on this machine with four places, for all tests of this file."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
-    disconnect = workers.connect(workers.RayConfig(workers=4))
+    disconnect = cluster.connect(cluster.RayConfig(workers=4))
     yield
     disconnect()
 
@@ -152,7 +167,7 @@ def killing(env_steps: list[int], training) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.slow
-def test_one_worker_equals_the_pipeline_to_the_digit(cluster, tmp_path: Path) -> None:
+def test_one_worker_equals_the_pipeline_to_the_digit(local_ray, tmp_path: Path) -> None:
     """With an evaluation between, so that the loop pauses."""
     settings = {"steps": 600, "seed": 1, "evaluation.count": 2, "evaluation.episodes": 2, "ray.workers": 1}
     paths = [
@@ -166,7 +181,9 @@ def test_one_worker_equals_the_pipeline_to_the_digit(cluster, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one(cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    local_ray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two workers with unequal shares; the parts in flight are in the checkpoint, and none is lost or used twice."""
     made = composed(**{"steps": 800, "seed": 1, "env.num_envs": 3, "optimizer.batch_size": 3})
     whole = launch.start(made, out=tmp_path / "whole").run()
@@ -183,7 +200,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(cluster, tmp_path: Path, caps
 
 @pytest.mark.slow
 def test_killed_workers_are_replaced_and_the_counters_are_whole(
-    cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    local_ray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = launch.start(composed(steps=3_000), out=tmp_path / "run")
     patch = killing([16, 100], training)
@@ -201,7 +218,7 @@ def test_killed_workers_are_replaced_and_the_counters_are_whole(
 
 
 @pytest.mark.slow
-def test_a_worker_whose_environment_raises_is_named(cluster, tmp_path: Path) -> None:
+def test_a_worker_whose_environment_raises_is_named(local_ray, tmp_path: Path) -> None:
     made = composed(Raises, **{"steps": 2_000})
     with pytest.raises(RunFailed, match=r"worker [01] \(environments [02] to [13]\): .*the wheel came off"):
         launch.start(made, Raises, tmp_path / "run").run()
@@ -216,7 +233,7 @@ class Broken(Countdown):
 
 
 @pytest.mark.slow
-def test_an_environment_that_cannot_begin_ends_the_run(cluster, tmp_path: Path, monkeypatch) -> None:
+def test_an_environment_that_cannot_begin_ends_the_run(local_ray, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(build, "probe_env", lambda *_: ())
     with pytest.raises(
         RunFailed, match=r"failed in worker [01] \(.*\): .*no licence on this machine; what was learned in 0 steps"
@@ -253,9 +270,9 @@ def make_slow(share: Share, generation: int):
 
 
 @pytest.mark.slow
-def test_a_slow_worker_holds_no_other_up_until_the_lag(cluster) -> None:
+def test_a_slow_worker_holds_no_other_up_until_the_lag(local_ray) -> None:
     env = make_toy(EnvRequest.of("toy/cliff"), [0, 1])
-    config = workers.RayConfig(workers=2, max_lag=3)
+    config = cluster.RayConfig(workers=2, max_lag=3)
     pool = workers.Workers(env.spec, False, 2, config, Recipe(make_slow, 4, 100), 0)
     policy = AGENT.init(jax.random.key(0), env.spec)
     observed = remote_worker.to_host((policy, jnp.zeros((), jnp.int32)))

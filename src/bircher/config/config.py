@@ -28,9 +28,9 @@ from bircher.networks.model import ModelConfig
 from bircher.replay import base
 from bircher.replay.base import ReplayConfig
 from bircher.search import SearchConfig
+from bircher.training.cluster import RayConfig
 from bircher.training.evaluator import EvaluationConfig
 from bircher.training.optimizer import OptimizerConfig, require_memory_rows, require_rows, updates_per_iteration
-from bircher.training.workers import RayConfig
 
 LOOPS = ("synchronous", "pipeline", "ray")
 OBSERVATIONS = ("state", "pixels")

@@ -17,12 +17,10 @@ that was lost.  Parts are numbered, and each is learned from once.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -34,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher.agents.base import Agent
 from bircher.envs.base import Actions, EnvState, blank_rows
-from bircher.errors import ConfigError, RunFailed
+from bircher.errors import RunFailed
+from bircher.training.cluster import RayConfig, connect, ray_module
 from bircher.training.learner import Learner, TrainState, acting_policy, without_replay
 from bircher.training.loops import Programs, Progress, Snapshots, make_update
 from bircher.training.remote_worker import (
@@ -55,79 +53,6 @@ from bircher.training.remote_worker import (
 )
 from bircher.training.rollout import ActorState, describe_failure, start_actors
 from bircher.types import EnvSpec, Key, Policy, Tally, TimeStep, Trajectory
-
-
-class RayConfig(BaseModel):
-    """Settings of `loop=ray`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    workers: int = Field(2, ge=1, le=4096)
-    """The number of workers, each with a process and one core, which share the environments."""
-    address: str | None = None
-    """The Ray cluster: `auto` or HOST:PORT. Null starts Ray on this machine, reachable only from it."""
-    max_lag: int = Field(1, ge=1, le=64)
-    """The number of rollouts by which the policy that acts may be older than the one that learns. Above 1 a slow worker
-    holds up the others less, and a run cannot be repeated exactly."""
-
-    @model_validator(mode="after")
-    def _names_a_cluster(self) -> RayConfig:
-        host, _, port = (self.address or "").rpartition(":")
-        if self.address not in (None, "auto") and not (host and "/" not in host and port.isdigit()):
-            raise ValueError(
-                f"address={self.address} is not valid: expected auto, or HOST:PORT of the cluster's head node"
-            )
-        return self
-
-
-def ray_module() -> Any:
-    """Import Ray, which takes a second, and return it.
-
-    Raises:
-      ConfigError: it is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("loop=ray needs the package ray: pip install 'bircher[ray]'") from error
-    return ray
-
-
-_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's variable that, at 0, makes a Ray on one machine listen on its loopback interface only."""
-_OBJECTS = 256 * 2**20
-"""Bytes of shared memory for the objects of a Ray that is started here; what does not fit is written to the disk."""
-
-
-def connect(config: RayConfig) -> Callable[[], None]:
-    """Connect to Ray, or start it on this machine; return a function that ends what was begun.
-
-    Raises:
-      ConfigError: there is no cluster at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if config.address is None:
-        os.environ.setdefault(_LOOPBACK, "0")  # before the import, which reads it
-    ray = ray_module()
-    if ray.is_initialized():
-        return lambda: None
-    options: dict[str, Any] = {"address": config.address}
-    if config.address is None:
-        # Environments may sleep, so that there may be more workers than cores.
-        options = {
-            "address": "local", "num_cpus": max(config.workers, os.cpu_count() or 1), "include_dashboard": False,
-            "object_store_memory": _OBJECTS,
-            # Its workers have a lower priority by default, and as many as there are cores are started in advance.
-            "_system_config": {"prestart_worker_first_driver": False, "worker_niceness": 0},
-        }  # fmt: skip
-    try:
-        with warnings.catch_warnings():  # Ray forks to start a program, before JAX computes anything here
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            ray.init(**options, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"no Ray cluster answers at ray.address={config.address}: {reason}") from error
-    return ray.shutdown
 
 
 class WorkerState(eqx.Module):
@@ -272,7 +197,12 @@ class Workers:
     def launch(self) -> None:
         """Start the workers' processes, which then compile their rollout, without waiting for them."""
         self._thread.start()
+        cores, needed = int(ray_module().cluster_resources().get("CPU", 0)), len(self._workers)
         with self._changed:
+            if cores < needed:
+                self._news.append(
+                    f"ray.workers={needed} need a core each, and the cluster has {cores}: the run begins when more join"
+                )
             for worker in self._workers:
                 self._begin(worker)
 
