@@ -38,7 +38,8 @@ ADAPTERS = {
 # 90 of the plan, two for the bonus for exploring (networks/exploration, agents/exploration), three for observations of
 # several arrays (networks/observations, envs/minigrid, config/entries), three for actions of any kind
 # (agents/candidates, agents/policy_targets, agents/model_search), three for workers (training/workers,
-# training/remote_worker, training/cluster), and one each for several devices (training/sharding) and speeds (runs/bench).
+# training/remote_worker, training/cluster), and one each for several devices (training/sharding) and for speeds
+# (runs/bench).
 MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 103, 8, 8, 500, 60
 
 LOADED_WHEN_USED = (
