@@ -120,7 +120,8 @@ class RemoteWorker:
 
     def collect(self, observed: HostTree) -> Part:
         """Play one rollout with (policy, environment steps of the run so far)."""
-        policy, env_steps = from_host(observed)
+        # The program takes NumPy's arrays, which are not donated; copies of each would take as long as a small rollout.
+        policy, env_steps = from_host(observed) if any(observed.keys) else observed.tree
         self._state, rollout, tally = self._collect(policy, self._state, env_steps)
         rollout, tally = jax.device_get((rollout, tally))
         return Part(rollout, tally, failure(self._env), to_host(self._state) if self._env.pure else None)
