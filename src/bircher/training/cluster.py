@@ -44,7 +44,7 @@ def ray_module() -> Any:
       ConfigError: it is not installed.
     """
     try:
-        import ray  # pyright: ignore[reportMissingImports]  # an extra
+        import ray  # type: ignore[import-not-found]  # an extra
     except ImportError as error:
         raise ConfigError("loop=ray needs the package ray: pip install 'bircher[ray]'") from error
     return ray
