@@ -56,7 +56,7 @@ def test_a_reacher_with_the_default_settings(tmp_path):
     assert bircher.evaluate(run.agent, episodes=100, greedy=True).mean > -3.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("agent", "env", "steps", "least"), [
     ("gumbel_muzero", "toy/dial", 6000, 0.93), ("muesli", "toy/shop", 12_000, 0.9),
     ("muesli", "toy/reacher", 60_000, -3.0),

@@ -36,7 +36,7 @@ def test_what_devices_cannot_divide_is_refused(arguments, sentence: str, monkeyp
         sharding.layout(*arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_learn_what_one_learns(tmp_path: Path) -> None:
     """One update, whole runs, and runs that change their number of devices, to the rounding of sums."""
     here = Path(__file__).parent

@@ -298,7 +298,7 @@ def test_its_networks_are_a_part_of_the_summary(kind: str) -> None:
     assert part.flops == {"e3b": 2 * (4 * 8 + 8 * WIDTH), "disagreement": 6 * (one - 128 - WIDTH)}[kind]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_works_with_observations_of_several_arrays(kind: str, tmp_path: Path) -> None:
     settings = {**SETTINGS, "exploration.kind": kind, "exploration.weight": 1.0}
@@ -312,7 +312,7 @@ def test_it_works_with_observations_of_several_arrays(kind: str, tmp_path: Path)
     assert any("target/bonus" in row for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "solves"), [("none", False), ("e3b", True), ("disagreement", True)])
 def test_it_finds_what_chance_does_not(tmp_path: Path, kind: str, solves: bool) -> None:
     """The right actions in a row are found by chance in one of 3^12 tries, and there are about 12,000 of them."""
