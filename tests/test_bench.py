@@ -66,7 +66,7 @@ def test_advice_of_a_run_with_workers(loop: str, acts: bool, first: str) -> None
     assert advice[0].startswith(first) and "loop=pipeline" not in advice
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("more", [["loop=pipeline"], ["replay.device=host", "env.backend=gymnasium"]])
 def test_the_command_measures_every_part(more: list[str]) -> None:
     env = "CartPole-v1" if "env.backend=gymnasium" in more else "toy/cliff"

@@ -101,7 +101,7 @@ HOST = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_everything_is_saved_continued_and_looked_at(tmp_path, capsys):
     """A compressed replay of single frames on the host, a memory, workers, statistics: trained, resumed, loaded."""
     run = bircher.train(Everything, steps=64, out=tmp_path / "run", **{**SETTINGS, **HOST})
