@@ -142,7 +142,7 @@ ALSO = {"ppo (rejax": "rejax", "ppo (Stable-Baselines3": "SB3", "gumbel_muzero":
 
 
 def summary(old: Stale = ()) -> list[str]:
-    """One row for each environment that others have made too, at its preset's steps."""
+    """One row for each environment that others have made too, if Muesli has runs of its preset with several seeds."""
     by_env: dict[str, dict[str, Runs]] = {}
     for (env, agent), seeds in newest(("learning", "peer-ppo"), old).items():
         if not env.startswith("toy/"):
@@ -150,7 +150,7 @@ def summary(old: Stale = ()) -> list[str]:
     head = ["environment", *COLUMNS, "steps", "minutes of Muesli"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, agents in sorted(by_env.items()):
-        if "muesli" not in agents:
+        if len(agents.get("muesli", {})) < 2:
             continue
         muesli = list(agents["muesli"].values())
         minutes = sorted((line.wall_seconds or 0.0) / 60 for line in muesli)

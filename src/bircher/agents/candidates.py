@@ -78,11 +78,10 @@ def choose_candidates(
     actions = distribution.sample_many(params, keys[0], number)
     if uniform_share:
         actions = replace(actions, distribution.uniform_many(params, keys[1], number), uniform_share, keys[2])
-    log_prior = mixture_log_prob(distribution, params, actions, uniform_share)
     if taken is not None and behavior_share:
         repeated = jnp.broadcast_to(_with_axis(taken, distribution), actions.shape)
         actions = replace(actions, repeated, behavior_share, keys[3])
-        log_prior = mixture_log_prob(distribution, params, actions, uniform_share)
+    log_prior = mixture_log_prob(distribution, params, actions, uniform_share)
     return Candidates(actions, jnp.full(shape, 1 / number), log_prior, False)
 
 

@@ -117,7 +117,7 @@ class ExplorationState(eqx.Module):
 
 
 class EpisodeMemory(NamedTuple):
-    """What is known of B episodes: discounted sums of their bonuses, and the memory of the kind of bonus."""
+    """The memory of B episodes so far: discounted sums of their bonuses, and what the kind of bonus needs."""
 
     total: Float[Array, " B"]
     memory: PyTree[Array]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 PREFIXES = ("MiniGrid-", "BabyAI-")
-"""What the ids of these environments begin with."""
+"""The prefixes of the ids of these environments."""
 WITH_MISSION = (
     "BabyAI-", "MiniGrid-Fetch-", "MiniGrid-GoToDoor-", "MiniGrid-GoToObject-", "MiniGrid-PutNear-",
     "MiniGrid-LockedRoom-",
 )  # fmt: skip
-"""What the ids begin with where the mission differs between episodes, so that it is a part of the task."""
+"""The prefixes of the ids whose mission differs between episodes, so that an agent has to read it."""
 
 
 OTHER_PRESETS = {"MiniGrid-DoorKey-8x8-v0": "minigrid_exploration", "MiniGrid-Memory": "minigrid_memory"}

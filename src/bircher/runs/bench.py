@@ -34,7 +34,7 @@ class Speed(NamedTuple):
     share: float | None
     """The speed divided by its limit; None where no limit is known."""
     limit: str
-    """What limits it, in words."""
+    """The limit, in words."""
 
 
 class Bench(NamedTuple):
