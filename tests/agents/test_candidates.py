@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from bircher.agents import actor_critic, candidates, loss_terms
 from bircher.agents.actor_critic import MPOConfig, MPOLosses, MuesliConfig, MuesliLosses
@@ -233,3 +234,19 @@ def test_settings_of_few_discrete_actions_are_refused(spec, settings, search, wo
     agent = actor_critic.make(MuesliConfig(**settings), SMALL, MuesliLosses(), config)
     with pytest.raises(ConfigError, match=words):
         agent.init(KEY, spec)
+
+
+def test_log_priors_are_those_of_the_candidates_that_were_chosen():
+    """Also of the action that was taken where it replaced a sample: against SciPy's density of each candidate."""
+    distribution, share, uniform = ClippedNormal(2), 0.5, 0.2
+    config = MuesliConfig(prior=PriorConfig(behavior_share=share, uniform_share=uniform), num_candidates=400)
+    params = jax.random.normal(KEY, (3, distribution.num_params))
+    taken = jnp.array([[0.3, -0.4], [0.9, 0.1], [-0.2, 0.5]])
+    found = candidates.choose_candidates(distribution, config, params, taken, KEY)
+    repeated = np.asarray((found.actions == taken[:, None]).all(-1))
+    np.testing.assert_allclose(repeated.mean(), share, atol=0.06)
+    mean, log_deviation = (np.asarray(x)[:, None] for x in distribution.moments(params))
+    own = scipy.stats.norm.pdf(np.asarray(found.actions), mean, np.exp(log_deviation)).prod(-1)
+    inside = (np.abs(np.asarray(found.actions)) <= 1).all(-1)
+    rest = uniform / (1 - share)
+    np.testing.assert_allclose(found.log_prior, np.log((1 - rest) * own + rest * inside / 4), rtol=1e-3, atol=1e-4)
