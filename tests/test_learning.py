@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bircher
-from tiny import Catch
+from tiny import Catch, Halves
 
 SMALL = {
     "env.num_envs": 16,
@@ -73,6 +75,17 @@ def test_the_chain_is_walked_to_its_end(tmp_path):
     report = bircher.evaluate(trained(tmp_path, "toy/chain", 30_000), episodes=100)
     assert report.mean == 1.0
     assert np.mean(report.lengths) < 8  # five at best
+
+
+@pytest.mark.parametrize("shape", [
+    pytest.param((9, 8, 2), id="grid", marks=pytest.mark.slow),
+    pytest.param((32, 32, 1), id="image", marks=pytest.mark.long),
+])  # fmt: skip
+def test_pictures_with_the_default_settings(tmp_path, shape):
+    """A small grid and an image, without a preset.  A guess is worth 0.5."""
+    env, overrides = partial(Halves, shape), {"evaluation.count": 0, "env.num_workers": 0}
+    run = bircher.train(env, steps=1000, seed=0, out=tmp_path / "run", **overrides)
+    assert bircher.evaluate(run.agent, episodes=100, greedy=True).mean > 0.95
 
 
 @pytest.mark.slow

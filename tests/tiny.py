@@ -66,6 +66,30 @@ class Raises(Countdown):
         return super().step(action)
 
 
+class Halves(gymnasium.Env):
+    """One half of a picture is bright: 1 for naming it, and the episode is over."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, shape: tuple[int, int, int] = (8, 8, 2)):
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        return self._show(), {}
+
+    def step(self, action: int):
+        right = float(action == self.side)
+        return self._show(), right, True, False, {}
+
+    def _show(self) -> np.ndarray:
+        self.side = int(self.np_random.integers(2))
+        picture = self.np_random.integers(0, 100, self.observation_space.shape, np.uint8)
+        half = picture.shape[1] // 2
+        picture[:, self.side * half : (self.side + 1) * half] += 100
+        return picture
+
+
 class Catch(gymnasium.Env):
     """A ball falls a square a step down a column that is drawn at each reset; 1 if the paddle is below it at the end.
 

@@ -32,7 +32,8 @@ from builders import quick_jit
 KEY = jax.random.key(0)
 SIZE = {"torso_widths": (8,), "latent_width": 6, "channels": 3, "dense_width": 5, "num_atoms": 11}
 SPACE = spaces.Dict({
-    "grid": spaces.Box(0, 1, (5, 4, 2), np.float32),
+    "grid": spaces.Box(0, 1, (6, 6, 2), np.float32),
+    "tile": spaces.Box(0, 1, (4, 8, 2), np.float32),
     "image": spaces.Box(0, 255, (40, 36, 3), np.uint8),
     "deep": spaces.Tuple([
         spaces.Dict(number=spaces.Box(-1, 1, (), np.float64), flag=spaces.Box(0, 1, (2,), bool)),
@@ -58,7 +59,7 @@ ENCODERS = {
 KINDS = {
     "bits": Numbers, "boxes": Tokens, "cells": Symbols, "choices": Index, "deep.0.flag": Numbers,
     "deep.0.number": Numbers, "deep.1": Index, "grid": Picture, "image": Picture, "many": Index, "things": Tokens,
-    "wide": Numbers, "words": Text,
+    "tile": Numbers, "wide": Numbers, "words": Text,
 }  # fmt: skip
 
 
