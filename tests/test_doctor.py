@@ -224,6 +224,15 @@ def test_a_share_is_dominant_in_three_measurements_without_a_break():
         assert [flag.number for flag in doctor.examine(story, FACTS)] == ([1] if raised else [])
 
 
+def test_a_gradient_of_ordinary_size_in_a_solved_task_is_no_spike():
+    story = healthy()
+    set_all(story, "model/gradient_norm", 1e-3, 0.5)
+    story[80]["model/gradient_norm"] = 1.2
+    assert not doctor.examine(story, FACTS)
+    story[90]["model/gradient_norm"] = 2.0
+    assert [flag.number for flag in doctor.examine(story, FACTS)] == [7]
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_policy_without_a_choice_has_no_entropy(share):
     story = healthy()

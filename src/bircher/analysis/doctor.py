@@ -191,11 +191,14 @@ SPIKE, SPIKE_BEFORE = 20.0, 20
 
 
 def spike(lines: Sequence[Line], facts: Facts) -> Iterator[Flag]:
-    """Flag a norm of the gradient that is far above its median before."""
+    """Flag a norm of the gradient that is far above its median before, and above every earlier one.
+
+    In a task that has been solved gradients are tiny, and an ordinary one is many times their median.
+    """
     norm = series(lines, "model/gradient_norm")
     for at in range(SPIKE_BEFORE, len(norm)):
         usual = float(np.median(norm.values[at - SPIKE_BEFORE : at]))
-        if usual > 0 and norm.values[at] > SPIKE * usual:
+        if usual > 0 and norm.values[at] > max(SPIKE * usual, norm.values[:at].max()):
             yield Flag(
                 7, "loss spike",
                 f"the gradient's norm was {norm.values[at]:.3g} at learner step {norm.learner_steps[at]:,.0f}, "
