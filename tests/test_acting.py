@@ -131,7 +131,7 @@ def test_an_agent_acts_on_the_environments_own_observations(world: str):
     assert len(loaded_agent.episode_frames(agent, 0)) == LENGTH + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("world", ["discrete-from-2"], indirect=True)
 def test_every_command_takes_the_same_environment(world: str, tmp_path: Path):
     run = bircher.train(world, out=tmp_path / "run", **{**QUICK, "search.num_simulations": 2, "model.unroll_steps": 1})

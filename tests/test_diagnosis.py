@@ -207,7 +207,7 @@ def test_every_metric_is_in_the_glossary():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
+@pytest.mark.parametrize("agent", ["muesli", pytest.param("gumbel_muzero", marks=pytest.mark.long)])
 def test_the_command_prints_one_object_and_draws(agent, tmp_path):
     from tiny import WORDS
 

@@ -70,7 +70,10 @@ class Riddle(gymnasium.Env):
 
 @pytest.mark.parametrize(("agent", "steps", "settings"), [
     ("muesli", 6_000, {"optimizer": {"learning_rate": 3e-3, "updates_per_step": 1 / 16, "batch_size": 16}}),
-    ("ppo", 12_000, {"optimizer": {"learning_rate": 3e-3, "minibatches": 4}, "replay.capacity": None}),
+    pytest.param(
+        "ppo", 12_000, {"optimizer": {"learning_rate": 3e-3, "minibatches": 4}, "replay.capacity": None},
+        marks=pytest.mark.slow,
+    ),
 ])  # fmt: skip
 def test_a_picture_an_integer_and_numbers_are_learned_from_together(agent, steps, settings, tmp_path):
     run = bircher.train(Riddle, agent=agent, steps=steps, seed=0, out=tmp_path / "run", **{**FAST, **settings})

@@ -46,7 +46,7 @@ def test_of_many_actions_the_likeliest_and_the_one_taken_are_drawn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero"])
+@pytest.mark.parametrize("agent", ["muesli", pytest.param("gumbel_muzero", marks=pytest.mark.long)])
 def test_a_thought_is_the_policy_and_value_behind_the_action(agent, tmp_path):
     from tiny import WORDS
 

@@ -165,7 +165,7 @@ def test_two_programs_side_by_side_are_the_plain_learner(kind, exponent, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["synchronous", "pipeline"])
+@pytest.mark.parametrize("kind", ["synchronous", pytest.param("pipeline", marks=pytest.mark.long)])
 def test_a_failed_rollout_is_neither_learned_from_nor_kept(kind):
     env, learn = Handed(False), made()
     programs = loops.LOOPS[kind](AGENT, env, learn, LENGTH, 400)
@@ -238,7 +238,7 @@ assert 0 < sizes.max() < 4 * 200, "codes shorter than what they stand for"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replay_and_networks_on_two_devices_and_a_resume_there(tmp_path: Path):
     """Arrays of the one never meet those of the other in a program; a run goes on bit for bit, compressed too."""
     flags = "--xla_force_host_platform_device_count=2"

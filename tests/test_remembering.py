@@ -111,7 +111,7 @@ def test_diagnosis_unrolls_from_the_stored_memory():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent_name", ["muesli", "gumbel_muzero"])
+@pytest.mark.parametrize("agent_name", ["muesli", pytest.param("gumbel_muzero", marks=pytest.mark.long)])
 def test_a_loaded_agent_remembers_until_it_is_reset(tmp_path, agent_name):
     """By hand, row by row, an agent says what an evaluation's own loop would; a reset begins anew."""
     settings = {**RECALL, "agent": agent_name, **AGENTS[agent_name], "steps": 300}

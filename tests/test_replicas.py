@@ -24,7 +24,7 @@ def planned(tmp_path, *variants: str, env: str = "toy/chain", settings=SETTINGS,
     return grid.plan(each, [env], seeds, settings, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_one_program_are_the_runs_that_they_are_alone(tmp_path):
     every = planned(tmp_path / "together", "", "losses.policy_gradient.weight=0.5 agent.advantage.factor=0.5")
     jobs = [every[0], every[3]]

@@ -87,7 +87,7 @@ def learned(symmetries: tuple[Symmetry, ...], on: bool, rows: Trajectory, agent:
     return quick_jit(made.update)(state, rows, tally)[0].params
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_learner_sees_turned_boards_where_it_is_asked_to():
     """A mirror alone is the same as mirrored rows; the identity alone, or the setting off, changes nothing."""
     agent, rows = muesli_agent(), board_rows(1, 4, 8)
