@@ -22,6 +22,7 @@ from runner import Result, Study
 
 from bircher import metrics
 from bircher.experiments import compare, grid, replicas
+from bircher.experiments.commands import LocalCommands
 from bircher.experiments.grid import Job, Variant
 from bircher.runs import directory
 
@@ -142,7 +143,7 @@ def ablations(options: argparse.Namespace) -> Iterator[Result]:
             programs.setdefault(tuple(apart), []).append(job)
         for group in programs.values():
             replicas.run(group)
-    done, _ = grid.run(jobs, options.processes, options.episodes)
+    done, _ = grid.run(jobs, LocalCommands(options.processes), options.episodes)
     known = {(line.command, line.returns) for line in entries("ablation")}
     yield from (result for result in map(_ablated, done) if (result.command, result.returns) not in known)
     if done:

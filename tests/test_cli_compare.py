@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from bircher.cli import app
 from bircher.config.config import compose
 from bircher.errors import UnsupportedEnvironment
-from bircher.experiments import compare, grid
+from bircher.experiments import commands, compare, grid
 from tiny import WORDS
 
 SHORT = ["--steps", "64", "--seeds", "1", "--episodes", "4", "optimizer.minibatches=1", "optimizer.epochs=1"]
@@ -119,15 +119,16 @@ def test_who_stops_a_comparison_waits_for_its_runs_to_save(tmp_path, monkeypatch
     """One signal each, however often the waiting looks: a second would end a run in the middle of its save."""
     log = tmp_path / "log"
 
-    def spawn(*_):
+    def start(*_):
         with log.open("w") as file:
             process = subprocess.Popen([sys.executable, "-c", SAVES], stdout=file, start_new_session=True)
         threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        return process
+        return commands.LocalCommand(process)
 
-    monkeypatch.setattr(grid, "_spawn", spawn)
+    place = commands.LocalCommands(1)
+    monkeypatch.setattr(place, "start", start)
     (cell,) = grid.plan([grid.Variant("ppo", ("agent=ppo",))], ["toy/cliff"], range(1), [], tmp_path)
-    assert grid.run([cell], 1, 4, lambda _: None) == ([], [])
+    assert grid.run([cell], place, 4, lambda _: None) == ([], [])
     assert log.read_text().split() == ["ready", "saved"]
 
 

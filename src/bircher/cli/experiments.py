@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from bircher.cli.shared import FAILED, STOPPED, AsJson, exit_on_error
 from bircher.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
+    from bircher.experiments.commands import Commands
     from bircher.experiments.grid import Job, Suite
 
 Steps = Annotated[
@@ -24,7 +26,22 @@ Steps = Annotated[
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="The number of runs for each agent and environment.")]
 FirstSeed = Annotated[int, typer.Option(min=0, metavar="N", help="The first of the seeds, which are N, N + 1, …")]
-Processes = Annotated[int, typer.Option(min=1, help="The number of runs at the same time; they share the cores.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="The number of runs at the same time, which share the cores; by default 1, and with --ray as many as the "
+        "cluster has cores.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Runs and their evaluations on a Ray cluster, each on a core of any node: auto, HOST:PORT of its head "
+        "node, or local. All nodes must see the folder.",
+    ),
+]
 Episodes = Annotated[int, typer.Option(min=1, help="Episodes of the evaluation of each final agent.")]
 SuiteName = Annotated[
     str | None,
@@ -60,7 +77,8 @@ def compare(
     seeds: Seeds = 3,
     first_seed: FirstSeed = 0,
     steps: Steps = None,
-    processes: Processes = 1,
+    processes: Processes = None,
+    ray: Ray = None,
     episodes: Episodes = 100,
     together: Together = False,
     out: Out = None,
@@ -85,6 +103,8 @@ def compare(
 
         if not together:
             devices.stay_on_cpu()  # the runs are separate processes
+        elif ray is not None:
+            raise ConfigError("--together trains all runs in one program on this machine: leave out --ray")
         chosen = None if suite is None else grid.suite(suite)
         if env and chosen:
             raise ConfigError(f"--suite {suite} has environments already: leave out --env {env[0]}")
@@ -96,7 +116,7 @@ def compare(
             raise ConfigError(f"{outside.path} is a run on {outside.env}, which is not in the suite {suite}")
         programs = _programs(made, chosen is not None) if together else []
         title = " against ".join(dict.fromkeys(job.variant for job in every)) + (f": {suite}" if suite else "")
-    _make(every, place, title, (), processes, episodes, as_json, programs, chosen)
+    _make(every, place, title, (), processes, ray, episodes, as_json, programs, chosen)
 
 
 def _jobs(
@@ -162,7 +182,8 @@ def protocol(
     seeds: Seeds = 3,
     first_seed: FirstSeed = 0,
     steps: Steps = None,
-    processes: Processes = 1,
+    processes: Processes = None,
+    ray: Ray = None,
     episodes: Episodes = 100,
     out: Out = None,
     as_json: AsJson = False,
@@ -182,12 +203,20 @@ def protocol(
         place = out or directory.RUNS / f"protocol-{time.strftime('%Y%m%d-%H%M%S')}"
         pairs = [*(settings or []), *([] if steps is None else [f"steps={steps}"])]
         every = grid.plan(five.steps(env, pairs), [env], range(first_seed, first_seed + seeds), pairs, place)
-    _make(every, place, f"From PPO to Muesli: {env}", five.NOTES, processes, episodes, as_json)
+    _make(every, place, f"From PPO to Muesli: {env}", five.NOTES, processes, ray, episodes, as_json)
+
+
+def _commands(processes: int | None, ray: str | None) -> Commands:
+    """Return the place for the processes of runs."""
+    from bircher.experiments.commands import LocalCommands, RemoteCommands
+
+    return LocalCommands(processes or 1) if ray is None else RemoteCommands(ray, processes)
 
 
 def _make(
-    every: list, place: Path, title: str, notes: tuple[str, ...], processes: int, episodes: int, as_json: bool,
-    programs: Sequence[Sequence[Job]] = (), suite: Suite | None = None,
+    every: list, place: Path, title: str, notes: tuple[str, ...], processes: int | None, ray: str | None,
+    episodes: int, as_json: bool, programs: Sequence[Sequence[Job]] = (),
+    suite: Suite | None = None,
 ) -> None:  # fmt: skip
     """Run the missing runs, those of one program first, then write and print the results."""
     with exit_on_error():
@@ -198,7 +227,8 @@ def _make(
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{place} cannot be created: {error.strerror or error}") from error
-    with exit_on_error(FAILED):
+        commands = _commands(processes, ray)
+    with exit_on_error(FAILED), contextlib.closing(commands):
         from bircher.experiments import grid
 
         def log(text: str) -> None:
@@ -209,7 +239,7 @@ def _make(
             from bircher.experiments import replicas
 
             stopped = not all(replicas.run(program, log) for program in programs)
-        done, failed = ([], []) if stopped else grid.run(every, processes, episodes, log)
+        done, failed = ([], []) if stopped else grid.run(every, commands, episodes, log)
         missing = len(every) - len(done)
         if missing:
             advice = f"continue with the same command and --out {shlex.quote(str(place))}"

@@ -7,10 +7,8 @@ import hashlib
 import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from bircher.config.config import Config, ConfigError, compose
 from bircher.config.settings import as_text
 from bircher.envs import atari, small
 from bircher.errors import CheckpointError, RunFolderError, near
+from bircher.experiments.commands import Command, Commands
 from bircher.experiments.statistics import Reference, format_return
 from bircher.runs import build, directory
 from bircher.runs.trainer import StopRequest
@@ -26,7 +25,8 @@ from bircher.runs.trainer import StopRequest
 LONGEST = 200
 """Maximum number of characters of a folder's name before its hash."""
 EVALUATION, LOG = "evaluation.json", "log.txt"
-BIRCHER = (sys.executable, "-m", "bircher")
+MOST_LOSSES = 3
+"""The number of times that a run is begun again because its machine was gone."""
 
 
 class Variant(NamedTuple):
@@ -138,7 +138,7 @@ def suite(name: str) -> Suite:
 
 class _RunningJob(NamedTuple):
     job: Job
-    process: subprocess.Popen
+    command: Command
     evaluating: bool
     slot: int
 
@@ -222,36 +222,55 @@ def flat(layer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run(
-    jobs: Sequence[Job], processes: int, episodes: int, log: Callable[[str], None] = print
+    jobs: Sequence[Job], commands: Commands, episodes: int, log: Callable[[str], None] = print
 ) -> tuple[list[Job], list[Job]]:
-    """Train and evaluate the jobs that are not done yet, `processes` at a time, and return (done, failed).
+    """Train and evaluate the jobs that are not done yet, in processes, and return (done, failed).
 
-    Each process has its own share of the cores, so that processes do not compete for them.  An interrupted run
-    continues from its last checkpoint.  A stop request ends the loop early, after the running jobs have saved.
+    An interrupted run continues from its last checkpoint, also one whose machine is gone.  A stop request ends the loop
+    early, after the running jobs have saved.
     """
     pending = [job for job in jobs if not job.done(episodes)]
     if len(pending) < len(jobs):
         log(f"{len(jobs) - len(pending)} of {len(jobs)} runs are done already")
-    slots, running, failed = list(range(processes)), [], []
-    interrupted: set[int] = set()
+    slots, running, failed = list(range(commands.processes)), [], []
+    interrupted: set[Job] = set()
+    losses: Counter[Job] = Counter()
     with StopRequest() as stop, _interrupt_on_error(running):
         while running or (pending and not stop.requested):
-            while pending and slots and not stop.requested:
-                running.append(_begin(pending.pop(0), slots.pop(0), processes, episodes, log))
+            while slots and not stop.requested and (job := _take(pending, losses)):
+                running.append(_begin(job, slots.pop(0), commands, episodes, log))
             if stop.requested:
                 # Each process gets one signal, because a second one would stop it before it has saved.
-                for active in [active for active in running if active.process.pid not in interrupted]:
-                    active.process.send_signal(signal.SIGINT)
-                    interrupted.add(active.process.pid)
+                for active in [active for active in running if active.job not in interrupted]:
+                    active.command.interrupt()
+                    interrupted.add(active.job)
             time.sleep(0.2)
-            for active in [active for active in running if active.process.poll() is not None]:
+            for active in [active for active in running if active.command.poll() is not None]:
                 running.remove(active)
-                following = _next(active, processes, episodes, stop.requested, failed, log)
+                if active.command.lost and losses[active.job] < MOST_LOSSES and not stop.requested:
+                    log(f"{active.job}: its machine is gone, and the run goes on elsewhere")
+                    losses[active.job] += 1
+                    pending.insert(0, active.job)
+                    slots.append(active.slot)
+                    continue
+                following = _next(active, commands, episodes, stop.requested, failed, log)
                 if following is None:
                     slots.append(active.slot)
                 else:
                     running.append(following)
     return [job for job in jobs if job.done(episodes)], failed
+
+
+def _take(pending: list[Job], losses: Mapping[Job, int]) -> Job | None:
+    """Remove and return the first job that can begin.
+
+    One whose machine seemed to be gone may still be saving there.
+    """
+    for job in pending:
+        if job not in losses or not directory.in_use(job.path):
+            pending.remove(job)
+            return job
+    return None
 
 
 @contextlib.contextmanager
@@ -261,18 +280,19 @@ def _interrupt_on_error(running: Sequence[_RunningJob]) -> Iterator[None]:
         yield
     except Exception:
         for active in running:
-            active.process.send_signal(signal.SIGINT)
+            active.command.interrupt()
         raise
 
 
-def _begin(job: Job, slot: int, processes: int, episodes: int, log: Callable[[str], None]) -> _RunningJob:
+def _begin(job: Job, slot: int, commands: Commands, episodes: int, log: Callable[[str], None]) -> _RunningJob:
     resumes = (job.path / directory.CONFIG).exists()
     if resumes and _trained(job):
         log(f"{job}: evaluating")
-        return _evaluate(job, slot, processes, episodes)
+        return _evaluate(job, slot, commands, episodes)
     log(f"{job}: " + ("going on" if resumes else "training"))
-    arguments = ["--resume", str(job.path)] if resumes else [job.env, *job.settings, "--out", str(job.path)]
-    return _RunningJob(job, _spawn(job, ["train", *arguments], None, slot, processes), False, slot)
+    path = str(job.path.absolute())
+    arguments = ["--resume", path] if resumes else [job.env, *job.settings, "--out", path]
+    return _start(job, ["train", *arguments], None, slot, commands)
 
 
 def _trained(job: Job) -> bool:
@@ -282,17 +302,25 @@ def _trained(job: Job) -> bool:
         return False  # resuming the run reports this error
 
 
-def _evaluate(job: Job, slot: int, processes: int, episodes: int) -> _RunningJob:
-    arguments = ["eval", str(job.path), "--episodes", str(episodes), "--seed", str(job.seed), "--json"]
-    return _RunningJob(job, _spawn(job, arguments, job.unfinished, slot, processes), True, slot)
+def _evaluate(job: Job, slot: int, commands: Commands, episodes: int) -> _RunningJob:
+    path = str(job.path.absolute())
+    arguments = ["eval", path, "--episodes", str(episodes), "--seed", str(job.seed), "--json"]
+    return _start(job, arguments, job.unfinished, slot, commands)
+
+
+def _start(job: Job, arguments: list[str], output: Path | None, slot: int, commands: Commands) -> _RunningJob:
+    """Start a command, whose messages go to the log next to its run."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    return _RunningJob(job, commands.start(arguments, job.log, output, slot), output is not None, slot)
 
 
 def _next(
-    active: _RunningJob, processes: int, episodes: int, stopping: bool, failed: list[Job], log: Callable[[str], None]
-) -> _RunningJob | None:
+    active: _RunningJob, commands: Commands, episodes: int, stopping: bool, failed: list[Job],
+    log: Callable[[str], None],
+) -> _RunningJob | None:  # fmt: skip
     """Start the evaluation after a training that ended; return None if nothing follows."""
-    job, code = active.job, active.process.returncode
-    if code != 0:
+    job, status = active.job, active.command.poll()
+    if status != 0:
         if not stopping:
             failed.append(job)
             log(f"{job}: failed, see {job.log}")
@@ -301,22 +329,7 @@ def _next(
         os.replace(job.unfinished, job.path / EVALUATION)
         log(f"{job}: mean return {format_return(job.evaluation()['mean'])}")
         return None
-    return None if stopping else _evaluate(job, active.slot, processes, episodes)
-
-
-def _spawn(job: Job, arguments: list[str], output: Path | None, slot: int, processes: int) -> subprocess.Popen:
-    """Start a command in a separate process on its share of the cores; its messages go to the log next to its run."""
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = set(cores[slot % len(cores) :: processes]) if cores else set()
-
-    with job.log.open("a") as errors, output.open("w") if output else job.log.open("a") as stdout:
-        # A separate session, so that Ctrl-C reaches the process only through `run`.
-        process = subprocess.Popen([*BIRCHER, *arguments], stdout=stdout, stderr=errors, start_new_session=True)
-    if share:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.sched_setaffinity(process.pid, share)
-    return process
+    return None if stopping else _evaluate(job, active.slot, commands, episodes)
 
 
 def folder_name(text: str) -> str:

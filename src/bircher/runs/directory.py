@@ -113,6 +113,17 @@ def claim(path: Path) -> int:
     return descriptor
 
 
+def in_use(path: Path) -> bool:
+    """Return whether another process is writing to the folder of a run."""
+    if not path.is_dir():
+        return False
+    try:
+        os.close(claim(path))
+    except RunFolderError:
+        return True
+    return False
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the metrics that the run in a folder has logged, oldest first, one dictionary for each time of logging.
 

@@ -1,0 +1,94 @@
+"""`--ray`: the runs of a comparison in processes on the nodes of a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bircher.cli import app
+from bircher.errors import ConfigError, RunFolderError
+from bircher.experiments import commands, compare, grid
+from bircher.runs import directory
+from tiny import WORDS
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="does not see .*folder that all nodes share"):
+        commands.Runner(["--version"], tmp_path / "elsewhere" / "log.txt", None, str(tmp_path))
+
+
+def test_a_command_writes_its_output_and_its_log_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log, output = tmp_path / "log.txt", tmp_path / "output.txt"
+    log.touch()
+    assert commands.Runner(["--version"], log, output, str(tmp_path)).wait() == 0
+    assert "bircher" in output.read_text() and not log.read_text()
+    assert commands.Runner(["trian"], log, None, str(tmp_path)).wait() == 2 and "train" in log.read_text()
+
+
+def logged(run: Path) -> bool:
+    """Return whether a run has logged a line."""
+    file = run / directory.METRICS
+    return file.exists() and file.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_run_is_saved_and_ends_with_the_process_beside_it(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.touch()
+    words = ["train", "toy/cliff", "steps=1e9", *WORDS, "checkpoint.every_seconds=1000", "--out", str(tmp_path / "run")]
+    runner = commands.Runner(words, log, None, str(tmp_path))
+    while not logged(tmp_path / "run"):
+        assert runner._process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    assert directory.in_use(tmp_path / "run")
+    runner._process.stdin.close()
+    assert runner.wait() == 130, log.read_text()
+    assert directory.counters(tmp_path / "run")["env_steps"] > 0 and not directory.in_use(tmp_path / "run")
+
+
+def test_an_address_is_one_of_ray() -> None:
+    with pytest.raises(ConfigError, match="--ray somewhere is not valid: expected auto, local, or HOST:PORT"):
+        commands.RemoteCommands("somewhere")
+
+
+# With Ray.
+
+
+@pytest.mark.slow
+def test_runs_and_evaluations_on_a_cluster_and_one_that_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs at a time; one loses the actor beside it while it trains, as if its machine had gone, and goes on."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
+    monkeypatch.chdir(tmp_path)
+    runs = [tmp_path / "page" / "toy-cliff" / "muesli" / str(seed) for seed in (0, 1)]
+    start, poll, first = commands.RemoteCommands.start, commands.RemoteCommand.poll, []
+    killed = []
+
+    def remember(self, *arguments):
+        command = start(self, *arguments)
+        first.append(command)
+        return command
+
+    def kill_one(self):
+        if self is first[0] and not killed and logged(runs[0]):
+            killed.append(self)
+            os.kill(ray.get(self._actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+        return poll(self)
+
+    monkeypatch.setattr(commands.RemoteCommands, "start", remember)
+    monkeypatch.setattr(commands.RemoteCommand, "poll", kill_one)
+    words = ["muesli", "--env", "toy/cliff", "--seeds", "2", "--steps", "20000", "--episodes", "4", "--out", "page"]
+    told = CliRunner().invoke(app, ["compare", *words, "--ray", "local", "--processes", "2", *WORDS])
+    assert told.exit_code == 0, told.output
+    assert told.stderr.count("its machine is gone, and the run goes on elsewhere") == 1
+    assert all(directory.counters(run)["env_steps"] >= 20_000 for run in runs)
+    assert all(json.loads((run / grid.EVALUATION).read_text())["episodes"] == 4 for run in runs)
+    assert (tmp_path / "page" / compare.PAGE).exists()
