@@ -19,7 +19,7 @@ RUN := $(if $(wildcard runs/demo),runs/demo-$(shell date +%Y%m%d-%H%M%S),runs/de
 help:
 	@echo "make demo           set-up, then Muesli learns to land LunarLander-v3 here: run, score, video, learning curve"
 	@echo "make test           set-up, then the quick tests"
-	@echo "make check          lint (ruff) and types (pyright)"
+	@echo "make check          lint (ruff, shellcheck) and types (pyright)"
 	@echo "make reference      the reference pages and the figures of the docs, from the code"
 	@echo "make results        the tables of results from the ledger, and the rows older than their presets"
 	@echo "make check-slow     the tests that take more than a few seconds each"
@@ -45,6 +45,7 @@ test: $(VENV)/.ready-test
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/shellcheck .ci/run examples/cluster/slurm.sh
 
 results: $(VENV)/.ready
 	$(BIN)/python benchmarks/tables.py
