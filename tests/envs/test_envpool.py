@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import envpool
 import jax
@@ -13,8 +14,8 @@ import pytest
 from rollouts import assert_same_rows, rollout
 
 import environments
-from bircher.envs import registry
-from bircher.envs.base import check_env
+from bircher.envs import float64, registry
+from bircher.envs.base import check_env, random_actions
 from bircher.envs.config import EnvRequest
 from bircher.envs.envpool import EnvPoolEnv, env_spec
 from bircher.errors import UnsupportedEnvironment
@@ -91,9 +92,60 @@ def test_no_start_of_an_evaluation_occurs_in_training():
     assert not starts["train"] & starts["evaluation"]
 
 
-def test_values_of_64_bits_are_an_error():
-    with pytest.raises(UnsupportedEnvironment, match="64-bit.*use backend=gymnasium"):
-        env_spec(EnvRequest.of("Ant-v4"))
+def test_words_are_the_nearest_single_numbers_and_back():
+    """Ties, overflow, infinities and NaN as NumPy has them; numbers too small for a normal float32 become 0."""
+    generator = np.random.default_rng(0)
+    random = generator.normal(size=4000) * 10.0 ** generator.integers(-33, 39, 4000)
+    ties = (1 + (2 * np.arange(8) + 1) * 2.0**-24) * 2.0 ** generator.integers(-120, 120, 8)
+    most = float(np.finfo(np.float32).max)
+    special = [0.0, -0.0, np.inf, -np.inf, 1e300, most, most * (1 + 2.0**-25), -most * (1 + 2.0**-24), np.nan]
+    wide = np.concatenate([random, ties, special])
+    words = wide.view(np.uint32).reshape(-1, 2)
+    with np.errstate(over="ignore"):
+        expected = wide.astype(np.float32)
+    found = np.asarray(jax.jit(float64.from_words)(words))
+    np.testing.assert_array_equal(found.view(np.uint32)[:-1], expected.view(np.uint32)[:-1])
+    np.testing.assert_array_equal(found, expected)
+    assert np.isinf(expected[np.abs(wide) > most * (1 + 2.0**-25)]).all(), "some numbers are beyond float32"
+    back = np.ascontiguousarray(jax.jit(float64.to_words)(expected)).view(np.float64)[:, 0]
+    np.testing.assert_array_equal(back, expected.astype(np.float64))
+    tiny = np.array([1e-39, -1e-310, 5e-324])
+    assert (np.asarray(jax.jit(float64.from_words)(tiny.view(np.uint32).reshape(-1, 2))) == 0).all()
+    assert (np.ascontiguousarray(jax.jit(float64.to_words)(tiny.astype(np.float32))).view(np.float64) == 0).all()
+
+
+def test_mujoco_has_the_rows_of_the_pool_in_python():
+    """The pool itself gives float64 and takes float64; actions and rows of a compiled scan are the same numbers."""
+    env = environments.make("HalfCheetah-v4", 3, seed=4, max_steps=25)
+    rows = rollout(env, 60)
+    env.close()
+    seeds = registry.seeds(4, "train", 3)
+    pool = envpool.make_gymnasium("HalfCheetah-v4", num_envs=3, seed=seeds, max_episode_steps=25)
+    assert pool.spec.state_array_spec["obs"].dtype == np.float64 == pool.spec.action_array_spec["action"].dtype
+    observation, _ = pool.reset()
+    assert rows.observation.dtype == np.float32 and (rows.first.sum(0) == 3).all() and not rows.terminal.any()
+    for t, key in enumerate(jax.random.split(jax.random.key(0), 60)):
+        np.testing.assert_array_equal(rows.observation[t], observation.astype(np.float32))
+        action = random_actions(env.spec, key, jax.tree.map(lambda x, t=t: x[t], rows))
+        observation, reward, _, truncated, _ = pool.step(np.asarray(action, np.float64))
+        np.testing.assert_array_equal(rows.reward[t + 1], reward)
+        np.testing.assert_array_equal(rows.last[t + 1], truncated)
+    pool.close()
+
+
+def test_mujoco_by_groups_of_frames_and_as_a_dictionary():
+    env = environments.make("Hopper-v5", 2, seed=0, action_repeat=2, max_steps=40)
+    check_env(env, 30)
+    control = environments.spec("CheetahRun-v1", backend="envpool")
+    assert registry.describe(control.observation) == "{position: float32 (8,), velocity: float32 (9,)}"
+
+
+def test_integers_of_64_bits_are_an_error(monkeypatch):
+    array = SimpleNamespace(dtype=np.dtype(np.int64))
+    native = SimpleNamespace(state_array_spec={"obs": array}, action_array_spec={})
+    monkeypatch.setattr(envpool, "make_spec", lambda *_, **__: native)
+    with pytest.raises(UnsupportedEnvironment, match="values of the type int64; use backend=gymnasium"):
+        env_spec(EnvRequest.of("Pendulum-v1"))
 
 
 def test_a_closed_pool_is_an_error():

@@ -7,7 +7,7 @@ What the installed EnvPool does, on which this adapter rests (its tests hold eac
 - A death on the very last allowed step is reported as truncation only: the flag that is set is the time limit's, and
   nothing else in the row tells. Such a row bootstraps. It concerns one row in ``max_steps`` at most.
 - Environment i of a pool with seed s has seed s + i, so a list of hashed seeds is passed instead.
-- Values of 64 bits corrupt memory through the handle, so environments that have them are refused here.
+- Values of 64 bits corrupt memory through its own wrapper of the handle, so `float64` has another one.
 - A pool that returns N rows at a time takes actions for any N of its environments, and returns those N when all are
   done, in any order. Repeated actions rest on this: see `EnvPoolEnv`.
 - A limit of 0 in an environment's configuration, as BabyAI's have, leaves the limit to the environment: it truncates
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from bircher.envs import atari, minigrid
+from bircher.envs import atari, float64, minigrid
 from bircher.envs.base import Actions, EnvState, row
 from bircher.envs.specs import action_spec, encoded_shape, observation_spec, quiet_bounds, with_spaces
 from bircher.errors import UnsupportedEnvironment
@@ -44,7 +44,7 @@ def env_spec(request: EnvRequest) -> EnvSpec:
     env_id = request.config.id
     game = atari.canonical(env_id)
     native = envpool.make_spec(game or env_id, **_pool_settings(request))
-    _refuse_wide(env_id, native)
+    _refuse_untransferable(env_id, native)
     with quiet_bounds():
         observation_space, action_space = native.observation_space, native.action_space
     shapes, encoding = observation_spec(observation_space, request.config.layout)
@@ -68,14 +68,13 @@ def _pool_settings(request: EnvRequest) -> dict[str, Any]:
     return settings
 
 
-def _refuse_wide(env_id: str, native: Any) -> None:
-    """Raise UnsupportedEnvironment for what the handle cannot transfer: 64-bit values, and several players."""
-    arrays = {**native.state_array_spec, **native.action_array_spec}
-    wide = [name for name, array in arrays.items() if np.dtype(array.dtype).itemsize == 8]
+def _refuse_untransferable(env_id: str, native: Any) -> None:
+    """Raise UnsupportedEnvironment for what the handle cannot transfer: 64-bit integers, and several players."""
+    wide = float64.other_wide_types(native)
     if wide:
         raise UnsupportedEnvironment(
-            f"{env_id} cannot run in EnvPool inside a compiled program, because {', '.join(wide)} has 64-bit values; "
-            "use backend=gymnasium"
+            f"{env_id} cannot run in EnvPool inside a compiled program, because it has values of the type "
+            f"{' and '.join(wide)}; use backend=gymnasium"
         )
     if native.config.max_num_players != 1:
         raise UnsupportedEnvironment(f"{env_id} has several players, which the EnvPool adapter does not support")
@@ -116,7 +115,7 @@ class EnvPoolEnv:
             **({"render_mode": "rgb_array"} if self._draws else {}),
         )
         with quiet_bounds():  # the pool reads its observation space at every row
-            self._handle, self._recv, self._send, self._step = self._pool.xla()
+            self._handle, self._recv, self._send, self._step = float64.open_handle(self._pool)
             _ = self._pool.observation_space
         _open_pools[id(self._pool)] = self._pool
 

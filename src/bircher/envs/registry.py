@@ -85,7 +85,17 @@ ENVPOOL = (
     "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0", "Pendulum-v1",
 )  # fmt: skip
 
+MUJOCO = tuple(
+    f"{name}-{version}"
+    for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum",
+                 "InvertedPendulum", "Pusher", "Reacher", "Swimmer", "Walker2d")
+    for version in ("v4", "v5")
+)  # fmt: skip
+"""Gymnasium's tasks of MuJoCo, which EnvPool has too, without a further package."""
+
 PRESETS = {
+    **dict.fromkeys(MUJOCO, "mujoco"),
+    "BipedalWalker-v3": "bipedalwalker",
     "toy/recall": "recall",
     "CartPole-v1": "cartpole",
     "Acrobot-v1": "acrobot",
@@ -189,7 +199,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return "gymnasium"
     if source in PGX_REFUSED and backend in (None, "pgx"):
         raise UnsupportedEnvironment(f"{source} cannot be played: {PGX_REFUSED[source]}")
-    for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", ENVPOOL)):
+    for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", (*ENVPOOL, *MUJOCO))):
         if source in ids and backend in (None, name):
             return name
     if backend in (None, "envpool") and (atari.canonical(source) is not None or _is_grid_world(source)):
@@ -202,7 +212,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
 
     known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.list_ids()}
     grid_worlds = minigrid.ids() if source.startswith(minigrid.PREFIXES) else ()
-    known_ids["envpool"] = (*ENVPOOL, *atari.ids(), *grid_worlds)
+    known_ids["envpool"] = (*ENVPOOL, *MUJOCO, *atari.ids(), *grid_worlds)
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
     where = f" in {backend}" if backend else ""
     raise UnknownEnvironment(f"unknown environment {short(source)}{where}{specs.advice_for(source[:100], names)}")
@@ -320,7 +330,7 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *atari.ids(), *minigrid.ids())
+    built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *atari.ids(), *minigrid.ids())
     for env_id in dict.fromkeys((*built_in, *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
