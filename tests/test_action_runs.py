@@ -70,3 +70,19 @@ def test_a_run_with_a_search_over_candidates(tmp_path):
     assert len(found["action"]) == 2 and found["children"]
     text = invoke("search", str(run.path))
     assert f"action {agent.action_name(np.array(found['action']))}" in text
+
+
+def test_muesli_searches_over_candidates_when_it_acts(tmp_path):
+    """It learns without a search; a loaded agent shows the candidates and weights of the search that acted."""
+    run = train("toy/reacher", tmp_path / "run", agent="muesli")
+    agent = bircher.load(run.path, search={"num_simulations": 4})
+    plain = bircher.load(run.path)
+    thought = agent.think(OBSERVATION, greedy=True)
+    assert len(thought.names) == 5 and sum(thought.improved) == pytest.approx(1, abs=1e-4)
+    again = bircher.load(run.path, search={"num_simulations": 4})
+    np.testing.assert_array_equal(agent.own_action(thought.taken), again.act(OBSERVATION, greedy=True))
+    mode = agent.action_name(plain.think(OBSERVATION, greedy=True).taken)
+    assert thought.names[0] == mode, "the first candidate of the best action is the most probable one"
+    found = json.loads(invoke("search", str(run.path), "search.num_simulations=4", "--json"))
+    assert len(found["action"]) == 2 and found["children"]
+    assert bircher.evaluate(agent, episodes=2).mean < 0

@@ -23,13 +23,12 @@ import jax
 from jaxtyping import Array, Float
 from pydantic import Field
 
-from bircher import search
 from bircher.agents import loss_terms, muzero
 from bircher.agents.base import Agent, Carry, Mode, Term, model_of, require_supported
 from bircher.agents.candidates import lists_probabilities
 from bircher.agents.config import AdvantageConfig, PolicyAgentConfig, PolicyLosses, PriorConfig, ReturnConfig
 from bircher.agents.metrics import compute_if, policy_metrics
-from bircher.agents.model_search import Proposal, search_root, simulator
+from bircher.agents.model_search import Proposal, take_actions
 from bircher.agents.policy_targets import (
     PolicyAgentState,
     encode_rows,
@@ -49,7 +48,6 @@ from bircher.search import SearchConfig, SearchResult
 from bircher.types import (
     ActOutput,
     Batch,
-    Discrete,
     EnvSpec,
     Extras,
     Key,
@@ -58,11 +56,8 @@ from bircher.types import (
     TimeStep,
 )
 
-NO_CANDIDATES = Proposal(1, 0.0, 0)
-"""These agents search over discrete actions only, whose nodes have no candidates."""
 
-
-def require_candidates(config: PolicyAgentConfig, spec: EnvSpec, simulations: int) -> None:
+def require_candidates(config: PolicyAgentConfig, spec: EnvSpec) -> None:
     """Require that the settings hold for actions of which only candidates are known.
 
     Raises:
@@ -72,11 +67,6 @@ def require_candidates(config: PolicyAgentConfig, spec: EnvSpec, simulations: in
         raise ConfigError(
             f"agent.cmpo.samples={config.cmpo.samples} is for few discrete actions, and those of {spec.id} are "
             f"{spec.action}: set agent.num_candidates instead, and leave agent.cmpo.samples at 0"
-        )
-    if simulations and not isinstance(spec.action, Discrete):
-        raise ConfigError(
-            f"search.num_simulations={simulations} lets {config.name} search when it acts, which it does over discrete "
-            f"actions only, and those of {spec.id} are {spec.action}: set search.num_simulations=0"
         )
 
 
@@ -96,7 +86,10 @@ def make(
     target_spec = required_targets(config, enabled)
     uses_model = target_spec.look_ahead or loss_terms.any_needs(enabled, "unroll")
     model_discount = muzero.model_discount_of(config.gamma, num_players)
-    simulations = search_config.num_simulations if search_config is not None else 0
+    plan = None
+    if search_config is not None and search_config.num_simulations:
+        proposal = Proposal(config.num_candidates, 0.0, config.enumerate_actions)
+        plan = muzero.gumbel_planner(search_config, proposal, model_discount)
     if "model_reward" not in enabled:
         model_config = model_config.model_copy(update={"reward_head": False})  # no term would train it
 
@@ -109,47 +102,49 @@ def make(
         latent, memory = model.encode(observation, carry.memory, timestep.first)
         distribution = model.distribution
         params = distribution.restrict(model.predict(latent).policy_logits, timestep.legal_actions)
-        if mode != "explore" and simulations:
-            action = run_search(policy, latent, timestep.legal_actions, key, mode == "sample", False).action
+        searched = Extras()
+        if mode != "explore" and plan is not None:
+            result = plan(model, latent, timestep.legal_actions, key, mode)
+            action = result.action
+            if result.actions is not None:
+                action = take_actions(result.actions, action)
+                searched = muzero.search_extras(result)
         else:
             action = distribution.mode(params) if mode == "greedy" else distribution.sample(params, key)
         if lists_probabilities(distribution, config):
             extras = Extras(per_action={"behavior_logits": params})
         else:
-            extras = Extras(per_row={"behavior_log_prob": distribution.log_prob(params, action)})
+            log_prob = {"behavior_log_prob": distribution.log_prob(params, action)}
+            extras = Extras({**log_prob, **searched.per_row}, searched.per_action)
         return ActOutput(action, extras, carry.memory), carry._replace(memory=memory)
 
-    def run_search(
-        policy: Policy, latent: Array, legal_actions: Array, key: Key, noise: bool = False, keep_tree: bool = True
-    ) -> SearchResult:
-        assert search_config is not None
-        root = search_root(model_of(policy), latent, legal_actions, NO_CANDIDATES, key)
-        simulate = simulator(model_of(policy), model_discount, NO_CANDIDATES)
-        return search.gumbel_search(search_config, root, simulate, key, simulations, noise, keep_tree)
+    def run_search(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+        assert plan is not None
+        return plan(model_of(policy), latent, legal_actions, key, "greedy", keep_tree=True)
 
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
         del minibatches  # all sequences have the same kind of targets
         return policy_targets(config, target_spec, model_discount, model_config.burn_in, policy, batch, key)
 
-    init = partial(_init, config, model_config, enabled, uses_model, simulations)
+    init = partial(_init, config, model_config, enabled, uses_model)
     loss = partial(policy_loss, config, model_config, enabled)
     look_ahead = partial(policy_look_ahead, config, target_spec, model_discount)
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
         config.acts_with == "target", model_discount,
-        look_ahead if uses_model else None, run_search if simulations else None,
+        look_ahead if uses_model else None, run_search if plan is not None else None,
         model_config.value_unit == "returns", True,
     )  # fmt: skip
 
 
 def _init(
-    config: PolicyAgentConfig, model_config: ModelConfig, enabled: frozenset[str], uses_model: bool,
-    simulations: int, key: Key, spec: EnvSpec,
+    config: PolicyAgentConfig, model_config: ModelConfig, enabled: frozenset[str], uses_model: bool, key: Key,
+    spec: EnvSpec,
 ) -> Policy:  # fmt: skip
     """Return the first parameters and state; `uses_model` is whether a term or a target needs the dynamics."""
     require_supported(config.name, spec)
     if not lists_probabilities(distribution_of(spec.action), config):
-        require_candidates(config, spec, simulations)
+        require_candidates(config, spec)
     statistics = ObservationStatistics.of(spec) if config.normalize_observations else None
     model = Model(spec, model_config, key, loss_terms.any_needs(enabled, "projection"), uses_model)
     normalizer = improvement.AdvantageNormalizer.zero()

@@ -348,16 +348,22 @@ def muzero_act(
         action = result.action
     else:
         action = draw(draw_key, result.weights, temperature if searches else jnp.ones(()))
-    per_row = {"search_value": result.value}
-    per_action = {"search_policy": result.weights}
+    per_row, per_action = search_extras(result)
     action = action.astype(jnp.int32)
     if result.actions is not None:
-        action, per_action["search_actions"] = take_actions(result.actions, action), result.actions
+        action = take_actions(result.actions, action)
     if config.random_action_share:
         share = config.random_action_share if mode == "explore" else 0.0
         legal, kind = timestep.legal_actions, model.distribution
-        action, per_row["random_action"] = replace_some(random_key, action, legal, share, kind)
+        action, replaced = replace_some(random_key, action, legal, share, kind)
+        per_row = {**per_row, "random_action": replaced}
     return ActOutput(action, Extras(per_row, per_action), carry.memory), Carry(memory, moves)
+
+
+def search_extras(result: SearchResult) -> Extras:
+    """Return what rows store of a search: its value and policy, and the candidates to which the policy belongs."""
+    actions = {} if result.actions is None else {"search_actions": result.actions}
+    return Extras({"search_value": result.value}, {"search_policy": result.weights, **actions})
 
 
 def muzero_look_ahead(result: SearchResult) -> LookAhead:
@@ -376,6 +382,11 @@ def planner(config: MuZeroConfig, search_config: SearchConfig, model_discount: f
     """
     searcher = search.gumbel_search if config.name == "gumbel_muzero" else search.puct_search
     return partial(_plan, searcher, search_config, proposal_of(config), model_discount)
+
+
+def gumbel_planner(config: SearchConfig, proposal: Proposal, model_discount: float) -> Callable[..., SearchResult]:
+    """Return what `planner` does for agents that learn without a search: Gumbel MuZero's search when they act."""
+    return partial(_plan, search.gumbel_search, config, proposal, model_discount)
 
 
 def proposal_of(config: MuZeroConfig) -> Proposal:

@@ -18,6 +18,7 @@ from bircher.envs.base import Env, num_legal
 from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
+from bircher.ops.distributions import distribution_of
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
 from bircher.spaces import encode_observation, misfit, part_of
@@ -206,6 +207,12 @@ class LoadedAgent:
         return np.array2string(self.own_action(action), precision=2, suppress_small=True, floatmode="fixed")
 
     @property
+    def _lists_actions(self) -> bool:
+        """Return whether candidates, where actions have them, are all actions in their order."""
+        count = distribution_of(self.spec.action).num_choices
+        return count is not None and count <= self.config.agent.enumerate_actions
+
+    @property
     def model(self) -> Model:
         """Return the network, whose values and rewards have the environment's own unit."""
         return model_of(self._agent.unwrap(self.policy))
@@ -319,8 +326,8 @@ class LoadedAgent:
             prior, actions = estimates.prior, output.extras.per_action.get("search_actions", estimates.actions)
             if improved is None:
                 improved = estimates.improved
-            elif actions is not None:  # the candidates of that search have their own weights
-                prior = jnp.full_like(improved, 1 / improved.shape[-1])
+            elif actions is not None and not self._lists_actions:
+                prior = jnp.full_like(improved, 1 / improved.shape[-1])  # that search drew its own candidates
             return carry, (
                 output.action, prior, improved, estimates.value if value is None else value,
                 *([] if actions is None else [actions]),
