@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,8 +82,11 @@ def test_muesli_searches_over_candidates_when_it_acts(tmp_path):
     assert len(thought.names) == 5 and sum(thought.improved) == pytest.approx(1, abs=1e-4)
     again = bircher.load(run.path, search={"num_simulations": 4})
     np.testing.assert_array_equal(agent.own_action(thought.taken), again.act(OBSERVATION, greedy=True))
+    assert thought.density.samples.shape == (5, 2) and (thought.density.deviation > 0).all()
+    np.testing.assert_allclose(thought.density.mean, plain.act(OBSERVATION, greedy=True), rtol=1e-4, atol=1e-5)
     mode = agent.action_name(plain.think(OBSERVATION, greedy=True).taken)
     assert thought.names[0] == mode, "the first candidate of the best action is the most probable one"
     found = json.loads(invoke("search", str(run.path), "search.num_simulations=4", "--json"))
-    assert len(found["action"]) == 2 and found["children"]
+    assert found["action"] in found["candidates"] and len(found["candidates"]) == len(found["weights"]) == 5
+    assert Path(found["picture"]).read_text().count("<polyline") == 2
     assert bircher.evaluate(agent, episodes=2).mean < 0

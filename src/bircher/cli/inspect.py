@@ -164,6 +164,9 @@ def search(
             "env": agent.spec.id, "agent": agent.name, "step": step, "seed": seed, "action": chosen.tolist(),
             "value": decision.value, "children": children, "best_line": line, "picture": str(path),
         }  # fmt: skip
+        if decision.candidates is not None and decision.thought is not None:
+            found["candidates"] = agent.own_action(decision.candidates).tolist()
+            found["weights"] = decision.thought.improved.tolist()
         print(json.dumps(found))
         return
     name = agent.action_name(decision.action_at(decision.action))

@@ -23,6 +23,7 @@ from bircher.runs import build, loaded_agent
 from bircher.runs.build import Parts
 from bircher.runs.loaded_agent import Inputs, LoadedAgent
 from bircher.runs.logger import ReplaySampler
+from bircher.search import SearchResult
 from bircher.training.learner import Learner
 from bircher.training.rollout import collect_rollout, describe_failure, start_actors
 from bircher.types import SINGLE, EnvSpec, Extras, Key, Policy, Trajectory
@@ -147,6 +148,8 @@ class Decision(NamedTuple):
     tree: panels.Tree
     candidates: np.ndarray | None = None
     """The actions at the root, [N, D], where they are not discrete; nodes below have other ones."""
+    thought: panels.Thought | None = None
+    """The policies over these candidates, before the search and after it."""
 
     def action_at(self, index: int) -> Any:
         """Return the agent's action of an index at the root."""
@@ -185,8 +188,21 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
     mover = step % 2 if agent.spec.num_players == 2 else 0
     observation = jax.tree.map(lambda x: np.asarray(x[0]), row.observation)
     action, value = int(found.action[0]), float(found.value[0])
-    candidates = None if found.actions is None else np.asarray(found.actions[0])
-    return Decision(observation, step, mover, action, value, panels.Tree.of(found.tree), candidates)
+    tree = panels.Tree.of(found.tree)
+    if found.actions is None:
+        return Decision(observation, step, mover, action, value, tree)
+    candidates = np.asarray(found.actions[0])
+    return Decision(observation, step, mover, action, value, tree, candidates, _thought(agent, found, candidates))
+
+
+def _thought(agent: LoadedAgent, found: SearchResult, candidates: np.ndarray) -> panels.Thought:
+    """Return a search's policies over the candidates of its root, with the density that they were drawn from."""
+    assert found.root is not None
+    params = np.asarray(agent.model.predict(found.root.latent.latent).policy_logits[0])
+    prior, improved = np.asarray(jax.nn.softmax(found.root.logits[0])), np.asarray(found.weights[0])
+    chosen, density = int(found.action[0]), agent.density(params, candidates)
+    names = tuple(map(agent.action_name, candidates))
+    return panels.Thought(prior, improved, float(found.value[0]), chosen, names, candidates[chosen], density)
 
 
 def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
@@ -205,7 +221,7 @@ def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:
         f"{agent.spec.id}, {agent.name}, step {decision.step}: {decision.tree.root_visits} visits, "
         f"value {decision.value:.3f}, chose {chosen}"
     )
-    return panels.draw(decision.tree.pruned(nodes), title, describe, head)
+    return panels.draw(decision.tree.pruned(nodes), title, describe, head, decision.thought)
 
 
 def parts_of(config: Config, spec: EnvSpec) -> list[Part]:

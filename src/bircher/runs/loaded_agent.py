@@ -18,15 +18,15 @@ from bircher.envs.base import Env, num_legal
 from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
-from bircher.ops.distributions import distribution_of
+from bircher.ops.distributions import ClippedNormal, distribution_of
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
 from bircher.spaces import encode_observation, misfit, part_of
 from bircher.training import checkpoint, learner
 from bircher.training.evaluator import Evaluator, Mode, Report
-from bircher.types import SINGLE, ActOutput, EnvSpec, ObservationPart, Policy, TimeStep, Trajectory
+from bircher.types import SINGLE, ActOutput, Continuous, EnvSpec, ObservationPart, Policy, TimeStep, Trajectory
 from bircher.viz import panels, plots
-from bircher.viz.panels import Thought
+from bircher.viz.panels import Density, Thought
 
 
 class Inputs(NamedTuple):
@@ -206,11 +206,15 @@ class LoadedAgent:
         """Return the environment's action as text, with two digits after the point."""
         return np.array2string(self.own_action(action), precision=2, suppress_small=True, floatmode="fixed")
 
+    def _policy_params(self, policy: Policy, latent: Array) -> Array:
+        """Return the parameters of the network's policy."""
+        return model_of(self._agent.unwrap(policy)).predict(latent).policy_logits
+
     @property
     def _lists_actions(self) -> bool:
         """Return whether candidates, where actions have them, are all actions in their order."""
         count = distribution_of(self.spec.action).num_choices
-        return count is not None and count <= self.config.agent.enumerate_actions
+        return count is not None and count <= getattr(self.config.agent, "enumerate_actions", 0)
 
     @property
     def model(self) -> Model:
@@ -297,15 +301,32 @@ class LoadedAgent:
         if inputs.size != 1:
             raise ValueError(f"expected one observation, not {inputs.size}")
         outputs = self._run(greedy, True, inputs)
-        action, prior, improved, value, *actions = (np.asarray(x)[0] for x in outputs)
-        if not actions:
+        action, prior, improved, value, *rest = (np.asarray(x)[0] for x in outputs)
+        if not rest:
             return Thought(prior, improved, float(value), int(action))
+        actions, params = rest[:1], rest[1]
         # The action that was taken is shown with the samples: 0 in both policies, unless it is one of them.
         places = np.flatnonzero((actions[0] == action).reshape(len(prior), -1).all(-1))
         if not len(places):
             prior, improved = np.append(prior, 0.0), np.append(improved, 0.0)
             actions, places = [np.concatenate([actions[0], action[None]])], [len(prior) - 1]
-        return Thought(prior, improved, float(value), int(places[0]), tuple(map(self.action_name, actions[0])), action)
+        names = tuple(map(self.action_name, actions[0]))
+        density = self.density(params, actions[0])
+        return Thought(prior, improved, float(value), int(places[0]), names, action, density)
+
+    def density(self, params: np.ndarray, samples: np.ndarray) -> Density | None:
+        """Return a policy by its parameters and samples [N, D] of it in the environment's units.
+
+        It is None where actions are not continuous.
+        """
+        kind, space = distribution_of(self.spec.action), self.spec.action
+        if not isinstance(kind, ClippedNormal) or not isinstance(space, Continuous):
+            return None
+        mean, log_deviation = (np.asarray(x, float) for x in kind.moments(jnp.asarray(params)))
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        half = (high - low) / 2
+        own = self.own_action(samples).reshape(len(samples), -1).astype(float)
+        return Density(low + (mean + 1) * half, np.exp(log_deviation) * half, low, high, own)
 
     def _program(self, greedy: bool, explains: bool):
         agent, mode = self._agent, "greedy" if greedy else "sample"
@@ -330,7 +351,7 @@ class LoadedAgent:
                 prior = jnp.full_like(improved, 1 / improved.shape[-1])  # that search drew its own candidates
             return carry, (
                 output.action, prior, improved, estimates.value if value is None else value,
-                *([] if actions is None else [actions]),
+                *([] if actions is None else [actions, self._policy_params(policy, latent)]),
             )  # fmt: skip
 
         return program

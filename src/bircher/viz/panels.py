@@ -18,6 +18,33 @@ BACKGROUND, TEXT, FAINT = (18, 18, 24), (230, 230, 235), (120, 120, 130)
 PRIOR, IMPROVED, CHOSEN = (88, 110, 160), (240, 160, 60), (120, 220, 130)
 
 
+STRIP, MOST_STRIP = 28, 96
+"""The least and the greatest height of a dimension's density in a panel."""
+
+
+class Density(NamedTuple):
+    """The normal distribution of a policy in each of D dimensions of an action, with N samples.
+
+    All are in the environment's units, and samples are clipped to the bounds, as the environment receives them.
+    """
+
+    mean: Float[np.ndarray, " D"]
+    deviation: Float[np.ndarray, " D"]
+    low: Float[np.ndarray, " D"]
+    high: Float[np.ndarray, " D"]
+    samples: Float[np.ndarray, "N D"]
+
+    def place(self, dimension: int, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Return where values lie between the bounds, from 0 to 1."""
+        low, high = self.low[dimension], self.high[dimension]
+        return np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0)
+
+    def curve(self, dimension: int, points: int) -> Float[np.ndarray, " points"]:
+        """Return the density at points evenly spaced between the bounds, as shares of its peak."""
+        values = np.linspace(self.low[dimension], self.high[dimension], points)
+        return np.exp(-0.5 * np.square((values - self.mean[dimension]) / self.deviation[dimension]))
+
+
 class Thought(NamedTuple):
     """The predictions behind one decision of the agent."""
 
@@ -31,7 +58,9 @@ class Thought(NamedTuple):
     names: tuple[str, ...] | None = None
     """The actions as text, where they are samples; None where they are all discrete actions."""
     taken: np.ndarray | None = None
-    """The chosen action as environments take it, where actions are samples."""
+    """The chosen action in the agent's units, where actions are samples."""
+    density: Density | None = None
+    """The policy, and these samples, where actions are continuous."""
 
 
 def with_panels(frames: Sequence[Frame], thoughts: Sequence[Thought], name: Callable[[int], str] = str) -> list[Frame]:
@@ -55,7 +84,7 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     """Draw one decision as a picture [height, WIDTH, 3].
 
     For each action the upper bar is its prior, the lower bar its probability in the improved policy.  Bars of samples
-    are relative to the longest one.
+    are relative to the longest one.  For continuous actions each dimension has the policy's density with its samples.
     """
     from PIL import Image, ImageDraw
 
@@ -66,6 +95,9 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     pen.text((8, 4), f"value {thought.value:.3g}", fill=TEXT)
     pen.text((8, 4 + LINE // 2 + 4), "prior", fill=PRIOR)
     pen.text((48, 4 + LINE // 2 + 4), "after looking ahead", fill=IMPROVED)
+    if thought.density is not None:
+        _draw_densities(pen, thought, thought.density, height)
+        return np.asarray(image)
     shown = _select_actions(thought, (height - 2 * LINE) // LINE)
     label, full = LABEL, 1.0
     if thought.names is not None:  # vectors need more room, and each of many samples has a small weight
@@ -84,6 +116,28 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
             pen.rectangle((label, top + offset, label + length, top + offset + LINE // 2 - 4), fill=color)
         pen.text((label + room + 8, top + 5), f"{float(thought.improved[action]):.2f}", fill=FAINT)
     return np.asarray(image)
+
+
+def _draw_densities(pen: Any, thought: Thought, density: Density, height: int) -> None:
+    """Draw a strip for each dimension: the density, and each sample as high as its weight in the improved policy."""
+    size = len(density.mean)
+    count = min(size, max((height - 2 * LINE) // STRIP, 1))
+    strip = min((height - 2 * LINE) // count, MOST_STRIP)
+    room, tall = WIDTH - LABEL - 16, strip - 8
+    shares = thought.improved / max(float(thought.improved.max()), 1e-12)
+    for dimension in range(count):
+        base = 2 * LINE + (dimension + 1) * strip - 4
+        places = LABEL + room * density.place(dimension, density.samples[:, dimension])
+        taken = density.samples[thought.action, dimension]
+        pen.text((4, base - tall), f"{taken:.2f}", fill=CHOSEN)
+        pen.line((LABEL, base, LABEL + room, base), fill=FAINT)
+        curve = density.curve(dimension, room + 1)
+        pen.line([(LABEL + x, base - 0.8 * tall * y) for x, y in enumerate(curve)], fill=PRIOR, width=2)
+        for place, share in zip(places, shares, strict=True):
+            pen.line((place, base, place, base - max(tall * share, 2)), fill=IMPROVED)
+        pen.line((places[thought.action], base, places[thought.action], base - tall), fill=CHOSEN)
+    if count < size:
+        pen.text((WIDTH - 70, 4), f"{size - count} more", fill=FAINT)
 
 
 def _select_actions(thought: Thought, most: int) -> list[int]:
@@ -158,15 +212,22 @@ class Tree(NamedTuple):
         return self._replace(edges=tuple(edges))
 
 
-def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Sequence[str] = ()) -> str:
+def draw(
+    tree: Tree, title: str, describe: Callable[[int], str] = str, head: Sequence[str] = (),
+    thought: Thought | None = None,
+) -> str:  # fmt: skip
     """Draw the tree as SVG, with a disc for each node and the best line in bold.
 
     The area of a disc shows the visits of its node, the color its value. The label of an edge is the action, as named
     by `describe`, its prior and its reward if it has one. A node contains its visits, with its value below. `head` are
-    lines of text above the tree, such as a board.
+    lines of text above the tree, such as a board. A `thought` with a density has it drawn below them.
     """
     places, width = _places(tree)
     top = MARGIN + 20 + 15 * len(head)
+    strips: list[str] = []
+    if thought is not None and thought.density is not None:
+        strips = _density_strips(thought, thought.density, top)
+        top += SVG_STRIP * len(thought.density.mean) + 20
     best = {edge.child for edge in tree.best_line()}
     values = [tree.root_value, *(edge.value for edge in tree.edges)]
     low, high = min(values), max(values)
@@ -184,11 +245,46 @@ def draw(tree: Tree, title: str, describe: Callable[[int], str] = str, head: Seq
             f'font-family="monospace">{escape(line)}</text>'
         )
     size = (max(width, 640) + 2 * MARGIN, top + depth * LEVEL + 2 * MARGIN)
-    body = "\n".join([*text, *lines, *discs])
+    body = "\n".join([*text, *strips, *lines, *discs])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]:.0f}" height="{size[1]:.0f}" '
         f'font-family="sans-serif" font-size="9">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
     )
+
+
+SVG_STRIP, SVG_ROOM = 44, 560
+"""The height and the width of a dimension's density above a tree."""
+
+
+def _density_strips(thought: Thought, density: Density, top: float) -> list[str]:
+    """Draw a strip for each dimension as SVG; each sample is as high as its weight, and the chosen one is bold."""
+    shares = thought.improved / max(float(thought.improved.max()), 1e-12)
+    drawn, tall, left = [], SVG_STRIP - 12, MARGIN + 44
+    for dimension in range(len(density.mean)):
+        base = top + (dimension + 1) * SVG_STRIP - 12
+        curve = density.curve(dimension, 141)
+        points = " ".join(f"{left + x / 140 * SVG_ROOM:.1f},{base - 0.8 * tall * y:.1f}" for x, y in enumerate(curve))
+        drawn.append(f'<polyline points="{points}" fill="none" stroke="{_css(PRIOR)}" stroke-width="1.5"/>')
+        drawn.append(f'<line x1="{left}" y1="{base}" x2="{left + SVG_ROOM}" y2="{base}" stroke="{_css(FAINT)}"/>')
+        places = left + SVG_ROOM * density.place(dimension, density.samples[:, dimension])
+        for number, (place, share) in enumerate(zip(places, shares, strict=True)):
+            chosen = number == thought.action
+            color, bold = (_css(CHOSEN), 3) if chosen else (_css(IMPROVED), 1)
+            end = base - (tall if chosen else max(tall * share, 2))
+            drawn.append(
+                f'<line x1="{place:.1f}" y1="{base}" x2="{place:.1f}" y2="{end:.1f}" stroke="{color}" '
+                f'stroke-width="{bold}"><title>#{number}: {density.samples[number, dimension]:.3f}, weight '
+                f"{float(thought.improved[number]):.3f}</title></line>"
+            )
+        drawn.append(
+            f'<text x="{MARGIN}" y="{base}">{density.low[dimension]:.3g}</text>'
+            f'<text x="{left + SVG_ROOM + 6}" y="{base}">{density.high[dimension]:.3g}</text>'
+        )
+    return drawn
+
+
+def _css(color: tuple[int, int, int]) -> str:
+    return "rgb({}, {}, {})".format(*color)
 
 
 def write(svg: str, path: Path) -> Path:
