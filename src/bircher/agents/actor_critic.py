@@ -104,11 +104,7 @@ def make(
         params = distribution.restrict(model.predict(latent).policy_logits, timestep.legal_actions)
         searched = Extras()
         if mode != "explore" and plan is not None:
-            result = plan(model, latent, timestep.legal_actions, key, mode)
-            action = result.action
-            if result.actions is not None:
-                action = take_actions(result.actions, action)
-                searched = muzero.search_extras(result)
+            action, searched = _choice(plan(model, latent, timestep.legal_actions, key, mode))
         else:
             action = distribution.mode(params) if mode == "greedy" else distribution.sample(params, key)
         if lists_probabilities(distribution, config):
@@ -135,6 +131,13 @@ def make(
         look_ahead if uses_model else None, run_search if plan is not None else None,
         model_config.value_unit == "returns", True,
     )  # fmt: skip
+
+
+def _choice(result: SearchResult) -> tuple[Array, Extras]:
+    """Return the actions of a search, and what rows store of it where it has candidates."""
+    if result.actions is None:
+        return result.action, Extras()
+    return take_actions(result.actions, result.action), muzero.search_extras(result)
 
 
 def _init(
