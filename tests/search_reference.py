@@ -1,6 +1,7 @@
 """MuZero's and Gumbel MuZero's searches once more: plain Python, double precision, one element, nodes as objects.
 
-Written from the papers: nothing here knows of arrays of nodes, batches or mctx.
+Written from the papers: nothing here knows of arrays of nodes, batches or mctx.  With several players (max^n) values
+and rewards are vectors; each begins with the player to move at its node, or who took its edge.
 """
 
 from __future__ import annotations
@@ -12,8 +13,18 @@ from typing import Any
 
 import numpy as np
 
-Simulate = Callable[[Any, int], tuple[float, float, np.ndarray, float, Any]]
+Simulate = Callable[[Any, int], tuple[Any, float, np.ndarray, Any, Any]]
 """(latent, action) -> reward, discount, logits, value, latent"""
+
+
+def passed(value: Any) -> Any:
+    """A node's value as that of the player who moved before: the last of the vector comes first."""
+    return value if np.ndim(value) == 0 else np.array([value[-1], *value[:-1]])
+
+
+def own(value: Any) -> Any:
+    """The number of the player whose vector it is."""
+    return value if np.ndim(value) == 0 else value[0]
 
 
 @dataclass
@@ -23,25 +34,30 @@ class Node:
     index: int
     latent: Any
     logits: np.ndarray
-    raw_value: float
-    reward: float = 0.0
+    raw_value: Any
+    reward: Any = 0.0
     discount: float = 0.0
     visits: int = 1
-    value_sum: float = 0.0
+    value_sum: Any = 0.0
     parent: Node | None = None
     action: int = -1
     children: dict[int, Node] = field(default_factory=dict)
     edge_visits: int = 0
 
     @property
-    def value(self) -> float:
+    def value(self) -> Any:
         """Mean of its own evaluation and of every return through it."""
         return self.value_sum / self.visits
 
     @property
+    def q_all(self) -> Any:
+        """Of the edge that leads here, for every player, beginning with the one who took it."""
+        return self.reward + self.discount * passed(self.value)
+
+    @property
     def q(self) -> float:
         """Of the edge that leads here, for the player who took it."""
-        return self.reward + self.discount * self.value
+        return own(self.q_all)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -53,7 +69,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 class Tree:
     """A search in progress; `choose` is given the node and its depth."""
 
-    def __init__(self, logits: np.ndarray, value: float, latent: Any, simulate: Simulate, max_depth: int | None):
+    def __init__(self, logits: np.ndarray, value: Any, latent: Any, simulate: Simulate, max_depth: int | None):
         self.nodes = [Node(0, latent, logits, value, value_sum=value)]
         self.simulations = 0
         self.simulate = simulate
@@ -77,14 +93,14 @@ class Tree:
             leaf = Node(self.simulations, latent, logits, value, reward, discount, parent=node, action=action)
             node.children[action] = leaf
             self.nodes.append(leaf)
-        leaf.value_sum += value
+        leaf.value_sum = leaf.value_sum + value
         above = leaf
         while above.parent is not None:
             above.edge_visits += 1
-            value = above.reward + above.discount * value
+            value = above.reward + above.discount * passed(value)
             above = above.parent
             above.visits += 1
-            above.value_sum += value
+            above.value_sum = above.value_sum + value
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree as arrays over nodes; a node's place is the simulation that made it, others stay empty."""
@@ -95,23 +111,23 @@ class Tree:
         arrays |= {f"children_{name}": np.full(shape, empty) for name, empty in over_edges.items()}
         for node in self.nodes:
             arrays["node_visits"][node.index] = node.visits
-            arrays["node_values"][node.index] = node.value
-            arrays["raw_values"][node.index] = node.raw_value
+            arrays["node_values"][node.index] = own(node.value)
+            arrays["raw_values"][node.index] = own(node.raw_value)
             arrays["children_priors"][node.index] = softmax(node.logits)
             if node.parent is not None:
                 edge = node.parent.index, node.action
                 arrays["parents"][node.index], arrays["action_from_parent"][node.index] = edge
                 arrays["children_index"][edge] = node.index
                 arrays["children_visits"][edge] = node.edge_visits
-                arrays["children_values"][edge] = node.value
-                arrays["children_rewards"][edge] = node.reward
+                arrays["children_values"][edge] = own(passed(node.value))
+                arrays["children_rewards"][edge] = own(node.reward)
                 arrays["children_discounts"][edge] = node.discount
         return arrays
 
 
 def puct(
     logits: np.ndarray,
-    value: float,
+    value: Any,
     latent: Any,
     legal: np.ndarray,
     simulate: Simulate,
@@ -144,16 +160,17 @@ def puct(
     return tree
 
 
-def completed(node: Node) -> np.ndarray:
-    """Q of every action, the mixed value where there is no child."""
+def completed(node: Node, player: int = 0) -> np.ndarray:
+    """Q of every action, the mixed value where there is no child, for a player counted from the one to move."""
+    q_of = {action: np.atleast_1d(child.q_all)[player] for action, child in node.children.items()}
     prior = softmax(node.logits)
     total = sum(child.edge_visits for child in node.children.values())
-    mixed = node.raw_value
+    mixed = np.atleast_1d(node.raw_value)[player]
     if node.children:
         share = sum(prior[a] for a in node.children)
-        weighted = sum(prior[a] * child.q for a, child in node.children.items()) / share
-        mixed = (node.raw_value + total * weighted) / (1 + total)
-    return np.array([node.children[a].q if a in node.children else mixed for a in range(len(prior))])
+        weighted = sum(prior[a] * q for a, q in q_of.items()) / share
+        mixed = (mixed + total * weighted) / (1 + total)
+    return np.array([q_of.get(a, mixed) for a in range(len(prior))])
 
 
 def sigma(node: Node, visit_offset: float, value_scale: float, others: list[Node]) -> np.ndarray:
@@ -180,7 +197,7 @@ def considered_visits(num_considered: int, num_simulations: int) -> list[int]:
 
 def gumbel(
     logits: np.ndarray,
-    value: float,
+    value: Any,
     latent: Any,
     legal: np.ndarray,
     simulate: Simulate,
@@ -191,7 +208,7 @@ def gumbel(
     visit_offset: float = 50.0,
     value_scale: float = 0.1,
     q_range: str = "node",
-) -> tuple[Tree, int, np.ndarray, float]:
+) -> tuple[Tree, int, np.ndarray, Any]:
     """Gumbel MuZero's search with given Gumbel noise: tree, action, improved policy and its value."""
     tree = Tree(np.where(legal, logits, -np.inf), value, latent, simulate, max_depth)
     root = tree.nodes[0]
@@ -220,4 +237,5 @@ def gumbel(
         tree.grow(choose)
     weights = softmax(root.logits + scaled(root))
     action = best(max(child.edge_visits for child in root.children.values()))
-    return tree, action, weights, float((weights * completed(root))[legal].sum())
+    values = [float((weights * completed(root, player))[legal].sum()) for player in range(np.size(value))]
+    return tree, action, weights, values if np.ndim(value) else values[0]

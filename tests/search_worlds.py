@@ -26,10 +26,10 @@ class Network(NamedTuple):
     discount: Any
 
     @classmethod
-    def random(cls, seed: int, num_actions: int, discount: float, width: int = 6) -> Network:
-        """Weights for which Q and priors differ clearly between actions."""
+    def random(cls, seed: int, num_actions: int, discount: float, width: int = 6, players: tuple = ()) -> Network:
+        """Weights for which Q and priors differ clearly between actions; `players` is the shape of a value."""
         rng = np.random.default_rng(seed)
-        shapes = [(width, width), (num_actions, width), (width, num_actions), (width,), (width,)]
+        shapes = [(width, width), (num_actions, width), (width, num_actions), (width, *players), (width, *players)]
         return cls(*(rng.normal(size=shape).astype(np.float32) for shape in shapes), np.float32(discount))
 
     def predict(self, xp: Any, latent: Any) -> tuple[Any, Any]:
@@ -45,14 +45,14 @@ class Network(NamedTuple):
         """As bircher's searches ask."""
         reward, latent = self.step(jnp, latent, action)
         logits, value = self.predict(jnp, latent)
-        return Step(reward, jnp.full(reward.shape, self.discount), logits, value, latent)
+        return Step(reward, jnp.full(reward.shape[:1], self.discount), logits, value, latent)
 
-    def simulate_one(self, latent: Any, action: int) -> tuple[float, float, np.ndarray, float, Any]:
+    def simulate_one(self, latent: Any, action: int) -> tuple[Any, float, np.ndarray, Any, Any]:
         """As the reference asks, in double precision."""
         exact = Network(*(np.asarray(x, float) for x in self))
         reward, latent = exact.step(np, latent, action)
         logits, value = exact.predict(np, latent)
-        return float(reward), float(exact.discount), logits, float(value), latent
+        return reward, float(exact.discount), logits, value, latent
 
     def root(self, latent: Any, legal_actions: Any) -> Root:
         """From latents [B, width]."""

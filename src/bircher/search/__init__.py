@@ -2,7 +2,7 @@
 
 A search does not depend on networks.  It starts from a `Root` and calls `simulate` for one `Step` per simulation, for
 all B elements together.  Games of two players have discounts of -gamma, because every value is that of the player who
-moves there.
+moves there.  Games of more players have a value for each player, and each node's player maximizes its own (max^n).
 """
 
 from __future__ import annotations

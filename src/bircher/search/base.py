@@ -41,13 +41,14 @@ class SearchConfig(BaseModel):
 class Step(NamedTuple):
     """A model's prediction for an action taken in a latent."""
 
-    reward: Float[Array, " B"]
+    reward: Float[Array, " B *P"]
     discount: Float[Array, " B"]
-    """gamma; -gamma where the player to move changes; 0 where the game of a true simulator ended."""
+    """gamma; -gamma where the turn passes to the other of two players; 0 where the game of a true simulator ended."""
     logits: Float[Array, "B A"]
     """Logits of the prior policy in the next latent."""
-    value: Float[Array, " B"]
-    """Value of the next latent, for the player who moves there."""
+    value: Float[Array, " B *P"]
+    """Value of the next latent, for the player who moves there; of more than two players, a vector that begins with
+    that player (`ops.turns`).  The reward's vector begins with the player who took the action."""
     latent: PyTree[Array]
     """[B, ...]"""
 
@@ -56,7 +57,7 @@ class Root(NamedTuple):
     """The states from which a search starts."""
 
     logits: Float[Array, "B A"]
-    value: Float[Array, " B"]
+    value: Float[Array, " B *P"]
     latent: PyTree[Array]
     """[B, ...]"""
     legal_actions: Bool[Array, "B A"]
@@ -74,11 +75,11 @@ class SearchResult(NamedTuple):
     """The search's own choice: the most visited action (PUCT), or the winner of sequential halving (Gumbel)."""
     weights: Float[Array, "B A"]
     """The improved policy: visit shares (PUCT) or softmax(logits + sigma(completed Q)) (Gumbel); 0 where illegal."""
-    value: Float[Array, " B"]
+    value: Float[Array, " B *P"]
     """Value for bootstraps and priorities: the root's mean (PUCT), or the sum of weights times completed Q (Gumbel)."""
     visits: Int[Array, "B A"]
     q_values: Float[Array, "B A"]
-    """r + discount v of each action; 0 for actions not visited."""
+    """r + discount v of each action, for the player to move; 0 for actions not visited."""
     tree: Any
     """The `mctx.Tree` where `keep_tree` is set, or None."""
     actions: Shaped[Array, "B A ..."] | None = None

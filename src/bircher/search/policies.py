@@ -187,7 +187,7 @@ def gumbel_search(
     return SearchResult(
         action=winner(edges, edges.visits.max(-1, keepdims=True), spread),
         weights=weights,
-        value=(weights * completed).sum(-1),
+        value=(weights * completed).sum(-1) if root.value.ndim == 1 else _value_vector(trees, edges, weights),
         visits=edges.visits,
         q_values=jnp.where(edges.visits > 0, edges.q_values, 0.0),
         tree=as_mctx(trees, legal, noise) if keep_tree else None,
@@ -239,6 +239,16 @@ def _exploration(config: SearchConfig, edges: Edges) -> Float[Array, "B A"]:
 
 def _completed(edges: Edges) -> Float[Array, "B A"]:
     return completed_q_values(edges.q_values, edges.visits, jax.nn.softmax(edges.logits), edges.raw_value)
+
+
+def _value_vector(trees: Growth, edges: Edges, weights: Float[Array, "B A"]) -> Float[Array, "B P"]:
+    """Return the sum of weights times completed Q at the root, for each player."""
+    prior = jax.nn.softmax(edges.logits)
+
+    def of_player(q_values: Float[Array, "B A"], raw_value: Float[Array, " B"]) -> Float[Array, " B"]:
+        return (weights * completed_q_values(q_values, edges.visits, prior, raw_value)).sum(-1)
+
+    return jax.vmap(of_player, (-1, -1), -1)(trees.root_q_vectors(), trees.raw_value[0])
 
 
 def _range(config: SearchConfig, trees: Growth) -> Range:

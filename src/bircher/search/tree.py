@@ -5,6 +5,10 @@ and not by edge, because the visits and the value of an edge are those of its ch
 elements.  So the node that a simulation adds has the same position in all B trees and is written by one copy, and a
 return changes one number per level.  mctx's loop selects between whole trees at every level where elements differ in
 depth.
+
+With more than two players, values, Q and rewards have a last axis P of players (`ops.turns`).  A return is backed up as
+a vector, and each node's player chooses by its own component: max^n, "An Algorithmic Solution of N-Person Games" by
+Luckhardt and Irani 1986, AAAI-86.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import jax.numpy as jnp
 import mctx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from bircher.ops.turns import own, per_player, to_mover
 from bircher.search.base import Step
 
 NONE = -1
@@ -29,9 +34,10 @@ class Edges(NamedTuple):
     child: Int[Array, "B A"]
     visits: Int[Array, "B A"]
     q_values: Float[Array, "B A"]
-    """Q of visited edges; other entries are meaningless."""
+    """Q of visited edges, for the player to move; other entries are meaningless."""
     logits: Float[Array, "B A"]
     raw_value: Float[Array, " B"]
+    """Value of the node by the model, for the player to move."""
     node_visits: Int[Array, " B"]
 
 
@@ -40,14 +46,14 @@ class Growth(NamedTuple):
 
     children: Int[Array, "N B A"]
     logits: Float[Array, "N B A"]
-    raw_value: Float[Array, "N B"]
+    raw_value: Float[Array, "N B *P"]
     """Value of the node by the model."""
-    value: Float[Array, "N B"]
+    value: Float[Array, "N B *P"]
     """Mean of the model's value and of every return through the node."""
     visits: Int[Array, "N B"]
-    q_value: Float[Array, "N B"]
-    """reward + discount value of the edge to this node."""
-    reward: Float[Array, "N B"]
+    q_value: Float[Array, "N B *P"]
+    """reward + discount value of the edge to this node, for the player who moved there."""
+    reward: Float[Array, "N B *P"]
     discount: Float[Array, "N B"]
     parent: Int[Array, "N B"]
     action: Int[Array, "N B"]
@@ -64,17 +70,24 @@ class Growth(NamedTuple):
         return Edges(
             child=child,
             visits=jnp.where(child == NONE, 0, self.visits[below]),
-            q_values=self.q_value[below],
+            q_values=own(self.q_value, 2)[below],
             logits=self.logits[where],
-            raw_value=self.raw_value[where],
+            raw_value=own(self.raw_value, 2)[where],
             node_visits=self.visits[where],
         )
 
     def q_range(self) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-        """Return the least and greatest Q of all visited edges, which are inf and -inf before the first visit."""
-        visited = self.visits[1:] > 0
-        low = jnp.where(visited, self.q_value[1:], jnp.inf).min(0)
-        return low, jnp.where(visited, self.q_value[1:], -jnp.inf).max(0)
+        """Return the least and greatest Q of all visited edges, which are inf and -inf before the first visit.
+
+        Each Q is that of the player who takes the edge.
+        """
+        visited, q_value = self.visits[1:] > 0, own(self.q_value, 2)[1:]
+        low = jnp.where(visited, q_value, jnp.inf).min(0)
+        return low, jnp.where(visited, q_value, -jnp.inf).max(0)
+
+    def root_q_vectors(self) -> Float[Array, "B A P"]:
+        """Return Q of the root's edges for each player; entries of edges that were not visited are meaningless."""
+        return self.q_value[self.children[0], jnp.arange(self.visits.shape[1])[:, None]]
 
 
 Choose = Callable[[Edges], Int[Array, " B"]]
@@ -83,7 +96,7 @@ Choose = Callable[[Edges], Int[Array, " B"]]
 
 def grow(
     logits: Float[Array, "B A"],
-    value: Float[Array, " B"],
+    value: Float[Array, " B *P"],
     latent: PyTree[Array],
     evaluate: Callable[[Array, Any, Array], Step],
     choices: Callable[[Array, Growth], tuple[Choose, Choose]],
@@ -122,15 +135,15 @@ def _root_only(logits: Array, value: Array, latent: Any, num_simulations: int) -
     def with_root(x: Array) -> Array:
         return jnp.zeros((shape[0], *x.shape), x.dtype).at[0].set(x)
 
-    zeros = jnp.zeros(shape, value.dtype)
+    zeros, numbers = jnp.zeros(shape, value.dtype), jnp.zeros((shape[0], *value.shape), value.dtype)
     return Growth(
         children=jnp.full((*shape, num_actions), NONE, jnp.int32),
         logits=with_root(logits),
         raw_value=with_root(value),
         value=with_root(value),
         visits=with_root(jnp.ones(batch_size, jnp.int32)),
-        q_value=zeros,
-        reward=zeros,
+        q_value=numbers,
+        reward=numbers,
         discount=zeros,
         parent=jnp.full(shape, NONE, jnp.int32),
         action=jnp.full(shape, NONE, jnp.int32),
@@ -204,13 +217,20 @@ def _expand(
         raw_value=write(trees.raw_value, step.value),
         value=write(trees.value, step.value),
         visits=visits,
-        q_value=write(trees.q_value, step.reward + step.discount * step.value),
+        q_value=write(trees.q_value, _edge_value(step.reward, step.discount, step.value)),
         reward=write(trees.reward, step.reward),
         discount=write(trees.discount, step.discount),
         parent=write(trees.parent, node),
         action=write(trees.action, action),
         latent=jax.tree.map(write, trees.latent, step.latent),
     )
+
+
+def _edge_value(reward: Array, discount: Array, value: Array) -> Array:
+    """Return reward + discount value for the player whose move was rewarded, [B] or [B, P]; discounts are [B]."""
+    if value.ndim == discount.ndim:
+        return reward + discount * value
+    return reward + discount[:, None] * to_mover(value)
 
 
 def _back_up(trees: Growth, leaf: Array) -> Growth:
@@ -222,13 +242,14 @@ def _back_up(trees: Growth, leaf: Array) -> Growth:
         node, target, value, visits, q_value = carry
         edge = (node, elements)
         parent = jnp.where(node == 0, NONE, parents[edge])
-        target = reward[edge] + discount[edge] * target
+        target = _edge_value(reward[edge], discount[edge], target)
         above = (jnp.maximum(parent, 0), elements)
-        count = visits[above]
+        count = per_player(visits[above], target)
         mean = (value[above] * count + target) / (count + 1.0)
         here = nodes == parent
-        value = jnp.where(here, mean, value)
-        q_value = jnp.where(here, reward[above] + discount[above] * mean, q_value)
+        where = per_player(here, value)
+        value = jnp.where(where, mean, value)
+        q_value = jnp.where(where, _edge_value(reward[above], discount[above], mean), q_value)
         return above[0], target, value, visits + here, q_value
 
     carry = (leaf, trees.value[leaf, elements], trees.value, trees.visits, trees.q_value)
@@ -237,7 +258,11 @@ def _back_up(trees: Growth, leaf: Array) -> Growth:
 
 
 def as_mctx(trees: Growth, legal_actions: Bool[Array, "B A"], gumbel: Float[Array, "B A"] | None = None) -> Any:
-    """Return the trees in the layout of mctx, with elements before nodes and with statistics by edge."""
+    """Return the trees in the layout of mctx, with elements before nodes and with statistics by edge.
+
+    With more than two players the numbers of a node are those of the player to move there, and the numbers of an edge
+    those of the player who takes it.
+    """
     # Type checkers do not recognize the fields of a chex dataclass.
     make_tree: Any = mctx.Tree
     make_extra: Any = mctx.GumbelMuZeroExtraData
@@ -252,16 +277,16 @@ def as_mctx(trees: Growth, legal_actions: Bool[Array, "B A"], gumbel: Float[Arra
 
     return make_tree(
         node_visits=elements_first(trees.visits),
-        raw_values=elements_first(trees.raw_value),
-        node_values=elements_first(trees.value),
+        raw_values=elements_first(own(trees.raw_value, 2)),
+        node_values=elements_first(own(trees.value, 2)),
         parents=elements_first(trees.parent),
         action_from_parent=elements_first(trees.action),
         children_index=elements_first(trees.children),
         children_prior_logits=elements_first(trees.logits),
         children_visits=by_edge(trees.visits),
-        children_rewards=by_edge(trees.reward),
+        children_rewards=by_edge(own(trees.reward, 2)),
         children_discounts=by_edge(trees.discount),
-        children_values=by_edge(trees.value),
+        children_values=by_edge(trees.value if trees.value.ndim == 2 else own(to_mover(trees.value), 2)),
         embeddings=jax.tree.map(elements_first, trees.latent),
         root_invalid_actions=~legal_actions,
         extra_data=None if gumbel is None else make_extra(root_gumbel=gumbel),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.ops import distributions
+from bircher.ops.turns import per_player, player_axis
 from bircher.search.base import Step, require_simulations, searched_actions
 from bircher.search.tree import Choose, Edges, Growth, grow
 from bircher.types import Key
@@ -20,10 +21,11 @@ def rollout_search(
     state: PyTree[Array],
     legal_actions: Bool[Array, "B A"],
     simulate: Callable[[Any, Int[Array, " B"]], tuple[Any, Array, Array, Array]],
-    rollout: Callable[[Any, Key], Float[Array, " B"]],
+    rollout: Callable[[Any, Key], Float[Array, " B *P"]],
     key: Key,
     num_simulations: int,
     exploration: float = math.sqrt(2),
+    num_players: int = 2,
 ) -> tuple[Int[Array, " B"], Int[Array, "B A"]]:
     """Run UCT on a true simulator, and return the most visited action and the visits of each action.
 
@@ -35,12 +37,13 @@ def rollout_search(
       state: pytree [B, ...] of the simulator.
       legal_actions: the legal actions in that state; those of later states come from `simulate`.
       simulate: (state, action [B]) -> (state, reward [B], discount [B], legal actions [B, A]); reward is that of the
-        player who acted, and discount is -1 where the player to move changed and 0 where the game ended.
+        player who acted, and discount is 0 where the game ended and, of two players, -1 where the turn passed.
       rollout: (state, key) -> [B], the outcome of one random game for the player to move; ignored where the game had
-        ended.
+        ended.  Of more than two players, rewards and outcomes are vectors [B, P] (`ops.turns`).
       key: consumed.
       num_simulations: at least 1.
       exploration: c; sqrt(2) is UCB1's.
+      num_players: number of players.
 
     Raises:
       ValueError: `num_simulations` is less than 1.
@@ -51,7 +54,8 @@ def rollout_search(
         state, reward, discount, legal = simulate(state, action)
         value = rollout(state, jax.random.fold_in(key, 2 * i))
         # A node stores its mask of legal actions as its prior.
-        return Step(reward, discount, _mask_as_logits(legal), jnp.where(discount == 0, 0.0, value), state)
+        value = jnp.where(per_player(discount == 0, value), 0.0, value)
+        return Step(reward, discount, _mask_as_logits(legal), value, state)
 
     def choices(i: Array, trees: Growth) -> tuple[Choose, Choose]:
         order = jax.random.uniform(jax.random.fold_in(key, 2 * i + 1), trees.logits.shape[1:])
@@ -61,7 +65,7 @@ def rollout_search(
 
         return choose, choose
 
-    value = jnp.zeros(len(legal_actions))
+    value = jnp.zeros((len(legal_actions), *player_axis(num_players)))
     trees = grow(_mask_as_logits(legal_actions), value, state, evaluate, choices, num_simulations, None)
     visits = trees.edges(0).visits
     return visits.argmax(-1).astype(jnp.int32), visits
