@@ -143,6 +143,7 @@ class EnvSpec(NamedTuple):
     ``observation`` is a pytree of ``jax.ShapeDtypeStruct`` (one leaf for a plain array) or an ``Unsupported``.
     ``max_steps`` is the number of actions after which an episode is truncated, or None.  ``num_players`` is 2 for games
     of alternating turns and opposite rewards.  Observation, value and reward are then those of the player to move.
+    Games of more players have a reward and a value for each of them, and players move in a fixed order (`ops.turns`).
     """
 
     id: str
@@ -214,9 +215,10 @@ class TimeStep(NamedTuple):
     observation: PyTree[Array]
     """[B, ...]"""
     reward: Float[Array, "*B"]
-    """Reward for arriving here; 0 on a first row."""
+    """Reward for arriving here; 0 on a first row.  With more than two players it is a vector that begins with the
+    player whose action led here, followed by the next one."""
     discount: Float[Array, "*B"]
-    """0 where the episode terminated here, -1 where the player to move changed, and 1 otherwise."""
+    """0 where the episode terminated here, -1 where the turn passed to the other of two players, and 1 otherwise."""
     first: Bool[Array, "*B"]
     last: Bool[Array, "*B"]
     terminal: Bool[Array, "*B"]
@@ -229,7 +231,7 @@ class Extras(NamedTuple):
     """Arrays by name that an agent stores with each row, for its own targets."""
 
     per_row: Mapping[str, Array] = {}
-    """One number for each row, [B, T + 1], such as ``search_value``."""
+    """One number for each row, [B, T + 1], such as ``search_value``; or one for each player, [B, T + 1, P]."""
     per_action: Mapping[str, Array] = {}
     """One number for each action, [B, T + 1, A], such as ``behavior_logits``; or for each candidate of a search, [B,
     T + 1, N], with the candidates themselves, [B, T + 1, N, ...], as ``search_actions``."""
@@ -277,6 +279,7 @@ class Prediction(NamedTuple):
     policy_logits: Float[Array, "*BT P"]
     """The parameters of the policy: logits of discrete actions, or those of another `Distribution`."""
     value_logits: Float[Array, "*BT atoms"]
+    """[..., P, atoms] for P > 2 players, beginning with the player to move."""
 
 
 class PolicyTarget(NamedTuple):
@@ -305,8 +308,8 @@ class TargetExtras(NamedTuple):
 class Targets(NamedTuple):
     """The targets of the loss for each transition.  No gradient flows through any of them."""
 
-    value: Float[Array, "B T"]
-    reward: Float[Array, "B T"]
+    value: Float[Array, "B T *P"]
+    reward: Float[Array, "B T *P"]
     """The reward that followed the row's action."""
     advantage: Float[Array, "B T"]
     policy: PolicyTarget
@@ -371,7 +374,7 @@ class Tally(NamedTuple):
     """Decisions.  The step after the end of an episode is a reset and does not count."""
     episodes: Int[Array, ""]
     return_sum: Float[Array, ""]
-    """Sum of the episodes' returns; in two-player games, of the returns of the player who moved first."""
+    """Sum of the episodes' returns; in games, of the returns of the player who moved first."""
     length_sum: Int[Array, ""]
     last_reward_sum: Float[Array, ""]
     """Sum of the rewards of the steps that ended episodes."""

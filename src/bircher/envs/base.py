@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.errors import EnvContractError, UnsupportedEnvironment
+from bircher.ops.turns import PAIR, per_player, player_axis
 from bircher.types import Discrete, EnvSpec, MultiDiscrete, TimeStep, Unsupported
 
 EnvState = Any
@@ -62,15 +63,16 @@ def num_legal(spec: EnvSpec) -> int:
 def blank_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
     """Return a row of zeros for each of B environments, with the shapes and types of real ones."""
     number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
+    reward = jnp.zeros((num_envs, *player_axis(spec.num_players)))
     legal = jnp.zeros((num_envs, num_legal(spec)), bool)
     observation = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), spec.observation)
-    return TimeStep(observation, number, number, flag, flag, flag, legal, flag)
+    return TimeStep(observation, reward, number, flag, flag, flag, legal, flag)
 
 
 def row(
     spec: EnvSpec,
     observation: PyTree[Array],
-    reward: Float[Array, " B"],
+    reward: Float[Array, " B *P"],
     *,
     first: Bool[Array, " B"],
     terminal: Bool[Array, " B"],
@@ -92,7 +94,7 @@ def row(
     sign = 1.0 if turned is None else jnp.where(turned & ~first, -1.0, 1.0)
     return TimeStep(
         observation=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), observation, spec.observation),
-        reward=jnp.where(first, 0.0, reward).astype(jnp.float32),
+        reward=jnp.where(per_player(first, reward), 0.0, reward).astype(jnp.float32),
         discount=jnp.where(terminal, 0.0, sign).astype(jnp.float32),
         first=first,
         last=last,
@@ -184,8 +186,8 @@ def check_env(env: Env, steps: int = 50, seed: int = 0) -> None:
     Raises EnvContractError at the first breach. Unsupported spaces are checked only in part. With an unsupported
     observation space no row is checked; with an unsupported action space only the rows of the reset are.
     """
-    if env.spec.num_players not in (1, 2):
-        raise EnvContractError(f"{env.spec.id}: num_players is {env.spec.num_players}, expected 1 or 2")
+    if env.spec.num_players < 1:
+        raise EnvContractError(f"{env.spec.id}: num_players is {env.spec.num_players}, expected at least 1")
     if env.num_envs < 1:
         raise EnvContractError(f"{env.spec.id}: num_envs is {env.num_envs}, expected at least 1")
     for part in (env.spec.observation, env.spec.action):
@@ -241,11 +243,12 @@ def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int
     demand(~rows.failed, f"failed is set ({failure(env) or 'no reason given'})")
     demand(~(rows.first & rows.last), "first and last are both set")
     demand(~rows.terminal | rows.last, "terminal is set on a row that is not last")
-    demand(~rows.first | (rows.reward == 0), "a first row has a reward")
+    demand(~rows.first | (rows.reward.reshape(env.num_envs, -1) == 0).all(-1), "a first row has a reward")
     other_player = rows.discount == -1
     discount_fits = np.where(rows.terminal, rows.discount == 0, other_player | (rows.discount == 1))
     demand(discount_fits, "discount does not fit terminal")
-    demand(~other_player | (env.spec.num_players == 2), "discount is -1, and there is no second player")
+    reason = "players take turns in a fixed order" if env.spec.num_players > PAIR else "there is no second player"
+    demand(~other_player | (env.spec.num_players == PAIR), f"discount is -1, and {reason}")
     demand(~rows.first | (rows.discount == 1), "a first row has a discount other than 1")
     demand(rows.last | (not num_legal(env.spec)) | rows.legal_actions.any(-1), "no action is legal")
     if before is not None:
@@ -263,8 +266,9 @@ def _check_shapes(env: Env, rows: TimeStep, demand: Any) -> None:
         demand(same, f"an observation is {leaf.dtype} {leaf.shape}, expected {like.dtype} {(count, *like.shape)}")
     for name in ("reward", "discount", "first", "last", "terminal", "failed"):
         field, dtype = getattr(rows, name), np.float32 if name in ("reward", "discount") else np.bool_
-        same = field.shape == (count,) and field.dtype == dtype
-        demand(same, f"{name} is {field.dtype} {field.shape}, expected {np.dtype(dtype)} {(count,)}")
+        shape = (count, *(player_axis(env.spec.num_players) if name == "reward" else ()))
+        same = field.shape == shape and field.dtype == dtype
+        demand(same, f"{name} is {field.dtype} {field.shape}, expected {np.dtype(dtype)} {shape}")
     legal = rows.legal_actions
     same = legal.shape == (count, num_legal(env.spec)) and legal.dtype == np.bool_
     demand(same, f"legal_actions is {legal.dtype} {legal.shape}, expected bool {(count, num_legal(env.spec))}")

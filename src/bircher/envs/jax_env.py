@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int, PyTree, UInt32
 
 from bircher.envs.base import Actions, row
 from bircher.errors import UnsupportedEnvironment
+from bircher.ops.turns import player_axis
 from bircher.types import Continuous, Discrete, EnvSpec, Key, TimeStep, Unsupported
 
 Start = Callable[[Key, Array], tuple[Any, Any]]
@@ -80,7 +81,8 @@ class PureEnv:
     """B environments made from two functions of one: ``start`` begins an episode and ``move`` takes a step.
 
     ``legal_actions`` returns the legal actions in an inner state, if not all are. In a game of two, ``player`` returns
-    the player to move. Rewards are then those of the player who moved, observations those of the player to move.
+    the player to move. Rewards are then those of the player who moved, observations those of the player to move. With
+    more players the turn always passes to the next one, and rewards are vectors that begin with the one who moved.
     """
 
     pure = True
@@ -117,7 +119,8 @@ class PureEnv:
     def move(self, keys: Key, inner: PyTree[Array], action: Actions) -> tuple[Any, ...]:
         """Apply an action to each of B inner states, for any number B, without starting new episodes.
 
-        Returns (inner states, observations, rewards of the players who moved, terminal, truncated).
+        Returns (inner states, observations, rewards of the players who moved or vectors for all, terminal,
+        truncated).
         """
         return jax.vmap(self._one_move)(keys, inner, self.spec.own_action(action))
 
@@ -126,7 +129,7 @@ class PureEnv:
         return None if self._legal_actions is None else jax.vmap(self._legal_actions)(inner)
 
     def players(self, inner: PyTree[Array]) -> Int[Array, "*B"]:
-        """Return the player to move in each of B inner states; the scalar 0 if there is only one player."""
+        """Return which of two players is to move in each of B inner states; the scalar 0 for any other number."""
         return jnp.int32(0) if self._player is None else jax.vmap(self._player)(inner)
 
     def close(self) -> None:
@@ -164,8 +167,9 @@ class PureEnv:
         first_keys = jax.vmap(jax.random.fold_in)(keys, count)
         inner, observation = jax.vmap(self._one_start)(first_keys, jnp.arange(self.num_envs))
         never = jnp.zeros(self.num_envs, bool)
+        reward = jnp.zeros((self.num_envs, *player_axis(self.spec.num_players)))
         timestep = row(
-            self.spec, observation, jnp.zeros(self.num_envs), first=~never, terminal=never, truncated=never,
+            self.spec, observation, reward, first=~never, terminal=never, truncated=never,
             legal_actions=self.legal_actions(inner),
         )  # fmt: skip
         return PureState(inner, keys, count + 1, never), timestep

@@ -49,7 +49,8 @@ BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
 
 TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
-    "toy/nim", "toy/riddle", "toy/dial", "toy/lock", "toy/shop", "toy/reacher",
+    "toy/nim", "toy/hands", "toy/riddle", "toy/dial", "toy/lock", "toy/shop", "toy/reacher",
+    "toy/three-nim", "toy/auction",
 )  # fmt: skip
 
 SMALL = tuple(small.TASKS)
@@ -71,8 +72,8 @@ PGX = (
 )  # fmt: skip
 
 PGX_REFUSED = {
-    "bridge_bidding": "it has 4 players, and at most 2 are supported",
-    "sparrow_mahjong": "it has 3 players, and at most 2 are supported",
+    "bridge_bidding": "its players hide cards from each other, which is not supported",
+    "sparrow_mahjong": "its players hide tiles from each other, which is not supported",
     "backgammon": "it has dice, and of games with chance only those of one player are supported",
     "kuhn_poker": "its players hide cards from each other, which is not supported",
     "leduc_holdem": "its players hide cards from each other, which is not supported",
@@ -113,6 +114,8 @@ PRESETS = {
     "othello": "board_games",
     "hex": "board_games",
     "go_9x9": "board_games",
+    "toy/three-nim": "three_players",
+    "toy/auction": "three_players",
 }
 
 

@@ -10,6 +10,11 @@
     toy/recall             (cue, asked)             2                  after n or a few more steps, the reward is 1
                                                                        if the action names the cue, else -1
     toy/nim                one-hot of the heap      take 1, take 2     two players; the last one taken gives 1 and ends
+    toy/hands              which player moves       rock, paper,       two players, who do not see each other's hands
+                                                    scissors
+    toy/three-nim          one-hot of the heap      take 1, 2 or 3     three players (`envs.three_players`)
+    toy/auction            bids, and who is in      pass, raise by     three players (`envs.three_players`)
+                                                    1, raise by 2
     toy/riddle             a Dict of three arrays   2                  n questions; reward 1 for each right answer
     toy/dial               a constant 1             2, continuous      one step; the reward falls with the distance
                                                                        from (2, 0.5) between (-1, 0) and (3, 2)
@@ -31,6 +36,8 @@ Here b is the index of the environment, and t the number of actions taken in its
 - reacher: an action moves the place by at most 0.2 along each axis, within [-1, 1]. Place and goal begin anywhere. The
   episode is truncated after n steps, 10 by default, and each of them costs the distance to the goal.
 - nim: the option ``heap`` sets the initial heap. The player to move loses if and only if 3 divides the heap.
+- hands: paper beats rock and scissors beat paper by 1, rock beats scissors by 2. In equilibrium both players choose
+  rock, paper and scissors with probabilities of 1/4, 1/2 and 1/4, and the value is 0.
 - riddle: whether the left half of ``picture`` is bright, or the first or the second of ``numbers`` is negative, is the
   right answer; ``where``, an integer, tells which of the three. With the option ``flat`` the observation is one vector
   of the same numbers: the picture's divided by 255, the integer's one-hot vector, and the numbers.
@@ -45,7 +52,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bircher.envs import small
+from bircher.envs import small, three_players
 from bircher.envs.config import EnvConfig, EnvRequest
 from bircher.envs.jax_env import PureEnv, Single, repeat_actions
 from bircher.errors import UnsupportedEnvironment
@@ -207,6 +214,23 @@ def _nim(env_id: str, max_steps: int | None, heap: int = 7) -> Single:
     return Single(spec, start, move, legal_actions, lambda inner: inner[2])
 
 
+HANDS = ((0.0, -1.0, 2.0), (1.0, 0.0, -1.0), (-2.0, 1.0, 0.0))
+"""The payoff of the first player's hand against the second's."""
+
+
+def _hands(env_id: str, max_steps: int | None) -> Single:
+    def start(key, index):
+        return (0, 0, 0), jax.nn.one_hot(0, 2)
+
+    def move(key, inner, action):
+        # The second player does not see the first one's hand, so that it is as if both moved at the same time.
+        hand, time, player = inner
+        reward = jnp.where(player == 1, -jnp.asarray(HANDS)[hand, action], 0.0)
+        return (action, time + 1, 1), jax.nn.one_hot(1, 2), reward, player == 1, _reached(time + 1, max_steps)
+
+    return Single(EnvSpec(env_id, _vector(2), Discrete(3), max_steps, num_players=2), start, move, None, lambda x: x[2])
+
+
 PICTURE = (6, 6, 1)
 """The shape of the riddle's picture."""
 
@@ -313,10 +337,12 @@ TOYS: dict[str, Callable[..., Single]] = {
     "toy/catch": _catch,
     "toy/recall": _recall,
     "toy/nim": _nim,
+    "toy/hands": _hands,
     "toy/riddle": _riddle,
     "toy/dial": _dial,
     "toy/lock": _lock,
     "toy/shop": _shop,
     "toy/reacher": _reacher,
+    **three_players.GAMES,
 }
 """The function that makes each toy, by id."""

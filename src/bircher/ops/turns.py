@@ -41,8 +41,15 @@ def to_mover(value: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
 
 
 def to_next(value: Float[Array, "*B P"]) -> Float[Array, "*B P"]:
-    """Return the values, or rewards, of a player as those of the player who moves next."""
+    """Return the values or rewards of a player as those of the player who moves next."""
     return jnp.roll(value, -1, -1)
+
+
+def passed_on(value: Float[Array, ...], num_players: int) -> Float[Array, ...]:
+    """Return the values or rewards of a player as those of the player who moves next, for any number of players."""
+    if num_players <= PAIR:
+        return value if num_players == 1 else -value
+    return to_next(value)
 
 
 def from_first(x: Float[Array, "B R P"], before: int = 0) -> Float[Array, "B R P"]:
