@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.errors import UnsupportedEnvironment
 from bircher.networks.model import Model
+from bircher.ops.turns import PAIR
 from bircher.types import ActOutput, Batch, EnvSpec, Key, Policy, Targets, TimeStep, Trajectory, Unsupported
 
 Mode = Literal["explore", "sample", "greedy"]
@@ -137,7 +138,8 @@ class Loss(Protocol):
 class LookAhead(NamedTuple):
     """The estimates of an agent with a model for B latents, and for A actions of each."""
 
-    value: Float[Array, " B"]
+    value: Float[Array, " B *P"]
+    """Of more than two players, a value for each, which begin with the player to move; Q is always that player's."""
     prior: Float[Array, "B A"]
     """The network's policy, before any improvement; 1 / A where the actions are samples of it."""
     q_values: Float[Array, "B A"]
@@ -171,7 +173,8 @@ class Agent(NamedTuple):
     acts_with_target: bool
     """Whether the target network acts; otherwise the online network does"""
     model_discount: float = 1.0
-    """The factor between consecutive states of the model: gamma, negative where the next state is the opponent's"""
+    """The factor between consecutive states of the model: gamma, negative where the next state is the other of two
+    players'"""
     look: Callable[[Policy, Array, Array, Key], LookAhead] | None = None
     """(policy, latent, legal actions, key) -> the estimates of the model; None for an agent without a model"""
     plan: Callable[[Policy, Array, Array, Key], Any] | None = None
@@ -192,9 +195,16 @@ class Agent(NamedTuple):
 def require_supported(name: str, spec: EnvSpec) -> None:
     """Require that observations are arrays, and that actions are of a kind that the agent takes.
 
+    Games of more than two players need an agent whose values are vectors.
+
     Raises:
-      UnsupportedEnvironment: a space is not supported; the message names it.
+      UnsupportedEnvironment: a space or the number of players is not supported; the message names it.
     """
+    if spec.num_players > PAIR and name not in ("muzero", "gumbel_muzero"):
+        raise UnsupportedEnvironment(
+            f"{spec.id} has {spec.num_players} players, and agent {name} supports at most {PAIR}: choose "
+            "agent=gumbel_muzero or agent=muzero"
+        )
     if isinstance(spec.action, Unsupported):
         raise UnsupportedEnvironment(
             f"agent {name} supports Discrete, MultiDiscrete, MultiBinary and bounded Box actions, and {spec.id} has "

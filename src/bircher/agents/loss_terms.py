@@ -163,25 +163,31 @@ def model_policy(unrolled: Unrolled, distribution: Distribution, horizon: int | 
     return _over_depths(values, unrolled.policy_mask[1:last])
 
 
+def _over_players(values: Float[Array, ...], mask: Bool[Array, ...]) -> Float[Array, ...]:
+    """Return the mean over the players, if there is an axis of them."""
+    return values if values.ndim == mask.ndim else values.mean(-1)
+
+
 def value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
     """Compute the excess cross-entropy of the root's value with its multi-step return.
 
-    For a scalar value it is the squared error.
+    For a scalar value it is the squared error.  With more than two players it is the mean over them.
     """
     values = model.value_support.loss(unrolled.value[0], unrolled.prediction.value_logits[0])
+    values = _over_players(values, unrolled.value_mask[0])
     return jnp.where(unrolled.value_mask[0], values, 0.0)
 
 
 def model_value(model: Model, unrolled: Unrolled) -> Float[Array, "B T"]:
     """Compute 1/K sum over k of the loss of `value`, between the value predicted after k steps and the return there."""
     values = model.value_support.loss(unrolled.value[1:], unrolled.prediction.value_logits[1:])
-    return _over_depths(values, unrolled.value_mask[1:])
+    return _over_depths(_over_players(values, unrolled.value_mask[1:]), unrolled.value_mask[1:])
 
 
 def model_reward(unrolled: Unrolled, support: Support) -> Float[Array, "B T"]:
     """Compute 1/K sum over k of the excess cross-entropy of the reward predicted for step k."""
     values = support.loss(unrolled.reward, unrolled.reward_logits)
-    return _over_depths(values, unrolled.reward_mask)
+    return _over_depths(_over_players(values, unrolled.reward_mask), unrolled.reward_mask)
 
 
 def entropy(params: Float[Array, "B T P"], distribution: Distribution) -> Float[Array, "B T"]:
@@ -198,7 +204,7 @@ def consistency(
 
     Without a projection, where latents are observations, it is the mean squared distance instead.
     """
-    depths, _, length = unrolled.reward.shape
+    depths, _, length = unrolled.reward.shape[:3]
     later = windows(encoded, depths + 1, length)[1:]
     if projection is None:
         distance = jnp.square(unrolled.latent - jax.lax.stop_gradient(later)).mean(-1)

@@ -16,6 +16,7 @@ from bircher.networks.encoders import IndexTorso
 from bircher.networks.model import Model
 from bircher.networks.observations import JoinedTorso
 from bircher.ops import distributions, losses
+from bircher.ops.turns import own
 
 
 class UpdateMetrics(NamedTuple):
@@ -64,11 +65,14 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
 
     # Values from before these updates, where they are available: after some epochs any target is explained.
     value = target.extras.per_transition.get("old_value", model.value_support.mean(unrolled.prediction.value_logits[0]))
-    error = mean(jnp.square(target.value - value)) - jnp.square(mean(target.value - value))
-    spread = mean(jnp.square(target.value)) - jnp.square(mean(target.value))
-    overflow = model.value_support.overflow(target.value)
+    # In games of more than two players these are the values of the player to move.
+    axes = target.mask.ndim
+    value, value_target, reward_target = own(value, axes), own(target.value, axes), own(target.reward, axes)
+    error = mean(jnp.square(value_target - value)) - jnp.square(mean(value_target - value))
+    spread = mean(jnp.square(value_target)) - jnp.square(mean(value_target))
+    overflow = model.value_support.overflow(value_target)
     if model.heads.reward is not None:
-        overflow |= model.reward_support.overflow(target.reward)
+        overflow |= model.reward_support.overflow(reward_target)
     entropy = model.distribution.entropy(inputs.logits)
     legal = rows.legal_actions[:, : entropy.shape[1]].sum(-1)
     has_choice = target.mask & (legal > 1)
@@ -76,9 +80,9 @@ def common_metrics(inputs: LossInputs) -> dict[str, Array]:
         "act/entropy": losses.masked_mean(entropy, target.mask),
         "act/entropy_share": losses.masked_mean(entropy / jnp.log(jnp.maximum(legal, 2)), has_choice),
         "act/choice_share": losses.masked_mean(has_choice.astype(jnp.float32), target.mask),
-        "target/value_mean": mean(target.value),
-        "target/value_size": mean(jnp.abs(target.value)),
-        "target/value_square": mean(jnp.square(target.value)),
+        "target/value_mean": mean(value_target),
+        "target/value_size": mean(jnp.abs(value_target)),
+        "target/value_square": mean(jnp.square(value_target)),
         "target/support_overflow": losses.masked_mean(overflow.astype(jnp.float32), target.mask),
         "target/explained_variance": jnp.maximum(1.0 - error / jnp.maximum(spread, 1e-8), -1.0),
         "target/valid_share": target.mask.mean(),

@@ -112,7 +112,7 @@ def search_root(
 def simulator(model: Model, model_discount: float, proposal: Proposal) -> Simulate:
     """Return a function that takes one step of the model from a latent, or from a node with candidates.
 
-    `model_discount` is gamma, negative where the next state is the opponent's.
+    `model_discount` is gamma, negative where the next state is the other player's, of two.
     """
 
     def step(latent: Float[Array, "B latent"], action: Shaped[Array, "B ..."]) -> Step:
@@ -121,7 +121,7 @@ def simulator(model: Model, model_discount: float, proposal: Proposal) -> Simula
         value = model.value_support.mean(prediction.value_logits)
         return Step(
             reward=model.reward(following),
-            discount=jnp.full(value.shape, model_discount),
+            discount=jnp.full(value.shape[:1], model_discount),
             logits=prediction.policy_logits,
             value=value,
             latent=following,

@@ -35,8 +35,9 @@ from bircher.agents.metrics import compute_if, search_metrics
 from bircher.agents.model_search import Node, Proposal, has_candidates, lists_all, search_root, simulator, take_actions
 from bircher.agents.unroll import Absorbing, episode_ends, root_mask, unroll
 from bircher.networks.model import Model, ModelConfig
-from bircher.ops import distributions, improvement, returns
+from bircher.ops import distributions, improvement, returns, turns
 from bircher.ops.distributions import Categorical, Distribution
+from bircher.ops.turns import PAIR, own
 from bircher.search import SearchConfig, SearchResult, completed_q_values
 from bircher.types import (
     ActOutput,
@@ -54,8 +55,8 @@ from bircher.types import (
 
 
 def model_discount_of(gamma: float, num_players: int) -> float:
-    """Return the factor between consecutive states of the model: gamma, negative where the next is the opponent's."""
-    return gamma if num_players == 1 else -gamma
+    """Return the factor between consecutive states of the model: gamma, negative if the next is the other of two's."""
+    return -gamma if num_players == PAIR else gamma
 
 
 Plan = Callable[..., SearchResult]
@@ -102,11 +103,12 @@ def muzero_targets(
     if config.bootstrap == "network":
         value = model.value(latent)
     target, exists = _returns(config, gamma, rows, ends, value)
-    error = jnp.abs(jnp.where(mask & exists, target - value[:, :-1], 0.0))
+    advantage = own(target - value[:, :-1], 2)
+    error = jnp.abs(jnp.where(mask & exists, advantage, 0.0))
     result = Targets(
         value=target,
         reward=rows.reward[:, 1:],
-        advantage=target - value[:, :-1],
+        advantage=advantage,
         policy=policy,
         mask=mask,
         priority=error.max(-1),
@@ -117,7 +119,7 @@ def muzero_targets(
 
 def _reanalyzed(
     fraction: float, minibatches: int, plan: Plan, latent: Float[Array, "B R latent"], rows: Trajectory, key: Key
-) -> tuple[PolicyTarget, Float[Array, "B R"]]:
+) -> tuple[PolicyTarget, Float[Array, "B R *P"]]:
     """Return the policies and values of searches.
 
     The last `fraction` of each minibatch is searched again, because its replayed sequences are the last ones.
@@ -156,9 +158,11 @@ def _with_density(model: Model, latent: Float[Array, "B R latent"], policy: Poli
 
 
 def _returns(
-    config: ReturnConfig, gamma: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R"]
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    config: ReturnConfig, gamma: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R *P"]
+) -> tuple[Float[Array, "B T *P"], Bool[Array, "B T"]]:
     """Return the value target of each root row, and whether it exists."""
+    if value.ndim > ends.ndim:
+        return _returns_of_players(config, gamma, rows, ends, value)
     reward, discounts, bootstrap = rows.reward[:, 1:], gamma * rows.discount[:, 1:], value[:, 1:]
     random = rows.extras.per_row.get("random_action", jnp.zeros_like(ends))
     # The rewards after a random action are no estimate of its state's value, so that returns end before such an action
@@ -175,6 +179,22 @@ def _returns(
     # Whether an episode ends later within the sequence: a sum backward from the last row.
     exists &= jnp.cumsum(ends[:, 1:][:, ::-1], axis=1)[:, ::-1] > 0
     return jax.vmap(returns.lambda_returns)(reward, discounts, bootstrap, continues), exists
+
+
+def _returns_of_players(
+    config: ReturnConfig, gamma: float, rows: Trajectory, ends: Bool[Array, "B R"], value: Float[Array, "B R P"]
+) -> tuple[Float[Array, "B T P"], Bool[Array, "B T"]]:
+    """Return the value targets of each player, which are those of a single one from the same player's view.
+
+    They are computed from the view of the first row's player, and returned from those of each row's.
+    """
+    reward, value = turns.from_first(rows.reward, before=1), turns.from_first(value)
+
+    def of_player(reward: Float[Array, "B R"], value: Float[Array, "B R"]) -> tuple[Array, Array]:
+        return _returns(config, gamma, rows._replace(reward=reward), ends, value)
+
+    target, exists = jax.vmap(of_player, (-1, -1), (-1, None))(reward, value)
+    return turns.from_each(target), exists
 
 
 class TemperatureConfig(BaseModel):
@@ -298,7 +318,7 @@ def make(
         params: Model, state: MuZeroState, batch: Batch, target: Targets, key: Key, with_metrics: Array | bool = True
     ) -> tuple[dict[str, Float[Array, "B T"]], dict[str, Array]]:
         del key
-        absorbing = Absorbing(turn=1 if num_players == 1 else -1, outcome=not model_config.reward_head)
+        absorbing = Absorbing(num_players, outcome=not model_config.reward_head)
         return muzero_loss(
             model_config,
             frozenset(weights),
@@ -370,7 +390,7 @@ def muzero_look_ahead(result: SearchResult) -> LookAhead:
     """Return the estimates of a search from B latents; actions that were not searched have completed values."""
     assert result.root is not None
     prior, value = jax.nn.softmax(result.root.logits), result.root.value
-    q_values = completed_q_values(result.q_values, result.visits, prior, value)
+    q_values = completed_q_values(result.q_values, result.visits, prior, own(value, 1))
     return LookAhead(value, prior, q_values, result.weights, result.actions)
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bircher.networks.model import Model
-from bircher.ops import improvement
+from bircher.ops import improvement, turns
 from bircher.ops.distributions import Distribution
+from bircher.ops.turns import per_player
 from bircher.types import PolicyTarget, Prediction, Targets, Trajectory
 
 
@@ -25,14 +26,14 @@ class Unrolled(NamedTuple):
     """Latents of depth 1 … K."""
     prediction: Prediction
     """Logits [K + 1, B, T, …] of depth 0 … K; those of illegal actions are masked if `unroll` had `mask_illegal`."""
-    reward_logits: Float[Array, "K B T atoms"]
+    reward_logits: Float[Array, "K B T *P atoms"]
     """Logits of the rewards at depth 1 … K."""
     policy: PolicyTarget
     """Weights [D, B, T, N]; without actions they are the probabilities of all discrete actions."""
     policy_mask: Bool[Array, "D B T"]
-    value: Float[Array, "D B T"]
+    value: Float[Array, "D B T *P"]
     value_mask: Bool[Array, "D B T"]
-    reward: Float[Array, "K B T"]
+    reward: Float[Array, "K B T *P"]
     reward_mask: Bool[Array, "K B T"]
     encoded_mask: Bool[Array, "K B T"]
     """Whether the row at that depth belongs to the same episode."""
@@ -46,8 +47,8 @@ class Unrolled(NamedTuple):
 class Absorbing(NamedTuple):
     """How targets continue after a terminal row, which the model learns as an absorbing state (MuZero)."""
 
-    turn: int
-    """-1 if players alternate at every step, otherwise 1."""
+    num_players: int
+    """Players take turns at every step."""
     outcome: bool
     """Whether the value of a terminal row is the last reward, from the view of the player at that row; this is for
     games without a reward head."""
@@ -112,15 +113,17 @@ def unroll(
     features = model.head_input(latents)
     prediction = model.prediction(features)
     legal = windows(rows.legal_actions, depths, length)
-    value = windows(target.value, depths, length) * has_return
+    value = windows(target.value, depths, length) * per_player(has_return, target.value[None])
     value_mask = reached & (has_return | terminal)
     reward = windows(target.reward, unroll_steps, length)
     reward_mask = reached[1:] & (in_range[1:] <= length)
     if absorbing is not None:
         dead = jnp.cumsum(reached & terminal, axis=0) > 0
-        value = jnp.where(dead, _absorbing_values(rows, reached & terminal, absorbing, length), value)
+        value = jnp.where(
+            per_player(dead, value), _absorbing_values(rows, reached & terminal, absorbing, length), value
+        )
         value_mask |= dead
-        reward = jnp.where(dead[:-1], 0.0, reward)
+        reward = jnp.where(per_player(dead[:-1], reward), 0.0, reward)
         reward_mask |= dead[:-1]
     if mask_illegal:
         params = model.distribution.restrict(prediction.policy_logits, legal)
@@ -149,11 +152,13 @@ def _policy_windows(policy: PolicyTarget, num_actions: int, depths: int, length:
 
 def _absorbing_values(rows: Trajectory, terminates: Array, absorbing: Absorbing, length: int) -> Array:
     """Return [D, B, T]: the value at the depth of a terminal row, and at the absorbing states after it."""
+    reward = windows(rows.reward, terminates.shape[0], length)
     if not absorbing.outcome:
-        return jnp.zeros(terminates.shape)
-    # The last reward is that of the player who moved last; with two players the terminal row is the other player's.
-    outcome = absorbing.turn * windows(rows.reward, terminates.shape[0], length)
-    values = [jnp.where(terminates[0], outcome[0], 0.0)]
+        return jnp.zeros(reward.shape)
+    # The last reward is that of the player who moved last, and the terminal row is the next player's.
+    outcome, players = turns.passed_on(reward, absorbing.num_players), absorbing.num_players
+    values = [jnp.where(per_player(terminates[0], outcome[0]), outcome[0], 0.0)]
     for depth in range(1, terminates.shape[0]):
-        values.append(jnp.where(terminates[depth], outcome[depth], absorbing.turn * values[-1]))
+        here = per_player(terminates[depth], outcome[depth])
+        values.append(jnp.where(here, outcome[depth], turns.passed_on(values[-1], players)))
     return jnp.stack(values)

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 from bircher.agents.base import Agent, LookAhead, model_of
 from bircher.agents.unroll import episode_ends, windows
 from bircher.networks.model import Model
-from bircher.ops import distributions, returns
+from bircher.ops import distributions, returns, turns
+from bircher.ops.turns import own
 from bircher.types import Key, Policy, Trajectory
 
 
@@ -29,7 +30,8 @@ def measure(rows: Trajectory) -> dict[str, float]:
     used = ~(rows.first | rows.last)[:, :-1] & ~rows.first[:, 1:]
     arrays = [x[:, :-1][used] for x in jax.tree.leaves(rows.observation)]
     action = np.asarray(rows.action)[:, :-1][used]
-    reward = rows.reward[:, 1:][used].astype(np.float64)
+    reward = rows.reward[..., 0] if rows.reward.ndim > used.ndim else rows.reward  # of the player who moved
+    reward = reward[:, 1:][used].astype(np.float64)
     if not len(reward):
         return {}
     # The sum with 0 makes -0.0 equal to 0.0.
@@ -104,21 +106,22 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         raise ValueError(f"sequences of {length} steps are too short for {depths} steps of the model")
     model = model_of(agent.unwrap(policy))
     latent = agent.encode(policy, rows)
-    flat, legal = (x.reshape(rows.reward.size, x.shape[-1]) for x in (latent, rows.legal_actions))
+    flat, legal = (x.reshape(rows.first.size, x.shape[-1]) for x in (latent, rows.legal_actions))
     estimates = agent.look(policy, flat, legal, key)
-    estimates = jax.tree.map(lambda x: x.reshape(*rows.reward.shape, *x.shape[1:]), estimates)
+    estimates = jax.tree.map(lambda x: x.reshape(*rows.first.shape, *x.shape[1:]), estimates)
     ends = episode_ends(rows)
     continues = ~ends
     # reached[k]: row t + k + 1 exists and belongs to the episode of row t.
     in_range = jnp.arange(1, depths + 1)[:, None, None] + jnp.arange(length) <= length
     reached = jnp.cumprod(windows(continues, depths, length), axis=0).astype(bool) & in_range
     predicts_reward = model.heads.reward is not None
-    value, outcome, error = _outcomes(rows, estimates.value, ends, agent.model_discount, predicts_reward)
+    value, outcome, error = _own_outcomes(rows, estimates.value, ends, agent.model_discount, predicts_reward)
 
     latents = model.unroll(latent[:, :length], windows(rows.action, depths, length))
     prediction = model.predict(latents)
-    predicted_value = model.value_support.mean(prediction.value_logits)
-    later = windows(jnp.arange(length + 1)[None].repeat(len(rows.reward), 0), depths + 1, length)[1:]
+    predicted_value = own(model.value_support.mean(prediction.value_logits), reached.ndim)
+    own_reward = own(rows.reward, rows.first.ndim)  # with more than two players, that of the player who moved
+    later = windows(jnp.arange(length + 1)[None].repeat(len(ends), 0), depths + 1, length)[1:]
 
     def at_depth(x: Array) -> Array:
         return jax.vmap(lambda index: jax.vmap(lambda row, i: row[i])(x, index))(later)
@@ -128,9 +131,9 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
     if estimates.actions is None:
         policy_error = distributions.kl_divergence(at_depth(estimates.prior), jax.nn.softmax(params))
     else:
-        own = model.distribution.restrict(model.predict(latent).policy_logits, rows.legal_actions)
-        policy_error = model.distribution.kl(at_depth(own), params)
-    reward_error = model.reward(latents) - at_depth(rows.reward)
+        own_params = model.distribution.restrict(model.predict(latent).policy_logits, rows.legal_actions)
+        policy_error = model.distribution.kl(at_depth(own_params), params)
+    reward_error = own(model.reward(latents), reached.ndim) - at_depth(own_reward)
     valid = continues[:, :-1]
     q, q_taken = _q_values(model, agent.model_discount, latent, rows, estimates)
     mean_q = (estimates.prior * q).sum(-1)
@@ -141,7 +144,7 @@ def diagnose(agent: Agent, policy: Policy, rows: Trajectory, depths: int, key: K
         value_error=_root_mean_square(predicted_value - at_depth(value), reached),
         return_error=_root_mean_square(predicted_value - at_depth(outcome), reached),
         policy_kl=_mean(policy_error, acts),
-        reward_deviation=_deviation(rows.reward[:, 1:], valid),
+        reward_deviation=_deviation(own_reward[:, 1:], valid),
         return_deviation=_deviation(outcome[:, :-1], valid),
         gain=_mean(gains[:, :-1], valid, axes=None),
         improvement_kl=_mean(
@@ -161,6 +164,22 @@ def _q_values(
         return q, distributions.select(q, rows.action)
     actions = jnp.expand_dims(rows.action, 2)
     return estimates.q_values, model.look_ahead(latent, model_discount, actions)[..., 0]
+
+
+def _own_outcomes(
+    rows: Trajectory, value: Float[Array, "B R *P"], ends: Bool[Array, "B R"], discount: float, predicts_reward: bool
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"], Float[Array, "B T"]]:
+    """Return `_outcomes` for the player to move on each row."""
+    if value.ndim == ends.ndim:
+        return _outcomes(rows, value, ends, discount, predicts_reward)
+
+    def of_player(reward: Float[Array, "B R"], value: Float[Array, "B R"]) -> tuple[Array, Array, Array]:
+        return _outcomes(rows._replace(reward=reward), value, ends, discount, predicts_reward)
+
+    # From the view of one player the rows are those of a single one.
+    one_view = turns.from_first(rows.reward, before=1), turns.from_first(value)
+    found, outcome, error = jax.vmap(of_player, (-1, -1), -1)(*one_view)
+    return turns.from_each(found)[..., 0], turns.from_each(outcome)[..., 0], turns.from_each(error)[..., 0]
 
 
 def _outcomes(

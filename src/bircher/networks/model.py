@@ -20,6 +20,7 @@ from bircher.networks.layers import MLP, Linear, Memory
 from bircher.networks.observations import JoinedTorso, make_representation, scale_bytes
 from bircher.ops.distributions import Categorical, Distribution, distribution_of
 from bircher.ops.transforms import Bounded, Support, Unbounded, scale_gradient
+from bircher.ops.turns import player_axis
 from bircher.spaces import Layout
 from bircher.types import SINGLE, EnvSpec, Key, Prediction
 
@@ -92,6 +93,8 @@ class Model(eqx.Module):
     layout: Layout = eqx.field(static=True)
     """The layout of pictures that no adapter has encoded."""
     dtype: jnp.dtype = eqx.field(static=True)
+    players: tuple[int, ...] = eqx.field(static=True)
+    """The shape of a value and of a reward: (P,) in games of P > 2 players, which begin with the player to move."""
 
     def __init__(self, spec: EnvSpec, config: ModelConfig, key: Key, project: bool = False, imagine: bool = True):
         torso_key, dynamics_key, heads_key = jax.random.split(key, 3)
@@ -110,10 +113,12 @@ class Model(eqx.Module):
         self.visible = config.latent_width if recurrent else latent_width
         self.reader = make_reader(config, grid, jax.random.fold_in(key, 4)) if config.prediction_channels else None
         self.value_support, self.reward_support = config.make_value_support(), config.make_support()
+        self.players = player_axis(spec.num_players)
+        numbers = math.prod(self.players)
         self.heads = Heads(
             config.latent_width if self.reader else self.visible, self.distribution.num_params,
-            self.value_support.num_atoms,
-            config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
+            numbers * self.value_support.num_atoms,
+            numbers * config.num_atoms if config.reward_head and imagine else 0, config.head_widths, heads_key,
         )  # fmt: skip
         learned = project and not isinstance(self.representation, IdentityTorso)
         self.projection = Projection(latent_width, jax.random.fold_in(key, 3), config.dtype) if learned else None
@@ -194,27 +199,33 @@ class Model(eqx.Module):
         visible = latent[..., : self.visible].astype(self.dtype)
         return visible if self.reader is None else self.reader(visible)
 
-    def value_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
-        """Return the logits of the value, given the heads' input."""
-        return self.heads.value(features).astype(jnp.float32)
+    def value_logits(self, features: Float[Array, "*B features"]) -> Float[Array, ...]:
+        """Return the logits of the value, given the heads' input; [*B, P, atoms] in games of P > 2 players."""
+        return self._per_player(self.heads.value(features).astype(jnp.float32))
 
-    def reward_logits(self, features: Float[Array, "*B features"]) -> Float[Array, "*B atoms"]:
+    def _per_player(self, logits: Float[Array, "*B numbers"]) -> Float[Array, ...]:
+        return logits.reshape(*logits.shape[:-1], *self.players, -1) if self.players else logits
+
+    def reward_logits(self, features: Float[Array, "*B features"]) -> Float[Array, ...]:
         """Return the logits of the reward for arriving in a latent, given the heads' input.
 
         They have no atoms where the model predicts no reward.
         """
         if self.heads.reward is None:
-            return jnp.zeros((*features.shape[:-1], 0))
-        return self.heads.reward(features).astype(jnp.float32)
+            return jnp.zeros((*features.shape[:-1], *self.players, 0))
+        return self._per_player(self.heads.reward(features).astype(jnp.float32))
 
-    def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
-        """Return the reward for arriving in a latent that `step` returned, or 0 where the model predicts no reward."""
+    def reward(self, latent: Float[Array, "*B latent"]) -> Float[Array, ...]:
+        """Return the reward for arriving in a latent that `step` returned, or 0 where the model predicts no reward.
+
+        In games of P > 2 players it is a vector, [*B, P], which begins with the player who moved.
+        """
         if self.heads.reward is None:
-            return jnp.zeros(latent.shape[:-1])
+            return jnp.zeros((*latent.shape[:-1], *self.players))
         return self.reward_support.mean(self.reward_logits(self.head_input(latent)))
 
-    def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, "*B"]:
-        """Return the value of a latent."""
+    def value(self, latent: Float[Array, "*B latent"]) -> Float[Array, ...]:
+        """Return the value of a latent, [*B, P] in games of P > 2 players."""
         return self.value_support.mean(self.value_logits(self.head_input(latent)))
 
     def prediction(self, features: Float[Array, "*B features"]) -> Prediction:

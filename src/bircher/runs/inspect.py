@@ -19,6 +19,7 @@ from bircher.config.config import Config
 from bircher.envs.base import failure
 from bircher.errors import ConfigError, EvaluationFailed, RunFolderError, UnsupportedEnvironment
 from bircher.games import boards
+from bircher.ops.turns import own
 from bircher.runs import build, loaded_agent
 from bircher.runs.build import Parts
 from bircher.runs.loaded_agent import Inputs, LoadedAgent
@@ -140,7 +141,7 @@ class Decision(NamedTuple):
     observation: Any
     step: int
     mover: int
-    """The player who moves, 0 or 1, in games of two."""
+    """The player who moves, in games; player 0 moved first."""
     action: int
     """The index of the action that the search chose, counted from 0."""
     value: float
@@ -185,9 +186,9 @@ def decide(agent: LoadedAgent, step: int = 0, seed: int = 0) -> Decision:
     finally:
         env.close()
     found = agent.search_of(Inputs(row.observation, row.legal_actions), seed)
-    mover = step % 2 if agent.spec.num_players == 2 else 0
+    mover = step % agent.spec.num_players
     observation = jax.tree.map(lambda x: np.asarray(x[0]), row.observation)
-    action, value = int(found.action[0]), float(found.value[0])
+    action, value = int(found.action[0]), float(own(found.value, 1)[0])
     tree = panels.Tree.of(found.tree)
     if found.actions is None:
         return Decision(observation, step, mover, action, value, tree)
@@ -202,7 +203,7 @@ def _thought(agent: LoadedAgent, found: SearchResult, candidates: np.ndarray) ->
     prior, improved = np.asarray(jax.nn.softmax(found.root.logits[0])), np.asarray(found.weights[0])
     chosen, density = int(found.action[0]), agent.density(params, candidates)
     names = tuple(map(agent.action_name, candidates))
-    return panels.Thought(prior, improved, float(found.value[0]), chosen, names, candidates[chosen], density)
+    return panels.Thought(prior, improved, float(own(found.value, 1)[0]), chosen, names, candidates[chosen], density)
 
 
 def draw_search(agent: LoadedAgent, decision: Decision, nodes: int) -> str:

@@ -19,6 +19,7 @@ from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
 from bircher.ops.distributions import ClippedNormal, distribution_of
+from bircher.ops.turns import own
 from bircher.runs import build, costs, directory
 from bircher.search import SearchResult
 from bircher.spaces import encode_observation, misfit, part_of
@@ -350,7 +351,7 @@ class LoadedAgent:
             elif actions is not None and not self._lists_actions:
                 prior = jnp.full_like(improved, 1 / improved.shape[-1])  # that search drew its own candidates
             return carry, (
-                output.action, prior, improved, estimates.value if value is None else value,
+                output.action, prior, improved, own(estimates.value if value is None else value, 1),
                 *([] if actions is None else [actions, self._policy_params(policy, latent)]),
             )  # fmt: skip
 

@@ -20,7 +20,7 @@ from bircher.agents.base import Agent
 from bircher.envs import atari
 from bircher.envs.base import Env, failure
 from bircher.errors import EnvironmentFailure, EvaluationFailed, EvaluationStopped
-from bircher.training.rollout import counted_reward, describe_failure, failure_code, first_side, next_side
+from bircher.training.rollout import Side, counted_reward, describe_failure, failure_code, first_side, next_side
 from bircher.types import Key, Policy, TimeStep
 
 Mode = Literal["sample", "greedy"]
@@ -61,7 +61,7 @@ class EvaluationConfig(BaseModel):
 class Report(NamedTuple):
     """The result of an evaluation; returns are undiscounted sums of rewards, and lengths are numbers of actions.
 
-    In games of two the agent plays both sides, and returns are those of the player who moves first.  `bircher.games`
+    In games the agent plays all sides, and returns are those of the player who moves first.  `bircher.games`
     measures the agent against opponents.
     """
 
@@ -111,8 +111,8 @@ class _Episodes(NamedTuple):
     """Whether an episode was ended by the limit of the evaluation, not by its environment."""
     failed: Int[Array, ""]
     """The code of the first environment that failed (see `rollout.failure_code`); -1 if none did."""
-    side: Float[Array, " B"] | None
-    """Which player is to move, in games of two (see `rollout.first_side`)."""
+    side: Side
+    """Which player is to move, in games (see `rollout.first_side`)."""
 
 
 class Evaluator:

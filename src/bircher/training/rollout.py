@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.agents.base import Agent, Mode
 from bircher.envs.base import Env
+from bircher.ops.turns import PAIR, own, per_player, player_axis, to_next
 from bircher.types import Key, Policy, Tally, TimeStep, Trajectory
 
 
@@ -25,30 +26,42 @@ class ActorState(eqx.Module):
     key: Key
     episode_return: Float[Array, " E"]
     episode_length: Int[Array, " E"]
-    side: Float[Array, " E"] | None = None
-    """1 if the player who moved first is to move, -1 if the other is; None with one player."""
-    discounted_return: Float[Array, " E"] | None = None
+    side: Float[Array, " E"] | Int[Array, " E"] | None = None
+    """1 if the player who moved first is to move, -1 if the other is; with more than two players, the index of the
+    player to move, counted from the first; None with one player."""
+    discounted_return: Float[Array, " E *P"] | None = None
     """The discounted sum of the episode's rewards so far, later ones counting most; None for agents without use for it.
     """
 
 
-def first_side(env: Env) -> Float[Array, " E"] | None:
-    """Return which player is to move at the start of games: 1, the one who moves first; None with one player."""
-    return jnp.ones(env.num_envs) if env.spec.num_players == 2 else None
+Side = Float[Array, " E"] | Int[Array, " E"] | None
+"""Which player is to move (`ActorState.side`)."""
 
 
-def next_side(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"] | None:
+def first_side(env: Env) -> Side:
+    """Return which player is to move at the start of games: the one who moves first; None with one player."""
+    if env.spec.num_players > PAIR:
+        return jnp.zeros(env.num_envs, jnp.int32)
+    return jnp.ones(env.num_envs) if env.spec.num_players == PAIR else None
+
+
+def next_side(side: Side, following: TimeStep) -> Side:
     """Return which player is to move on the row after one on which it was `side`."""
     if side is None:
         return None
+    if following.reward.ndim > side.ndim:
+        return jnp.where(following.first, 0, (side + 1) % following.reward.shape[-1])
     return jnp.where(following.first, 1.0, jnp.where(following.discount < 0, -side, side))
 
 
-def counted_reward(side: Float[Array, " E"] | None, following: TimeStep) -> Float[Array, " E"]:
+def counted_reward(side: Side, following: TimeStep) -> Float[Array, " E"]:
     """Return what the reward after a row adds to the episode's return.
 
-    In games of two the return is that of the player who moved first.
+    In games the return is that of the player who moved first.
     """
+    if side is not None and following.reward.ndim > side.ndim:
+        players = following.reward.shape[-1]
+        return jnp.take_along_axis(following.reward, (-side % players)[:, None], -1)[:, 0]
     return following.reward if side is None else side * following.reward
 
 
@@ -56,15 +69,16 @@ def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
     """Reset every environment and return the first state; call it outside a program, as a reset may start threads."""
     env_state, timestep = env.reset()
     zeros = jnp.zeros(env.num_envs)
+    sums = jnp.zeros((env.num_envs, *player_axis(env.spec.num_players)))
     return ActorState(
         env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32),
-        first_side(env), zeros if agent.follows_returns else None,
+        first_side(env), sums if agent.follows_returns else None,
     )  # fmt: skip
 
 
 def not_finite(timestep: TimeStep) -> Array:
     """Return [E]: whether the adapter reported a failure, or a number is not finite."""
-    failed = timestep.failed | ~jnp.isfinite(timestep.reward)
+    failed = timestep.failed | ~jnp.isfinite(timestep.reward if timestep.reward.ndim == 1 else timestep.reward.sum(-1))
     for leaf in jax.tree.leaves(timestep.observation):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             failed |= ~jnp.isfinite(leaf).reshape(len(failed), -1).all(-1)
@@ -129,7 +143,7 @@ def collect_rollout(
             episodes=following.last.sum(),
             return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
             length_sum=lengths.sum(),
-            last_reward_sum=jnp.where(following.last, following.reward, 0.0).sum(),
+            last_reward_sum=jnp.where(following.last, own(following.reward, 1), 0.0).sum(),
             # Both rows are checked, because a rollout may begin on the row where the one before it failed.
             failed=failure_code((timestep, following)),
             longest=longest,
@@ -150,11 +164,15 @@ def collect_rollout(
     return state, rows, _total(tallies)
 
 
-def _next_return(sums: Float[Array, " E"] | None, discount: float, following: TimeStep) -> Float[Array, " E"] | None:
-    """Return the discounted sums after one more reward; a sum that is not finite is taken as 0."""
+def _next_return(sums: Float[Array, " E *P"] | None, discount: float, following: TimeStep) -> Array | None:
+    """Return the discounted sums after one more reward; a sum that is not finite is taken as 0.
+
+    With more than two players they begin with the player who moved, as rewards do.
+    """
     if sums is None:
         return None
-    sums = jnp.where(following.first, 0.0, discount * sums + following.reward)
+    before = sums if sums.ndim == 1 else to_next(sums)
+    sums = jnp.where(per_player(following.first, sums), 0.0, discount * before + following.reward)
     return jnp.where(jnp.isfinite(sums), sums, 0.0)
 
 

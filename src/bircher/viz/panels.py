@@ -180,13 +180,15 @@ class Tree(NamedTuple):
         children, visits = np.asarray(tree.children_index[0]), np.asarray(tree.children_visits[0])
         logits, rewards = np.asarray(tree.children_prior_logits[0], float), np.asarray(tree.children_rewards[0])
         values, discounts = np.asarray(tree.node_values[0]), np.asarray(tree.children_discounts[0])
+        below = np.asarray(tree.children_values[0])
         priors = np.exp(logits - logits.max(-1, keepdims=True))
         priors /= priors.sum(-1, keepdims=True)
 
         def edge(parent: int, action: int) -> Edge:
             child, reward = int(children[parent, action]), float(rewards[parent, action])
             value = float(values[child])
-            q_value = reward + float(discounts[parent, action]) * value
+            # The child's value for the player at the parent: with more than two players it is another number.
+            q_value = reward + float(discounts[parent, action]) * float(below[parent, action])
             shares = int(visits[parent, action]), float(priors[parent, action])
             return Edge(parent, child, action, *shares, reward, value, q_value)
 
