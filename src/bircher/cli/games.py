@@ -13,6 +13,7 @@ from bircher.cli.shared import STOPPED, AsJson, Greedy, Overrides, SavedRun, See
 if TYPE_CHECKING:
     from bircher.experiments.head_to_head import Table
     from bircher.games.matches import MatchReport
+    from bircher.games.seats import SeatsReport
     from bircher.training.evaluator import Report
 
 Episodes = Annotated[int, typer.Option(min=1, help="The number of new episodes; of a game, half of them in each seat.")]
@@ -26,9 +27,7 @@ def evaluate(
     overrides: Overrides = None,
     opponent: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="For games of two: random, minimax, alphabeta:DEPTH, mcts:ROLLOUTS or a run."
-        ),
+        typer.Option(metavar="NAME", help="For games: random, minimax, maxn, alphabeta:DEPTH, mcts:ROLLOUTS or a run."),
     ] = None,
     episodes: Episodes = 100,
     seed: Seed = 0,
@@ -69,7 +68,8 @@ def evaluate(
             report = loaded_agent.evaluate(agent, episodes, seed, greedy, max_steps)
         else:
             if opponent is None:
-                print(f"{agent.spec.id} is a game of two: playing against {head_to_head.OPPONENT}", file=sys.stderr)
+                count = "two" if agent.spec.num_players == 2 else agent.spec.num_players
+                print(f"{agent.spec.id} is a game of {count}: playing against {head_to_head.OPPONENT}", file=sys.stderr)
             against = head_to_head.against(
                 agent, opponent or head_to_head.OPPONENT, episodes, seed, greedy, opening_moves
             )
@@ -119,6 +119,10 @@ def play(
     run: SavedRun,
     overrides: Overrides = None,
     first: Annotated[bool, typer.Option("--first/--second", help="Whether you move first or second.")] = True,
+    seat: Annotated[
+        int | None,
+        typer.Option(min=1, help="Your seat in a game of more than two; 1 moves first. The agent has all others."),
+    ] = None,
     simulations: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +139,7 @@ def play(
     \b
     bircher play runs/mine --second
     bircher play runs/mine --simulations 200
+    bircher play runs/three --seat 3
     """
     with exit_on_error():
         from bircher.experiments import head_to_head
@@ -145,7 +150,7 @@ def play(
             given.append(f"search.num_simulations={simulations}")
         agent = launch.load_for_playing(run, given)
         try:
-            head_to_head.play(agent, first, input, print, seed, not sample)
+            head_to_head.play(agent, int(not first) if seat is None else seat - 1, input, print, seed, not sample)
         except EOFError:
             print()
             raise typer.Exit(STOPPED) from None
@@ -164,11 +169,18 @@ def _print_report(report: Report) -> None:
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
 
-def _print_match(report: MatchReport) -> None:
+def _print_match(report: MatchReport | SeatsReport) -> None:
+    from bircher.games.matches import MatchReport
+
     players = f"{report.agent} against {report.opponent}"
     print(f"{report.env}, {players}, {report.episodes} games, mode {report.mode}, seed {report.seed}")
-    for seat, tally in (("first", report.first), ("second", report.second)):
-        print(f"moving {seat}: {tally.win} won, {tally.draw} drawn, {tally.loss} lost")
+    if not isinstance(report, MatchReport):
+        for number, seat in enumerate(report.seats, start=1):
+            print(f"seat {number}: {seat.games} games, mean payoff {seat.mean_payoff:.3f}, score {seat.score:.3f}")
+        print(f"mean payoff {report.mean_payoff:.3f}, of a seat of {report.opponent} {report.opponent_payoff:.3f}")
+    else:
+        for seat, tally in (("first", report.first), ("second", report.second)):
+            print(f"moving {seat}: {tally.win} won, {tally.draw} drawn, {tally.loss} lost")
     print(f"score {report.score:.3f}, 95 % interval {report.score_low:.3f} to {report.score_high:.3f}")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")
 
@@ -176,10 +188,13 @@ def _print_match(report: MatchReport) -> None:
 def _print_table(table: Table) -> None:
     print(f"{table.env}, {table.episodes} games of each pair, mode {table.mode}, seed {table.seed}")
     numbers = range(1, len(table.players) + 1)
-    rows = [["", "player", "Elo", *map(str, numbers)]]
-    for number, name, rating, scores in zip(numbers, table.players, table.elo, table.scores, strict=True):
+    payoffs = [[]] * len(table.players) if table.payoffs is None else [[f"{x:.3f}"] for x in table.payoffs]
+    rows = [["", "player", "Elo", *([] if table.payoffs is None else ["payoff"]), *map(str, numbers)]]
+    for number, name, rating, payoff, scores in zip(
+        numbers, table.players, table.elo, payoffs, table.scores, strict=True
+    ):
         cells = ["" if score is None else f"{score:.3f}" for score in scores]
-        rows.append([str(number), name, f"{rating:.0f}", *cells])
+        rows.append([str(number), name, f"{rating:.0f}", *payoff, *cells])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bircher.errors import MoveError
+from bircher.ops.turns import PAIR
 
 PIECES = "PNBRQK"
 CHESS_SIZE, CHESS_PLANES = 5, 49
@@ -149,12 +150,42 @@ _CHESS_STEPS = (
 )  # fmt: skip
 """Rows and columns of the moves in each of pgx's directions."""
 
+
+def player_name(player: int, num_players: int) -> str:
+    """Return a player's name in a game's text: X or O in games of two, else its number; player 0 moved first."""
+    return "XO"[player] if num_players == PAIR else f"player {player + 1}"
+
+
+def _heap(observation: np.ndarray, mover: int) -> str:
+    stones = int(observation.argmax())
+    return f"{player_name(mover, 3)} to move, {stones} stones: " + "o" * stones
+
+
+def _bids(observation: np.ndarray, mover: int) -> str:
+    count = 3
+    bids, inside = observation[:-count].reshape(count, -1).argmax(-1), observation[-count:]
+    lines = []
+    for player in range(count):
+        place = (player - mover) % count
+        state = "in" if inside[place] else "out"
+        turn = ", to move" if place == 0 else ""
+        lines.append(f"{player_name(player, count)}: bid {bids[place]}, {state}{turn}")
+    return "\n".join(lines)
+
+
+def _bid_name(action: int, mover: int) -> str:
+    del mover
+    return f"+{action}" if action else "pass"
+
+
 BOARDS = {
     "tic_tac_toe": Board("the number of a free square", _numbered_squares, _number_name),
     "connect_four": Board("the number of a column", _columns, _number_name),
     "othello": Board("a square by column and row, or pass", _grid, _square_name(8, "pass")),
     "hex": Board("a square by column and row, or at the second move swap", _rhombus, _square_name(11, "swap")),
     "go_9x9": Board("a square by column and row, or pass", _grid, _square_name(9, "pass")),
+    "toy/three-nim": Board("the number of stones to take", _heap, _number_name),
+    "toy/auction": Board("pass, or by how much to raise the highest bid", _bids, _bid_name),
     "gardner_chess": Board("the squares from and to, then r, b or n if not a queen", _chess, _chess_name),
 }
 """Boards by the game's id."""

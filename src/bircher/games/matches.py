@@ -8,7 +8,7 @@ https://doi.org/10.1093/biomet/39.3-4.324).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from bircher.envs.base import Env, failure
 from bircher.errors import EvaluationFailed, EvaluationStopped
 from bircher.games.players import Player, at_random, states_of
+from bircher.ops.turns import player_axis
 from bircher.training.evaluator import RESAMPLES, MakeEnv, Mode
 from bircher.training.rollout import describe_failure, failure_code
 from bircher.types import Key, TimeStep
@@ -114,11 +115,11 @@ class _Games(NamedTuple):
 
     env_state: Any
     timestep: TimeStep
-    outcome: Float[Array, " M"]
-    """Sum of the rewards of the player who moved first."""
+    outcome: Float[Array, " M *P"]
+    """Sum of the rewards of the player who moved first; of more than two players, that of each seat."""
     length: Int[Array, " M"]
     wrong_turn: Bool[Array, " M"]
-    """True if a player moved twice in a row."""
+    """True if a player of two moved twice in a row."""
     failed: Int[Array, ""]
     """The first game that failed, and its cause, as a code of `rollout.failure_code`; -1 if none failed."""
 
@@ -130,7 +131,7 @@ class Match:
         self._players, self._make_env = (agent, opponent), make_env
         self.mode: Mode = mode
         self.opening_moves = opening_moves
-        self._programs: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._games = Games(self._players, opening_moves)
 
     def __call__(self, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> MatchReport:
         """Play `episodes` games, half of them in each seat; of an odd number, one more in the first seat.
@@ -153,7 +154,7 @@ class Match:
         for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
             env = self._make_env(size, batch) if batch else env
             for seat in (0, 1):
-                games = self._play(env, seat, key, stop)
+                games = self._games.play(env, (seat, 1 - seat), seat, key, stop)
                 # In the second seat the first mover is the opponent, so the sign changes.
                 outcomes[seat].append(np.asarray(games.outcome, np.float64) * (1 - 2 * seat))
                 lengths[seat].append(np.asarray(games.length))
@@ -167,15 +168,36 @@ class Match:
             self.opening_moves, steps, round(time.perf_counter() - start, 3),
         )  # fmt: skip
 
-    def _play(self, env: Env, seat: int, key: Key, stop: Callable[[], bool]) -> _Games:
-        """Play one game in each of the environment's copies, with the agent in one seat: 0 moves first, 1 second."""
+
+class Games:
+    """Games of several players, whose programs are compiled once for each number of games."""
+
+    def __init__(self, players: Sequence[Player], opening_moves: int = 0):
+        self.players, self.opening_moves = players, opening_moves
+        self._programs: dict[tuple[str, int], Callable[..., Any]] = {}
+
+    def play(self, env: Env, seating: Sequence[int], number: int, key: Key, stop: Callable[[], bool]) -> _Games:
+        """Play one game in each of the environment's copies.
+
+        Args:
+          env: new games.
+          seating: the index of the player in each seat; the first seat moves first.
+          number: the index of the seating, for which there are different random numbers.
+          key: consumed.
+          stop: returns whether to stop after a move.
+
+        Raises:
+          EvaluationFailed: a game failed, or its players do not alternate.
+          EvaluationStopped: `stop` returned True after a move.
+        """
         size = env.num_envs
         state, timestep = env.reset()
         games = _Games(
-            state, timestep, jnp.zeros(size), jnp.zeros(size, jnp.int32), jnp.zeros(size, bool),
-            jnp.full((), -1, jnp.int32),
+            state, timestep, jnp.zeros((size, *player_axis(env.spec.num_players))), jnp.zeros(size, jnp.int32),
+            jnp.zeros(size, bool), jnp.full((), -1, jnp.int32),
         )  # fmt: skip
-        carries = [player.start(size) for player in self._players]
+        # A player in several seats has a memory in each.
+        carries = [self.players[index].start(size) for index in seating]
         opening_key, key = jax.random.split(key)
         for ply in range(min(env.spec.max_steps or MAX_MOVES, MAX_MOVES)):
             if ply < self.opening_moves:
@@ -183,11 +205,12 @@ class Match:
                 turn = self._turn("opening", opening, env)
                 _, games = turn((), (), games, jax.random.fold_in(opening_key, ply), ply)
             else:
-                mover = (ply + seat) % 2
-                turn = self._turn(str(mover), self._players[mover], env)
-                # Each seat has a different key, so that a player against itself does not play the same game twice.
-                move_key = jax.random.fold_in(jax.random.fold_in(key, ply), seat)
-                carries[mover], games = turn(self._players[mover].params, carries[mover], games, move_key, ply)
+                seat = ply % len(seating)
+                mover = self.players[seating[seat]]
+                turn = self._turn(str(seating[seat]), mover, env)
+                # Each seating has a different key, so that a player against itself does not play the same game twice.
+                move_key = jax.random.fold_in(jax.random.fold_in(key, ply), number)
+                carries[seat], games = turn(mover.params, carries[seat], games, move_key, ply)
             if int(games.failed) >= 0:
                 reason = failure(env) or describe_failure(int(games.failed), size)
                 raise EvaluationFailed(f"{env.spec.id} failed in a match: {reason}")
@@ -232,11 +255,15 @@ def _advance(env: Env, games: _Games, action: Int[Array, " M"], ply: Int[Array, 
     """Advance the games that are not over by one move; even moves are the first mover's."""
     over = games.timestep.last
     state, timestep = env.step(games.env_state, action)
-    side = jnp.where(jnp.asarray(ply) % 2 == 0, 1.0, -1.0)
     failed = failure_code((games.timestep, timestep), ~over)
+    if games.outcome.ndim > 1:
+        reward = jnp.roll(timestep.reward, ply, -1)  # from the view of the first seat
+        wrong_turn = games.wrong_turn
+    else:
+        reward = jnp.where(jnp.asarray(ply) % 2 == 0, 1.0, -1.0) * timestep.reward
+        wrong_turn = games.wrong_turn | ~(timestep.last | (timestep.discount == -1))
     advanced = _Games(
-        state, timestep, games.outcome + side * timestep.reward, games.length + 1,
-        games.wrong_turn | ~(timestep.last | (timestep.discount == -1)), games.failed,
+        state, timestep, games.outcome + reward, games.length + 1, wrong_turn, games.failed,
     )  # fmt: skip
 
     def pick(old: Array, new: Array) -> Array:

@@ -9,9 +9,11 @@ from bircher.errors import UnknownOpponent, UnsuitableOpponent
 from bircher.games import players
 from bircher.games.players import Player
 
-NAMES = ("random", "minimax", "alphabeta:DEPTH", "mcts:ROLLOUTS")
-GAMES = {"minimax": "tic_tac_toe", "alphabeta": "connect_four"}
-"""The game of each opponent that can play only one."""
+NAMES = ("random", "minimax", "maxn", "alphabeta:DEPTH", "mcts:ROLLOUTS")
+GAMES = {
+    "minimax": ("tic_tac_toe",), "alphabeta": ("connect_four",), "maxn": ("toy/nim", "toy/three-nim", "toy/auction"),
+}  # fmt: skip
+"""The games of each opponent that cannot play all."""
 EXAMPLES = {"alphabeta": "alphabeta:6", "mcts": "mcts:1000"}
 LIMITS = {"alphabeta": 42, "mcts": 100_000}
 """The greatest number after the colon.  For alphabeta it is the number of moves of a whole game; for mcts it is limited
@@ -33,14 +35,15 @@ def make(name: str, env: Env) -> Player:
     head, colon, number = name.partition(":")
     if head not in _heads():
         raise UnknownOpponent(unknown(name))
-    require_two_players(env)
+    require_game(env)
     game, stacked = env.spec.id, players.rules_of(env).spec.observation != env.spec.observation
-    if head in GAMES and (game != GAMES[head] or stacked):
-        raise UnsuitableOpponent(f"{head} plays {GAMES[head]} only, with single observations, not {game}")
+    if head in GAMES and (game not in GAMES[head] or stacked):
+        known = " and ".join(GAMES[head])
+        raise UnsuitableOpponent(f"{head} plays {known} only, with single observations, not {game}")
     if head not in EXAMPLES:
         if colon:
             raise UnsuitableOpponent(f"{head} takes no number: write {head} instead of {name}")
-        return players.at_random(env.spec) if head == "random" else _minimax()
+        return players.at_random(env.spec) if head == "random" else _exact(head, env)
     value = int(number) if number.isascii() and number.isdigit() else 0
     if not 1 <= value <= LIMITS[head]:
         raise UnsuitableOpponent(
@@ -50,13 +53,13 @@ def make(name: str, env: Env) -> Player:
     return _searching(head, value, env)
 
 
-def require_two_players(env: Env) -> None:
-    """Require a game of two players.
+def require_game(env: Env) -> None:
+    """Require a game of two or more players.
 
     Raises:
       UnsuitableOpponent: the environment has one player.
     """
-    if env.spec.num_players != 2:
+    if env.spec.num_players == 1:
         raise UnsuitableOpponent(f"{env.spec.id} has one player, and an opponent needs a game of two")
 
 
@@ -72,10 +75,10 @@ def _heads() -> list[str]:
     return [name.partition(":")[0] for name in NAMES]
 
 
-def _minimax() -> Player:
-    from bircher.games import solvers
+def _exact(head: str, env: Env) -> Player:
+    from bircher.games import enumeration, solvers
 
-    return solvers.minimax_player()
+    return solvers.minimax_player() if head == "minimax" else enumeration.maxn_player(players.rules_of(env))
 
 
 def _searching(head: str, number: int, env: Env) -> Player:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from bircher.envs.jax_env import PureEnv
 from bircher.games.players import Player, no_memory
+from bircher.ops.turns import per_player, player_axis
 from bircher.search import rollout_search
 from bircher.types import Key, TimeStep
 
@@ -284,8 +285,11 @@ def legal_actions(rules: PureEnv, states: PyTree, num_games: int) -> Bool[Array,
     return jnp.ones((num_games, rules.spec.num_actions), bool) if legal is None else legal
 
 
-def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> Float[Array, " M"]:
-    """Play a random game to its end from each of M states; return the outcomes for the players to move there."""
+def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> Float[Array, " M *P"]:
+    """Play a random game to its end from each of M states; return the outcomes for the players to move there.
+
+    Of more than two players an outcome is a vector that begins with the player to move.
+    """
 
     def unfinished(loop_state):
         count, _, _, _, done, _ = loop_state
@@ -299,11 +303,13 @@ def random_outcome(rules: PureEnv, states: PyTree, key: Key, num_games: int) -> 
         chances = jax.random.split(chance_key, num_games)
         following, _, reward, terminal, truncated = rules.move(chances, states, action)
         turned = rules.players(following) != rules.players(states)
-        outcome = outcome + jnp.where(done, 0.0, side * reward)
+        gained = side * reward if reward.ndim == 1 else jnp.roll(reward, count, -1)
+        outcome = outcome + jnp.where(per_player(done, gained), 0.0, gained)
         return count + 1, following, outcome, jnp.where(turned, -side, side), done | terminal | truncated, key
 
     ones = jnp.ones(num_games)
-    loop_state = (jnp.int32(0), states, 0.0 * ones, ones, jnp.zeros(num_games, bool), key)
+    nothing = jnp.zeros((num_games, *player_axis(rules.spec.num_players)))
+    loop_state = (jnp.int32(0), states, nothing, ones, jnp.zeros(num_games, bool), key)
     return jax.lax.while_loop(unfinished, step, loop_state)[2]
 
 
@@ -328,7 +334,9 @@ def mcts_player(rules: PureEnv, num_rollouts: int) -> Player:
         def rollout(states, key):
             return random_outcome(rules, states, key, num_games)
 
-        action, _ = rollout_search(states, timestep.legal_actions, simulate, rollout, key, num_rollouts)
+        action, _ = rollout_search(
+            states, timestep.legal_actions, simulate, rollout, key, num_rollouts, num_players=rules.spec.num_players
+        )
         return action, carry
 
     return Player(f"mcts:{num_rollouts}", (), no_memory, decide)
