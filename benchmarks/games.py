@@ -2,6 +2,7 @@
 
 python benchmarks/games.py strength connect_four agent=gumbel_muzero --minutes 60 --opponent mcts:1000
 python benchmarks/games.py perfect_play --seeds 0 1 2
+python benchmarks/games.py every_position toy/auction agent=gumbel_muzero --seeds 20
 python benchmarks/games.py true_rules RUN --opponent mcts:1000 --simulations 200
 """
 
@@ -30,7 +31,7 @@ import bircher
 from bircher import search
 from bircher.agents import muzero
 from bircher.envs.jax_env import PureEnv
-from bircher.games import matches, opponents, players, solvers
+from bircher.games import enumeration, matches, opponents, players, solvers
 from bircher.ops import distributions
 from bircher.runs import build, directory
 from bircher.training import checkpoint
@@ -176,6 +177,58 @@ def _perfect_play_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
+def every_position(options: argparse.Namespace) -> Iterator[Result]:
+    """Train a small game over several seeds, and compare its best action in every reachable position with right play.
+
+    Every seed is one process of the command line.  Right play is max^n by enumeration.  A move is an error if the
+    player to move could do better, and then its regret is what it loses against right play afterward.
+    """
+    with runner.scratch() as folder:
+        for seed in options.seeds:
+            run = (options.out or folder) / str(seed)
+            command = ["train", options.env, f"seed={seed}", *options.settings]
+            started = time.perf_counter()
+            with (folder / f"{seed}.log").open("w") as log:
+                subprocess.run([*BIRCHER, *command, "--out", str(run)], check=True, stdout=log, stderr=log)
+            wall = time.perf_counter() - started
+            found = [_errors(run, number) for number in options.simulations]
+            for row in found:
+                print(
+                    f"seed {seed}, {row['simulations']} simulations: {row['errors']} errors in {row['positions']} "
+                    f"positions ({row['choices']} with a choice), greatest regret {row['greatest_regret']}; wall "
+                    f"{wall:.1f} s",
+                    flush=True,
+                )
+            agent = bircher.load(run)
+            results = {"env_steps": agent.env_steps, "mode": "greedy", "rows": found}
+            name = agent.config.agent.name
+            typed = "bircher " + " ".join(command)
+            yield Result(results, options.env, name, (seed,), wall_seconds=round(wall, 1), command=typed)
+
+
+def _errors(run: Path, simulations: int) -> dict:
+    """The errors of a run's best actions, each position counted once, however many moves lead to it."""
+    agent = bircher.load(run, search={"num_simulations": simulations})
+    solution = enumeration.solve(players.rules_of(build.make_env(agent.config, None, 1, 0, "diagnose")))
+    observation = np.asarray(solution.observation)
+    _, once = np.unique(observation.reshape(len(observation), -1), axis=0, return_index=True)
+    action = np.asarray(agent.act(observation, greedy=True, legal_actions=solution.legal_actions))
+    regret, choices = solution.regret(action)[once], solution.legal_actions[once].sum(-1) > 1
+    return {
+        "simulations": simulations, "positions": len(once), "choices": int(choices.sum()),
+        "errors": int((regret > enumeration.TOLERANCE).sum()), "greatest_regret": round(float(regret.max()), 4),
+    }  # fmt: skip
+
+
+def _every_position_arguments(parser: argparse.ArgumentParser) -> None:
+    runner.env_and_settings(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--simulations", type=int, nargs="+", default=[0, 16], help="of the agent's search when it plays"
+    )
+    parser.add_argument("--out", type=Path, help="keep the runs here")
+
+
 class Truth(NamedTuple):
     """What the search has from the rules instead of the model."""
 
@@ -280,6 +333,7 @@ if __name__ == "__main__":
         {
             "strength": Study(strength, _strength_arguments),
             "perfect_play": Study(perfect_play, _perfect_play_arguments),
+            "every_position": Study(every_position, _every_position_arguments),
             "true_rules": Study(true_rules, _true_rules_arguments),
         },
     )

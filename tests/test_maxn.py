@@ -146,7 +146,7 @@ def game_program(kind):
                 return *simulate(payoffs, state, action), legal
 
             def rollout(state, key):
-                return jnp.zeros((1, PLAYERS))
+                return values[state[0]]
 
             return rollout_search(state, legal, moved, rollout, key, 3000, 0.5, PLAYERS)[0]
 
@@ -168,8 +168,8 @@ def test_searches_of_a_known_game_find_what_max_n_finds(kind, seed):
     payoffs = np.stack([rng.permutation(np.linspace(-1, 1, LEAVES)) for _ in range(PLAYERS)], -1).astype(np.float32)
     best, _ = max_n(payoffs)
     values, logits = np.zeros((INNER + LEAVES, PLAYERS), np.float32), np.zeros((INNER + LEAVES, ACTIONS), np.float32)
-    if kind == "gumbel":
-        # Below the root this search is greedy from the beginning, so that its network has to know the game there.
+    if kind != "puct":
+        # Below the root Gumbel's search is greedy from the beginning, so that its network has to know the game there.
         for depth, nodes in ((1, (1, 2)), (2, (3, 4, 5, 6))):
             for node in nodes:
                 action, outcome = max_n(payoffs, node, depth)
