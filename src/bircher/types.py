@@ -12,6 +12,10 @@ seen; ``reward`` and ``discount`` are those got on *arriving* there and ``action
     terminal                               if dead  |
     discount   1        1        1         0 if dead| 1
 
+Where an environment has several agents, each has a row of its own, and the rows of one environment are together.  A row
+of an agent that is not there has ``valid`` False; it is ``first`` and ``last``, so that no trace, sequence or memory
+crosses it.
+
 A row with ``last`` and not ``terminal`` was cut short by a limit: it bootstraps.  The action on a
 ``last`` row takes no part in any loss, and no trace crosses it.  Axes are ``[B, T, ...]`` at every
 border between modules; a mask is 1 (or True) where a value is to be used.
@@ -165,6 +169,15 @@ class EnvSpec(NamedTuple):
     """The environment's own action space as its package prints it; "" where it has none."""
     advice: str = ""
     """A sentence for users whose observation space is not supported, with a way to make it so."""
+    agents: tuple[str, ...] = ()
+    """The names of the agents that act at the same time, in the order of their rows; () where there is only one."""
+    anonymous: EnvSpec | None = None
+    """The specification without the agents' identities, where they are part of the observation."""
+
+    @property
+    def num_agents(self) -> int:
+        """Return the number of agents, which is the number of rows of each environment."""
+        return max(len(self.agents), 1)
 
     @property
     def parts(self) -> dict[str, ObservationPart]:
@@ -225,6 +238,8 @@ class TimeStep(NamedTuple):
     legal_actions: Bool[Array, "*B A"]
     """The mask of discrete actions; A is 0 for other action spaces, whose actions are always legal."""
     failed: Bool[Array, "*B"]
+    valid: Bool[Array, "*B"] | None = None
+    """Whether the row's agent is in the environment; None where every environment has one agent."""
 
 
 class Extras(NamedTuple):
@@ -253,6 +268,8 @@ class Trajectory(NamedTuple):
     extras: Extras = Extras()
     memory: PyTree[Array] | None = None
     """The memory of a recurrent agent before each row; None for an agent without memory."""
+    valid: Bool[Array, "*BT"] | None = None
+    """Whether the row's agent is in the environment; None where every environment has one agent."""
 
     @classmethod
     def of(cls, timestep: TimeStep, output: ActOutput) -> Trajectory:
@@ -374,7 +391,8 @@ class Tally(NamedTuple):
     """Decisions.  The step after the end of an episode is a reset and does not count."""
     episodes: Int[Array, ""]
     return_sum: Float[Array, ""]
-    """Sum of the episodes' returns; in games, of the returns of the player who moved first."""
+    """Sum of the episodes' returns; in games, of the returns of the player who moved first.  Several agents have one
+    return, the sum of theirs."""
     length_sum: Int[Array, ""]
     last_reward_sum: Float[Array, ""]
     """Sum of the rewards of the steps that ended episodes."""
@@ -388,6 +406,8 @@ class Tally(NamedTuple):
     largest_return: Float[Array, ""] | None = None
     """The largest discounted sum of the rewards of an episode so far, without its sign.  None where no agent uses it,
     and in sums over several rollouts."""
+    agent_returns: Float[Array, " A"] | None = None
+    """The sum of the episodes' returns for each agent; None where every environment has one agent."""
 
     def merge(self, later: Tally) -> Tally:
         """Combine the counts and sums of two consecutive rollouts."""
@@ -402,13 +422,17 @@ class Tally(NamedTuple):
             failed=jnp.where(self.failed >= 0, self.failed, later.failed),
             longest=longest,
             died_at_longest=deaths[0] + deaths[1],
+            agent_returns=None if self.agent_returns is None else self.agent_returns + later.agent_returns,
         )
 
     @classmethod
-    def zero(cls) -> Tally:
+    def zero(cls, num_agents: int = 1) -> Tally:
         """Return the tally of an empty rollout, in new arrays (donated buffers must not be shared)."""
         zeros = {name: jnp.zeros((), jnp.float32 if name in _FLOAT_SUMS else jnp.int32) for name in cls._fields}
-        return cls(**zeros | {"failed": jnp.full((), -1, jnp.int32), "largest_return": None})
+        returns = jnp.zeros(num_agents) if num_agents > 1 else None
+        return cls(
+            **zeros | {"failed": jnp.full((), -1, jnp.int32), "largest_return": None, "agent_returns": returns}
+        )
 
 
 class Counters(NamedTuple):

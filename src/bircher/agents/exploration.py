@@ -254,7 +254,8 @@ class _Explored(NamedTuple):
         weight = jnp.where(arrived.any(), 1.0 - KEPT, 0.0)
         statistics = state.statistics
         if statistics is not None:
-            statistics = statistics.update(later.observation, jnp.ones_like(arrived))
+            there = jnp.ones_like(arrived) if later.valid is None else later.valid
+            statistics = statistics.update(later.observation, there)
         return ExplorationState(
             state.agent, state.features, statistics,
             (1.0 - weight) * state.square + weight * square, (1.0 - weight) * state.seen + weight,

@@ -67,11 +67,12 @@ def windows(x: Array, depths: int, length: int) -> Array:
 def episode_ends(trajectory: Trajectory) -> Array:
     """Return [B, T + 1]: whether the action of a row has no successor in the sequence.
 
-    That is so for last rows, and for rows before a row that is first.  The second kind is a seam: after a resume, two
-    rows next to each other in the replay may come from different episodes.
+    That is so for last rows, for rows of agents that are not there, and for rows before a row that is first.  The last
+    kind is a seam: after a resume, two rows next to each other in the replay may come from different episodes.
     """
     following_first = jnp.pad(trajectory.first[:, 1:], ((0, 0), (0, 1)))
-    return trajectory.last | following_first
+    ends = trajectory.last | following_first
+    return ends if trajectory.valid is None else ends | ~trajectory.valid
 
 
 def root_mask(ends: Bool[Array, "B R"], burn_in: int) -> Bool[Array, "B T"]:

@@ -30,6 +30,10 @@ class Env(Protocol):
 
     After a ``last`` row the next ``step`` ignores its action and returns the ``first`` row of a new episode, with
     reward 0 and discount 1. An episode of n actions therefore has n + 1 rows everywhere.
+
+    Where ``spec.num_agents`` is A > 1, there are B * A rows, and those of one environment are together. A row whose
+    agent is not in the environment has ``valid`` False, zeros, and is ``first`` and ``last``. A new episode begins
+    after the row on which all agents of an environment are ``last``.
     """
 
     spec: EnvSpec
@@ -60,13 +64,20 @@ def num_legal(spec: EnvSpec) -> int:
     return spec.action.num_actions if isinstance(spec.action, Discrete) else 0
 
 
+def num_rows(env: Env) -> int:
+    """Return the number of rows of B environments, which is one for each of their agents."""
+    return env.num_envs * env.spec.num_agents
+
+
 def blank_rows(spec: EnvSpec, num_envs: int) -> TimeStep:
-    """Return a row of zeros for each of B environments, with the shapes and types of real ones."""
-    number, flag = jnp.zeros(num_envs), jnp.zeros(num_envs, bool)
-    reward = jnp.zeros((num_envs, *player_axis(spec.num_players)))
-    legal = jnp.zeros((num_envs, num_legal(spec)), bool)
-    observation = jax.tree.map(lambda x: jnp.zeros((num_envs, *x.shape), x.dtype), spec.observation)
-    return TimeStep(observation, reward, number, flag, flag, flag, legal, flag)
+    """Return a row of zeros for each agent of B environments, with the shapes and types of real ones."""
+    count = num_envs * spec.num_agents
+    number, flag = jnp.zeros(count), jnp.zeros(count, bool)
+    reward = jnp.zeros((count, *player_axis(spec.num_players)))
+    legal = jnp.zeros((count, num_legal(spec)), bool)
+    observation = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), spec.observation)
+    valid = flag if spec.num_agents > 1 else None
+    return TimeStep(observation, reward, number, flag, flag, flag, legal, flag, valid)
 
 
 def row(
@@ -80,19 +91,21 @@ def row(
     turned: Bool[Array, "*B"] | None = None,
     legal_actions: Bool[Array, "B A"] | None = None,
     failed: Bool[Array, " B"] | None = None,
+    valid: Bool[Array, " B"] | None = None,
 ) -> TimeStep:
     """Return the row of an adapter, with the types and the conventions for first rows applied.
 
     ``terminal`` takes precedence over ``truncated`` when an episode terminates on its last allowed step. A first row
     has reward 0 and discount 1 and is not last, whatever the environment returned. ``turned`` marks environments in
     which the player to move has changed; the discount is -1 there. ``legal_actions`` defaults to all actions.
+    ``valid`` marks the rows whose agent is there, where environments have several; the others become blank.
     """
     terminal = terminal & ~first
     last = (terminal | truncated) & ~first
     if legal_actions is None:
         legal_actions = jnp.ones((*first.shape, num_legal(spec)), bool)
     sign = 1.0 if turned is None else jnp.where(turned & ~first, -1.0, 1.0)
-    return TimeStep(
+    timestep = TimeStep(
         observation=jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), observation, spec.observation),
         reward=jnp.where(per_player(first, reward), 0.0, reward).astype(jnp.float32),
         discount=jnp.where(terminal, 0.0, sign).astype(jnp.float32),
@@ -101,6 +114,27 @@ def row(
         terminal=terminal,
         legal_actions=legal_actions,
         failed=jnp.zeros_like(first) if failed is None else failed,
+        valid=valid,
+    )
+    return timestep if valid is None else blank_where_absent(timestep)
+
+
+def blank_where_absent(timestep: TimeStep) -> TimeStep:
+    """Return rows in which those of agents that are not there follow the convention: zeros, first and last."""
+    valid = timestep.valid
+    assert valid is not None
+
+    def kept(x: Array) -> Array:
+        return jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+    return timestep._replace(
+        observation=jax.tree.map(kept, timestep.observation),
+        reward=kept(timestep.reward),
+        discount=jnp.where(valid, timestep.discount, 1.0),
+        first=timestep.first | ~valid,
+        last=timestep.last | ~valid,
+        terminal=timestep.terminal & valid,
+        legal_actions=timestep.legal_actions | ~valid[:, None],
     )
 
 
@@ -232,18 +266,21 @@ def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int
     Returns the row as NumPy arrays. Raises EnvContractError.
     """
     rows = jax.tree.map(np.asarray, timestep)
+    whose = "environments" if env.spec.num_agents == 1 else "rows"
 
     def demand(condition: Any, sentence: str) -> None:
         if not np.all(condition):
             indices = np.flatnonzero(~np.atleast_1d(condition)).tolist()
-            where = f" in environments {indices}" if np.ndim(condition) else ""
+            where = f" in {whose} {indices}" if np.ndim(condition) else ""
             raise EnvContractError(f"{env.spec.id}, row {index}: {sentence}{where}")
 
     _check_shapes(env, rows, demand)
     demand(~rows.failed, f"failed is set ({failure(env) or 'no reason given'})")
-    demand(~(rows.first & rows.last), "first and last are both set")
+    valid = np.ones_like(rows.first) if rows.valid is None else rows.valid
+    demand(~(rows.first & rows.last & valid), "first and last are both set")
+    demand(valid | (rows.first & rows.last), "an agent is absent, and its row is not first and last")
     demand(~rows.terminal | rows.last, "terminal is set on a row that is not last")
-    demand(~rows.first | (rows.reward.reshape(env.num_envs, -1) == 0).all(-1), "a first row has a reward")
+    demand(~rows.first | (rows.reward.reshape(len(rows.first), -1) == 0).all(-1), "a first row has a reward")
     other_player = rows.discount == -1
     discount_fits = np.where(rows.terminal, rows.discount == 0, other_player | (rows.discount == 1))
     demand(discount_fits, "discount does not fit terminal")
@@ -257,14 +294,16 @@ def _check_row(env: Env, timestep: TimeStep, before: TimeStep | None, index: int
 
 
 def _check_shapes(env: Env, rows: TimeStep, demand: Any) -> None:
-    count = env.num_envs
+    count = num_rows(env)
     expected = jax.tree.structure(env.spec.observation)
     actual = jax.tree.structure(rows.observation)
     demand(expected == actual, f"the observation has the structure {actual}, the specification {expected}")
     for leaf, like in zip(jax.tree.leaves(rows.observation), jax.tree.leaves(env.spec.observation), strict=True):
         same = leaf.shape == (count, *like.shape) and leaf.dtype == like.dtype
         demand(same, f"an observation is {leaf.dtype} {leaf.shape}, expected {like.dtype} {(count, *like.shape)}")
-    for name in ("reward", "discount", "first", "last", "terminal", "failed"):
+    has_valid = rows.valid is not None
+    demand(has_valid == (env.spec.num_agents > 1), "valid is given exactly where there are several agents")
+    for name in ("reward", "discount", "first", "last", "terminal", "failed", *(["valid"] if has_valid else [])):
         field, dtype = getattr(rows, name), np.float32 if name in ("reward", "discount") else np.bool_
         shape = (count, *(player_axis(env.spec.num_players) if name == "reward" else ()))
         same = field.shape == shape and field.dtype == dtype

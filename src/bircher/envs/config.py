@@ -53,8 +53,9 @@ class EnvConfig(BaseModel):
     num_threads: int | None = Field(None, ge=1, le=1024)
     """Number of EnvPool's threads; null takes one per core."""
     num_workers: int | None = Field(None, ge=0, le=1024)
-    """Number of Gymnasium's worker processes, or 0 for none; null takes one per core for pictures, otherwise 0."""
-    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium"] | None = None
+    """Number of worker processes of Gymnasium or PettingZoo environments, or 0 for none; null takes one per core for
+    Gymnasium's pictures, otherwise 0."""
+    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo"] | None = None
     """Adapter that runs the environment; null takes the fastest one that has it."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
@@ -70,6 +71,13 @@ class EnvConfig(BaseModel):
     layout: LayoutSetting = "auto"
     """`auto` transposes pictures to height, width, channels and keeps Discrete observations as integers.  `as_given`
     leaves arrays unchanged and makes Discrete observations one-hot, as in runs of the previous version."""
+
+    share_rewards: bool = False
+    """Whether each of several agents receives in training the mean of the rewards of all that are there, instead of its
+    own.  Evaluations count own rewards; the team's return is the same in both."""
+    agent_identity: bool = False
+    """Whether observations contain which of several agents observes: a one-hot at the end of a vector, or the part
+    `agent` of other observations."""
 
     @property
     def repeat(self) -> int:
@@ -94,7 +102,7 @@ class EnvConfig(BaseModel):
 
 
 EnvSource = str | Callable[[], Any]
-"""An id, or a class or zero-argument function that returns a ``gymnasium.Env``."""
+"""An id, or a class or zero-argument function that returns a ``gymnasium.Env``, or one of PettingZoo's environments."""
 
 
 class EnvRequest(NamedTuple):

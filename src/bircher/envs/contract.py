@@ -203,6 +203,11 @@ class Contract:
             truncated = self._boolean("truncated", truncated)
         return observation, reward, terminated, truncated, self._legal(info, terminated or truncated) if info else {}
 
+    def without_observation(self, result: Any) -> tuple[float, bool, bool]:
+        """Check and return the reward and the flags of a step that has no observation; raises ContractBreach."""
+        reward, terminated, truncated = result
+        return finite_number(reward), self._boolean("terminated", terminated), self._boolean("truncated", truncated)
+
     def _boolean(self, name: str, value: Any) -> bool:
         """Return a flag as a boolean; the numbers 0 and 1 are accepted too."""
         array = as_array(value)

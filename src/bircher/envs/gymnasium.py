@@ -1,4 +1,4 @@
-"""Any Gymnasium environment, stepped outside the compiled program through an ordered callback.
+"""Any Gymnasium environment.
 
 `probe` plays the first step of one environment before a run, so that an environment that breaks its contract is found
 before anything is compiled.
@@ -15,12 +15,10 @@ from typing import Any
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jax.experimental import io_callback
 
-from bircher.envs.base import Actions, EnvState, num_legal, row
+from bircher.envs.callback import CallbackEnv
 from bircher.envs.config import SIZE, EnvRequest
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, float_leaves, not_finite
 from bircher.envs.rendering import quieten, takes_render_mode
@@ -37,9 +35,9 @@ from bircher.envs.subprocess_pool import (
     make_repeated,
     source_name,
 )
-from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
+from bircher.errors import ContractBreach, UnsupportedEnvironment
 from bircher.spaces import encode_observation
-from bircher.types import EnvSpec, TimeStep, Unsupported
+from bircher.types import EnvSpec
 
 LEAST_SHARE = 4
 """Least number of environments per worker process, where the number of processes is not set."""
@@ -125,112 +123,38 @@ def _num_workers(num_envs: int, pictures: bool) -> int:
     return count if count > 1 else 0
 
 
-class GymnasiumEnv:
-    """B Gymnasium environments, each reset with its own seed once; later episodes continue its random numbers.
+class GymnasiumEnv(CallbackEnv):
+    """B Gymnasium environments, stepped through a callback.
 
     Pictures for the agent are drawn in the process that steps the environment. ``num_workers``
     processes share the environments; 0 steps them in this process, and None takes one process per core for pictures
     and 0 otherwise. Rows do not depend on this number. Each action is taken ``action_repeat`` times.
 
     ``info["action_mask"]`` contains the legal actions, if the environment provides it. Observations and actions are
-    converted by `bircher.spaces`, as those of a loaded agent are. The program continues after an exception inside an
-    environment, a value that breaks its contract, or the end of a process: every later row has ``failed``, and
-    ``failure`` returns the reason.
+    converted by `bircher.spaces`, as those of a loaded agent are.
     """
 
-    pure = False
-
     def __init__(self, request: EnvRequest, seeds: Sequence[int]):
-        self.num_envs = len(seeds)
-        self._seeds = [int(seed) for seed in seeds]
-        self._failure: str | None = None
-        self._last = np.zeros(self.num_envs, bool)
+        self._last = np.zeros(len(seeds), bool)
         make, num_workers = maker(request), request.config.num_workers
         if num_workers is None:
-            num_workers = _num_workers(self.num_envs, request.pixels)
+            num_workers = _num_workers(len(seeds), request.pixels)
         with quiet_bounds():
             probe = make()
-            self.spec = _spec_of(request, probe)
+            spec = _spec_of(request, probe)
             probe.close()
-            makers = [partial(make_checked, make, index, request.config.layout) for index in range(self.num_envs)]
-            workers = min(num_workers, self.num_envs)
-            self._pool: LocalPool | Workers = Workers(makers, workers) if workers else LocalPool(makers)
-        self._blank = self._blank_row()
+            makers = [partial(make_checked, make, index, request.config.layout) for index in range(len(seeds))]
+            workers = min(num_workers, len(seeds))
+            pool: LocalPool | Workers = Workers(makers, workers) if workers else LocalPool(makers)
+        super().__init__(spec, pool, seeds)
 
-    def reset(self) -> tuple[EnvState, TimeStep]:
-        """Restart every environment with its original seed and return the first rows.
-
-        Raises EnvironmentFailure for an exception inside an environment, unlike ``step``.
-        """
-        self._refuse_unsupported(self.spec.observation)
-        rows = self._pool.reset(self._seeds)
-        self._failure = None
-        self._last = np.zeros(self.num_envs, bool)
-        fields = self._row_fields(rows, first=~self._last)
-        # Copies, since a program may reuse the memory of the rows for its results.
-        return jnp.zeros((), jnp.int32), self._row(jax.tree.map(jnp.array, fields))
-
-    def step(self, state: EnvState, action: Actions) -> tuple[EnvState, TimeStep]:
-        """Step every environment by a callback; this method may be traced, and runs in the order of the program."""
-        self._refuse_unsupported(self.spec.observation)
-        self._refuse_unsupported(self.spec.action)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._blank)
-        fields = io_callback(self._call, like, action, ordered=True)
-        return state + 1, self._row(fields)
-
-    def failure(self) -> str | None:
-        """Return the error with the index of the environment and its step; None if there is none."""
-        return self._failure
-
-    def close(self) -> None:
-        """Close the environments and their worker processes."""
-        self._pool.close()
-
-    def _refuse_unsupported(self, part: Any) -> None:
-        if isinstance(part, Unsupported):
-            raise UnsupportedEnvironment(f"{self.spec.id} cannot be stepped: {part} is not supported")
-
-    def _blank_row(self) -> dict[str, Any]:
-        """Return zeros with the shapes that the callback returns."""
-        if isinstance(self.spec.observation, Unsupported):
-            return {}
-        flags = np.zeros(self.num_envs, bool)
-        zeros = jax.tree.map(lambda leaf: np.zeros((self.num_envs, *leaf.shape), leaf.dtype), self.spec.observation)
+    def fields(self, rows: list[Rows], reset: bool) -> dict[str, Any]:
+        """Return the fields of rows; an environment is reset on the row after its last one."""
+        first = np.ones(self.num_envs, bool) if reset else self._last
+        self._last = np.concatenate([part.terminal | part.truncated for part in rows])
+        reward, terminal, truncated, legal = (np.concatenate(field) for field in list(zip(*rows, strict=True))[1:])
         return {
-            "observation": zeros,
-            "reward": np.zeros(self.num_envs, np.float32),
-            "first": flags,
-            "terminal": flags,
-            "truncated": flags,
-            "legal_actions": np.ones((self.num_envs, num_legal(self.spec)), bool),
-            "failed": flags,
-        }
-
-    def _call(self, action: Any) -> dict[str, Any]:
-        """Step outside the compiled program.
-
-        No exception may leave this method, because the state of the program would be lost.
-        """
-        if self._failure is None:
-            try:
-                return self._advance(np.asarray(action))
-            except Exception as error:
-                complete = isinstance(error, EnvironmentFailure)
-                self._failure = str(error) if complete else f"{self.spec.id} raised {type(error).__name__}: {error}"
-        return {**self._blank, "failed": np.ones(self.num_envs, bool)}
-
-    def _advance(self, action: np.ndarray) -> dict[str, Any]:
-        rows = self._pool.step(self.spec.own_action(action))
-        first, self._last = self._last, np.concatenate([part.terminal | part.truncated for part in rows])
-        return self._row_fields(rows, first)
-
-    def _row_fields(self, rows: list[Rows], first: np.ndarray) -> dict[str, Any]:
-        parts = [encode_observation(self.spec.encoding, part.observation) for part in rows]
-        observation = parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-        fields = list(zip(*rows, strict=True))[1:]
-        reward, terminal, truncated, legal = (np.concatenate(field) for field in fields)
-        return {
-            "observation": observation,
+            "observation": encoded(self.spec, [part.observation for part in rows]),
             "reward": reward.astype(np.float32),
             "first": first,
             "terminal": terminal,
@@ -239,9 +163,11 @@ class GymnasiumEnv:
             "failed": np.zeros(self.num_envs, bool),
         }
 
-    def _row(self, fields: dict[str, Any]) -> TimeStep:
-        observation, reward = fields.pop("observation"), fields.pop("reward")
-        return row(self.spec, observation, reward, **fields)
+
+def encoded(spec: EnvSpec, observations: list[Any]) -> Any:
+    """Return the agent's arrays for the observations of all parts of a pool."""
+    parts = [encode_observation(spec.encoding, observation) for observation in observations]
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 SLOW_SECONDS = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bircher.envs import atari, minigrid, small
+from bircher.envs import atari, minigrid, parallel_sources, small
+from bircher.envs.agents import IdentifiedAgents, SharedRewards
 from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
 from bircher.envs.config import EnvRequest, EnvSource
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, short
@@ -45,7 +47,7 @@ class ClippedEnv:
         self.env.close()
 
 
-BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium")
+BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo")
 
 TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
@@ -173,7 +175,7 @@ def resolve(request: EnvRequest) -> str:
         raise UnsupportedEnvironment(
             f"env.protocol={config.protocol} is for Atari games, such as Breakout-v5, not {source}"
         )
-    if not request.pixels:
+    if not request.pixels or adapter == "pettingzoo":  # which refuses pixels itself
         return adapter
     if config.backend not in (None, "gymnasium"):
         raise UnsupportedEnvironment(
@@ -199,7 +201,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
     if not isinstance(source, str):
         if not callable(source):
             raise UnknownEnvironment(f"an environment is an id or a callable, not {type(source).__name__}")
-        return "gymnasium"
+        return backend or ("pettingzoo" if parallel_sources.makes_agents(source) else "gymnasium")
     if source in PGX_REFUSED and backend in (None, "pgx"):
         raise UnsupportedEnvironment(f"{source} cannot be played: {PGX_REFUSED[source]}")
     for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", (*ENVPOOL, *MUJOCO))):
@@ -209,11 +211,15 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return "envpool"
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
-    if backend in (None, "gymnasium") and _in_gymnasium(source):
-        return "gymnasium"
+    if backend in (None, "pettingzoo") and source.startswith(parallel_sources.PREFIX) or backend == "pettingzoo":
+        parallel_sources.find_source(source)
+        return "pettingzoo"
+    if backend in (None, "gymnasium") and (found := _of_module(source)):
+        return found
     from bircher.envs import specs
 
     known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.list_ids()}
+    known_ids["pettingzoo"] = tuple(parallel_sources.ids())
     grid_worlds = minigrid.ids() if source.startswith(minigrid.PREFIXES) else ()
     known_ids["envpool"] = (*ENVPOOL, *MUJOCO, *atari.ids(), *grid_worlds)
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
@@ -241,9 +247,29 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
         adapter = resolve(request)
         _require_repeatable(request, adapter)
         environment = _make_with(adapter, request, seeds(seed, role, config.num_envs, generation, first))
+        _require_agents(request, environment.spec)
+        if config.share_rewards and role in LEARNED_FROM:
+            environment = SharedRewards(environment)
         if config.reward_clip is not None and role in LEARNED_FROM:
             environment = ClippedEnv(environment, config.reward_clip)
+        if config.agent_identity:
+            environment = IdentifiedAgents(environment)
         return stack_observations(environment, config.stack) if config.stack > 1 else environment
+
+
+def _require_agents(request: EnvRequest, spec: EnvSpec) -> None:
+    """Raise UnsupportedEnvironment if a setting for several agents is used with one, or with stacked observations."""
+    config = request.config
+    for name in ("share_rewards", "agent_identity"):
+        if getattr(config, name) and spec.num_agents == 1:
+            raise UnsupportedEnvironment(
+                f"env.{name}=true is for environments of several agents, and {spec.id} has one: set env.{name}=false"
+            )
+    if config.agent_identity and config.stack > 1:
+        raise UnsupportedEnvironment(
+            f"env.agent_identity=true adds to single observations, which env.stack={config.stack} joins: remove one of "
+            "them"
+        )
 
 
 def _require_repeatable(request: EnvRequest, adapter: str) -> None:
@@ -269,6 +295,10 @@ def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> E
         from bircher.envs.pgx import PgxEnv
 
         return PgxEnv(request, env_seeds)
+    if adapter == "pettingzoo":
+        from bircher.envs.pettingzoo import PettingZooEnv
+
+        return PettingZooEnv(request, env_seeds)
     if adapter == "envpool":
         from bircher.envs.envpool import EnvPoolEnv
 
@@ -285,18 +315,17 @@ def spec(request: EnvRequest) -> EnvSpec:
 
 
 def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
-    """Play the first step of one Gymnasium environment; environments of other adapters need no such check.
+    """Play the first step of one environment of Gymnasium or PettingZoo; those of other adapters need no such check.
 
     Returns notes for the user, for instance that runs with the environment cannot be repeated exactly.
 
     Raises UnsupportedEnvironment if the environment raised an exception or broke its contract.
     """
     with _one_sentence(request):
-        if resolve(request) != "gymnasium":
+        adapter = resolve(request)
+        if adapter not in ("gymnasium", "pettingzoo"):
             return ()
-        from bircher.envs import gymnasium
-
-        return gymnasium.probe(request, seeds(seed, "probe", 1)[0])
+        return importlib.import_module(f"bircher.envs.{adapter}").probe(request, seeds(seed, "probe", 1)[0])
 
 
 @contextmanager
@@ -333,7 +362,9 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *atari.ids(), *minigrid.ids())
+    built_in = (
+        *TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *atari.ids(), *minigrid.ids(), *parallel_sources.ids()
+    )  # fmt: skip
     for env_id in dict.fromkeys((*built_in, *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
@@ -355,14 +386,21 @@ def _is_grid_world(env_id: str) -> bool:
     return env_id.startswith(minigrid.PREFIXES) and env_id in minigrid.ids()
 
 
-def _in_gymnasium(env_id: str) -> bool:
-    """Return whether Gymnasium has an id; raises UnknownEnvironment if the module in the id does not register it."""
+def _of_module(env_id: str) -> str | None:
+    """Return the backend of an id that Gymnasium has, or of a module's function; None where there is neither.
+
+    Raises UnknownEnvironment if the module in the id neither registers it nor has such a function.
+    """
     from bircher.envs.specs import find_registration
 
     try:
         find_registration(env_id)
     except UnknownEnvironment:
-        if env_id.rpartition(":")[0]:
-            raise
-        return False
-    return True
+        module, _, name = env_id.rpartition(":")
+        if not module:
+            return None
+        source = getattr(sys.modules.get(module), name, None)
+        if callable(source) and parallel_sources.makes_agents(source):
+            return "pettingzoo"
+        raise
+    return "gymnasium"

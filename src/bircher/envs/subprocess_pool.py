@@ -207,15 +207,15 @@ class LocalPool:
 
 
 class Workers:
-    """Environments distributed over processes, each of which steps its share one after another.
+    """Environments distributed over processes, each of which steps its share one after another in a `pool`.
 
     Rows are a list with one item per worker, in the order of the environments.  Exceptions inside an environment, and
     the end of a worker, become EnvironmentFailures.
     """
 
-    def __init__(self, makers: Sequence[Callable[[], CheckedEnv]], count: int):
+    def __init__(self, makers: Sequence[Callable[[], Any]], count: int, pool: type = LocalPool):
         self._shares = np.array_split(np.arange(len(makers)), count)
-        self._workers = [_start([makers[index] for index in share]) for share in self._shares]
+        self._workers = [_start([makers[index] for index in share], pool) for share in self._shares]
         self.close = weakref.finalize(self, _end, self._workers)
         """End the workers; this also happens when this object is deleted or the interpreter exits."""
         try:
@@ -261,14 +261,14 @@ class Workers:
         )
 
 
-def _start(makers: Sequence[Callable[[], CheckedEnv]]) -> subprocess.Popen[bytes]:
+def _start(makers: Sequence[Callable[[], Any]], pool: type) -> subprocess.Popen[bytes]:
     # A separate session, so that Ctrl-C reaches only the training, which then ends its workers.
     worker = subprocess.Popen(
         [sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     with contextlib.suppress(OSError):  # a worker that has ended already is noticed when it does not answer
         _send(worker.stdin, sys.path)
-        _send(worker.stdin, cloudpickle.dumps(list(makers)))
+        _send(worker.stdin, cloudpickle.dumps((pool, list(makers))))
     return worker
 
 
@@ -296,7 +296,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        pool = LocalPool(pickle.loads(pickle.load(sys.stdin.buffer)))
+        make_pool, makers = pickle.loads(pickle.load(sys.stdin.buffer))
+        pool = make_pool(makers)
     except Exception as error:
         return _send(answers, (f"{type(error).__name__}: {error}", None))
     with contextlib.suppress(EOFError, BrokenPipeError, pickle.UnpicklingError):

@@ -132,7 +132,8 @@ def make(
       priority_exponent: alpha; 0 samples uniformly.
       context: number of rows by which each sequence begins earlier and is longer.
       weighted: whether sequences are sampled by weights even if the exponent is 0, where all weights are equal.  Such a
-        replay can `forget`.  Its samples are uniform, one from each of B equal parts, as with priorities.
+        replay can `forget`, and does not sample sequences without a row whose agent is there.  Its samples are uniform,
+        one from each of B equal parts, as with priorities.
 
     Raises:
       ValueError: the capacity is smaller than one sequence for each environment.
@@ -272,11 +273,19 @@ def _weighted(
         new_rows = (before.current_index + jnp.arange(rollout_length)) % length
         begin = before.current_index - 1 - context - jnp.arange(rollout_length)
         stored = before.is_full | (begin >= 0)
-        weights = weights.at[:, begin % length].set(jnp.where(stored, greatest, 0.0))
+        weights = weights.at[:, begin % length].set(jnp.where(stored & present(ring.experience, begin), greatest, 0.0))
         # No complete sequence begins in the new rows yet.  In a short buffer, they replace rows where some of those
         # sequences began.
         weights = weights.at[:, new_rows].set(0.0)
         return WeightedState(ring, in_blocks(weights, state.weights))
+
+    def present(experience: PyTree, begin: Int[Array, " T"]) -> Bool[Array, "..."]:
+        """Return whether the sequences that begin at these times have a row whose agent is there."""
+        valid = getattr(experience, "valid", None)
+        if valid is None:
+            return jnp.asarray(True)
+        rows = begin[:, None] + context + jnp.arange(rollout_length)
+        return valid[:, rows % length].any(-1)
 
     def forget(state: WeightedState, count: Array) -> WeightedState:
         newer = (state.replay_state.current_index - 1 - jnp.arange(length)) % length

@@ -213,7 +213,8 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
             config.agent.target_update_rate, config.env.stack,
         ),
         sharding.layout(
-            config.devices, config.optimizer.batch_size, config.env.num_envs, config.replay.device == "host"
+            config.devices, config.optimizer.batch_size, config.env.num_envs, config.replay.device == "host",
+            spec.num_agents,
         ),
     )  # fmt: skip
     rows = jax.eval_shape(partial(blank_rows, spec, config.env.num_envs))

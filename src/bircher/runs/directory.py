@@ -196,6 +196,7 @@ def spec_to(spec: EnvSpec) -> dict[str, Any]:
         "id": spec.id, "observation": _tree_to(spec.observation, _shape_to), **_action_to(spec.action),
         "max_steps": spec.max_steps, "num_players": spec.num_players, "action_repeat": spec.action_repeat,
         "encoding": None if spec.encoding is None else _tree_to(spec.encoding, Encoding.to_json),
+        "agents": list(spec.agents), "anonymous": None if spec.anonymous is None else spec_to(spec.anonymous),
     }  # fmt: skip
 
 
@@ -255,7 +256,8 @@ def spec_from(saved: Mapping[str, Any]) -> EnvSpec:
         encoding = Encoding(observation.shape, str(observation.dtype), str(observation.dtype))
     return EnvSpec(
         saved["id"], observation, action, saved["max_steps"], saved.get("num_players", 1),
-        action_repeat=saved.get("action_repeat", 1), encoding=encoding,
+        action_repeat=saved.get("action_repeat", 1), encoding=encoding, agents=tuple(saved.get("agents", ())),
+        anonymous=None if saved.get("anonymous") is None else spec_from(saved["anonymous"]),
     )  # fmt: skip
 
 

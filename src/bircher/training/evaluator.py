@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bircher.agents.base import Agent
 from bircher.envs import atari
-from bircher.envs.base import Env, failure
+from bircher.envs.agents import by_agent, moment_of, to_rows
+from bircher.envs.base import Env, failure, num_rows
 from bircher.errors import EnvironmentFailure, EvaluationFailed, EvaluationStopped
 from bircher.training.rollout import Side, counted_reward, describe_failure, failure_code, first_side, next_side
-from bircher.types import Key, Policy, TimeStep
+from bircher.types import EnvSpec, Key, Policy, TimeStep
 
 Mode = Literal["sample", "greedy"]
 MakeEnv = Callable[[int, int], Env]
@@ -58,10 +59,31 @@ class EvaluationConfig(BaseModel):
     """Whether each evaluation also measures the gradient of every loss term in every part of the network."""
 
 
+class AgentReport(NamedTuple):
+    """The returns of one of several agents."""
+
+    mean: float
+    median: float
+    iqm: float
+    iqm_low: float
+    """The lower end of the 95 % bootstrap interval of the IQM."""
+    iqm_high: float
+    """The upper end of the interval."""
+    returns: list[float]
+
+    @classmethod
+    def of(cls, returns: np.ndarray, seed: int) -> AgentReport:
+        """Return the statistics of the returns of an agent in some episodes."""
+        interval = bootstrap_interval(returns, np.random.default_rng(seed))
+        middle = float(np.mean(returns)), float(np.median(returns)), float(interquartile_mean(returns))
+        return cls(*middle, *interval, [float(value) for value in returns])
+
+
 class Report(NamedTuple):
     """The result of an evaluation; returns are undiscounted sums of rewards, and lengths are numbers of actions.
 
-    In games the agent plays all sides, and returns are those of the player who moves first.  `bircher.games`
+    Several agents are one team: its return is the sum of theirs, and `agents` has the returns of each.  In games the
+    agent plays all sides, and returns are those of the player who moves first.  `bircher.games`
     measures the agent against opponents.
     """
 
@@ -88,12 +110,18 @@ class Report(NamedTuple):
     human_normalized: dict[str, float] | None = None
     """The mean, median and IQM on a scale where a random player has 0 and a human 1; None if no human score is
     known."""
+    agents: dict[str, AgentReport] | None = None
+    """The returns of each agent by its name; None where every environment has one agent."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a dictionary for JSON, without `human_normalized` if that is None."""
+        """Return the report as a dictionary for JSON, without `human_normalized` and `agents` if they are None."""
         fields = self._asdict()
         if self.human_normalized is None:
             del fields["human_normalized"]
+        if self.agents is None:
+            del fields["agents"]
+        else:
+            fields["agents"] = {name: agent._asdict() for name, agent in self.agents.items()}
         return fields
 
 
@@ -104,7 +132,8 @@ class _Episodes(NamedTuple):
     timestep: TimeStep
     carry: PyTree
     key: Key
-    episode_return: Float[Array, " B"]
+    episode_return: Float[Array, " R"]
+    """The rewards of each agent so far."""
     length: Int[Array, " B"]
     done: Bool[Array, " B"]
     cut_short: Bool[Array, " B"]
@@ -139,15 +168,21 @@ class Evaluator:
         size = -(-episodes // batches)
         returns, lengths, cut_short = [], [], []
         for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
-            played, env_id = self._play(policy, size, batch, key, stop)
-            returns.append(np.asarray(played.episode_return, np.float64))
+            played, spec = self._play(policy, size, batch, key, stop)
+            returns.append(np.asarray(by_agent(played.episode_return, len(played.episode_return) // size), np.float64))
             lengths.append(np.asarray(played.length))
             cut_short.append(np.asarray(played.cut_short))
         all_returns, all_lengths, all_cut_short = (
             np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)
         )
         wall = time.perf_counter() - start
-        return summarize(env_id, self._agent.name, seed, self.mode, all_returns, all_lengths, all_cut_short, wall)
+        report = summarize(
+            spec.id, self._agent.name, seed, self.mode, all_returns.sum(-1), all_lengths, all_cut_short, wall
+        )
+        if spec.num_agents == 1:
+            return report
+        own = {name: AgentReport.of(all_returns[:, index], seed) for index, name in enumerate(spec.agents)}
+        return report._replace(agents=own)
 
     def close(self) -> None:
         """Close the environments that were left open for the next call."""
@@ -155,14 +190,14 @@ class Evaluator:
             env.close()
         self._programs = {}
 
-    def _play(self, policy, size, batch, key, stop) -> tuple[_Episodes, str]:
-        """Play one batch of episodes; return their final state and the id of the environment."""
+    def _play(self, policy, size, batch, key, stop) -> tuple[_Episodes, EnvSpec]:
+        """Play one batch of episodes; return their final state and the specification of the environment."""
         env, program = self._program(size)
         fresh = self._make_env(size, batch) if batch else env
         if fresh is not env and not env.pure:
             env, program = fresh, self._compiled(fresh)
         try:
-            return self._play_in(policy, fresh, program, size, key, stop), env.spec.id
+            return self._play_in(policy, fresh, program, size, key, stop), env.spec
         finally:
             if fresh is not self._programs[size][0]:
                 fresh.close()
@@ -173,9 +208,9 @@ class Evaluator:
             state, timestep = env.reset()
         except EnvironmentFailure as error:
             raise EvaluationFailed(f"{env.spec.id} failed in an evaluation: {error}") from error
-        zeros, none = jnp.zeros(size), jnp.zeros(size, bool)
+        none, rows = jnp.zeros(size, bool), num_rows(env)
         episodes = _Episodes(
-            state, timestep, self._agent.start(size), key, zeros, zeros.astype(jnp.int32), none, none,
+            state, timestep, self._agent.start(rows), key, jnp.zeros(rows), jnp.zeros(size, jnp.int32), none, none,
             jnp.full((), -1, jnp.int32), first_side(env),
         )  # fmt: skip
         while True:
@@ -207,20 +242,23 @@ def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy
     An episode ends when its environment ends it, or after `limit` steps.
     """
 
+    agents = env.spec.num_agents
+
     def step(policy: Policy, episodes: _Episodes) -> _Episodes:
         key, act_key = jax.random.split(episodes.key)
         output, carry = agent.act(policy, episodes.carry, episodes.timestep, act_key, mode, 1.0)
         state, row = env.step(episodes.env_state, output.action)
         counts = ~episodes.done
         # After its episode an environment is ignored, even if it fails.
-        failed = failure_code((episodes.timestep, row), counts)
+        failed = failure_code((episodes.timestep, row), counts, agents)
         length = episodes.length + counts
-        cut_short = counts & ~row.last & (length >= limit)
+        last = moment_of(row, agents).last
+        cut_short = counts & ~last & (length >= limit)
         return _Episodes(
             state, row, carry, key,
-            episodes.episode_return + jnp.where(counts, counted_reward(episodes.side, row), 0.0),
+            episodes.episode_return + jnp.where(to_rows(counts, agents), counted_reward(episodes.side, row), 0.0),
             length,
-            episodes.done | row.last | cut_short,
+            episodes.done | last | cut_short,
             episodes.cut_short | cut_short,
             jnp.where(episodes.failed < 0, failed, episodes.failed),
             next_side(episodes.side, row),

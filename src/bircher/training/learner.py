@@ -80,6 +80,7 @@ class LearnerConfig(NamedTuple):
     optimizer: OptimizerConfig
     replay: ReplayConfig
     num_envs: int
+    """Number of environments, each with a row for every agent; batch sizes and capacities count environments too."""
     rollout_length: int
     total_steps: int
     """Environment steps of the run, over which rates and weights change."""
@@ -105,17 +106,21 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def make_replay(
-    config: ReplayConfig, observation: PyTree, num_envs: int, rollout_length: int, stack: int = 1
-) -> Replay:
+    config: ReplayConfig, observation: PyTree, num_envs: int, rollout_length: int, stack: int = 1,
+    with_absent: bool = False,
+) -> Replay:  # fmt: skip
     """Return the replay of these settings; of `stack` joined observations each is stored once.
+
+    `with_absent` is whether rows may be those of agents that are not there, of which no whole sequence is sampled.
 
     Raises:
       ValueError: the capacity does not hold one sequence of every environment.
     """
     size, context = config.compressed_bytes, stack - 1
     replay = replay_base.make(
-        num_envs, rollout_length, config.capacity, config.priority_exponent, context, weighted=size is not None
-    )
+        num_envs, rollout_length, config.capacity, config.priority_exponent, context,
+        weighted=size is not None or with_absent,
+    )  # fmt: skip
     if size is not None:
         single = observation if stack == 1 else jax.eval_shape(partial(storage.newest_of, stack=stack), observation)
         replay = storage.compress_observations(replay, single, num_envs, rollout_length, context, size)
@@ -137,16 +142,22 @@ class Learner:
             raise ValueError(f"optimizer.target_kl needs the policy that acted, which {agent.name} does not store")
         self.agent, self.spec, self.config, self.layout = agent, spec, config, layout
         self.updates_per_iteration = updates_per_iteration(optimizer, config.num_envs * config.rollout_length)
+        agents = spec.num_agents
+        self._num_rows = agents * config.num_envs
         self.replay_on_host = replay.device == "host"
         """Whether the replay is in the host's memory, with the next batches drawn in advance."""
         self._num_batches = self.updates_per_iteration // (optimizer.epochs * optimizer.minibatches)
         self._optimizer = make_optimizer(optimizer)
-        self._replay = make_replay(replay, spec.observation, config.num_envs, config.rollout_length, config.stack)
+        # Settings count environments, each of which brings the sequences of all its agents.
+        in_rows = replay.model_copy(update={"capacity": agents * replay.capacity})
+        self._replay = make_replay(
+            in_rows, spec.observation, self._num_rows, config.rollout_length, config.stack, with_absent=agents > 1
+        )
         self._batch_spec = BatchSpec(
-            num_envs=config.num_envs,
+            num_envs=self._num_rows,
             minibatches=optimizer.minibatches,
-            batch_size=optimizer.batch_size,
-            num_replayed=round(replay.fraction * optimizer.batch_size),
+            batch_size=agents * optimizer.batch_size,
+            num_replayed=round(replay.fraction * agents * optimizer.batch_size),
             importance_exponent=replay.importance_exponent,
         )
         self._symmetries = spec.symmetries if replay.symmetries else ()
@@ -192,15 +203,16 @@ class Learner:
         config = self.config
         blank = jax.eval_shape(partial(blank_rows, self.spec, config.num_envs))
         _, row = jax.eval_shape(self._policy_and_row, jax.random.key(0), blank)
-        shape = config.num_envs, config.rollout_length + 1
+        shape = self._num_rows, config.rollout_length + 1
         rollout = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), row)
         largest = jnp.zeros(()) if self.agent.follows_returns else None
-        return rollout, jax.eval_shape(lambda: Tally.zero()._replace(largest_return=largest))
+        agents = self.spec.num_agents
+        return rollout, jax.eval_shape(lambda: Tally.zero(agents)._replace(largest_return=largest))
 
     def _policy_and_row(self, key: Key, timestep: TimeStep) -> tuple[Policy, Trajectory]:
         """Return the first policy, and a row of what it does."""
         policy = self.agent.init(key, self.spec)
-        carry = self.agent.start(self.config.num_envs)
+        carry = self.agent.start(self._num_rows)
         output, _ = self.agent.act(policy, carry, timestep, key, "explore", 0.0)
         return policy, take(Trajectory.of(timestep, output), jnp.asarray(0))
 

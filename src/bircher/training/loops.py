@@ -56,10 +56,10 @@ class Progress(eqx.Module):
     """Environment steps of the run when an environment first failed; -1 while none did."""
 
     @classmethod
-    def zero(cls, metrics: dict[str, Any]) -> Progress:
+    def zero(cls, metrics: dict[str, Any], num_agents: int = 1) -> Progress:
         """Return sums over no iteration, for metrics of these shapes."""
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-        return cls(jnp.zeros((), jnp.int32), Tally.zero(), blank, jnp.full((), -1, jnp.int32))
+        return cls(jnp.zeros((), jnp.int32), Tally.zero(num_agents), blank, jnp.full((), -1, jnp.int32))
 
     def add(self, tally: Tally, metrics: dict[str, Array], env_steps: Array) -> Progress:
         """Return the sums with one more iteration, after which the run has `env_steps` environment steps."""
@@ -177,7 +177,7 @@ class DeviceUpdate:
                 train = self._layout.settle(train)
             return train, progress.add(tally, metrics, train.counters.env_steps), observe(train)
 
-        self._layout = learner.layout
+        self._layout, self._agents = learner.layout, learner.spec.num_agents
         self.traceable = update_and_count
         """The same, for a loop that is one program itself."""
         self._update = update
@@ -198,7 +198,7 @@ class DeviceUpdate:
 
     def zero_progress(self, train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
         """Return sums over no iteration, of the right shapes; traces only."""
-        return Progress.zero(jax.eval_shape(self._update, train, rollout, tally)[1])
+        return Progress.zero(jax.eval_shape(self._update, train, rollout, tally)[1], self._agents)
 
     def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
         """Compile for arguments of these shapes, and return the bytes that the program takes while it runs."""
@@ -221,7 +221,7 @@ class HostReplayUpdate:
             train, metrics, priorities = update(train, rollout, tally, next_batches)
             return train, progress.add(tally, metrics, train.counters.env_steps), priorities, observe(train)
 
-        self._update = update
+        self._update, self._agents = update, learner.spec.num_agents
         self._program: Any = jax.jit(update_and_count, donate_argnums=(0, 1))
         self._advance: Any = jax.jit(learner.advance_host_replay, donate_argnums=0)
         self._host, self._device = devices.host(), devices.default()
@@ -249,7 +249,8 @@ class HostReplayUpdate:
     def zero_progress(self, train: TrainState, rollout: Trajectory, tally: Tally) -> Progress:
         """Return sums over no iteration, of the right shapes; traces only."""
         next_batches = train.replay.next_batches
-        return Progress.zero(jax.eval_shape(self._update, without_replay(train), rollout, tally, next_batches)[1])
+        shapes = jax.eval_shape(self._update, without_replay(train), rollout, tally, next_batches)
+        return Progress.zero(shapes[1], self._agents)
 
     def compile(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> int:
         """Compile both programs at the same time, and return the bytes that the networks' takes while it runs."""

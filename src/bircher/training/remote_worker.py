@@ -144,6 +144,8 @@ def join(parts: list[Part], num_envs: int) -> tuple[Trajectory, Tally]:
     longest = fields["longest"] = max(tally.longest for tally in tallies)
     fields["died_at_longest"] = sum(tally.died_at_longest for tally in tallies if tally.longest == longest)
     fields["failed"] = _failure_code(parts, num_envs)
+    if tallies[0].agent_returns is not None:
+        fields["agent_returns"] = sum(tally.agent_returns for tally in tallies)
     fields["largest_return"] = max(
         (tally.largest_return for tally in tallies if tally.largest_return is not None), default=None
     )
@@ -164,6 +166,7 @@ def _failure_code(parts: list[Part], num_envs: int) -> int:
     failed = failed_part(parts)
     if failed is None:
         return -1
-    counts = [part.rollout.first.shape[0] for part in parts]
+    rows = [part.rollout.first.shape[0] for part in parts]
+    counts = [count * num_envs // sum(rows) for count in rows]  # environments, which may have several agents
     code, count = int(parts[failed].tally.failed), counts[failed]
     return sum(counts[:failed]) + code + (num_envs - count if code >= count else 0)

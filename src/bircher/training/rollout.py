@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from bircher.agents.base import Agent, Mode
-from bircher.envs.base import Env
+from bircher.envs.agents import by_agent, moment_of, team, to_rows
+from bircher.envs.base import Env, num_rows
 from bircher.ops.turns import PAIR, own, per_player, player_axis, to_next
 from bircher.types import Key, Policy, Tally, TimeStep, Trajectory
 
@@ -24,12 +25,13 @@ class ActorState(eqx.Module):
     timestep: TimeStep
     carry: PyTree
     key: Key
-    episode_return: Float[Array, " E"]
+    episode_return: Float[Array, " R"]
+    """The rewards of each agent so far."""
     episode_length: Int[Array, " E"]
     side: Float[Array, " E"] | Int[Array, " E"] | None = None
     """1 if the player who moved first is to move, -1 if the other is; with more than two players, the index of the
     player to move, counted from the first; None with one player."""
-    discounted_return: Float[Array, " E *P"] | None = None
+    discounted_return: Float[Array, " R *P"] | None = None
     """The discounted sum of the episode's rewards so far, later ones counting most; None for agents without use for it.
     """
 
@@ -68,16 +70,16 @@ def counted_reward(side: Side, following: TimeStep) -> Float[Array, " E"]:
 def start_actors(agent: Agent, env: Env, key: Key) -> ActorState:
     """Reset every environment and return the first state; call it outside a program, as a reset may start threads."""
     env_state, timestep = env.reset()
-    zeros = jnp.zeros(env.num_envs)
-    sums = jnp.zeros((env.num_envs, *player_axis(env.spec.num_players)))
+    rows = num_rows(env)
+    sums = jnp.zeros((rows, *player_axis(env.spec.num_players)))
     return ActorState(
-        env_state, timestep, agent.start(env.num_envs), key, zeros, jnp.zeros(env.num_envs, jnp.int32),
+        env_state, timestep, agent.start(rows), key, jnp.zeros(rows), jnp.zeros(env.num_envs, jnp.int32),
         first_side(env), sums if agent.follows_returns else None,
     )  # fmt: skip
 
 
 def not_finite(timestep: TimeStep) -> Array:
-    """Return [E]: whether the adapter reported a failure, or a number is not finite."""
+    """Return [R]: whether the adapter reported a failure, or a number is not finite."""
     failed = timestep.failed | ~jnp.isfinite(timestep.reward if timestep.reward.ndim == 1 else timestep.reward.sum(-1))
     for leaf in jax.tree.leaves(timestep.observation):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -86,21 +88,25 @@ def not_finite(timestep: TimeStep) -> Array:
 
 
 def no_legal_action(timestep: TimeStep) -> Array:
-    """Return [E]: whether an action is to be chosen, but the mask allows none."""
+    """Return [R]: whether an action is to be chosen, but the mask allows none."""
     if not timestep.legal_actions.shape[-1]:  # actions that are not discrete have no mask
         return jnp.zeros_like(timestep.last)
     return ~timestep.last & ~timestep.legal_actions.any(-1)
 
 
-def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True) -> Array:
+def failure_code(timesteps: Iterable[TimeStep], counted: Array | bool = True, num_agents: int = 1) -> Array:
     """Return a code for the first of E environments that failed on one of these rows; -1 if none did.
 
     The code is the environment's index if a number is not finite or the adapter reported a failure. It is the index
     plus E if no action is legal. Only environments that are `counted` [E] are considered.
     """
     rows = list(timesteps)
-    no_action = functools.reduce(jnp.logical_or, map(no_legal_action, rows)) & counted
-    failed = functools.reduce(jnp.logical_or, map(not_finite, rows)) & counted
+
+    def any_agent(flags: Array) -> Array:
+        return flags if num_agents == 1 else by_agent(flags, num_agents).any(-1)
+
+    no_action = any_agent(functools.reduce(jnp.logical_or, map(no_legal_action, rows))) & counted
+    failed = any_agent(functools.reduce(jnp.logical_or, map(not_finite, rows))) & counted
     code = jnp.where(no_action.any(), len(no_action) + jnp.argmax(no_action), -1)
     return jnp.where(failed.any(), jnp.argmax(failed), code)
 
@@ -121,10 +127,11 @@ def collect_rollout(
     progress: Array | float,
     mode: Mode = "explore",
 ) -> tuple[ActorState, Trajectory, Tally]:
-    """Collect T + 1 rows of each of E environments, [E, T + 1]; the last row is the first row of the next rollout.
+    """Collect T + 1 rows of each agent of E environments; the last row is the first row of the next rollout.
 
-    Returns the new state, the rows, and the sums over the rollout.
+    Returns the new state, the rows [R, T + 1], and the sums over the rollout.
     """
+    agents = env.spec.num_agents
 
     def step(state: ActorState, _):
         key, act_key = jax.random.split(state.key)
@@ -132,23 +139,27 @@ def collect_rollout(
         output, carry = agent.act(policy, state.carry, timestep, act_key, mode, progress)
         row = Trajectory.of(timestep, output)
         env_state, following = env.step(state.env_state, output.action)
-        fresh = following.first
-        episode_return = jnp.where(fresh, 0.0, state.episode_return + counted_reward(state.side, following))
+        moment = moment_of(following, agents)
+        fresh = moment.first
+        episode_return = jnp.where(
+            to_rows(fresh, agents), 0.0, state.episode_return + counted_reward(state.side, following)
+        )
         episode_length = jnp.where(fresh, 0, state.episode_length + 1)
         discounted_return = _next_return(state.discounted_return, agent.model_discount, following)
-        lengths = jnp.where(following.last, episode_length, 0)
+        lengths = jnp.where(moment.last, episode_length, 0)
         longest = lengths.max()
         tally = Tally(
             env_steps=(~fresh).sum(),
-            episodes=following.last.sum(),
-            return_sum=jnp.where(following.last, episode_return, 0.0).sum(),
+            episodes=moment.last.sum(),
+            return_sum=jnp.where(moment.last, team(episode_return, agents), 0.0).sum(),
             length_sum=lengths.sum(),
-            last_reward_sum=jnp.where(following.last, own(following.reward, 1), 0.0).sum(),
+            last_reward_sum=jnp.where(moment.last, own(moment.reward, 1), 0.0).sum(),
             # Both rows are checked, because a rollout may begin on the row where the one before it failed.
-            failed=failure_code((timestep, following)),
+            failed=failure_code((timestep, following), num_agents=agents),
             longest=longest,
-            died_at_longest=(following.last & following.terminal & (lengths == longest)).sum(),
+            died_at_longest=(moment.last & moment.terminal & (lengths == longest)).sum(),
             largest_return=None if discounted_return is None else jnp.abs(discounted_return).max(),
+            agent_returns=_of_agents(episode_return, moment.last, agents),
         )
         side = next_side(state.side, following)
         sums = episode_return, episode_length, side, discounted_return
@@ -164,7 +175,14 @@ def collect_rollout(
     return state, rows, _total(tallies)
 
 
-def _next_return(sums: Float[Array, " E *P"] | None, discount: float, following: TimeStep) -> Array | None:
+def _of_agents(episode_return: Array, ended: Array, agents: int) -> Array | None:
+    """Return the sum of each agent's returns over the episodes that ended; None for one agent."""
+    if agents == 1:
+        return None
+    return jnp.where(ended[:, None], by_agent(episode_return, agents), 0.0).sum(0)
+
+
+def _next_return(sums: Float[Array, " R *P"] | None, discount: float, following: TimeStep) -> Array | None:
     """Return the discounted sums after one more reward; a sum that is not finite is taken as 0.
 
     With more than two players they begin with the player who moved, as rewards do.
@@ -186,4 +204,5 @@ def _total(tallies: Tally) -> Tally:
         longest=longest,
         died_at_longest=jnp.where(tallies.longest == longest, tallies.died_at_longest, 0).sum(),
         largest_return=None if tallies.largest_return is None else tallies.largest_return.max(),
+        agent_returns=None if tallies.agent_returns is None else tallies.agent_returns.sum(0),
     )

@@ -26,7 +26,8 @@ class Layout(NamedTuple):
     """How a learner's arrays are divided over devices."""
 
     mesh: Mesh
-    num_envs: int
+    num_rows: int
+    """Number of rows of all environments, one for each agent."""
 
     @property
     def everywhere(self) -> NamedSharding:
@@ -42,7 +43,7 @@ class Layout(NamedTuple):
         """Return the sharding of each leaf of a `TrainState`: the replay is divided by environments."""
 
         def of_replay(leaf: Any) -> NamedSharding:
-            by_env = leaf.ndim > 1 and leaf.shape[0] == self.num_envs
+            by_env = leaf.ndim > 1 and leaf.shape[0] == self.num_rows
             return self.divided if by_env else self.everywhere
 
         everywhere = jax.tree.map(lambda _: self.everywhere, train)
@@ -72,7 +73,9 @@ def gathered(tree: PyTree) -> PyTree:
     return jax.tree.map(gather, tree)
 
 
-def layout(count: int | None, batch_size: int, num_envs: int, on_host: bool) -> Layout | None:
+def layout(
+    count: int | None, batch_size: int, num_envs: int, on_host: bool, num_agents: int = 1
+) -> Layout | None:
     """Return the layout over `count` devices, or None for one device.
 
     None as the count takes as many devices as there are and divide the batch and the environments.
@@ -95,4 +98,4 @@ def layout(count: int | None, batch_size: int, num_envs: int, on_host: bool) -> 
         )
     elif on_host and count > 1:
         raise ConfigError(f"devices={count} divide the replay too, which replay.device=host keeps in main memory")
-    return None if count == 1 else Layout(Mesh(np.array(found[:count]), (AXIS,)), num_envs)
+    return None if count == 1 else Layout(Mesh(np.array(found[:count]), (AXIS,)), num_envs * num_agents)

@@ -163,7 +163,8 @@ class Workers:
             agent, env = self._recipe.make(share, 0)
             with contextlib.closing(env):
                 actor = jax.eval_shape(partial(start_actors, agent, env), jax.random.key(0))
-            part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((share.count, *x.shape[1:]), x.dtype), rollout)
+            rows = share.count * env.spec.num_agents
+            part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), rollout)
             return WorkerState(actor, part, tally, jax.ShapeDtypeStruct((), jnp.int32))
 
         return tuple(one(worker.share) for worker in self._workers)
