@@ -87,7 +87,13 @@ class Metric(NamedTuple):
 
 
 _TABLE = (
-    ("act/episode_return", "reward", "mean undiscounted return of the training episodes ended since the last line"),
+    (
+        "act/episode_return",
+        "reward",
+        "mean undiscounted return of the training episodes ended since the last line; of several agents the sum of "
+        "theirs",
+    ),
+    ("act/agent_return/AGENT", "reward", "mean undiscounted return of one of several agents in the same episodes"),
     ("act/episode_length", "env steps", "mean length of the same episodes"),
     ("act/last_reward", "reward", "mean reward of the step that ended each of the same episodes"),
     (
@@ -201,7 +207,12 @@ _TABLE = (
     ("speed/learner_waiting", "share", "share of the time in which the learner waited for workers; with loop=ray"),
     ("speed/workers_waiting", "share", "mean share of the time in which a worker waited for a policy; with loop=ray"),
     ("speed/memory_bytes", "bytes", "memory of the process (on a GPU: on the device)"),
-    ("eval/return_mean", "reward", "mean undiscounted return of the evaluation episodes"),
+    (
+        "eval/return_mean",
+        "reward",
+        "mean undiscounted return of the evaluation episodes; of several agents the sum of theirs",
+    ),
+    ("eval/agent_return/AGENT", "reward", "mean undiscounted return of one of several agents in the same episodes"),
     ("eval/return_error", "reward", "standard error of that mean"),
     ("eval/return_median", "reward", "median of the same returns"),
     ("eval/return_iqm", "reward", "interquartile mean of the same returns: the mean of their middle half"),
@@ -245,12 +256,20 @@ PICTURES = {"eval/episode": "a frame of the last evaluation's last episode"}
 """The pictures that are logged, by tag."""
 
 
+def of_agents(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Return a number for each agent as metrics, whose names end with those of the agents."""
+    return {f"{name}/{agent}": value for agent, value in values.items()}
+
+
 def describe(name: str) -> Metric:
     """Return the unit and the explanation of a metric, as in docs/reference/metrics.md.
 
     Raises:
       KeyError: the metric is unknown; the message gives the name that is spelled most like it.
     """
+    family, slash, agent = name.rpartition("/")
+    if slash and agent and f"{family}/AGENT" in GLOSSARY:
+        return GLOSSARY[f"{family}/AGENT"]._replace(name=name)
     if name not in GLOSSARY:
         near = difflib.get_close_matches(name, GLOSSARY, 1)
         raise KeyError(f"no metric {name!r} in the glossary" + (f"; the nearest is {near[0]!r}" if near else ""))

@@ -159,11 +159,16 @@ def play(
 def _print_report(report: Report) -> None:
     print(f"{report.env}, {report.agent}, {report.episodes} episodes, mode {report.mode}, seed {report.seed}")
     least, most = min(report.returns), max(report.returns)
+    if report.agents is not None:
+        print(f"the return is that of the team, the sum of {len(report.agents)} agents:")
     print(f"mean {report.mean:.2f}, median {report.median:.2f}, from {least:.2f} to {most:.2f}")
     print(f"IQM {report.iqm:.2f}, 95 % interval {report.iqm_low:.2f} to {report.iqm_high:.2f}")
     if report.human_normalized is not None:
         scores = ", ".join(f"{name} {value:.4f}" for name, value in report.human_normalized.items())
         print(f"human-normalized (0 a random player, 1 a human): {scores}")
+    for name, agent in (report.agents or {}).items():
+        interval = f"95 % interval {agent.iqm_low:.2f} to {agent.iqm_high:.2f}"
+        print(f"{name}: mean {agent.mean:.2f}, median {agent.median:.2f}, IQM {agent.iqm:.2f}, {interval}")
     if report.cut_short:
         print(f"cut short: {report.cut_short} of {report.episodes} episodes, which count with their return so far")
     print(f"mean length {report.env_steps / report.episodes:.1f}, {report.wall_seconds:.1f} s")

@@ -7,7 +7,6 @@ episode of the environment begins where all its rows are first, and ends where a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -154,7 +154,8 @@ class Agents:
             raise self.breach(str(breach)) from breach
         except Exception as error:
             raise EnvironmentFailure(
-                f"environment {self._index} raised {type(error).__name__} in {moment} after {self._steps} steps: {error}"
+                f"environment {self._index} raised {type(error).__name__} in {moment} after {self._steps} steps: "
+                f"{error}"
             ) from error
 
     def breach(self, sentence: str) -> EnvironmentFailure:
@@ -297,11 +298,11 @@ def _dictionaries(result: Any, method: str, names: tuple[str, ...]) -> tuple[Map
 
 def make_agents(
     source: Callable[..., Any] | str, options: Mapping[str, Any], index: int, layout: LayoutSetting,
-    max_steps: int | None, draws: bool = False,
+    max_steps: int | None,
 ) -> Agents:  # fmt: skip
     """Make one environment whose errors name its index."""
     name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
-    return Agents(make_parallel(source, options, draws), index, name, layout, max_steps)
+    return Agents(make_parallel(source, options), index, name, layout, max_steps)
 
 
 class ParallelPool:

@@ -107,7 +107,7 @@ def makes_agents(source: Callable[..., Any]) -> bool:
     return _returns_agents[id(source)][1]
 
 
-def make_parallel(source: Callable[..., Any] | str, options: Mapping[str, Any], draws: bool = False) -> Any:
+def make_parallel(source: Callable[..., Any] | str, options: Mapping[str, Any]) -> Any:
     """Make one parallel environment, from its id or a class or function.
 
     Raises:
@@ -117,22 +117,12 @@ def make_parallel(source: Callable[..., Any] | str, options: Mapping[str, Any], 
 
     name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
     make = find_source(source) if isinstance(source, str) else source
-    if draws and _takes(make, "render_mode"):
-        options = {"render_mode": "rgb_array", **options}
     env = make(**options)
     if isinstance(env, pettingzoo.ParallelEnv):
         return env
     if not isinstance(env, pettingzoo.AECEnv):
         raise UnsupportedEnvironment(f"{name} returned {type(env).__name__}, expected a pettingzoo.ParallelEnv")
     return _converted(env, name)
-
-
-def _takes(make: Callable[..., Any], argument: str) -> bool:
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except ValueError:  # a function in C may have no signature
-        return False
-    return any(each.name == argument or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def _converted(env: Any, name: str) -> Any:
@@ -149,8 +139,8 @@ def _converted(env: Any, name: str) -> Any:
     other = next((a for a in agents_of(env, name) if not isinstance(env.action_space(a), Discrete)), None)
     if other is not None:
         raise UnsupportedEnvironment(
-            f"the agents of {name} act in turn, which is converted only where actions are Discrete, and {other} has the "
-            f"action space {env.action_space(other)}"
+            f"the agents of {name} act in turn, which is converted only where actions are Discrete, and {other} has "
+            f"the action space {env.action_space(other)}"
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a `render_mode` defined.*")

@@ -14,13 +14,14 @@ from bircher.envs.callback import CallbackEnv
 from bircher.envs.config import EnvRequest
 from bircher.envs.gymnasium import encoded
 from bircher.envs.parallel_pool import AgentRows, Agents, ParallelPool, make_agents
+from bircher.envs.rendering import Frame, as_picture
 from bircher.envs.specs import action_spec, observation_spec, quiet_bounds, with_spaces
 from bircher.envs.subprocess_pool import Workers, source_name
 from bircher.errors import EnvironmentFailure, UnsupportedEnvironment
 from bircher.types import EnvSpec
 
 
-def _make(request: EnvRequest, index: int = 0, draws: bool = False) -> Agents:
+def _make(request: EnvRequest) -> Agents:
     """Make one environment of a request.
 
     Raises:
@@ -29,15 +30,15 @@ def _make(request: EnvRequest, index: int = 0, draws: bool = False) -> Agents:
     config = request.config
     if config.repeat > 1:
         raise UnsupportedEnvironment(
-            f"env.action_repeat={config.action_repeat} is not for environments of several agents, of which some may end "
-            "before an action is repeated: set it to null"
+            f"env.action_repeat={config.action_repeat} is not for environments of several agents, some of which may "
+            "end before an action is repeated: set it to null"
         )
     if request.pixels:
         raise UnsupportedEnvironment(
             f"observation=pixels draws an environment for one agent, and {source_name(request.source)} may have "
             "several: leave observation=state, where each agent's own observation may be a picture"
         )
-    return make_agents(request.source, config.options, index, config.layout, config.max_steps, draws)
+    return make_agents(request.source, config.options, 0, config.layout, config.max_steps)
 
 
 def _spec_of(request: EnvRequest, agents: Agents) -> EnvSpec:
@@ -82,6 +83,12 @@ class PettingZooEnv(CallbackEnv):
             workers = min(config.num_workers or 0, len(seeds))
             pool = Workers(makers, workers, ParallelPool) if workers else ParallelPool(makers)
         super().__init__(spec, pool, seeds)
+
+    def pictures(self) -> list[Frame] | None:
+        """Return a picture of the first environment; None where it does not draw to arrays."""
+        if not isinstance(self._pool, ParallelPool) or self._pool.envs[0].env.render_mode != "rgb_array":
+            return None
+        return [as_picture(self._pool.envs[0].env.render())]
 
     def own_actions(self, action: np.ndarray) -> np.ndarray:
         """Return the environments' actions, [B, A, …]."""

@@ -269,7 +269,8 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: 
             estimate = statistics.aggregate({env: means}, lambda values: values.mean(-1), generator)
             steps = max(int(lines[job][-1]["env_steps"]) for job in own)
             seconds = float(np.mean([lines[job][-1]["wall_seconds"] for job in own]))
-            rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds))
+            by_agent = _by_agent([reports[job] for job in own])
+            rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds, by_agent))
     scaled, aggregates = _aggregates(scores, [(job.env, lines[job]) for job in jobs], suite, generator)
     improvement = {
         (ours, theirs): statistics.probability_of_improvement(scores[ours], scores[theirs], generator)
@@ -285,6 +286,15 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: 
     return report.Findings(
         title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, all_notes, progress
     )  # fmt: skip
+
+
+def _by_agent(reports: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Return the mean return of each of several agents over runs; None where environments have one agent."""
+    if not all("agents" in each for each in reports):
+        return None
+    return {
+        name: float(np.mean([each["agents"][name]["mean"] for each in reports])) for name in reports[0]["agents"]
+    }
 
 
 def _aggregates(
@@ -382,6 +392,10 @@ def _cautions(rows: Sequence[report.Row], envs: Sequence[str], suite: Suite | No
                 f"{env}: the agents had different numbers of steps, {min(steps):,} to {max(steps):,}; --steps sets "
                 "one number for all runs that are trained."
             )
+    for row in rows:
+        if row.agents:
+            own = ", ".join(f"{name} {value:.4g}" for name, value in row.agents.items())
+            notes.append(f"{row.env}, {row.agent}: the return is that of the team, the sum of its agents': {own}.")
     for agent in dict.fromkeys(row.agent for row in rows):
         missing = [env for env in envs if not any((row.env, row.agent) == (env, agent) for row in rows)]
         if missing:

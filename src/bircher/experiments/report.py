@@ -107,6 +107,8 @@ class Row(NamedTuple):
     env_steps: int
     wall_seconds: float
     """Mean over the runs."""
+    agents: Mapping[str, float] | None = None
+    """The mean return of each of several agents over the runs, whose sum is a run's return; None for one agent."""
 
 
 class ProgressRow(NamedTuple):
@@ -287,7 +289,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
     """Return the numbers, commands and notes as one JSON object."""
     return {
         "title": findings.title,
-        "rows": [{**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)} for row in findings.rows],
+        "rows": [_row_json(row) for row in findings.rows],
         "aggregates": {
             name: {agent: estimate._asdict() for agent, estimate in agents.items()}
             for name, agents in findings.aggregates.items()
@@ -300,6 +302,13 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "commands": list(findings.commands),
         "notes": list(findings.notes),
     }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    fields = {**row._asdict(), "mean": row.mean._asdict(), "runs": list(row.runs)}
+    if row.agents is None:
+        del fields["agents"]
+    return fields
 
 
 def _progress_json(progress: Progress) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _weighted(
         weights = weights.at[:, new_rows].set(0.0)
         return WeightedState(ring, in_blocks(weights, state.weights))
 
-    def present(experience: PyTree, begin: Int[Array, " T"]) -> Bool[Array, "..."]:
+    def present(experience: PyTree, begin: Int[Array, " T"]) -> Bool[Array, ...]:
         """Return whether the sequences that begin at these times have a row whose agent is there."""
         valid = getattr(experience, "valid", None)
         if valid is None:

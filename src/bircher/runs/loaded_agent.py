@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,133 +14,20 @@ from jaxtyping import Array, PyTree
 from bircher.agents.base import Agent, Carry, model_of
 from bircher.config.config import Config
 from bircher.envs import registry
-from bircher.envs.base import Env, num_legal
+from bircher.envs.base import Env
 from bircher.envs.config import EnvSource
 from bircher.games.players import Player, of_agent
 from bircher.networks.model import Model
 from bircher.ops.distributions import ClippedNormal, distribution_of
 from bircher.ops.turns import own
 from bircher.runs import build, costs, directory
+from bircher.runs.inputs import Inputs, inputs_of, is_by_agent, mask_of, team_inputs
 from bircher.search import SearchResult
-from bircher.spaces import encode_observation, misfit, part_of
 from bircher.training import checkpoint, learner
 from bircher.training.evaluator import Evaluator, Mode, Report
-from bircher.types import SINGLE, ActOutput, Continuous, EnvSpec, ObservationPart, Policy, TimeStep, Trajectory
+from bircher.types import ActOutput, Continuous, EnvSpec, Policy, TimeStep, Trajectory
 from bircher.viz import panels, plots
 from bircher.viz.panels import Density, Thought
-
-
-class Inputs(NamedTuple):
-    """Encoded observations and their legal actions, with a batch axis."""
-
-    observation: PyTree[np.ndarray]
-    """Observations as the network takes them, [B, ...]: one array, or a nesting of dictionaries and tuples."""
-    legal_actions: np.ndarray
-    """Whether each action is legal, [B, A]."""
-    single: bool = False
-    """Whether the caller gave one observation without a batch axis."""
-
-    @property
-    def size(self) -> int:
-        """Return the number B of observations."""
-        return len(self.legal_actions)
-
-
-def inputs_of(spec: EnvSpec, observation: Any, legal_actions: Any = None) -> Inputs:
-    """Encode an observation of the environment, or a batch of them.
-
-    `legal_actions` is the mask of the environment's `info`, or None if all actions are legal.  Observations that are
-    encoded already, such as the rows of bircher's environments, are not changed.
-
-    Raises:
-      ValueError: observation or mask has another shape than the environment's, or contains a number that does not fit.
-    """
-    parts = spec.parts
-    arrays = dict(zip(parts, _parts_in(spec.id, spec.observation, observation, ""), strict=True))
-    found = {name: _batch_of(spec.id, name, part, arrays[name]) for name, part in parts.items()}
-    sizes = {name: None if single else len(batch) for name, (batch, single) in found.items()}
-    if len(set(sizes.values())) > 1:
-        shapes = ", ".join(f"{name} {np.shape(arrays[name])}" for name in parts)
-        raise ValueError(f"the parts of an observation of {spec.id} must have one batch size, not {shapes}")
-    batches = [batch.astype(parts[name].dtype) for name, (batch, _) in found.items()]
-    size = next(iter(sizes.values()))
-    mask = mask_of(spec, legal_actions, size or len(batches[0]))
-    return Inputs(jax.tree.unflatten(jax.tree.structure(spec.observation), batches), mask, size is None)
-
-
-def _parts_in(env_id: str, like: Any, observation: Any, where: str) -> list[Any]:
-    """Return the arrays of an observation in JAX's order, which is that of sorted keys.
-
-    Raises:
-      ValueError: it is not nested as the environment's observations are; the message names the first difference.
-    """
-    place = f" in {where}" if where else ""
-    if isinstance(like, Mapping):
-        keys = [str(key) for key in observation] if isinstance(observation, Mapping) else None
-        if keys is None or set(keys) != set(like):
-            given = f"the keys {', '.join(keys)}" if keys is not None else type(observation).__name__
-            raise ValueError(f"{env_id} has observations with the keys {', '.join(like)}{place}, not {given}")
-        below = {
-            key: _parts_in(env_id, like[key], part_of(observation, key), f"{where}.{key}".lstrip(".")) for key in like
-        }
-        return [array for key in sorted(below) for array in below[key]]
-    if isinstance(like, tuple):
-        if not isinstance(observation, tuple | list) or len(observation) != len(like):
-            raise ValueError(f"{env_id} has observations of {len(like)} parts{place}, as a tuple or list")
-        pairs = enumerate(zip(like, observation, strict=True))
-        return [array for i, (x, y) in pairs for array in _parts_in(env_id, x, y, f"{where}.{i}".lstrip("."))]
-    return [observation]
-
-
-def _batch_of(env_id: str, name: str, part: ObservationPart, value: Any) -> tuple[np.ndarray, bool]:
-    """Return one array of an observation, encoded and with a batch axis, and whether it was given without one.
-
-    Raises:
-      ValueError: it has another shape, or contains a number that does not fit.
-    """
-    given, encoding, encoded = np.asarray(value), part.encoding, part.shape
-    own = encoding.own_shape if encoding is not None else encoded
-    indices = encoding is not None and encoding.kind != "array"
-    of_part = "" if name == SINGLE else f" in {name}"
-    if _is_batch_of(given, own) and not (indices and given.dtype.kind == "f"):
-        single = given.shape == own
-        batch = given[None] if single else given
-        if encoding is not None:
-            problem = misfit(encoding, batch)
-            if problem is not None:
-                raise ValueError(f"an observation of {env_id} contains {problem}{of_part}")
-            batch = encode_observation(encoding, batch)
-    elif _is_batch_of(given, encoded):
-        single = given.shape == encoded
-        batch = given[None] if single else given
-    else:
-        raise ValueError(f"{env_id} has observations {own}{of_part}, or [B, …] of them, not {given.shape}")
-    return batch, single
-
-
-def _is_batch_of(given: np.ndarray, shape: tuple[int, ...]) -> bool:
-    return given.shape == shape or (given.ndim > len(shape) and given.shape[1:] == shape)
-
-
-def mask_of(spec: EnvSpec, legal_actions: Any, size: int) -> np.ndarray:
-    """Return the legal actions of a batch as booleans [B, A], from one mask, one for each observation, or None.
-
-    None means that all actions are legal.
-
-    Raises:
-      ValueError: the mask has another shape.
-    """
-    count = num_legal(spec)
-    if legal_actions is None:
-        return np.ones((size, count), bool)
-    mask = np.asarray(legal_actions, bool)
-    if mask.shape not in ((count,), (1, count), (size, count)):
-        raise ValueError(
-            f"legal_actions has the shape {mask.shape}, but {spec.id} has {count} actions: expected ({count},), "
-            f"or ({size}, {count}) for each observation"
-        )
-    return np.broadcast_to(mask, (size, count))
-
 
 MAX_FRAMES = 10_000
 """The number of frames after which drawing an episode ends, if its environment has no limit."""
@@ -183,13 +70,26 @@ class LoadedAgent:
         environment's mask, such as `info.get("action_mask")`; None allows all actions. An agent with memory takes
         successive observations as the rows of an episode until `reset` is called.
 
+        Where the environment has several agents, a dictionary of observations by agent gives one of actions by agent,
+        as PettingZoo has them.  `legal_actions` is then a dictionary of masks, or None.  Agents may be left out; the
+        memory of one that comes back begins anew.
+
         Raises:
           ValueError: the observation or the mask has another shape than the environment's, or contains a number that
             does not fit, or the batch has another size than the batch in memory.
         """
+        if is_by_agent(self.spec, observation):
+            return self._act_by_agent(observation, greedy, legal_actions)
         inputs = inputs_of(self.spec, observation, legal_actions)
         action = self.own_action(self.choose(inputs, greedy))
         return action[0] if inputs.single else action
+
+    def _act_by_agent(self, observations: Any, greedy: bool, legal_actions: Any) -> dict[Any, Any]:
+        team = team_inputs(self.spec, observations, legal_actions)
+        actions = self.own_action(self.choose(team.inputs, greedy))
+        if self._has_memory:
+            self._first = ~np.isin(np.arange(self.spec.num_agents), team.places)
+        return {name: actions[place] for name, place in zip(team.names, team.places, strict=True)}
 
     def choose(self, inputs: Inputs, greedy: bool = False) -> np.ndarray:
         """Return the actions for encoded observations, [B] or [B, D], as bircher's environments take them.
@@ -417,8 +317,8 @@ def episode_frames(
 ) -> list[np.ndarray]:
     """Return the frames of one episode in a new environment, [height, width, 3] bytes each.
 
-    With `thoughts`, each frame has a panel with the estimates that led to the action. The episode has at most
-    `max_steps` actions.
+    With `thoughts`, each frame has a panel with the estimates that led to the action, unless there are several agents.
+    The episode has at most `max_steps` actions.
 
     Raises:
       ValueError: the environment cannot be drawn.
@@ -426,21 +326,30 @@ def episode_frames(
     thought, whole = [], agent.spec.max_steps or MAX_FRAMES
     agent.reset()
 
-    def choose(observation: Any, legal_actions: Any) -> np.ndarray:
-        inputs = Inputs(jax.tree.map(np.asarray, observation), mask_of(agent.spec, legal_actions, 1))
+    thoughts = thoughts and agent.spec.num_agents == 1
+    request = build.env_request(agent.config, agent.source)
+
+    def choose(observation: Any, legal_actions: Any, first: Any = None) -> np.ndarray:
+        inputs = Inputs(
+            jax.tree.map(np.asarray, observation), mask_of(agent.spec, legal_actions, agent.spec.num_agents)
+        )
+        if first is not None:  # agents may arrive in the middle of an episode
+            agent.reset(first)
         if not thoughts:
             return agent.choose(inputs, greedy)
         thought.append(agent.think_of(inputs, greedy))
         taken = thought[-1].taken
         return np.array([thought[-1].action], np.int32) if taken is None else taken[None]
 
+    def make() -> Env:
+        config = agent.config
+        if registry.resolve(request) == "pettingzoo":  # which draws only what was made for it
+            options = {"render_mode": "rgb_array", **config.env.options}
+            config = config.model_copy(update={"env": config.env.model_copy(update={"options": options})})
+        return build.make_env_again(agent.spec, config, agent.source, 1, seed, "watch")
+
     frames = plots.render_episode(
-        build.env_request(agent.config, agent.source),
-        choose,
-        registry.seeds(seed, "watch", 1)[0],
-        min(whole, max_steps or whole),
-        lambda: agent.make_env(1, seed, "watch"),
-        agent.spec,
+        request, choose, registry.seeds(seed, "watch", 1)[0], min(whole, max_steps or whole), make, agent.spec
     )
     return panels.with_panels(frames, thought, agent.action_name) if thoughts else frames
 

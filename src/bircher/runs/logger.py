@@ -175,6 +175,7 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
             f", the learner waited for workers {waiting:.0%} of the time and they for it {idle:.0%}",
             waiting,
         )
+    returns = agent_returns(lines)
     gradients = f"gradients of {np.median(norms):.3g}, at most {norms.max():.3g}: " if len(norms) else ""
     return [
         ("too slow?", f"{' and '.join(speed)} a second{share}: {', '.join(speed_advice(config, acting > 0.5))}"),
@@ -202,7 +203,20 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
             f"{course(lines)}an act/entropy_share near 1 means that the policy learned nothing, near 0 that it stopped "
             "exploring (losses.entropy.weight); then try more steps, and `bircher diagnose` for the model",
         ),
+        *([("which agents?", returns)] if returns else []),
     ]
+
+
+def agent_returns(lines: Sequence[Line]) -> str:
+    """Return the last returns of each of several agents as a clause, of evaluations if there are any, or ""."""
+    for group in ("eval/agent_return/", "act/agent_return/"):
+        line = next((line for line in reversed(lines) if any(name.startswith(group) for name in line)), None)
+        if line is not None:
+            own = {name.removeprefix(group): line[name] for name in line if name.startswith(group)}
+            kind = "evaluation" if group.startswith("eval") else "training"
+            listed = ", ".join(f"{name} {value:.4g}" for name, value in own.items())
+            return f"last {kind} returns of the agents: {listed}; an agent that was not there counts as 0"
+    return ""
 
 
 def course(lines: Sequence[Line]) -> str:
@@ -288,8 +302,9 @@ def sentence(flag: doctor.Flag) -> str:
 class Averages:
     """The metrics of chunks of iterations: means over iterations, and over episodes if any ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, agents: Sequence[str] = ()) -> None:
         self._longest = 0
+        self._agents = agents
 
     def __call__(self, progress: Progress) -> dict[str, float]:
         """Return the metrics of one chunk by name, with the longest episode of the run so far."""
@@ -302,6 +317,9 @@ class Averages:
             died = int(tally.died_at_longest) if int(tally.longest) == self._longest else 0
             metrics["act/deaths_at_longest"] = died / episodes
             metrics["act/longest_episode"] = float(self._longest)
+            if tally.agent_returns is not None:
+                means = [float(total) / episodes for total in tally.agent_returns]
+                metrics |= glossary.of_agents("act/agent_return", dict(zip(self._agents, means, strict=True)))
         return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
 
 
@@ -314,6 +332,9 @@ def scores(report: Report) -> dict[str, float]:
         optional["eval/return_error"] = float(np.std(report.returns, ddof=1)) / report.episodes**0.5
     if report.cut_short:
         optional["eval/cut_short"] = report.cut_short / report.episodes
+    if report.agents is not None:
+        means = {name: agent.mean for name, agent in report.agents.items()}
+        optional |= glossary.of_agents("eval/agent_return", means)
     return optional | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,

@@ -179,7 +179,7 @@ class Training:
         self._resume_point, self._sentences = resume_point, sentences
         self._agent = parts.agent
         self._scheduler = ChunkScheduler(config.env.num_envs, config.loop.rollout_length)
-        self._averages = Averages()
+        self._averages = Averages(env.spec.agents)
         self._pending: list[PendingChunk] = []
         self._train: Any = None
         self._actor: Any = None

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bircher import metrics as glossary
-from bircher.envs import atari
+from bircher.envs import atari, registry
+from bircher.envs.agents import moment_of
 from bircher.envs.base import Env
 from bircher.envs.config import EnvRequest
 from bircher.errors import NoDisplay, RunFolderError
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 Frame = UInt8[np.ndarray, "height width 3"]
 """One picture with red, green and blue channels."""
 
-Act = Callable[[Any, Any], Any]
-"""(an encoded observation, its legal actions or None for all) -> an action counted from 0; batches of 1."""
+Act = Callable[..., Any]
+"""(an encoded observation, its legal actions or None for all) -> an action counted from 0; batches of 1.  Of several
+agents there is a row for each, and a third argument that is True where an agent arrives."""
 
 _SPANS = 100
 """Number of means that a learning curve shows if it has more than twice as many points."""
@@ -196,7 +198,7 @@ def render_episode(
       ValueError: the environment does not draw itself, and no ``make`` was passed.
     """
     source, stack = request.source, request.config.stack
-    if atari.canonical(source) is None:
+    if atari.canonical(source) is None and registry.resolve(request) != "pettingzoo":
         from bircher.envs.gymnasium import drawing_env
 
         drawing = drawing_env(request)
@@ -313,9 +315,10 @@ def _render_observations(env: Env, act: Act, max_steps: int, stack: int) -> list
     state, row = env.reset()
     frames = [draw(row.observation)]
     for _ in range(max_steps):
-        state, row = step(state, act(row.observation, row.legal_actions))
+        arrivals = () if row.valid is None else (np.asarray(row.first),)
+        state, row = step(state, act(row.observation, row.legal_actions, *arrivals))
         frames.append(draw(row.observation))
-        if bool(row.last[0]):
+        if bool(moment_of(row, env.spec.num_agents).last[0]):
             break
     return frames
 
