@@ -44,5 +44,8 @@ def assert_same_rows(one: TimeStep, other: TimeStep) -> None:
     """Assert that every field is equal and has the same type."""
     for name in TimeStep._fields:
         a, b = getattr(one, name), getattr(other, name)
+        assert (a is None) == (b is None), name
+        if a is None:
+            continue
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)

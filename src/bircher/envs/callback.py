@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,20 @@ from bircher.errors import EnvironmentFailure, UnsupportedEnvironment
 from bircher.types import EnvSpec, TimeStep, Unsupported
 
 
+@runtime_checkable
 class Pool(Protocol):
     """B environments, in this process or in others, whose rows come in one part or one for each process."""
 
-    reset: Callable[[Sequence[int]], list[Any]]
-    step: Callable[[np.ndarray], list[Any]]
-    close: Callable[[], Any]
+    close: Any
+    """() -> None: end them"""
+
+    def reset(self, seeds: Sequence[int], /) -> list[Any]:
+        """Restart every environment with its seed and return the first rows."""
+        ...
+
+    def step(self, actions: np.ndarray, /) -> list[Any]:
+        """Step every environment, or reset it after the end of an episode, and return the rows."""
+        ...
 
 
 class CallbackEnv:

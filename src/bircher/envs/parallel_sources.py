@@ -6,50 +6,42 @@ processes load this module, and PettingZoo is imported only where it is used.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, near, short
 
 PREFIX = "pettingzoo/"
-"""The beginning of the ids of PettingZoo's own environments, such as pettingzoo/mpe/simple_spread_v3."""
-FAMILIES = {
-    "atari": "pettingzoo.atari",
-    "butterfly": "pettingzoo.butterfly",
-    "classic": "pettingzoo.classic",
-    "mpe": "mpe2",  # PettingZoo's particle environments are a package of their own since 1.25
-    "sisl": "pettingzoo.sisl",
-}
-"""The package of each family of environments."""
-VERSIONED = re.compile(r".+_v\d+$")
-DEFAULT_FUNCTION = "parallel_env"
+"""The beginning of the ids of PettingZoo's own environments, such as pettingzoo/butterfly/pistonball-v6."""
+PARTICLES = "mpe/"
+"""The family of particle environments, which are the package mpe2 and in no registry."""
+VERSION = re.compile(r"[-_](v\d+)$")
 
 
 def ids() -> list[str]:
-    """Return the ids of all environments of the families that are installed, without importing them."""
-    found = []
-    for family, package in FAMILIES.items():
-        try:
-            package_spec = importlib.util.find_spec(package)
-        except ModuleNotFoundError:  # PettingZoo itself is missing
-            continue
-        folders = package_spec.submodule_search_locations if package_spec else None
-        names = [module.name for module in pkgutil.iter_modules(folders or [])]
-        found += [f"{PREFIX}{family}/{name}" for name in names if VERSIONED.match(name)]
-    return found
+    """Return the ids of PettingZoo's registry, and of the particle environments, as far as they are installed."""
+    try:
+        import pettingzoo
+    except ImportError:
+        return []
+    package = importlib.util.find_spec("mpe2")
+    modules = pkgutil.iter_modules(package.submodule_search_locations if package else [])
+    particles = [PARTICLES + module.name for module in modules if VERSION.search(module.name)]
+    return [PREFIX + name for name in (*particles, *{**pettingzoo.parallel_registry, **pettingzoo.aec_registry})]
 
 
 def find_source(env_id: str) -> Callable[..., Any]:
     """Return the function or class that makes an environment.
 
-    The id is pettingzoo/FAMILY/NAME, or MODULE:FUNCTION.
+    The id is pettingzoo/FAMILY/NAME, or MODULE:FUNCTION.  A version may be written -v3 or _v3.
 
     Raises:
       UnknownEnvironment: it does not exist, or its module cannot be imported; the message has the reason.
@@ -57,14 +49,18 @@ def find_source(env_id: str) -> Callable[..., Any]:
     if not env_id.startswith(PREFIX):
         module, _, name = env_id.rpartition(":")
         return _attribute(_imported(module, env_id), name, env_id)
-    known = ids()
-    if env_id not in known:
-        if importlib.util.find_spec("pettingzoo") is None:
-            raise UnknownEnvironment(f"{short(env_id)} needs the package pettingzoo, which is not installed")
-        raise UnknownEnvironment(f"unknown environment {short(env_id)}{near(env_id, known)}")
-    family, name = env_id.removeprefix(PREFIX).split("/")
-    module = _imported(f"{FAMILIES[family]}.{name}", env_id)
-    return getattr(module, DEFAULT_FUNCTION, None) or _attribute(module, "env", env_id)
+    known = {VERSION.sub(r"-\1", name): name.removeprefix(PREFIX) for name in ids()}
+    if not known:
+        raise UnknownEnvironment(f"{short(env_id)} needs the package pettingzoo, which is not installed")
+    name = known.get(VERSION.sub(r"-\1", env_id))
+    if name is None:
+        raise UnknownEnvironment(f"unknown environment {short(env_id)}{near(env_id, ids())}")
+    if name.startswith(PARTICLES):
+        return _attribute(_imported(f"mpe2.{name.removeprefix(PARTICLES)}", env_id), "parallel_env", env_id)
+    import pettingzoo
+
+    kind = "parallel" if name in pettingzoo.parallel_registry else "aec"
+    return partial(pettingzoo.make, kind, name)
 
 
 def _imported(module: str, env_id: str) -> Any:
@@ -82,29 +78,38 @@ def _attribute(module: Any, name: str, env_id: str) -> Callable[..., Any]:
     return found
 
 
-_returns_agents: dict[int, tuple[Callable[..., Any], bool]] = {}
-"""Whether a callable returns an environment of PettingZoo, by its id; the callable is kept so that the id stays its."""
+_functions: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+"""Functions that returned an environment of PettingZoo."""
 
 
-def makes_agents(source: Callable[..., Any]) -> bool:
-    """Return whether a class or function makes an environment of PettingZoo.
-
-    A function is called once, unless PettingZoo is not imported, because then it cannot return one.
-    """
+def _kinds() -> tuple[type, ...]:
+    """Return PettingZoo's classes of environments; () while it is not imported, because then nothing is one of them."""
     pettingzoo = sys.modules.get("pettingzoo")
-    if pettingzoo is None:
-        return False
-    kinds = (pettingzoo.ParallelEnv, pettingzoo.AECEnv)
+    return () if pettingzoo is None else (pettingzoo.ParallelEnv, pettingzoo.AECEnv)
+
+
+def makes_agents(source: Any) -> bool:
+    """Return whether a callable is known to make an environment of PettingZoo: a class, or a function that did so."""
     if inspect.isclass(source):
-        return issubclass(source, kinds)
-    if id(source) not in _returns_agents:
-        try:
-            env = source()
-        except Exception:  # where it is made for the run, the same error is raised with its reason
-            return False
-        _returns_agents[id(source)] = source, isinstance(env, kinds)
+        return issubclass(source, _kinds())
+    return isinstance(source, Hashable) and source in _functions
+
+
+def may_make_agents(source: Any) -> bool:
+    """Return whether a module's attribute may make an environment of PettingZoo."""
+    return callable(source) and bool(_kinds()) and (makes_agents(source) or not inspect.isclass(source))
+
+
+def require_one_agent(env: Any, source: Any) -> None:
+    """Raise MakesAgents if a function returned an environment of PettingZoo, and remember the function."""
+    if isinstance(env, _kinds()):
+        _functions.add(source)
         env.close()
-    return _returns_agents[id(source)][1]
+        raise MakesAgents(source)
+
+
+class MakesAgents(Exception):
+    """A callable that was taken for one of Gymnasium makes an environment of PettingZoo."""
 
 
 def make_parallel(source: Callable[..., Any] | str, options: Mapping[str, Any]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -244,9 +244,9 @@ def make(request: EnvRequest, seed: int, role: str = "train", generation: int = 
     if config.num_envs < 1:
         raise UnsupportedEnvironment(f"num_envs must be at least 1, not {config.num_envs}")
     with _one_sentence(request):
-        adapter = resolve(request)
-        _require_repeatable(request, adapter)
-        environment = _make_with(adapter, request, seeds(seed, role, config.num_envs, generation, first))
+        _require_repeatable(request, resolve(request))
+        env_seeds = seeds(seed, role, config.num_envs, generation, first)
+        environment = _of_adapter(request, lambda adapter: _make_with(adapter, request, env_seeds))
         _require_agents(request, environment.spec)
         if config.share_rewards and role in LEARNED_FROM:
             environment = SharedRewards(environment)
@@ -282,6 +282,20 @@ def _require_repeatable(request: EnvRequest, adapter: str) -> None:
         )
 
 
+T = TypeVar("T")
+
+
+def _of_adapter(request: EnvRequest, use: Callable[[str], T]) -> T:
+    """Return what `use` returns for the adapter of a request.
+
+    Whether a function makes an environment of Gymnasium or of PettingZoo is known only after it was called.
+    """
+    try:
+        return use(resolve(request))
+    except parallel_sources.MakesAgents:
+        return use(resolve(request))
+
+
 def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> Env:
     if adapter == "toys":
         from bircher.envs.toys import make_toy
@@ -311,7 +325,7 @@ def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> E
 def spec(request: EnvRequest) -> EnvSpec:
     """Return the specification of one environment with single, not stacked, observations, without compiling it."""
     with _one_sentence(request):
-        return importlib.import_module(f"bircher.envs.{resolve(request)}").env_spec(request)
+        return _of_adapter(request, lambda name: importlib.import_module(f"bircher.envs.{name}").env_spec(request))
 
 
 def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
@@ -322,10 +336,10 @@ def probe(request: EnvRequest, seed: int) -> tuple[str, ...]:
     Raises UnsupportedEnvironment if the environment raised an exception or broke its contract.
     """
     with _one_sentence(request):
-        adapter = resolve(request)
-        if adapter not in ("gymnasium", "pettingzoo"):
+        if resolve(request) not in ("gymnasium", "pettingzoo"):
             return ()
-        return importlib.import_module(f"bircher.envs.{adapter}").probe(request, seeds(seed, "probe", 1)[0])
+        one = seeds(seed, "probe", 1)[0]
+        return _of_adapter(request, lambda name: importlib.import_module(f"bircher.envs.{name}").probe(request, one))
 
 
 @contextmanager
@@ -400,7 +414,7 @@ def _of_module(env_id: str) -> str | None:
         if not module:
             return None
         source = getattr(sys.modules.get(module), name, None)
-        if callable(source) and parallel_sources.makes_agents(source):
+        if parallel_sources.may_make_agents(source):
             return "pettingzoo"
         raise
     return "gymnasium"

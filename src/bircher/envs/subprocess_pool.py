@@ -24,6 +24,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jaxtyping import Bool, Float
 
 from bircher.envs.contract import MASK, Contract, call_reset, call_step, finite_number, float_leaves, not_finite
+from bircher.envs.parallel_sources import require_one_agent
 from bircher.envs.rendering import Frame, Pixels, as_picture, takes_render_mode
 from bircher.errors import ContractBreach, EnvironmentFailure
 from bircher.spaces import LayoutSetting, encoding_of, fit_check
@@ -131,6 +132,7 @@ def make_from_callable(
     if draws and takes_render_mode(source):
         options = {"render_mode": "rgb_array", **options}
     env = source(**options)
+    require_one_agent(env, source)
     if not isinstance(env, gymnasium.Env):
         raise ValueError(f"{source_name(source)} returned {type(env).__name__}, not a gymnasium.Env")
     return env if max_steps is None else gymnasium.wrappers.TimeLimit(env, max_steps)
@@ -225,15 +227,15 @@ class Workers:
             self.close()
             raise
 
-    def reset(self, seeds: Sequence[int]) -> list[Rows]:
+    def reset(self, seeds: Sequence[int]) -> list[Any]:
         """Restart every environment with its seed and return the first rows."""
         return self._request("reset", np.asarray(seeds))
 
-    def step(self, actions: np.ndarray) -> list[Rows]:
+    def step(self, actions: np.ndarray) -> list[Any]:
         """Step every environment, or reset it after the end of an episode; the workers do so in parallel."""
         return self._request("step", actions)
 
-    def _request(self, method: str, values: np.ndarray) -> list[Rows]:
+    def _request(self, method: str, values: np.ndarray) -> list[Any]:
         for number, (worker, share) in enumerate(zip(self._workers, self._shares, strict=True)):
             try:
                 _send(worker.stdin, (method, values[share]))

@@ -343,7 +343,8 @@ def episode_frames(
 
     def make() -> Env:
         config = agent.config
-        if registry.resolve(request) == "pettingzoo":  # which draws only what was made for it
+        if agent.spec.agents and registry.resolve(request) in ("gymnasium", "pettingzoo"):
+            # PettingZoo draws only what was made for it.  A callable is not known as one of its own yet.
             options = {"render_mode": "rgb_array", **config.env.options}
             config = config.model_copy(update={"env": config.env.model_copy(update={"options": options})})
         return build.make_env_again(agent.spec, config, agent.source, 1, seed, "watch")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bircher import metrics as glossary
-from bircher.envs import atari, registry
+from bircher.envs import atari
 from bircher.envs.agents import moment_of
 from bircher.envs.base import Env
 from bircher.envs.config import EnvRequest
@@ -198,7 +198,7 @@ def render_episode(
       ValueError: the environment does not draw itself, and no ``make`` was passed.
     """
     source, stack = request.source, request.config.stack
-    if atari.canonical(source) is None and registry.resolve(request) != "pettingzoo":
+    if atari.canonical(source) is None and (spec is None or not spec.agents):
         from bircher.envs.gymnasium import drawing_env
 
         drawing = drawing_env(request)
