@@ -1,4 +1,4 @@
-"""Several agents through rollout, replay, learner and evaluation: none is lost or mixed, and absent ones are ignored."""
+"""Several agents through rollout, replay, learner and evaluation: none lost or mixed, and absent ones ignored."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class EnvConfig(BaseModel):
     num_workers: int | None = Field(None, ge=0, le=1024)
     """Number of worker processes of Gymnasium or PettingZoo environments, or 0 for none; null takes one per core for
     Gymnasium's pictures, otherwise 0."""
-    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo"] | None = None
+    backend: Literal["toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo", "jaxmarl"] | None = None
     """Adapter that runs the environment; null takes the fastest one that has it."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""

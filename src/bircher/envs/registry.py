@@ -47,7 +47,7 @@ class ClippedEnv:
         self.env.close()
 
 
-BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo")
+BACKENDS = ("toys", "gymnax", "pgx", "envpool", "gymnasium", "pettingzoo", "jaxmarl")
 
 TOYS = (
     "toy/counter", "toy/counter-truncated", "toy/bandit", "toy/chain", "toy/cliff", "toy/catch", "toy/recall",
@@ -81,6 +81,11 @@ PGX_REFUSED = {
     "leduc_holdem": "its players hide cards from each other, which is not supported",
 }
 """Games of pgx that cannot be played here, with the reason."""
+
+JAXMARL = tuple(
+    f"jaxmarl/MPE_simple_{name}"
+    for name in ("v3", "spread_v3", "tag_v3", "adversary_v3", "push_v3", "crypto_v3", "speaker_listener_v4")
+)
 
 ENVPOOL = (
     "LunarLander-v3", "LunarLander-v2", "LunarLanderContinuous-v3", "LunarLanderContinuous-v2", "BipedalWalker-v3",
@@ -175,7 +180,7 @@ def resolve(request: EnvRequest) -> str:
         raise UnsupportedEnvironment(
             f"env.protocol={config.protocol} is for Atari games, such as Breakout-v5, not {source}"
         )
-    if not request.pixels or adapter == "pettingzoo":  # which refuses pixels itself
+    if not request.pixels or adapter in ("pettingzoo", "jaxmarl"):  # which refuse pixels themselves
         return adapter
     if config.backend not in (None, "gymnasium"):
         raise UnsupportedEnvironment(
@@ -204,7 +209,10 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return backend or ("pettingzoo" if parallel_sources.makes_agents(source) else "gymnasium")
     if source in PGX_REFUSED and backend in (None, "pgx"):
         raise UnsupportedEnvironment(f"{source} cannot be played: {PGX_REFUSED[source]}")
-    for name, ids in (("toys", (*TOYS, *SMALL)), ("gymnax", GYMNAX), ("pgx", PGX), ("envpool", (*ENVPOOL, *MUJOCO))):
+    listed = {
+        "toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "envpool": (*ENVPOOL, *MUJOCO), "jaxmarl": JAXMARL,
+    }  # fmt: skip
+    for name, ids in listed.items():
         if source in ids and backend in (None, name):
             return name
     if backend in (None, "envpool") and (atari.canonical(source) is not None or _is_grid_world(source)):
@@ -218,8 +226,7 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return found
     from bircher.envs import specs
 
-    known_ids = {"toys": (*TOYS, *SMALL), "gymnax": GYMNAX, "pgx": PGX, "gymnasium": specs.list_ids()}
-    known_ids["pettingzoo"] = tuple(parallel_sources.ids())
+    known_ids = {**listed, "gymnasium": specs.list_ids(), "pettingzoo": tuple(parallel_sources.ids())}
     grid_worlds = minigrid.ids() if source.startswith(minigrid.PREFIXES) else ()
     known_ids["envpool"] = (*ENVPOOL, *MUJOCO, *atari.ids(), *grid_worlds)
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
@@ -309,6 +316,10 @@ def _make_with(adapter: str, request: EnvRequest, env_seeds: Sequence[int]) -> E
         from bircher.envs.pgx import PgxEnv
 
         return PgxEnv(request, env_seeds)
+    if adapter == "jaxmarl":
+        from bircher.envs.jaxmarl import JaxMarlEnv
+
+        return JaxMarlEnv(request, env_seeds)
     if adapter == "pettingzoo":
         from bircher.envs.pettingzoo import PettingZooEnv
 
@@ -376,9 +387,8 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
     from bircher.envs import specs
 
     lines = []
-    built_in = (
-        *TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *atari.ids(), *minigrid.ids(), *parallel_sources.ids()
-    )  # fmt: skip
+    built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *JAXMARL, *atari.ids(), *minigrid.ids())
+    built_in += tuple(parallel_sources.ids())
     for env_id in dict.fromkeys((*built_in, *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue
