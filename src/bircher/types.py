@@ -422,7 +422,7 @@ class Tally(NamedTuple):
             failed=jnp.where(self.failed >= 0, self.failed, later.failed),
             longest=longest,
             died_at_longest=deaths[0] + deaths[1],
-            agent_returns=None if self.agent_returns is None else self.agent_returns + later.agent_returns,
+            agent_returns=jax.tree.map(jnp.add, self.agent_returns, later.agent_returns),
         )
 
     @classmethod

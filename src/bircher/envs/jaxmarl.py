@@ -8,6 +8,7 @@ uniformly at random.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import sys
@@ -72,7 +73,7 @@ def _make(request: EnvRequest) -> _Inside:
             "action_type out of env.options"
         )
     with _silent():
-        import jaxmarl
+        jaxmarl = importlib.import_module("jaxmarl")
     # JaxMARL compares with the count before the step, so that an episode has one step more than its limit.
     limit = {} if config.max_steps is None else {"max_steps": config.max_steps - 1}
     env = jaxmarl.make(name, **config.options, **limit)

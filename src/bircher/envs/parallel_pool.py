@@ -114,9 +114,9 @@ class AgentRows(NamedTuple):
     @classmethod
     def blank(cls, observation: Any, rows: int, num_actions: int) -> AgentRows:
         """Return rows of absent agents."""
-        flags = [np.zeros(rows, bool) for _ in range(4)]
+        terminal, truncated, first, valid = (np.zeros(rows, bool) for _ in range(4))
         legal = np.ones((rows, num_actions), bool)
-        return cls(observation, np.zeros(rows, np.float32), *flags[:2], legal, *flags[2:])
+        return cls(observation, np.zeros(rows, np.float32), terminal, truncated, legal, first, valid)
 
 
 class Agents:

@@ -59,8 +59,8 @@ def find_source(env_id: str) -> Callable[..., Any]:
         return _attribute(_imported(f"mpe2.{name.removeprefix(PARTICLES)}", env_id), "parallel_env", env_id)
     import pettingzoo
 
-    kind = "parallel" if name in pettingzoo.parallel_registry else "aec"
-    return partial(pettingzoo.make, kind, name)
+    make: Callable[..., Any] = pettingzoo.make
+    return partial(make, "parallel" if name in pettingzoo.parallel_registry else "aec", name)
 
 
 def _imported(module: str, env_id: str) -> Any:

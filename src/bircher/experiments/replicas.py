@@ -220,7 +220,7 @@ class _Training:
         stack.callback(lines.close)
         saver = directory.Saver(path / directory.CHECKPOINTS, config.checkpoint.keep, config.checkpoint.replay_every)
         stack.callback(saver.close)
-        return _Run(job, config, Averages(), lines, saver)
+        return _Run(job, config, Averages(self._env.spec.agents), lines, saver)
 
     def run(self) -> bool:
         """Advance all runs until the last has ended; returns False where it was asked to stop before."""

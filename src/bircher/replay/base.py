@@ -36,7 +36,8 @@ class ReplayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     capacity: int = Field(100_000, gt=0, lt=2**53)
-    """Number of stored steps, over all environments. Null is derived: one rollout, and at least 8,192."""
+    """Number of stored steps, over all environments; a step contains the rows of all agents. Null is derived: one
+    rollout, and at least 8,192."""
     device: Literal["device", "host"] = "device"
     """Memory of the replay: `device` is the memory of the networks' device. `host` is main memory, and the batches of
     the next updates are then sampled in advance."""

@@ -331,7 +331,10 @@ def replay_sentence(config: Config, parts: Parts, device: devices.Device) -> str
     needed = 2 * replay / memories(parts, device)
     free = devices.available_bytes(replay_device(parts))
     place = f"on the {device.platform}" if not parts.learner.replay_on_host else "in the host's memory"
-    text = f"the replay of {parts.learner.replay.capacity:,} steps takes {size(replay)} {place}"
+    agents = parts.learner.spec.num_agents
+    of_agents = "" if agents == 1 else f" of {agents} agents each"
+    capacity = parts.learner.replay.capacity // agents
+    text = f"the replay of {capacity:,} steps{of_agents} takes {size(replay)} {place}"
     if config.replay.compressed_bytes is not None:
         text += f", with {config.replay.compressed_bytes:,} bytes for each observation, compressed"
     if free is not None and needed > free:

@@ -280,7 +280,7 @@ def summarize(
 ) -> Report:  # fmt: skip
     """Return the report of episodes with these returns, lengths and flags of having been cut short, [episodes] each."""
     low, high = bootstrap_interval(returns, np.random.default_rng(seed))
-    middle = {
+    middle: dict[str, Any] = {
         "mean": float(np.mean(returns)), "median": float(np.median(returns)), "iqm": float(interquartile_mean(returns)),
     }  # fmt: skip
     normalized = {name: atari.human_normalized(env, value) for name, value in middle.items()}

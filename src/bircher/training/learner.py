@@ -280,6 +280,8 @@ class Learner:
         metrics = each.mean(last).metrics() | _norms(before[0], state.params)
         share = self._batch_spec.num_replayed / self._batch_spec.batch_size
         age = self._replay.age(state.replay) if next_batches is None else next_batches.age
+        if self.spec.num_agents > 1:  # the replay counts rows
+            age = age / self.spec.num_agents
         metrics["target/replay_age"] = share * age
         # Counted last: the learning rate of these updates is that of the rollout's first step.
         return replace(state, counters=self._count(state.counters, tally)), metrics, priorities
