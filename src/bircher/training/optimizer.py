@@ -34,8 +34,8 @@ class OptimizerConfig(BaseModel):
     epsilon: float = Field(1e-8, gt=0)
     """The constant in the denominator of Adam's update."""
     batch_size: int = Field(32, gt=0, le=2**24)
-    """The number of sequences in each update, or where environments have several agents, of environments with a sequence
-    of each of their agents. Null is derived: the minibatches of an epoch contain every environment's rollout once."""
+    """The number of sequences in each update. Where environments have several agents it is multiplied by their number.
+    Null is derived: the minibatches of an epoch contain every environment's rollout once."""
     crop_length: int | None = Field(None, gt=0)
     """The number of rows of each sequence that an update learns from, at a random position; null takes all rows.
     Targets are computed from whole sequences.
