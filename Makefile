@@ -108,7 +108,7 @@ check-newest:
 constraints:
 	rm -rf build/constraints
 	$(or $(PYTHON),python3.11) -m venv build/constraints
-	build/constraints/bin/python -m pip install $(QUIET) '.[dev,ray,jaxmarl]'
+	build/constraints/bin/python -m pip install $(QUIET) '.[dev,ray,jaxmarl,mettagrid]'
 	build/constraints/bin/python -m pip freeze --exclude bircher > $(CONSTRAINTS)
 	rm -rf build/constraints
 
