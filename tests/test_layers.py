@@ -25,6 +25,7 @@ ADAPTERS = {
     "gymnax": {"envs"},
     "pgx": {"envs"},
     "gymnasium": {"envs", "viz", "spaces"},
+    "mettagrid": {"envs"},
     "cloudpickle": {"envs"},
     "ray": {"training"},
     "tensorboardX": {"viz"},
@@ -39,8 +40,8 @@ ADAPTERS = {
 # several arrays (networks/observations, envs/minigrid, config/entries), three for actions of any kind
 # (agents/candidates, agents/policy_targets, agents/model_search), three for workers (training/workers,
 # training/remote_worker, training/cluster), and one each for several devices (training/sharding) and for speeds
-# (runs/bench).
-MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 109, 8, 8, 500, 60
+# (runs/bench), and three for mettagrid (envs/mettagrid, envs/mettagrid_maps, envs/mettagrid_env).
+MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 114, 8, 8, 500, 60
 
 LOADED_WHEN_USED = (
     "envpool",
@@ -48,6 +49,7 @@ LOADED_WHEN_USED = (
     "pgx",
     "gymnasium",
     "pygame",
+    "mettagrid",
     "tensorboardX",
     "matplotlib",
     "PIL",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bircher.envs import mettagrid
+from bircher.envs import mettagrid, registry
+from bircher.envs.base import check_env
+from bircher.envs.config import EnvRequest
 from bircher.envs.mettagrid import IDS, Token, checked_options, read_tokens, require_available, require_known
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment
 
@@ -18,12 +22,18 @@ INSTALLED = importlib.util.find_spec("mettagrid") is not None
 needs_package = pytest.mark.skipif(not INSTALLED, reason="mettagrid, an extra for Python 3.11 and 3.12, is missing")
 
 
+@pytest.fixture
+def players(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    return importlib.import_module("gather_players")
+
+
 # Without the package
 
 
 @pytest.mark.parametrize(("env_id", "error", "sentence"), [
     ("mettagrid/gather-2", UnknownEnvironment, "did you mean .*mettagrid/gather-4"),
-    ("mettagrid/zzzzzzzzzzzzzzz", UnknownEnvironment, "expected one of mettagrid/gather-1, .*mettagrid/navigation/basic"),
+    ("mettagrid/" + "z" * 40, UnknownEnvironment, "one of mettagrid/gather-1, .*mettagrid/navigation/basic"),
     ("mettagrid/arena/tag", UnsupportedEnvironment, "no map of tag; JaxMARL's MPE_simple_tag_v3"),
     ("mettagrid/tutorial.miner", UnsupportedEnvironment, "missions and their variants are parts of a game"),
     ("mettagrid/machina_1", UnsupportedEnvironment, "the package mettagrid does not contain them"),
@@ -74,8 +84,8 @@ def test_a_missing_package_is_refused_with_the_way_to_install_it(monkeypatch):
     ({"num_agents": 2}, "has 4 agents, not 2; mettagrid/gather-1, mettagrid/gather-24"),
     ({"num_cogs": 24}, "has 4 agents, not 24"),
     ({"num_cogs": 4, "num_agents": 4}, "are the same number"),
-    ({"num_tokens": 0}, "num_tokens must be a whole number from 1 on, not 0"),
-    ({"num_agents": True}, "num_agents must be a whole number"),
+    ({"num_tokens": 0}, "num_tokens must be a number of at least 1, not 0"),
+    ({"num_agents": True}, "num_agents must be a number of at least 1"),
     ({"overrides": ["game"]}, "settings of the package by dotted name"),
 ])  # fmt: skip
 def test_a_wrong_option_is_refused(options, sentence):
@@ -94,12 +104,26 @@ def test_tokens_are_read_with_their_positions_and_without_padding():
     assert read_tokens(np.full((4, 3), 255, np.uint8)) == []
 
 
+def test_ids_are_listed_and_missing_ones_refused_before_the_package_is_looked_for(monkeypatch):
+    listed = {line.id: line for line in registry.list_environments(mettagrid.PREFIX)}
+    assert set(IDS) <= set(listed)
+    assert {listed[env_id].backend for env_id in IDS} == {"pettingzoo"}
+    assert {listed[env_id].preset for env_id in IDS} == {"mettagrid"}
+    with pytest.raises(UnsupportedEnvironment, match="MPE_simple_tag_v3"):
+        registry.resolve(EnvRequest.of("mettagrid/arena/tag"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "version_info", (3, 12, 0))
+    with pytest.raises(UnsupportedEnvironment, match=r"^environments of mettagrid need the package mettagrid: pip"):
+        registry.spec(EnvRequest.of("mettagrid/gather-4"))
+
+
 # With the package
 
 
 def make(env_id: str = "mettagrid/gather-4", **options):
     from bircher.envs.mettagrid_env import MettaGridEnv
 
+    mettagrid.load()
     return MettaGridEnv(env_id, **options)
 
 
@@ -119,6 +143,15 @@ def test_the_interface_is_that_of_pettingzoo():
     test = pytest.importorskip("pettingzoo.test")
     test.parallel_api_test(make(max_steps=20), num_cycles=50)
     test.parallel_seed_test(lambda: make(max_steps=20), num_cycles=45)
+
+
+@needs_package
+def test_rows_follow_the_protocol_and_name_the_agents():
+    env = registry.make(EnvRequest.of("mettagrid/gather-4", num_envs=2, options={"max_steps": 15}), seed=0)
+    assert env.spec.agents == ("agent_0", "agent_1", "agent_2", "agent_3")
+    assert (env.spec.max_steps, env.spec.action.num_actions, env.spec.observation.shape) == (15, 5, (72, 3))
+    check_env(env, steps=35)
+    env.close()
 
 
 @needs_package
@@ -156,11 +189,9 @@ def test_the_end_of_the_time_is_a_truncation_of_all_agents():
 
 
 @needs_package
-def test_rewards_are_those_of_ores_taken_and_delivered():
-    from gather_players import greedy_players
-
+def test_rewards_are_those_of_ores_taken_and_delivered(players):
     env = make("mettagrid/gather-1", max_steps=120)
-    player = greedy_players(env, 0)["agent_0"]
+    player = players.greedy_players(env, 0)["agent_0"]
     observations, _ = env.reset(seed=2)
     rewards, loads = [], []
     while env.agents:
@@ -221,15 +252,14 @@ def test_an_override_that_is_not_a_setting_is_refused():
     with pytest.raises(UnsupportedEnvironment, match=r"override game\.obs\.widht is not possible: .*no field"):
         make(overrides={"game.obs.widht": 9})
     env = make(overrides={"game.obs.width": 9, "game.max_steps": 30, "game.episode_truncates": False})
-    assert (env.config.game.obs.width, env.max_steps, env.config.game.episode_truncates) == (9, 30, True)
+    assert (env.config.game.obs.width, env.max_cycles, env.config.game.episode_truncates) == (9, 30, True)
 
 
 @needs_package
-def test_the_scripted_player_gets_many_times_the_return_of_random_play():
-    from gather_players import greedy_players, play, random_players
-
+def test_the_scripted_player_gets_many_times_the_return_of_random_play(players):
     env = make()
-    random, greedy = (play(env, players(env, 0), seed=1).sum() for players in (random_players, greedy_players))
+    makers = players.random_players, players.greedy_players
+    random, greedy = (players.play(env, made(env, 0), seed=1).sum() for made in makers)
     assert random < 30 and greedy > 100
 
 

@@ -7,7 +7,9 @@ their rewards, in the configuration language of the package, and `mettagrid_env`
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import logging
 import platform
 import sys
 from collections.abc import Mapping
@@ -59,7 +61,7 @@ ABSENT = {
 """Maps that the package is expected to have and does not, with the sentence about each."""
 MISSIONS = ("tutorial", "mission", "machina", "cogsguard", "cogs", "training_facility", "hello_world")
 """What the names of missions of the game contain, and of the game itself."""
-OPTIONS = ("num_agents", "num_cogs", "num_tokens", "overrides")
+OPTIONS = ("num_agents", "num_cogs", "max_steps", "num_tokens", "overrides")
 """Keyword arguments of these environments, `env.options`."""
 
 PADDING = 255
@@ -113,6 +115,20 @@ def require_available() -> None:
         raise UnsupportedEnvironment(f"environments of mettagrid need the package mettagrid: {INSTALL}")
 
 
+def load() -> None:
+    """Import the package mettagrid, without the handler and the level that it gives to the root logger.
+
+    Raises:
+      UnsupportedEnvironment: this platform or version of Python is not supported, or the package is not installed.
+    """
+    require_available()
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    importlib.import_module("mettagrid")
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
 def _old_glibc() -> str | None:
     """Return the name of a C library for which mettagrid has no wheel; None where it has one."""
     name, version = platform.libc_ver()
@@ -137,10 +153,10 @@ def checked_options(env_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if "num_agents" in checked:
             raise UnsupportedEnvironment(f"{env_id}: num_cogs and num_agents are the same number; give one of them")
         checked["num_agents"] = checked.pop("num_cogs")
-    for name in ("num_agents", "num_tokens"):
+    for name in ("num_agents", "max_steps", "num_tokens"):
         value = checked.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UnsupportedEnvironment(f"{env_id}: option {name} must be a whole number from 1 on, not {short(value)}")
+            raise UnsupportedEnvironment(f"{env_id}: option {name} must be a number of at least 1, not {short(value)}")
     gather = GATHER.get(env_id.removeprefix(PREFIX))
     if gather is not None and checked.get("num_agents", gather.num_agents) != gather.num_agents:
         others = ", ".join(f"{PREFIX}{name}" for name in GATHER if name != env_id.removeprefix(PREFIX))

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import UInt8
-from mettagrid.map_builder.map_builder import HasSeed  # type: ignore[import-not-found]  # an extra
-from mettagrid.simulator import Simulation  # type: ignore[import-not-found]
-from pettingzoo import ParallelEnv  # type: ignore[import-not-found]
+from pettingzoo import ParallelEnv
 
 from bircher.envs import mettagrid_maps
-from bircher.envs.mettagrid import GATHER, PREFIX, checked_options, require_available, require_known
+from bircher.envs.mettagrid import GATHER, PREFIX, checked_options
 
 SEEDS = 2**31
 """Seeds of maps are below this number."""
@@ -35,24 +33,21 @@ class MettaGridEnv(ParallelEnv):
     truncates the episode.  The seed of a reset decides the maps of this and of all later episodes.
 
     Args:
-      env_id: the id, such as `mettagrid/gather-4`.
-      max_steps: length of an episode; None takes that of the map.
+      env_id: a known id, such as `mettagrid/gather-4`.
       render_mode: `rgb_array`, or None if no pictures are wanted.
-      options: see `bircher.envs.mettagrid.OPTIONS`.
+      options: `num_agents` (or `num_cogs`) on the package's maps, `max_steps` (length of an episode), `num_tokens`, and
+        `overrides` (settings of the package by dotted name).
 
     Raises:
-      UnknownEnvironment: there is no such id.
-      UnsupportedEnvironment: the package is not there, an option is wrong, or no reward can differ from 0.
+      UnsupportedEnvironment: an option is wrong, or no reward can differ from 0.
     """
 
     metadata: dict[str, Any] = {"name": "mettagrid", "render_modes": ["rgb_array"], "is_parallelizable": True}
 
-    def __init__(self, env_id: str, max_steps: int | None = None, render_mode: str | None = None, **options: Any):
-        require_known(env_id)
-        require_available()
+    def __init__(self, env_id: str, render_mode: str | None = None, **options: Any):
         self.render_mode = render_mode
-        self.config = mettagrid_maps.make_config(env_id, checked_options(env_id, options), max_steps)
-        self.max_steps = self.config.game.max_steps
+        self.config = mettagrid_maps.make_config(env_id, checked_options(env_id, options))
+        self.max_cycles = self.config.game.max_steps
         game, ids = self.config.game, self.config.game.id_map()
         self.possible_agents = [f"agent_{index}" for index in range(game.num_agents)]
         self.agents: list[str] = []
@@ -81,6 +76,8 @@ class MettaGridEnv(ParallelEnv):
         """Begin an episode on a new map; a seed restarts the sequence of maps."""
         if seed is not None:
             self._seeds = np.random.default_rng(seed)
+        from mettagrid.simulator import Simulation  # type: ignore[import-not-found]  # an extra
+
         self.close()
         self._simulation = Simulation(self.config, seed=self._next_map())
         self.agents = list(self.possible_agents)
@@ -119,7 +116,7 @@ class MettaGridEnv(ParallelEnv):
         seed = 0
         for _ in range(TRIES):
             seed = int(self._seeds.integers(SEEDS))
-            if isinstance(builder, HasSeed):
+            if hasattr(builder, "seed"):
                 builder.seed = seed
             if not self._connected or mettagrid_maps.is_connected(builder.create().build().grid):
                 break

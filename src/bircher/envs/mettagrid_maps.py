@@ -21,32 +21,31 @@ TAKEN, DELIVERED = 0.1, 1.0
 LOAD, CONTENT, REGROWTH = 5, 10, 10
 """How many ores an agent carries, how many a mine contains, and after how many steps it regains one."""
 STEPS = 300
-"""Number of steps of an episode."""
+"""Number of steps of an episode, in place of the 10,000 of the package."""
 SIGHT = 11
 """Height and width of what an agent sees, with the agent in the middle."""
 NUM_TOKENS = 200
 """Number of tokens of an observation on the package's maps, whose own number of 500 is never needed."""
 
 
-def make_config(env_id: str, options: Mapping[str, Any], max_steps: int | None) -> Any:
+def make_config(env_id: str, options: Mapping[str, Any]) -> Any:
     """Return the package's configuration of an environment.
 
     Args:
       env_id: a known id.
       options: checked options.
-      max_steps: length of an episode; None takes that of the map.
 
     Raises:
       UnsupportedEnvironment: an override is not a setting of the package, or no reward can differ from 0.
     """
     name = env_id.removeprefix(PREFIX)
     gather = GATHER.get(name)
-    config = _gather(gather, max_steps or STEPS) if gather else _built(name, options.get("num_agents", 1))
+    max_steps = options.get("max_steps", STEPS)
+    config = _gather(gather, max_steps) if gather else _built(name, options.get("num_agents", 1))
+    config.game.max_steps = max_steps
     config.game.obs.num_tokens = options.get("num_tokens", gather.num_tokens if gather else NUM_TOKENS)
     for key, value in options.get("overrides", {}).items():
         config = _overridden(env_id, config, key, value)
-    if max_steps is not None:
-        config.game.max_steps = max_steps
     config.game.episode_truncates = True  # the end of the time is not the end of the game
     if not reward_is_possible(config):
         raise UnsupportedEnvironment(

@@ -17,12 +17,15 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
+from bircher.envs import mettagrid
 from bircher.errors import UnknownEnvironment, UnsupportedEnvironment, near, short
 
 PREFIX = "pettingzoo/"
 """The beginning of the ids of PettingZoo's own environments, such as pettingzoo/butterfly/pistonball-v6."""
 PARTICLES = "mpe/"
 """The family of particle environments, which are the package mpe2 and in no registry."""
+PREFIXES = (PREFIX, mettagrid.PREFIX)
+"""The beginnings of all ids that are looked for here alone."""
 VERSION = re.compile(r"[-_](v\d+)$")
 
 
@@ -41,11 +44,15 @@ def ids() -> list[str]:
 def find_source(env_id: str) -> Callable[..., Any]:
     """Return the function or class that makes an environment.
 
-    The id is pettingzoo/FAMILY/NAME, or MODULE:FUNCTION.  A version may be written -v3 or _v3.
+    The id is pettingzoo/FAMILY/NAME, mettagrid/MAP, or MODULE:FUNCTION.  A version may be written -v3 or _v3.
 
     Raises:
       UnknownEnvironment: it does not exist, or its module cannot be imported; the message has the reason.
+      UnsupportedEnvironment: it is one that mettagrid does not have.
     """
+    if mettagrid.is_id(env_id):
+        mettagrid.require_known(env_id)
+        return partial(_make_mettagrid, env_id)
     if not env_id.startswith(PREFIX):
         module, _, name = env_id.rpartition(":")
         return _attribute(_imported(module, env_id), name, env_id)
@@ -61,6 +68,13 @@ def find_source(env_id: str) -> Callable[..., Any]:
 
     make: Callable[..., Any] = pettingzoo.make
     return partial(make, "parallel" if name in pettingzoo.parallel_registry else "aec", name)
+
+
+def _make_mettagrid(env_id: str, **options: Any) -> Any:
+    mettagrid.load()
+    from bircher.envs.mettagrid_env import MettaGridEnv
+
+    return MettaGridEnv(env_id, **options)
 
 
 def _imported(module: str, env_id: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from bircher.envs import atari, minigrid, parallel_sources, small
+from bircher.envs import atari, mettagrid, minigrid, parallel_sources, small
 from bircher.envs.agents import IdentifiedAgents, SharedRewards
 from bircher.envs.base import Actions, Env, EnvState, failure, stack_observations
 from bircher.envs.config import EnvRequest, EnvSource
@@ -146,6 +146,8 @@ def preset_name(env_id: EnvSource) -> str:
         return "atari"
     if not isinstance(env_id, str):
         return "default"
+    if mettagrid.is_id(env_id):
+        return "mettagrid"
     return PRESETS.get(env_id) or minigrid.preset_name(env_id) or "default"
 
 
@@ -219,14 +221,14 @@ def backend_of(source: object, backend: str | None = None) -> str:
         return "envpool"
     if backend == "envpool" and source in importlib.import_module("envpool").list_all_envs():
         return "envpool"
-    if backend in (None, "pettingzoo") and source.startswith(parallel_sources.PREFIX) or backend == "pettingzoo":
+    if backend in (None, "pettingzoo") and source.startswith(parallel_sources.PREFIXES) or backend == "pettingzoo":
         parallel_sources.find_source(source)
         return "pettingzoo"
     if backend in (None, "gymnasium") and (found := _of_module(source)):
         return found
     from bircher.envs import specs
 
-    known_ids = {**listed, "gymnasium": specs.list_ids(), "pettingzoo": tuple(parallel_sources.ids())}
+    known_ids = {**listed, "gymnasium": specs.list_ids(), "pettingzoo": (*mettagrid.IDS, *parallel_sources.ids())}
     grid_worlds = minigrid.ids() if source.startswith(minigrid.PREFIXES) else ()
     known_ids["envpool"] = (*ENVPOOL, *MUJOCO, *atari.ids(), *grid_worlds)
     names = [name for key, ids in known_ids.items() if backend in (None, key) for name in ids]
@@ -388,7 +390,7 @@ def list_environments(name_filter: str | None = None) -> list[ListedEnv]:
 
     lines = []
     built_in = (*TOYS, *SMALL, *GYMNAX, *PGX, *ENVPOOL, *MUJOCO, *JAXMARL, *atari.ids(), *minigrid.ids())
-    built_in += tuple(parallel_sources.ids())
+    built_in += (*mettagrid.IDS, *parallel_sources.ids())
     for env_id in dict.fromkeys((*built_in, *specs.list_ids())):
         if name_filter is not None and name_filter.lower() not in env_id.lower():
             continue

@@ -1,4 +1,4 @@
-"""Random play and a scripted player on the maps of mettagrid: `python benchmarks/gather.py mettagrid/gather-4`.
+"""Random play and a scripted player on the maps of mettagrid: `python benchmarks/gather_players.py mettagrid/gather-4`.
 
 The scripted player sees what an agent sees, the tokens of one observation, and remembers only its heading.  It prints
 mean returns of an agent and of a team, and the speed of the environment by itself.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bircher.envs.mettagrid import GATHER, PREFIX, read_tokens, require_available, require_known
+from bircher.envs.mettagrid import GATHER, PREFIX, load, read_tokens, require_known
 
 MOVES = {"move_north": (-1, 0), "move_south": (1, 0), "move_west": (0, -1), "move_east": (0, 1)}
 Cell = tuple[int, int]
@@ -118,7 +118,7 @@ def measured(env: Any, players: Mapping[str, Any], episodes: int, seed: int) -> 
     mean, spread = float(np.mean(team)), 1.96 * float(np.std(team, ddof=1)) / np.sqrt(episodes)
     return {
         "agent": round(mean / agents, 3), "team": round(mean, 2), "team_margin": round(spread, 2),
-        "agent_steps_per_second": round(episodes * env.max_steps * agents / seconds), "tokens_dropped": dropped,
+        "agent_steps_per_second": round(episodes * env.max_cycles * agents / seconds), "tokens_dropped": dropped,
     }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for env_id in arguments.ids:
         require_known(env_id)
-        require_available()
+        load()
         from bircher.envs.mettagrid_env import MettaGridEnv
 
         env = MettaGridEnv(env_id)
