@@ -7,7 +7,7 @@ import pytest
 from rliable import library, metrics
 from scipy.stats import trim_mean
 
-from bircher.experiments import statistics
+from bircher.experiments import compare, statistics
 from bircher.experiments.statistics import Curve
 
 GENERATOR = np.random.default_rng(0)
@@ -88,3 +88,19 @@ def test_a_band_covers_the_steps_that_all_runs_have():
     assert steps.x == [10, 20, 30]
     assert steps.mean == [1.0, 2.5, 4.0] and steps.low == [0.0, 1.0, 2.0] and steps.high == [2.0, 4.0, 6.0]
     assert statistics.band(curves, "wall_seconds", 2).x == [1.0, 4.0]
+
+
+def test_the_size_of_a_loss_term_is_its_mean_late_in_the_runs():
+    def run(*values: float) -> list[dict[str, float]]:
+        steps = range(100, 100 * len(values) + 1, 100)
+        return [
+            {"env_steps": step, "loss/value": value, "weighted/value": -value / 2, "loss/policy": 1.0,
+             "weighted/policy": 1.0}
+            for step, value in zip(steps, values, strict=True)
+        ]  # fmt: skip
+
+    runs = [run(9.0, 9.0, 4.0), run(9.0, 9.0, 9.0, 9.0, 7.0, 9.0)]
+    rows = {row.term: row for row in compare._losses("toy/one", "ppo", [*runs, [{"env_steps": 5}]])}
+    assert set(rows) == {"policy", "value"}, "terms that no run has are left out"
+    assert (rows["value"].loss, rows["value"].weighted) == (6.0, -3.0)
+    assert rows["value"].share == 0.75 and rows["policy"].share == 0.25

@@ -21,6 +21,7 @@ FOUND = report.Findings(
     over_seconds={"toy/one": {"a <b>": BAND}},
     commands=["bircher train toy/one agent=a seed=0"],
     notes=["two runs & no more"],
+    losses=[report.LossRow("toy/one", "c", "value", 0.5, 0.125, 0.25)],
 )
 
 
@@ -28,12 +29,14 @@ def test_the_table_says_each_number():
     text = report.markdown(FOUND)
     assert "| toy/one | a <b> | 1.2 | 1.0 to 1.5 | 1.0, 1.5 | 1,000 | 2 |" in text
     assert "| a <b> | c | 1.00 (1.00 to 1.00) |" in text and "| c | -3.00 (-4.00 to -2.00) |" in text
+    assert "| toy/one | c | value | 0.5 | 0.125 | 25% |" in text
     assert "bircher train toy/one agent=a seed=0" in text and "- two runs & no more" in text
 
 
 def test_the_page_is_whole_and_holds_its_pictures():
     page = report.html(FOUND)
     assert "a &lt;b&gt; against c" in page and "two runs &amp; no more" in page
+    assert "<h2>Loss terms</h2>" in page and "<td>25%</td>" in page
     assert page.count("<svg") == 3 and "<script" not in page and 'src="' not in page
     for part in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + part[: part.index("</svg>") + len("</svg>")])

@@ -57,7 +57,9 @@ def make_config(env_id: str, options: Mapping[str, Any]) -> Any:
 
 
 def _gather(numbers: GatherMap, max_steps: int) -> Any:
-    from mettagrid.config import mettagrid_config as package  # type: ignore[import-not-found]  # an extra
+    from mettagrid.config import action_config  # type: ignore[import-not-found]  # an extra
+    from mettagrid.config import mettagrid_config as package  # type: ignore[import-not-found]
+    from mettagrid.config.obs_config import ObsConfig  # type: ignore[import-not-found]
     from mettagrid.map_builder.random_map import RandomMapBuilder  # type: ignore[import-not-found]
 
     ores = package.ResourceLimitsConfig(base=LOAD, resources=["ore"])
@@ -68,8 +70,8 @@ def _gather(numbers: GatherMap, max_steps: int) -> Any:
         max_steps=max_steps,
         resource_names=["ore"],
         protocol_details_obs=False,
-        obs=package.ObsConfig(width=SIGHT, height=SIGHT),
-        actions=package.ActionsConfig(change_vibe=package.ChangeVibeActionConfig(enabled=False)),
+        obs=ObsConfig(width=SIGHT, height=SIGHT),
+        actions=action_config.ActionsConfig(change_vibe=action_config.ChangeVibeActionConfig(enabled=False)),
         agent=agent,
         objects=_objects(),
         events=_events(max_steps),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bircher import metrics
 from bircher.config.config import AGENTS, Config, ConfigError, compose
 from bircher.config.settings import as_text
 from bircher.errors import RunFolderError, near
@@ -258,7 +259,7 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: 
     lines = {job: directory.read_metrics(job.path) for job in jobs}
     curves = {job: curve(lines[job]) for job in jobs}
     scores: dict[str, dict[str, list[float]]] = {agent: {} for agent in agents}
-    rows = []
+    rows, losses = [], []
     for env in envs:
         for agent in agents:
             own = [job for job in jobs if (job.env, job.variant) == (env, agent)]
@@ -271,6 +272,7 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: 
             seconds = float(np.mean([lines[job][-1]["wall_seconds"] for job in own]))
             by_agent = _by_agent([reports[job] for job in own])
             rows.append(report.Row(env, agent, estimate, tuple(means), steps, seconds, by_agent))
+            losses += _losses(env, agent, [lines[job] for job in own])
     scaled, aggregates = _aggregates(scores, [(job.env, lines[job]) for job in jobs], suite, generator)
     improvement = {
         (ours, theirs): statistics.probability_of_improvement(scores[ours], scores[theirs], generator)
@@ -284,8 +286,30 @@ def findings(jobs: Sequence[Job], title: str, notes: Sequence[str] = (), suite: 
     commands = [job.command for job in jobs]
     progress = None if suite is None else _progress(scaled, lines, suite, generator)
     return report.Findings(
-        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, all_notes, progress
+        title, rows, aggregates, improvement, over["env_steps"], over["wall_seconds"], commands, all_notes, progress,
+        losses,
     )  # fmt: skip
+
+
+def _losses(env: str, agent: str, runs: Sequence[Sequence[Line]]) -> list[report.LossRow]:
+    """Return the magnitude of each loss term: the mean over runs of its mean in the last third of their steps."""
+
+    def size(name: str) -> float:
+        """Return the mean of a metric, NaN if no run has it."""
+        means = []
+        for lines in runs:
+            late = [line[name] for line in lines if name in line and line["env_steps"] > 2 / 3 * lines[-1]["env_steps"]]
+            if late:
+                means.append(float(np.mean(late)))
+        return float(np.mean(means)) if means else np.nan
+
+    found = {term: (size(f"loss/{term}"), size(f"weighted/{term}")) for term in metrics.TERMS}
+    sizes = {term: pair for term, pair in found.items() if not np.isnan(pair).any()}
+    total = sum(abs(weighted) for _, weighted in sizes.values()) or 1.0
+    return [
+        report.LossRow(env, agent, term, loss, weighted, abs(weighted) / total)
+        for term, (loss, weighted) in sizes.items()
+    ]
 
 
 def _by_agent(reports: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

@@ -138,6 +138,19 @@ class Progress(NamedTuple):
     """Steps to the threshold of the first agent divided by those of another."""
 
 
+class LossRow(NamedTuple):
+    """The magnitude of one loss term of one agent on one environment, as means over runs of the end of training."""
+
+    env: str
+    agent: str
+    term: str
+    loss: float
+    """Without its weight."""
+    weighted: float
+    share: float
+    """The term's share of the sum of the magnitudes of all weighted terms."""
+
+
 class Findings(NamedTuple):
     """The contents of a page of results."""
 
@@ -154,6 +167,7 @@ class Findings(NamedTuple):
     notes: Sequence[str]
     progress: Progress | None = None
     """Of a suite only."""
+    losses: Sequence[LossRow] = ()
 
 
 def markdown(findings: Findings) -> str:
@@ -167,6 +181,8 @@ def markdown(findings: Findings) -> str:
             parts += ["", *_markdown_table(*_against(findings.progress, findings.rows))]
     if findings.improvement:
         parts += ["", *_markdown_table(*_improvement(findings))]
+    if findings.losses:
+        parts += ["", *_markdown_table(*_losses(findings))]
     parts += ["", *(f"- {note}" for note in findings.notes), "", "```", *findings.commands, "```", ""]
     return "\n".join(parts)
 
@@ -191,6 +207,8 @@ def html(findings: Findings) -> str:
         body += ["<h2>By environment steps</h2>", bands(findings.over_steps, "environment steps")]
     if findings.over_seconds:
         body += ["<h2>By wall time</h2>", bands(findings.over_seconds, "seconds")]
+    if findings.losses:
+        body += ["<h2>Loss terms</h2>", _html_table(*_losses(findings))]
     body += ["<ul>", *(f"<li>{escape(note)}</li>" for note in findings.notes), "</ul>"]
     body += ["<h2>Commands</h2>", "<pre>", *(escape(command) for command in findings.commands), "</pre>"]
     return _PAGE.format(title=escape(findings.title), body="\n".join(body))
@@ -270,6 +288,14 @@ def _improvement(findings: Findings) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def _losses(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    heads = ["environment", "agent", "loss term", "loss", "weighted", "share"]
+    return heads, [
+        [row.env, row.agent, row.term, f"{row.loss:.3g}", f"{row.weighted:.3g}", f"{row.share:.0%}"]
+        for row in findings.losses
+    ]
+
+
 def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
@@ -299,6 +325,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for (ours, theirs), estimate in findings.improvement.items()
         ],
         **({} if findings.progress is None else {"suite": _progress_json(findings.progress)}),
+        "losses": [row._asdict() for row in findings.losses],
         "commands": list(findings.commands),
         "notes": list(findings.notes),
     }
