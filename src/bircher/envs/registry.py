@@ -123,6 +123,7 @@ PRESETS = {
     "go_9x9": "board_games",
     "toy/three-nim": "three_players",
     "toy/auction": "three_players",
+    **dict.fromkeys(mettagrid.IDS, "mettagrid"),
 }
 
 
@@ -146,8 +147,6 @@ def preset_name(env_id: EnvSource) -> str:
         return "atari"
     if not isinstance(env_id, str):
         return "default"
-    if mettagrid.is_id(env_id):
-        return "mettagrid"
     return PRESETS.get(env_id) or minigrid.preset_name(env_id) or "default"
 
 
