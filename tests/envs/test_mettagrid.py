@@ -276,3 +276,16 @@ def test_a_picture_shows_agents_mines_and_depots():
     expected = {"agent": 4, "mine": 6, "depot": 2, "wall": 14 + 4 * 15}
     assert {name: middles[COLORS[name]] for name in expected} == expected
     assert make().render() is None
+
+
+@needs_package
+def test_a_video_shows_the_map_of_the_first_environment():
+    from bircher.viz import plots
+
+    options = {"render_mode": "rgb_array", "max_steps": 6}
+    request = EnvRequest.of("mettagrid/gather-4", num_envs=1, options=options)
+    env = registry.make(request, seed=0)
+    spec = env.spec
+    frames = plots.render_episode(request, lambda rows, *_: np.ones(len(rows), np.int32), 0, 6, lambda: env, spec)
+    assert len(frames) == 7 and {frame.shape[2] for frame in frames} == {3}
+    assert any((frame != frames[0]).any() for frame in frames[1:])
