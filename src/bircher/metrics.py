@@ -257,8 +257,8 @@ PICTURES = {"eval/episode": "a frame of the last evaluation's last episode"}
 
 
 def of_agents(name: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Return a number for each agent as metrics, whose names end with those of the agents."""
-    return {f"{name}/{agent}": value for agent, value in values.items()}
+    """Return a number for each agent as metrics; AGENT at the end of their name is replaced by that of the agent."""
+    return {name.removesuffix("AGENT") + agent: value for agent, value in values.items()}
 
 
 def describe(name: str) -> Metric:

@@ -12,7 +12,7 @@ seen; ``reward`` and ``discount`` are those got on *arriving* there and ``action
     terminal                               if dead  |
     discount   1        1        1         0 if dead| 1
 
-Where an environment has several agents, each has a row of its own, and the rows of one environment are together.  A row
+Where an environment has several agents, each has a separate row, and the rows of one environment are together.  A row
 of an agent that is not there has ``valid`` False; it is ``first`` and ``last``, so that no trace, sequence or memory
 crosses it.
 

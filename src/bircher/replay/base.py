@@ -274,19 +274,12 @@ def _weighted(
         new_rows = (before.current_index + jnp.arange(rollout_length)) % length
         begin = before.current_index - 1 - context - jnp.arange(rollout_length)
         stored = before.is_full | (begin >= 0)
-        weights = weights.at[:, begin % length].set(jnp.where(stored & present(ring.experience, begin), greatest, 0.0))
+        stored = _with_agents(stored, ring.experience, begin + context, rollout_length, length)
+        weights = weights.at[:, begin % length].set(jnp.where(stored, greatest, 0.0))
         # No complete sequence begins in the new rows yet.  In a short buffer, they replace rows where some of those
         # sequences began.
         weights = weights.at[:, new_rows].set(0.0)
         return WeightedState(ring, in_blocks(weights, state.weights))
-
-    def present(experience: PyTree, begin: Int[Array, " T"]) -> Bool[Array, ...]:
-        """Return whether the sequences that begin at these times have a row whose agent is there."""
-        valid = getattr(experience, "valid", None)
-        if valid is None:
-            return jnp.asarray(True)
-        rows = begin[:, None] + context + jnp.arange(rollout_length)
-        return valid[:, rows % length].any(-1)
 
     def forget(state: WeightedState, count: Array) -> WeightedState:
         newer = (state.replay_state.current_index - 1 - jnp.arange(length)) % length
@@ -315,6 +308,17 @@ def _weighted(
     return Replay(
         init, add, sample, update_priority, mean_age, ready, num_envs * length, bool(exponent), forget
     )  # fmt: skip
+
+
+def _with_agents(stored: Array, experience: PyTree, begin: Int[Array, " T"], rows: int, length: int) -> Array:
+    """Return which stored sequences have a row whose agent is there, [E, T]; all, where every environment has one.
+
+    They begin at these times, and have so many rows before the last one.
+    """
+    valid = getattr(experience, "valid", None)
+    if valid is None:
+        return stored
+    return stored & valid[:, (begin[:, None] + jnp.arange(rows)) % length].any(-1)
 
 
 def num_bytes(row: PyTree, capacity: int) -> int:

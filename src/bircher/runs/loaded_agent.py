@@ -344,7 +344,7 @@ def episode_frames(
     def make() -> Env:
         config = agent.config
         if agent.spec.agents and registry.resolve(request) in ("gymnasium", "pettingzoo"):
-            # PettingZoo draws only what was made for it.  A callable is not known as one of its own yet.
+            # PettingZoo draws only what was made for it.  A callable is not known to be its yet.
             options = {"render_mode": "rgb_array", **config.env.options}
             config = config.model_copy(update={"env": config.env.model_copy(update={"options": options})})
         return build.make_env_again(agent.spec, config, agent.source, 1, seed, "watch")

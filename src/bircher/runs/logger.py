@@ -209,12 +209,13 @@ def questions(path: str | Path) -> list[tuple[str, str]]:
 
 def agent_returns(lines: Sequence[Line]) -> str:
     """Return the last returns of each of several agents as a clause, of evaluations if there are any, or ""."""
-    for group in ("eval/agent_return/", "act/agent_return/"):
-        line = next((line for line in reversed(lines) if any(name.startswith(group) for name in line)), None)
+    for name in ("eval/agent_return/AGENT", "act/agent_return/AGENT"):
+        group = name.removesuffix("AGENT")
+        line = next((line for line in reversed(lines) if any(key.startswith(group) for key in line)), None)
         if line is not None:
-            own = {name.removeprefix(group): line[name] for name in line if name.startswith(group)}
+            own = {key.removeprefix(group): line[key] for key in line if key.startswith(group)}
             kind = "evaluation" if group.startswith("eval") else "training"
-            listed = ", ".join(f"{name} {value:.4g}" for name, value in own.items())
+            listed = ", ".join(f"{agent} {value:.4g}" for agent, value in own.items())
             return f"last {kind} returns of the agents: {listed}; an agent that was not there counts as 0"
     return ""
 
@@ -319,7 +320,7 @@ class Averages:
             metrics["act/longest_episode"] = float(self._longest)
             if tally.agent_returns is not None:
                 means = [float(total) / episodes for total in tally.agent_returns]
-                metrics |= glossary.of_agents("act/agent_return", dict(zip(self._agents, means, strict=True)))
+                metrics |= glossary.of_agents("act/agent_return/AGENT", dict(zip(self._agents, means, strict=True)))
         return metrics | {name: float(total) / int(progress.iterations) for name, total in progress.metrics.items()}
 
 
@@ -334,7 +335,7 @@ def scores(report: Report) -> dict[str, float]:
         optional["eval/cut_short"] = report.cut_short / report.episodes
     if report.agents is not None:
         means = {name: agent.mean for name, agent in report.agents.items()}
-        optional |= glossary.of_agents("eval/agent_return", means)
+        optional |= glossary.of_agents("eval/agent_return/AGENT", means)
     return optional | {
         "eval/return_mean": report.mean,
         "eval/return_median": report.median,
