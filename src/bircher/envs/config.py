@@ -73,8 +73,8 @@ class EnvConfig(BaseModel):
     leaves arrays unchanged and makes Discrete observations one-hot, as in runs of the previous version."""
 
     share_rewards: bool = False
-    """Whether each of several agents receives in training the mean of the rewards of all that are there, in place of its
-    reward. Evaluations count the environment's rewards, and the team's return is the same in both."""
+    """Whether each of several agents receives in training the mean of the rewards of all that are there, in place of
+    its reward. Evaluations count the environment's rewards, and the team's return is the same in both."""
     agent_identity: bool = False
     """Whether observations contain which of several agents observes: a one-hot at the end of a vector, or the part
     `agent` of other observations."""
