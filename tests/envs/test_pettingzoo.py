@@ -9,7 +9,6 @@ import pytest
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from parallel_worlds import ACTIONS, Life, Numbered, Roles
 from pettingzoo import AECEnv, ParallelEnv
 
 from bircher.envs import registry
@@ -17,6 +16,7 @@ from bircher.envs.base import check_env
 from bircher.envs.config import EnvRequest
 from bircher.envs.parallel_pool import Agents, ParallelPool
 from bircher.errors import EnvironmentFailure, UnknownEnvironment, UnsupportedEnvironment
+from parallel_worlds import ACTIONS, Life, Numbered, Roles
 
 
 def pool_of(*envs) -> ParallelPool:
