@@ -55,13 +55,14 @@ class Commands(ABC):
 
 
 def spawn(
-    arguments: Sequence[str], log: Path, output: Path | None, module: str = "bircher", **options: Any
+    arguments: Sequence[str], log: Path, output: Path | None, module: str = "bircher", stdin: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Start `bircher` with arguments, with this interpreter."""
     with log.open("a") as errors, output.open("w") if output else log.open("a") as stdout:
         # A separate session, so that Ctrl-C reaches the process only through `interrupt`.
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdout=stdout, stderr=errors, start_new_session=True, **options
+            [sys.executable, "-m", module, *arguments], stdout=stdout, stderr=errors, stdin=stdin,
+            start_new_session=True,
         )
 
 
