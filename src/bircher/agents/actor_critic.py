@@ -114,10 +114,6 @@ def make(
             extras = Extras({**log_prob, **searched.per_row}, searched.per_action)
         return ActOutput(action, extras, carry.memory), carry._replace(memory=memory)
 
-    def run_search(policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
-        assert plan is not None
-        return plan(model_of(policy), latent, legal_actions, key, "greedy", keep_tree=True)
-
     def targets(policy: Policy, batch: Batch, key: Key, /, minibatches: int = 1) -> tuple[Targets, PolicyAgentState]:
         del minibatches  # all sequences have the same kind of targets
         return policy_targets(config, target_spec, model_discount, model_config.burn_in, policy, batch, key)
@@ -128,7 +124,7 @@ def make(
     return Agent(
         config.name, init, lambda size: Carry(model_config.start(size)), act, targets, loss, policy_encode, weights,
         config.acts_with == "target", model_discount,
-        look_ahead if uses_model else None, run_search if plan is not None else None,
+        look_ahead if uses_model else None, partial(muzero.search_with, plan) if plan is not None else None,
         model_config.value_unit == "returns", True,
     )  # fmt: skip
 

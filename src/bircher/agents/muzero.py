@@ -329,7 +329,7 @@ def make(
             with_metrics,
         )
 
-    searches = partial(_search, plan) if search_config.num_simulations else None
+    searches = partial(search_with, plan) if search_config.num_simulations else None
     return Agent(
         config.name, init, start, act, targets, loss, muzero_encode, weights, False, model_discount,
         partial(_look, plan), searches, model_config.value_unit == "returns",
@@ -345,7 +345,8 @@ def _look(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: 
     return muzero_look_ahead(plan(model_of(policy), latent, legal_actions, key, "sample"))
 
 
-def _search(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+def search_with(plan: Plan, policy: Policy, latent: Array, legal_actions: Array, key: Key) -> SearchResult:
+    """Return the search for the best actions of B latents, with its tree."""
     return plan(model_of(policy), latent, legal_actions, key, "greedy", keep_tree=True)
 
 
