@@ -100,8 +100,7 @@ def unroll(
     has to learn to give illegal actions no probability, because a search has a mask of legal actions only at its root.
     """
     length = target.value.shape[1]
-    depths = unroll_steps + 1
-    ends = episode_ends(rows)
+    depths, ends = unroll_steps + 1, episode_ends(rows)
     open_rows = windows(~ends, depths, length)
     # reached[k]: the actions of rows t … t + k - 1 all have a successor.
     reached = jnp.concatenate([jnp.ones_like(open_rows[:1]), jnp.cumprod(open_rows[:-1], axis=0).astype(bool)])
@@ -120,9 +119,8 @@ def unroll(
     reward_mask = reached[1:] & (in_range[1:] <= length)
     if absorbing is not None:
         dead = jnp.cumsum(reached & terminal, axis=0) > 0
-        value = jnp.where(
-            per_player(dead, value), _absorbing_values(rows, reached & terminal, absorbing, length), value
-        )
+        absorbed = _absorbing_values(rows, reached & terminal, absorbing, length)
+        value = jnp.where(per_player(dead, value), absorbed, value)
         value_mask |= dead
         reward = jnp.where(per_player(dead[:-1], reward), 0.0, reward)
         reward_mask |= dead[:-1]
