@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
-from bircher.experiments import report
+from bircher.experiments import compare, report
 from bircher.experiments.statistics import Band, Estimate
 
 BAND = Band([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [0.5, 1.5, 2.0], [1.5, 2.5, 4.0])
@@ -62,3 +62,14 @@ def test_numbers_are_plain_json():
     assert told["probability_of_improvement"] == [
         {"agent": "a <b>", "over": "c", "value": 1.0, "low": 1.0, "high": 1.0}
     ]
+
+
+def test_the_returns_of_agents_are_among_the_numbers():
+    row = report.Row("toy/one", "c", Estimate(3.0, 3.0, 3.0), (3.0,), 10, 1.0, {"one": 2.0, "two": 1.0})
+    numbers = report.as_json(FOUND._replace(rows=[FOUND.rows[0], row]))
+    assert "agents" not in numbers["rows"][0] and numbers["rows"][1]["agents"] == {"one": 2.0, "two": 1.0}
+    reports = [{"agents": {"one": {"mean": mean}, "two": {"mean": 3.0}}} for mean in (1.0, 3.0)]
+    assert compare._by_agent(reports) == {"one": 2.0, "two": 3.0} and compare._by_agent([{}, *reports]) is None
+    assert "toy/one, c: the return is that of the team, the sum of its agents': one 2, two 1." in compare._cautions(
+        [row], ["toy/one"], None
+    )
