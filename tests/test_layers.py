@@ -39,9 +39,12 @@ ADAPTERS = {
 # 90 of the plan, two for the bonus for exploring (networks/exploration, agents/exploration), three for observations of
 # several arrays (networks/observations, envs/minigrid, config/entries), three for actions of any kind
 # (agents/candidates, agents/policy_targets, agents/model_search), three for workers (training/workers,
-# training/remote_worker, training/cluster), and one each for several devices (training/sharding) and for speeds
-# (runs/bench), and three for mettagrid (envs/mettagrid, envs/mettagrid_maps, envs/mettagrid_env).
-MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 119, 8, 8, 500, 60
+# training/remote_worker, training/cluster), one each for several devices (training/sharding), for speeds (runs/bench),
+# for processes of comparisons (experiments/commands) and for 64-bit values (envs/float64), seven for several agents
+# (envs/agents, envs/callback, envs/parallel_sources, envs/parallel_pool, envs/pettingzoo, envs/jaxmarl, runs/inputs),
+# four for mettagrid (envs/mettagrid, envs/mettagrid_maps, envs/mettagrid_env, networks/token_grid), and four for games
+# of three (ops/turns, envs/three_players, games/enumeration, games/seats).
+MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 120, 8, 8, 500, 60
 
 LOADED_WHEN_USED = (
     "envpool",

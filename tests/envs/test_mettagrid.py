@@ -34,7 +34,7 @@ def players(monkeypatch):
 @pytest.mark.parametrize(("env_id", "error", "sentence"), [
     ("mettagrid/gather-2", UnknownEnvironment, "did you mean .*mettagrid/gather-4"),
     ("mettagrid/" + "z" * 40, UnknownEnvironment, "one of mettagrid/gather-1, .*mettagrid/navigation/basic"),
-    ("mettagrid/arena/tag", UnsupportedEnvironment, "no map of tag; JaxMARL's MPE_simple_tag_v3"),
+    ("mettagrid/arena/tag", UnsupportedEnvironment, "no map of tag; jaxmarl/MPE_simple_tag_v3"),
     ("mettagrid/tutorial.miner", UnsupportedEnvironment, "missions and their variants are parts of a game"),
     ("mettagrid/machina_1", UnsupportedEnvironment, "the package mettagrid does not contain them"),
 ])  # fmt: skip

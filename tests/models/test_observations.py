@@ -183,6 +183,33 @@ def test_tokens_are_pooled_over_the_rows_that_are_there():
     np.testing.assert_allclose(encoder(jnp.asarray(shuffled), jnp.dtype("float32")), found, atol=1e-5)
 
 
+def test_a_token_grid_has_a_number_for_each_place_and_feature():
+    space = spaces.Dict(things=spaces.Box(0, 255, (8, 3), np.uint8))
+    chosen = {"kind": "token_grid", "side": 3, "features": 5, "names": [2, 4], "values": 3, "width": 7}
+    (encoder,) = torso_of(space, encoders={"things": chosen}).encoders
+    things = np.random.default_rng(0).integers(0, 6, (4, 8, 3)).astype(np.uint8)
+    things[..., 0] = np.random.default_rng(1).choice([0x00, 0x12, 0x21, 0x22, 254], (4, 8))
+    things[0, 5:] = 255  # not there
+    things[1, 0, 0], things[1, 1, 0] = 0x30, 0x03  # outside of the grid
+    things[2] = 255
+    grid = np.zeros((4, 10, 5 + 2 * 3))
+    for row, one in enumerate(things):
+        for position, feature, value in one.tolist():
+            y, x = divmod(position, 16)
+            cell = 9 if position == 254 else 3 * y + x
+            if position == 255 or (position != 254 and max(y, x) > 2):
+                continue
+            if feature in (2, 4):
+                grid[row, cell, 5 + 3 * (feature == 4) + min(value, 2)] += 1.0
+            else:
+                grid[row, cell, min(feature, 4)] += (1 + np.log2(1 + value)) / 9
+    found = encoder(jnp.asarray(things), jnp.dtype("float32"))
+    np.testing.assert_allclose(found, relu_layer(encoder.layer, grid.reshape(4, -1)), atol=1e-5)
+    shuffled = encoder(jnp.asarray(things[:, ::-1]), jnp.dtype("float32"))
+    np.testing.assert_allclose(shuffled, found, atol=1e-5)
+    assert grid[2].sum() == 0 and grid[0].sum() > 0
+
+
 def test_a_text_is_read_in_windows_and_ends_at_its_padding():
     space = spaces.Dict(words=spaces.Box(0, 255, (12,), np.uint8))
     (encoder,) = torso_of(space, encoders={"words": {"kind": "text", "width": 5}}).encoders
@@ -217,6 +244,7 @@ def test_values_beyond_the_last_are_the_last():
     ({"grid": {"kind": "symbols"}}, "auto", r"kind=symbols needs a grid of whole numbers, at least 3 × 3, and grid is"),
     ({"noise": {"kind": "index"}}, "auto", "kind=index needs whole numbers, and noise is float32"),
     ({"things": {"kind": "text"}}, "auto", "kind=text needs one axis"),
+    ({"words": {"kind": "token_grid"}}, "auto", r"kind=token_grid needs rows of three bytes, \[N, 3\], and words is"),
     ({"image": {"kind": "tokens"}}, "auto", "kind=tokens needs rows of numbers"),
     ({"grid": {"kind": "nature_cnn"}}, "auto", "at least 36 × 36, and grid is"),
     ({"many": {"kind": "tokens", "values": 20000}}, "auto", "a table of 20,000 values: set model.encoders.many.values"),

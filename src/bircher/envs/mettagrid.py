@@ -56,7 +56,7 @@ BUILDERS = {
 IDS = tuple(PREFIX + name for name in (*GATHER, *BUILDERS))
 
 ABSENT = {
-    "arena/tag": "the package mettagrid has no map of tag; JaxMARL's MPE_simple_tag_v3 has hunters that chase a prey",
+    "arena/tag": "the package mettagrid has no map of tag; jaxmarl/MPE_simple_tag_v3 has hunters that chase a prey",
 }
 """Maps that the package is expected to have and does not, with the sentence about each."""
 MISSIONS = ("tutorial", "mission", "machina", "cogsguard", "cogs", "training_facility", "hello_world")

@@ -35,6 +35,7 @@ from bircher.networks.encoders import (
     make_torso,
 )
 from bircher.networks.layers import MLP, Linear
+from bircher.networks.token_grid import grid_of_tokens, num_cells, num_channels
 from bircher.types import SINGLE, EnvSpec, Key, ObservationPart, part_names
 
 PICTURES = ("small_cnn", "dqn_cnn", "nature_cnn", "spatial_softmax", "impala")
@@ -62,21 +63,30 @@ class EncoderConfig(BaseModel):
 
     kind: Literal[
         "auto", "vector", "index", "small_cnn", "dqn_cnn", "nature_cnn", "spatial_softmax", "impala", "symbols",
-        "tokens", "text", "ignore",
+        "tokens", "token_grid", "text", "ignore",
     ] = "auto"  # fmt: skip
     """`vector` takes numbers as they are, `index` whole numbers that are only names. `small_cnn`, `dqn_cnn`,
     `nature_cnn`, `spatial_softmax` and `impala` are the torsos for pictures. `symbols` is for grids of whole numbers
     that are only names: a learned row for each value, and the convolution of `small_cnn`. `tokens` is for rows [N, F]
-    without an order: each row through an MLP, then mean and maximum over the rows. `text` is for bytes that are text.
-    `ignore` leaves the array out. `auto` chooses by shape and type."""
+    without an order: each row through an MLP, then mean and maximum over the rows. `token_grid` is for mettagrid's rows
+    of position, feature and value: a grid with a number for each feature, and a layer over all of it. `text` is for
+    bytes that are text. `ignore` leaves the array out. `auto` chooses by shape and type."""
     values: int | None = Field(None, ge=1, le=2**16)
     """Number of values of each whole number, counted from the least, for `index`, `symbols` and `tokens`; larger ones
-    are taken as the last. Null: as the environment's space says."""
+    are taken as the last. Null: as the environment's space says. For `token_grid`: of the features that are names
+    (null: 8)."""
     width: int | None = Field(None, gt=0, le=2**16)
-    """Length of the learned rows of `symbols` (null: 16), or features of `tokens` and `text` (null: 64)."""
+    """Length of the learned rows of `symbols` (null: 16), or number of features that `tokens`, `token_grid` and `text`
+    give (null: 64)."""
     padding: int | None = None
     """The number that fills rows of `tokens` that are not there. Null: every row is there. The bytes of a `text` end
     with 0 if it is null."""
+    features: int = Field(32, ge=1, le=256)
+    """Number of features of a `token_grid`; larger ones are taken as the last."""
+    names: tuple[int, ...] = ()
+    """Features of a `token_grid` whose values are only names."""
+    side: int = Field(15, ge=1, le=15)
+    """Height and width of a `token_grid`; tokens at other positions are left out."""
 
 
 AUTOMATIC = EncoderConfig.model_validate({})
@@ -249,6 +259,25 @@ class Tokens(Encoder):
         return jnp.concatenate([pooled(rows, is_there), share], axis=-1)
 
 
+class TokenGrid(Encoder):
+    """Tokens of position, feature and value: a grid with a number for each feature, then a layer over all of it."""
+
+    layer: Linear
+    num_features: int = eqx.field(static=True)
+    config: EncoderConfig = eqx.field(static=True)
+    values: int = eqx.field(static=True)
+
+    def __init__(self, num_tokens: int, config: EncoderConfig, key: Key):
+        self.config, self.values, self.num_features = config, config.values or 8, config.width or 64
+        inputs = num_cells(config.side) * num_channels(config.features, config.names, self.values)
+        # Most of the grid is 0: the variance is that of as many inputs as half of the tokens.
+        self.layer = Linear(inputs, self.num_features, key, scale=2.0 * inputs / max(num_tokens / 2, 1.0))
+
+    def __call__(self, x: Integer[Array, "*B N 3"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
+        of = self.config
+        return jax.nn.relu(self.layer(grid_of_tokens(x, of.side, of.features, of.names, self.values, dtype)))
+
+
 class Text(Encoder):
     """Bytes that are text: a layer over every window of successive bytes, then mean and maximum over the windows."""
 
@@ -391,6 +420,8 @@ def make_encoder(config: RepresentationConfig, name: str, part: ObservationPart,
     _require_fit(config, name, kind, part)
     if kind == "vector":
         return Numbers(part.shape)
+    if kind == "token_grid":
+        return TokenGrid(part.shape[0], chosen, key)
     if kind in PICTURES:
         return Picture(kind, part.shape, config, key)
     num_values, start = _values_of(name, kind, chosen, part)
@@ -432,6 +463,8 @@ def _require_fit(config: TorsoConfig, name: str, kind: str, part: ObservationPar
         needs = f"a grid of whole numbers, at least {least} × {least}"
     elif kind == "tokens" and len(shape) not in (1, 2):
         needs = "rows of numbers, [N, F] or [N]"
+    elif kind == "token_grid" and (part.shape[1:] != (3,) or part.dtype != np.uint8):
+        needs = "rows of three bytes, [N, 3]"
     elif kind == "text" and (len(shape) != 1 or not whole):
         needs = "one axis of whole numbers"
     elif kind == "index" and not whole:
