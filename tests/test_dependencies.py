@@ -98,6 +98,19 @@ def declared_dependencies() -> frozenset[str]:
     return frozenset(found)
 
 
+def extras() -> frozenset[str]:
+    """What the extras for users require, and a plain installation does not."""
+    optional = PROJECT["optional-dependencies"]
+    lines = [line for extra, wanted in optional.items() if extra not in ("test", "dev") for line in wanted]
+    plain = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    return frozenset(canonicalize_name(Requirement(line).name) for line in lines) - plain
+
+
+def of_extra(name: str) -> bool:
+    """Whether a module is that of an extra, which functions import where it is asked for."""
+    return canonicalize_name(name.split(".")[0]) in extras()
+
+
 def import_lines(source: str) -> set[str]:
     """The top-level modules in the lines that look like module-level imports."""
     lines = re.findall(r"^(?:from[ \t]+([\w.]+)|import[ \t]+([\w., \t]+))", source, re.MULTILINE)
@@ -162,7 +175,8 @@ def undeclared(loaded: Mapping[str, str], declared: frozenset[str]) -> list[Impo
 def loaded() -> dict[str, str]:
     """The file of every module that this package and its adapters load, by the module's name."""
     names = {name for path in SOURCES for name in imported_names(required_statements(ast.parse(path.read_bytes())))}
-    arguments = json.dumps([sorted(filter(third_party, names)), ENVIRONMENTS])
+    modules = sorted(name for name in names if third_party(name) and not of_extra(name))
+    arguments = json.dumps([modules, ENVIRONMENTS])
     result = subprocess.run(
         [sys.executable, "-c", LOAD_EVERYTHING, arguments], capture_output=True, text=True, check=False
     )
@@ -173,7 +187,11 @@ def loaded() -> dict[str, str]:
 def test_imports_of_the_package_are_declared_dependencies():
     missing, declared = {}, declared_dependencies()
     for path in SOURCES:
+        at_once = module_level_imports(path.read_text(encoding="utf-8"))
+        assert not any(map(of_extra, at_once)), f"{path.name} cannot be imported without an extra"
         for name in imported_names(required_statements(ast.parse(path.read_bytes()))):
+            if of_extra(name):
+                continue
             if third_party(name) and not DISTRIBUTIONS.get(name.split(".")[0], frozenset()) & declared:
                 missing[name] = str(path.relative_to(ROOT))
     assert not missing, f"imported, and not among the dependencies in pyproject.toml: {missing}"
