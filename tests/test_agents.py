@@ -17,12 +17,15 @@ from bircher.envs import registry
 from bircher.envs.agents import SharedRewards, by_agent, moment_of, team, to_rows
 from bircher.envs.base import blank_where_absent
 from bircher.envs.config import EnvRequest
+from bircher.errors import UnsupportedEnvironment
 from bircher.metrics import describe
 from bircher.replay.base import ReplayConfig
 from bircher.runs import build, directory
 from bircher.runs.logger import agent_returns
+from bircher.training import remote_worker
 from bircher.training.evaluator import Evaluator
 from bircher.training.learner import make_replay
+from bircher.training.remote_worker import Part
 from bircher.training.rollout import collect_rollout, start_actors
 from bircher.types import ActOutput, EnvSpec, Policy, TimeStep
 from parallel_worlds import LIVES, Alone, Numbered, Roles
@@ -122,6 +125,25 @@ def test_evaluations_report_each_agent_and_the_team() -> None:
 
 
 PPO = {"optimizer.epochs": 1, "optimizer.minibatches": 1}
+def test_parts_of_workers_are_joined_by_environment(rollouts) -> None:
+    """The second worker has one environment; its failure is that of the third environment of all."""
+    rows, tally = rollouts[0]
+    failed = tally._replace(failed=np.int32(0))
+    one = jax.tree.map(lambda x: x[:4], rows)
+    joined, sums = remote_worker.join([Part(rows, tally, None, None), Part(one, failed, "it broke", None)], 3)
+    assert joined.valid.shape == (12, 5) and int(sums.failed) == 2
+    np.testing.assert_array_equal(sums.agent_returns, 2 * tally.agent_returns)
+    no_action = Part(one, tally._replace(failed=np.int32(1)), None, None)  # beyond its one environment: no legal action
+    assert int(remote_worker.join([Part(rows, tally, None, None), no_action], 3)[1].failed) == 5
+
+
+def test_another_number_of_agents_is_refused() -> None:
+    spec = registry.spec(EnvRequest.of("pettingzoo/mpe/simple_spread_v3"))
+    build.require_same_spaces(spec, spec)
+    with pytest.raises(UnsupportedEnvironment, match="of 3 agents, but .* of 2 agents"):
+        build.require_same_spaces(spec, spec._replace(agents=spec.agents[:2]))
+
+
 SMALL = {
     **SETTINGS, "env.num_envs": 2, "model.memory": "lstm", "agent.normalize_observations": True,
     "optimizer.batch_size": 4, "optimizer.updates_per_step": 1 / 4,

@@ -151,14 +151,21 @@ def require_source(config: Config, source: EnvSource | None, call: str = "birche
 
 
 def require_same_spaces(expected: EnvSpec, given: EnvSpec) -> None:
-    """Require that an environment has the spaces with which a run was trained.
+    """Require that an environment has the spaces and the number of agents with which a run was trained.
 
     Raises:
-      UnsupportedEnvironment: the observations or actions differ.
+      UnsupportedEnvironment: the observations, the actions or the number of agents differ.
     """
-    spaces = [(registry.describe(spec.observation), str(spec.action), spec.num_players) for spec in (expected, given)]
+    spaces = [
+        (registry.describe(spec.observation), str(spec.action), spec.num_players, spec.num_agents)
+        for spec in (expected, given)
+    ]
     if spaces[0] != spaces[1]:
-        described = [f"observations {observation} and actions {action}" for observation, action, _ in spaces]
+        several = max(expected.num_agents, given.num_agents) > 1
+        described = [
+            f"observations {observation} and actions {action}" + f", of {agents} agents" * several
+            for observation, action, _, agents in spaces
+        ]
         raise UnsupportedEnvironment(f"the run was trained with {described[0]}, but {given.id} has {described[1]}")
 
 
