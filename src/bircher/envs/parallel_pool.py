@@ -126,6 +126,8 @@ class Agents:
         self.env, self.spaces = env, shared_spaces(env, name)
         self._index, self._max_steps = index, max_steps
         self._contracts = [Contract(*own) for own in self.spaces.own]
+        # Once, because Gymnasium compares all bounds of two spaces.
+        self._is_shorter = [own != self.spaces.observation for own, _ in self.spaces.own]
         self._misfit = fit_check(encoding_of(self.spaces.observation, layout))
         discrete = isinstance(self.spaces.action, spaces.Discrete)
         self._num_own = [int(action.n) for _, action in self.spaces.own] if discrete else None  # type: ignore[attr-defined]
@@ -262,7 +264,7 @@ class Agents:
 
     def _fitting(self, place: int, observation: Any) -> Any:
         """Return an observation in the shared space."""
-        if self.spaces.own[place][0] != self.spaces.observation:
+        if self._is_shorter[place]:
             observation = np.pad(observation, (0, self.spaces.observation.shape[0] - len(observation)))  # type: ignore[index]
         sentence = self._misfit(observation)
         if sentence is not None:
