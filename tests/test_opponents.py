@@ -245,7 +245,7 @@ def test_random_is_every_legal_action_alike() -> None:
 @pytest.mark.parametrize(
     ("name", "game", "sentence"),
     [
-        ("minmax", "tic_tac_toe", "unknown opponent 'minmax'; did you mean minimax?; known: random, minimax, alph"),
+        ("minmax", "tic_tac_toe", "unknown opponent 'minmax'; did you mean minimax?; known: random, minimax, maxn"),
         ("alphabet", "tic_tac_toe", "did you mean alphabeta:6?"),
         ("stockfish", "gardner_chess", "unknown opponent 'stockfish'; known: random"),
         ("minimax", "connect_four", "minimax plays tic_tac_toe only, with single observations, not connect_four"),
