@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,8 +22,7 @@ def rows(observation: list, action: list, reward: list, first: list, last: list)
 
 
 def joined(*sequences: Trajectory) -> Trajectory:
-    fields = (np.concatenate(parts) for parts in zip(*(one[:-1] for one in sequences), strict=True))
-    return Trajectory(*fields)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *sequences)
 
 
 def episode(cue: float, answer: int) -> Trajectory:

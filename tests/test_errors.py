@@ -75,7 +75,6 @@ def assert_refused(result: Any, sentence: str) -> None:
         (["CartPole-v1", "--config", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
         (["CartPole-v1", "--out", "/dev/null/run"], "/dev/null/run cannot be written"),
         (["Pendulum-v1", "agent.cmpo.samples=16"], "set agent.num_candidates instead"),
-        (["Pendulum-v1", "search.num_simulations=8"], "search.num_simulations=0"),
         (
             ["Blackjack-v1", "model.encoders.3=index"],
             "model.encoders.3 is not a part of the observation of Blackjack-v1: it has 0, 1, 2",

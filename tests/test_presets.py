@@ -77,12 +77,13 @@ def test_values_of_the_default_preset_reach_no_environment_that_was_measured_wit
     assert compose("toy/cliff").model.value_unit == compose("LunarLander-v3").model.value_unit == "returns"
 
 
-@pytest.mark.parametrize("agent", ["muesli", "ppo"])
+@pytest.mark.parametrize("agent", ["muesli", "ppo", "muzero"])
 def test_the_lander_has_actions_of_three_frames_and_a_preset_with_actions_of_one(agent: str) -> None:
     three = compose("LunarLander-v3", [f"agent={agent}"])
     one = compose("LunarLander-v3", [f"agent={agent}", "preset=lunarlander_one_frame"])
     assert (three.env.action_repeat, one.env.action_repeat) == (3, None)
-    assert compose("LunarLander-v3", ["agent=muzero"]).env.action_repeat is None
+    one_frame = compose("LunarLander-v3", ["agent=gumbel_muzero"])
+    assert (one_frame.env.action_repeat, one_frame.steps, one_frame.agent.gamma) == (None, 300_000, 0.997)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,6 @@ def test_a_distilled_target_is_the_divergence_of_its_policies():
 @pytest.mark.parametrize(("spec", "settings", "search", "words"), [
     (CONTINUOUS, {"cmpo": {"samples": 16}}, 0, "agent.cmpo.samples=16"),
     (SPACES["many"], {"cmpo": {"samples": 16}}, 0, "set agent.num_candidates instead"),
-    (CONTINUOUS, {}, 8, "search.num_simulations=8"),
 ])  # fmt: skip
 def test_settings_of_few_discrete_actions_are_refused(spec, settings, search, words):
     config = SearchConfig(num_simulations=search)

@@ -88,7 +88,7 @@ def test_unknown_ids_name_the_nearest(wrong, right):
 
 
 @pytest.mark.parametrize(
-    ("game", "reason"), [("bridge_bidding", "4 players"), ("backgammon", "dice"), ("kuhn_poker", "hide cards")]
+    ("game", "reason"), [("bridge_bidding", "hide cards"), ("backgammon", "dice"), ("kuhn_poker", "hide cards")]
 )
 def test_games_that_cannot_be_played_are_refused(game, reason):
     with pytest.raises(UnsupportedEnvironment, match=f"{game} cannot be played: .*{reason}") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -88,8 +89,10 @@ ADAPTERS = {
     "pgx": "tic_tac_toe",
     "envpool": "LunarLander-v3",
     "gymnasium": "FrozenLake-v1",
+    "pettingzoo": "pettingzoo/mpe/simple_spread_v3",
+    **({"jaxmarl": "jaxmarl/MPE_simple_spread_v3"} if importlib.util.find_spec("jaxmarl") else {}),
 }
-"""An environment of each adapter."""
+"""An environment of each adapter that is installed."""
 AGENT_ENV = "toy/chain"
 STEPS = 500
 SMALL: dict[str, Any] = {
