@@ -58,6 +58,7 @@ def test_a_run_with_continuous_actions(tmp_path, capsys):
     assert "policy_head" in inspect.describe(agent.config)
 
 
+@pytest.mark.long
 def test_a_run_with_a_search_over_candidates(tmp_path):
     """The search's root has the agent's own candidates, in the picture, in JSON and in what the agent says."""
     settings = {"search.num_simulations": 3, "agent.enumerate_actions": 0}
@@ -73,6 +74,7 @@ def test_a_run_with_a_search_over_candidates(tmp_path):
     assert f"action {agent.action_name(np.array(found['action']))}" in text
 
 
+@pytest.mark.slow
 def test_muesli_searches_over_candidates_when_it_acts(tmp_path):
     """It learns without a search; a loaded agent shows the candidates and weights of the search that acted."""
     run = train("toy/reacher", tmp_path / "run", agent="muesli")

@@ -225,7 +225,7 @@ def total(found: list[dict[str, float]]) -> dict[str, float]:
     return {name: found[-1][name] for name in ("env_steps", "learner_steps", "episodes")}
 
 
-@pytest.mark.parametrize("agent", ["muesli", "ppo"])
+@pytest.mark.parametrize("agent", ["muesli", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_one_agent_is_exactly_the_single_agent_run(agent: str, tmp_path) -> None:
     """Parameters after training are equal to the bit, and so are the counters."""
     def alone() -> Alone:
@@ -240,6 +240,7 @@ def test_one_agent_is_exactly_the_single_agent_run(agent: str, tmp_path) -> None
         assert lines(one) == lines(two)
 
 
+@pytest.mark.slow
 def test_a_team_learns_roles_by_identity_and_shared_rewards(tmp_path) -> None:
     """Both agents see the same, and only the first is paid: without both settings this is not learned."""
     run = bircher.train(

@@ -160,7 +160,7 @@ def game_program(kind):
     return program
 
 
-@pytest.mark.parametrize("kind", [*SEARCHES, "uct"])
+@pytest.mark.parametrize("kind", [*SEARCHES, pytest.param("uct", marks=pytest.mark.long)])
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_searches_of_a_known_game_find_what_max_n_finds(kind, seed):

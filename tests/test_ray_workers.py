@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import signal
 import socket
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import jax
@@ -25,7 +28,7 @@ from bircher.errors import ConfigError, RunFailed
 from bircher.runs import build, launch
 from bircher.runs.logger import RunLogger
 from bircher.training import cluster, remote_worker, workers
-from bircher.training.remote_worker import Part, Recipe, Share
+from bircher.training.remote_worker import HostTree, Part, Recipe, Share
 from bircher.training.rollout import describe_failure, start_actors
 from bircher.types import Tally
 from builders import SMALL, assert_trees_equal, muesli_agent, random_rows
@@ -82,6 +85,32 @@ def test_parts_join_to_the_rollout_of_all_environments() -> None:
 def test_a_failure_is_that_of_the_environment_in_the_run(code: int, expected: str) -> None:
     _, tally = remote_worker.join([part(2, 0), part(3, 1, failed=code)], 5)
     assert describe_failure(int(tally.failed), 5).startswith(expected)
+
+
+def policy() -> HostTree:
+    """A policy on its way to a worker."""
+    spec = make_toy(EnvRequest.of("toy/cliff"), [1]).spec
+    return remote_worker.to_host((AGENT.init(jax.random.key(0), spec), jnp.ones(())))
+
+
+@pytest.mark.parametrize("made", [policy, lambda: part(2, 0, env_steps=5)], ids=["policy", "part"])
+def test_what_arrives_is_freed(made) -> None:
+    """Equinox keeps each module that pickle makes, with its arrays, so that modules are not sent."""
+    sent = made()
+    arrived = pickle.loads(pickle.dumps(sent))
+    leaves = [jax.tree.leaves(tree.tree if isinstance(tree, HostTree) else tree) for tree in (sent, arrived)]
+    for one, other in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(one, other)
+    arrays = [weakref.ref(leaf) for leaf in leaves[1] if isinstance(leaf, np.ndarray)]
+    assert len(arrays) > 5
+    del arrived, leaves, other
+    for _ in range(50):
+        gc.collect()
+        alive = [array().shape for array in arrays if array() is not None]  # type: ignore[union-attr]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
 
 
 def test_a_state_survives_the_way_through_the_host() -> None:

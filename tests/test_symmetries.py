@@ -108,6 +108,7 @@ def test_observations_that_are_not_boards_are_refused(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_run_with_symmetries_can_be_loaded(tmp_path: Path):
     composed = config.compose("tic_tac_toe", {**SETTINGS, "steps": 64, "replay.symmetries": True})
     run = launch.start(composed, out=tmp_path / "run").run()
