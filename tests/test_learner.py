@@ -480,7 +480,7 @@ def test_every_epoch_deals_out_all_rows_anew():
     np.testing.assert_allclose(np.asarray(metrics["fresh"] + metrics["replayed"]) * 4, np.full(ENVS, 6.0))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_updates_stop_where_the_policy_has_gone_too_far():
     """The whole rest of the group is left out; without a stop the same updates go further."""
     rows = random_rows(0, ENVS, LENGTH)

@@ -99,7 +99,7 @@ def test_catch_is_learned_from_its_picture(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["muzero", "gumbel_muzero"])
+@pytest.mark.parametrize("agent", [pytest.param("muzero", marks=pytest.mark.long), "gumbel_muzero"])
 def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
     """Both seats by one network, values from the mover's side: who is to move loses where 3 divides the heap."""
     settings = {"preset": "board_muzero", "search.num_simulations": 8, "agent.random_action_share": 0.3}
@@ -118,7 +118,7 @@ def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["muesli", "gumbel_muzero", "ppo"])
+@pytest.mark.parametrize("agent", ["muesli", pytest.param("gumbel_muzero", marks=pytest.mark.long), "ppo"])
 def test_cartpole_is_solved(tmp_path, agent):
     """The preset's agent, over 100 fresh episodes: MuZero taking its best action, the others drawing."""
     run = bircher.train("CartPole-v1", agent=agent, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})

@@ -67,8 +67,8 @@ def run_to(training, env_steps: int) -> Run:
         ("synchronous", 0.0, "none"),
         ("synchronous", 0.6, "none"),
         ("pipeline", 0.0, "none"),
-        ("synchronous", 0.0, "e3b"),
-        ("pipeline", 0.0, "disagreement"),
+        pytest.param("synchronous", 0.0, "e3b", marks=pytest.mark.long),
+        pytest.param("pipeline", 0.0, "disagreement", marks=pytest.mark.long),
     ],
 )
 def test_on_a_pure_environment_it_equals_an_uninterrupted_run_bit_for_bit(
