@@ -30,7 +30,7 @@ class Moment(NamedTuple):
     last: Bool[Array, " B"]
     terminal: Bool[Array, " B"]
     """Whether the episode ended here, and no agent was cut short here by a limit."""
-    reward: Float[Array, B *P]
+    reward: Float[Array, " B *P"]
     """The sum over the agents; one for each player of a game of more than two."""
 
 

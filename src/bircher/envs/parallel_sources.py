@@ -130,7 +130,7 @@ def make_parallel(source: Callable[..., Any] | str, options: Mapping[str, Any]) 
     """Make one parallel environment, from its id or a class or function.
 
     Raises:
-      UnsupportedEnvironment: it is no environment of PettingZoo, or is turn-based and cannot be converted.
+      UnsupportedEnvironment: it is not an environment of PettingZoo, or is turn-based and cannot be converted.
     """
     import pettingzoo
 
