@@ -208,6 +208,7 @@ def gumbel(
     visit_offset: float = 50.0,
     value_scale: float = 0.1,
     q_range: str = "node",
+    largest_return: float = 1.0,
 ) -> tuple[Tree, int, np.ndarray, Any]:
     """Gumbel MuZero's search with given Gumbel noise: tree, action, improved policy and its value."""
     tree = Tree(np.where(legal, logits, -np.inf), value, latent, simulate, max_depth)
@@ -215,6 +216,9 @@ def gumbel(
     schedule = considered_visits(min(max_considered, int(legal.sum())), num_simulations)
 
     def scaled(node: Node) -> np.ndarray:
+        if q_range == "returns":
+            most = max((child.edge_visits for child in node.children.values()), default=0)
+            return (visit_offset + most) * value_scale * completed(node) / largest_return
         return sigma(node, visit_offset, value_scale, tree.nodes[1:] if q_range == "tree" else [])
 
     def best(visits_wanted: int) -> int:

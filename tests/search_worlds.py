@@ -15,6 +15,10 @@ from bircher.search import Root, SearchConfig, SearchResult, Step, gumbel_search
 SEARCHES = {"puct": puct_search, "gumbel": gumbel_search}
 
 
+LARGEST_RETURN = 0.7
+"""What `q_range=returns` divides by."""
+
+
 class Network(NamedTuple):
     """A fixed random model of one layer; the same code serves NumPy in double precision and JAX."""
 
@@ -57,7 +61,7 @@ class Network(NamedTuple):
     def root(self, latent: Any, legal_actions: Any) -> Root:
         """From latents [B, width]."""
         logits, value = self.predict(jnp, latent)
-        return Root(logits, value, latent, legal_actions)
+        return Root(logits, value, latent, legal_actions, jnp.float32(LARGEST_RETURN))
 
 
 def root_latents(seed: int, batch_size: int, width: int = 6) -> np.ndarray:

@@ -56,6 +56,12 @@ def test_a_run_with_continuous_actions(tmp_path, capsys):
     found = inspect.diagnose(agent, steps=256)
     assert np.isfinite([found["gain"], *found["policy_kl"], found["advantage_correlation"]]).all()
     assert "policy_head" in inspect.describe(agent.config)
+    moments = inspect.moments(agent, seed=1)
+    assert len(moments) == 3 and moments[0].step == 0 and moments[1].step < moments[2].step
+    samples = moments[2].thought.density.samples
+    np.testing.assert_allclose(samples[moments[2].thought.action], agent.own_action(moments[2].thought.taken))
+    without = inspect.draw(found, tmp_path / "without.png").stat().st_size
+    assert inspect.draw(found, tmp_path / "with.png", moments).stat().st_size > 1.2 * without
 
 
 @pytest.mark.long

@@ -195,6 +195,17 @@ def test_something_must_be_learned() -> None:
         compose("toy/cliff", terms)
 
 
+def test_a_search_by_returns_needs_values_that_follow_them() -> None:
+    words = ["agent=gumbel_muzero", "search.q_range=returns"]
+    assert compose("toy/cliff", words).search.q_range == "returns"
+    for more, named in (("model.value_unit=fixed", "fixed"), ("model.value_head=tanh", "tanh")):
+        for agent in words[0], "agent=muesli":
+            sentence = f"q_range=returns needs model.value_unit=returns.*={named}"
+            with pytest.raises(ConfigError, match=sentence) as refusal:
+                compose("toy/cliff", [*words, agent, more])
+            assert "\n" not in str(refusal.value)
+
+
 def test_environments_are_checked_with_the_rest() -> None:
     with pytest.raises(UnknownEnvironment, match="CartPole-v9.*did you mean.*CartPole-v1"):
         compose("CartPole-v9")

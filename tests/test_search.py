@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 import search_reference as reference
 from bircher.search import Root, SearchConfig, Step, completed_q_values, gumbel_search, rollout_search, tree_min_max
-from search_worlds import SEARCHES, Network, Nim, Tables, network_program, root_latents, some_legal, tree_arrays
+from search_worlds import (
+    LARGEST_RETURN,
+    SEARCHES,
+    Network,
+    Nim,
+    Tables,
+    network_program,
+    root_latents,
+    some_legal,
+    tree_arrays,
+)
 
 BATCH = 4
 KINDS = tuple(SEARCHES)
@@ -29,6 +39,7 @@ CASES = [
     (4, 12, True, {}),
     (5, 50, False, {"max_considered_actions": 4}),
     (4, 24, True, {"q_range": "tree"}),
+    (4, 24, True, {"q_range": "returns", "value_scale": 0.5}),
     (3, 20, False, {"max_depth": 2, "puct_init": 2.0, "puct_base": 30.0, "visit_offset": 20.0, "value_scale": 0.3}),
 ]
 
@@ -100,6 +111,7 @@ def test_gumbel_equals_the_reference_node_by_node(num_actions, num_simulations, 
                 settings.get("visit_offset", 50.0),
                 settings.get("value_scale", 0.1),
                 settings.get("q_range", "node"),
+                LARGEST_RETURN,
             )
             assert_same_tree(result.tree, b, tree.arrays())
             assert result.action[b] == action

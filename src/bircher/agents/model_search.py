@@ -96,17 +96,17 @@ def search_root(
     With `with_mode` the first candidate is the policy's most probable action instead of a sample.
     """
     prediction = model.predict(latent)
-    value = model.value_support.mean(prediction.value_logits)
+    value, largest = model.value_support.mean(prediction.value_logits), model.value_support.largest
     if not has_candidates(model):
         # A last row may have no legal action left; the result of a search there is never used as a policy.
         legal = legal_actions | ~legal_actions.any(-1, keepdims=True)
-        return Root(model.distribution.restrict(prediction.policy_logits, legal), value, latent, legal)
+        return Root(model.distribution.restrict(prediction.policy_logits, legal), value, latent, legal, largest)
     keys = jax.random.split(key, len(latent))
     actions, logits = propose(model.distribution, proposal, prediction.policy_logits, keys)
     if with_mode and not lists_all(model.distribution, proposal):
         actions = actions.at[:, 0].set(model.distribution.mode(prediction.policy_logits))
         logits = _prior_logits(model.distribution, prediction.policy_logits, actions, proposal.uniform_share)
-    return Root(logits, value, Node(latent, actions, keys), jnp.ones(logits.shape, bool))
+    return Root(logits, value, Node(latent, actions, keys), jnp.ones(logits.shape, bool), largest)
 
 
 def simulator(model: Model, model_discount: float, proposal: Proposal) -> Simulate:

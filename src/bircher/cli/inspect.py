@@ -91,6 +91,9 @@ def diagnose(
 ) -> None:
     """Compare a run's model with new episodes: its errors by depth, and the gain of its look-ahead.
 
+    The picture also shows three decisions of an episode: the policy before and after looking ahead, as bars, or as
+    densities with their samples.
+
     \b
     bircher diagnose runs/mine
     bircher diagnose runs/mine --steps 20000 --json
@@ -103,7 +106,7 @@ def diagnose(
         path = out or run / "diagnosis.png"
         plots.require_writable(path)
         found = inspect.diagnose(agent, steps, seed)
-        inspect.draw(found, path)
+        inspect.draw(found, path, inspect.moments(agent, seed))
     if as_json:
         print(json.dumps({**found, "picture": str(path)}))
         return

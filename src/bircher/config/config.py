@@ -146,6 +146,16 @@ class Config(BaseModel):
         if self.debug:
             raise ValueError("debug=true checks one process, and loop=ray has several: set loop=pipeline with it")
 
+    def _can_rescale(self, search: SearchConfig) -> None:
+        """Raise for a search whose Q-values shall be divided by a return that nothing follows."""
+        follows = self.model.value_unit == "returns" and self.model.value_head != "tanh"
+        if search.q_range == "returns" and not follows:
+            raise ValueError(
+                f"search.q_range=returns needs model.value_unit=returns, and model.value_head=categorical or scalar, "
+                f"not model.value_unit={self.model.value_unit} and model.value_head={self.model.value_head}: "
+                "set these, or search.q_range=tree"
+            )
+
     def reached(self, counters: Mapping[str, int]) -> bool:
         """Return whether a run with these counters is finished."""
         enough = self.episodes is not None and counters.get("episodes", 0) >= self.episodes
@@ -176,6 +186,7 @@ class PolicyRun(Config):
     def _has_what_it_needs(self) -> PolicyRun:
         names = frozenset(self.losses.weights())
         requirements(self.agent, names, self.model.reward_head, self.search.num_simulations)
+        self._can_rescale(self.search)
         optimizer = self.optimizer
         if optimizer.target_kl is not None and optimizer.epochs * optimizer.minibatches == 1:
             raise ValueError(
@@ -207,6 +218,7 @@ class MuZeroRun(Config):
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> MuZeroRun:
         name = self.agent.name
+        self._can_rescale(self.search)
         missing = loss_terms.missing_for_look_ahead(self.losses.weights(), self.model.reward_head)
         if missing:
             raise ValueError(f"{name} searches with a learned model: give {missing} a weight above 0")

@@ -66,9 +66,16 @@ class Support(eqx.Module):
 
     def following(self, largest: Float[Array, ""]) -> Support:
         """Return the support on which a scalar as large as `largest` is at `FILL` of its end; for 0 the unit is 1."""
-        end = FILL * self.high
-        end = signed_parabolic(jnp.asarray(end)) if self.transform else end
-        return replace(self, unit=jnp.where(largest > 0, largest / end, 1.0))
+        return replace(self, unit=jnp.where(largest > 0, largest / self._most_units(), 1.0))
+
+    @property
+    def largest(self) -> Float[Array, ""] | None:
+        """Return the scalar that the support follows, or None if its unit is 1."""
+        return None if self.unit is None else self.unit * self._most_units()
+
+    def _most_units(self) -> Float[Array, ""]:
+        end = jnp.asarray(FILL * self.high)
+        return signed_parabolic(end) if self.transform else end
 
     def two_hot(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape atoms"]:
         """Return weights of the two atoms around h(x) whose expectation is h(x).
@@ -116,6 +123,10 @@ class Bounded(eqx.Module):
         del largest
         return self
 
+    @property
+    def largest(self) -> None:
+        """Return None: the form follows no scalar."""
+
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
         """Return the scalar of a prediction, tanh(logit)."""
         return jnp.tanh(logits[..., 0].astype(jnp.float32))
@@ -139,6 +150,11 @@ class Unbounded(eqx.Module):
     def following(self, largest: Float[Array, ""]) -> Unbounded:
         """Return the form whose unit is `largest`, or 1 if that is 0."""
         return replace(self, unit=jnp.where(largest > 0, largest, 1.0))
+
+    @property
+    def largest(self) -> Float[Array, ""] | None:
+        """Return the scalar that the form follows, or None if its unit is 1."""
+        return self.unit
 
     def mean(self, logits: Float[Array, "*shape 1"]) -> Float[Array, "*shape"]:
         """Return the scalar of a prediction."""

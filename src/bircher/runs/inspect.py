@@ -5,6 +5,7 @@ They load the run and pass agents, rows and metrics to `analysis`, which never o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,44 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
     }  # fmt: skip
 
 
+class Moment(NamedTuple):
+    """One decision of an episode."""
+
+    step: int
+    """The number of actions before it."""
+    thought: panels.Thought
+
+
+def moments(agent: LoadedAgent, seed: int = 0, count: int = 3, steps: int = 60) -> list[Moment]:
+    """Play the beginning of a new episode, and return decisions at even distances within its first `steps` actions.
+
+    There are none where several agents act, or where the agent has no model.
+
+    Raises:
+      EvaluationFailed: the environment failed.
+    """
+    if agent.agent.look is None or agent.spec.num_agents > 1:
+        return []
+    env, found = agent.make_env(1, seed, "diagnose"), []
+    try:
+        state, row = env.reset()
+        agent.reset()
+        move = jax.jit(env.step)
+        for step in range(steps):
+            thought = agent.think_of(Inputs(jax.tree.map(np.asarray, row.observation), np.asarray(row.legal_actions)))
+            found.append(Moment(step, thought))
+            state, row = move(state, np.asarray([thought.action if thought.taken is None else thought.taken]))
+            if bool(row.last[0]):
+                break
+        if reason := failure(env):
+            raise EvaluationFailed(f"{env.spec.id} failed while an episode was played: {reason}")
+    finally:
+        env.close()
+        agent.reset()
+    places = np.linspace(0, len(found) - 1, min(count, len(found)))
+    return [found[round(place)] for place in places]
+
+
 class Monitor:
     """The model's errors during training, over sequences of the replay; compiled at the first call."""
 
@@ -119,9 +158,9 @@ class Monitors:
         return metrics | (self._ambiguity(state) if self._ambiguity else {})
 
 
-def draw(found: dict[str, Any], path: Path) -> Path:
-    """Draw the result of `diagnose`, and return the picture's path."""
-    panels: dict[str, Any] = {
+def draw(found: dict[str, Any], path: Path, moments: Sequence[Moment] = ()) -> Path:
+    """Draw the result of `diagnose`, and decisions of an episode, and return the picture's path."""
+    curves: dict[str, Any] = {
         "reward, root mean square error": ([("error", found["reward_error"])], found["reward_deviation"]),
         "value, root mean square error": (
             [("against the real row's value", found["value_error"]), ("against the return", found["return_error"])],
@@ -130,9 +169,10 @@ def draw(found: dict[str, Any], path: Path) -> Path:
         "policy, KL in nats": ([("from the real row's policy", found["policy_kl"])], None),
     }
     if not any(error is not None for error in found["reward_error"]):
-        del panels["reward, root mean square error"]
+        del curves["reward, root mean square error"]
     title = f"{found['env']}, {found['agent']}: the model below real states"
-    return plots.curves_by_depth(panels, found["depths"], found["unroll_steps"], title, path)
+    decisions = [(f"step {moment.step}", moment.thought) for moment in moments]
+    return plots.curves_by_depth(curves, found["depths"], found["unroll_steps"], title, path, decisions)
 
 
 class Decision(NamedTuple):

@@ -30,10 +30,11 @@ class SearchConfig(BaseModel):
     """Number of actions at the root with which sequential halving begins (Gumbel MuZero: 16)."""
     visit_offset: float = Field(50.0, ge=0)
     """c_visit of Gumbel's sigma."""
-    q_range: Literal["node", "tree"] = "node"
-    """The Q-values by whose minimum and maximum Gumbel's sigma rescales: `node` takes a node's own actions (as in
-    mctx), however little they differ. `tree` takes the whole tree, as in MuZero, so that small differences stay
-    small."""
+    q_range: Literal["node", "tree", "returns"] = "node"
+    """The range by which Gumbel's sigma rescales Q-values: `node` takes the least and greatest of a node's own actions
+    (as in mctx), however little they differ. `tree` takes those of the whole tree, as in MuZero, so that small
+    differences stay small. `returns` divides by the largest return of training so far, so that a difference means the
+    same in every state; it needs `model.value_unit=returns`."""
     value_scale: float = Field(0.1, ge=0)
     """c_scale of Gumbel's sigma (0.1; 1.0 on boards)."""
 
@@ -62,6 +63,8 @@ class Root(NamedTuple):
     """[B, ...]"""
     legal_actions: Bool[Array, "B A"]
     """A row without any legal action, such as the last of an episode, is searched as if all were legal."""
+    largest_return: Float[Array, ""] | None = None
+    """What `q_range=returns` divides by; no other search reads it."""
 
 
 Simulate = Callable[[Any, Int[Array, " B"]], Step]

@@ -145,9 +145,9 @@ def gumbel_search(
     """Run Gumbel MuZero's search, which is sequential halving over actions sampled without replacement.
 
     The improved policy is softmax(logits + sigma(completed Q)) with sigma(q) = (c_visit + max_b N(b)) c_scale q,
-    where q is first rescaled to [0, 1] among the node's actions, or in the whole tree (`config.q_range`).  The value is
-    the sum of weights times completed Q without rescaling.  The tree's mean at the root does not estimate it, because
-    sequential halving averages over bad actions too.
+    where q is first rescaled to [0, 1] among the node's actions or in the whole tree, or divided by the largest return
+    (`config.q_range`).  The value is the sum of weights times completed Q without rescaling.  The tree's mean at the
+    root does not estimate it, because sequential halving averages over bad actions too.
 
     Arguments and errors are those of `puct_search`, except for:
 
@@ -169,7 +169,7 @@ def gumbel_search(
         return _best(jnp.where(legal & (edges.visits == visits), score, -jnp.inf))
 
     def choices(_: Array, trees: Growth) -> tuple[Choose, Choose]:
-        spread = _range(config, trees)
+        spread = _range(config, root, trees)
 
         def at_root(edges: Edges) -> Array:
             completed = edges.visits[0].sum()
@@ -182,7 +182,7 @@ def gumbel_search(
 
     trees = grow(logits, root.value, root.latent, step, choices, num_simulations, config.max_depth)
     edges = trees.edges(0)
-    completed, spread = _completed(edges), _range(config, trees)
+    completed, spread = _completed(edges), _range(config, root, trees)
     weights = jax.nn.softmax(logits + _sigma(config, edges, completed, spread))
     return SearchResult(
         action=winner(edges, edges.visits.max(-1, keepdims=True), spread),
@@ -251,16 +251,22 @@ def _value_vector(trees: Growth, edges: Edges, weights: Float[Array, "B A"]) -> 
     return jax.vmap(of_player, (-1, -1), -1)(trees.root_q_vectors(), trees.raw_value[0])
 
 
-def _range(config: SearchConfig, trees: Growth) -> Range:
-    """Return the least and greatest Q of the trees, or None where sigma rescales by a node's own actions."""
+def _range(config: SearchConfig, root: Root, trees: Growth) -> Range:
+    """Return the range by which sigma rescales in all nodes, or None where each node has its own."""
+    if config.q_range == "returns":
+        if root.largest_return is None:
+            raise ValueError("search.q_range=returns needs the root's largest_return, which is None")
+        return jnp.zeros(len(root.logits)), jnp.broadcast_to(root.largest_return, len(root.logits))
     return trees.q_range() if config.q_range == "tree" else None
 
 
 def _sigma(config: SearchConfig, edges: Edges, completed: Array, spread: Range) -> Float[Array, "B A"]:
-    """Return (c_visit + max_b N(b)) c_scale q for completed Q-values q, rescaled to [0, 1] in the node or the tree."""
+    """Return (c_visit + max_b N(b)) c_scale q for completed Q-values q, rescaled by the range that is set."""
     low, high = completed.min(-1, keepdims=True), completed.max(-1, keepdims=True)
     scale = (config.visit_offset + edges.visits.max(-1, keepdims=True)) * config.value_scale
-    if spread is not None:
+    if spread is not None and config.q_range == "returns":
+        low, high = spread[0][:, None], spread[1][:, None]
+    elif spread is not None:
         low, high = jnp.minimum(low, spread[0][:, None]), jnp.maximum(high, spread[1][:, None])
     return scale * (completed - low) / jnp.maximum(high - low, 1e-8)
 

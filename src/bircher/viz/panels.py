@@ -98,7 +98,7 @@ def panel(thought: Thought | None, height: int, name: Callable[[int], str] = str
     if thought.density is not None:
         _draw_densities(pen, thought, thought.density, height)
         return np.asarray(image)
-    shown = _select_actions(thought, (height - 2 * LINE) // LINE)
+    shown = select_actions(thought, (height - 2 * LINE) // LINE)
     label, full = LABEL, 1.0
     if thought.names is not None:  # vectors need more room, and each of many samples has a small weight
         label, full = SAMPLE_LABEL, max(float(np.max([thought.prior, thought.improved])), 1e-6)
@@ -140,7 +140,7 @@ def _draw_densities(pen: Any, thought: Thought, density: Density, height: int) -
         pen.text((WIDTH - 70, 4), f"{size - count} more", fill=FAINT)
 
 
-def _select_actions(thought: Thought, most: int) -> list[int]:
+def select_actions(thought: Thought, most: int) -> list[int]:
     """Return at most `most` actions in ascending order: the most probable ones, and always the one that was taken."""
     likeliest = np.argsort(-(thought.improved + thought.prior), kind="stable")[:most].tolist()
     if thought.action not in likeliest:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from bircher.errors import NoDisplay, RunFolderError
 from bircher.metrics import by_span
 from bircher.spaces import encode_observation
 from bircher.types import EnvSpec
+from bircher.viz.panels import Density, Thought, select_actions
 
 if TYPE_CHECKING:
     from bircher.envs.subprocess_pool import CheckedEnv
@@ -94,30 +95,85 @@ def curves_by_depth(
     learned: int,
     title: str,
     picture_path: str | Path,
+    decisions: Sequence[tuple[str, Thought]] = (),
 ) -> Path:
     """Draw panels of named lines over the model's depth, with a horizontal line at the level of an uninformed model.
 
     A panel without such a level has None instead of it. A value of None leaves a gap in its line. `learned` is the
-    depth to which training unrolls the model. Returns the picture's path.
+    depth to which training unrolls the model. `decisions`, with their names, are drawn below. Returns the picture's
+    path.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    rows = max((_decision_rows(thought) for _, thought in decisions), default=0)
+    size = 4.2 * max(len(panels), len(decisions)), 3.6 + DECISION_HEIGHT * rows
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
+    upper = figure
+    if decisions:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, DECISION_HEIGHT * rows))
+        _draw_decisions(lower, decisions, rows)
     for number, (name, (lines, level)) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(1, len(panels), number, title=name, xlabel="steps of the model")
+        axes = upper.add_subplot(1, len(panels), number, title=name, xlabel="steps of the model")
         for label, values in lines:
             axes.plot(depths, np.array(values, float), "o-", markersize=3, linewidth=1.2, label=label)
         if level is not None:
             axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label="standard deviation")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.axvline(learned + 0.5, color="tab:gray", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(picture_path, dpi=120)
     return Path(picture_path)
+
+
+DECISION_HEIGHT, MOST_DIMENSIONS, MOST_BARS = 1.8, 4, 12
+"""Height in inches of one dimension of a decision, and the greatest numbers of dimensions and bars that are drawn."""
+
+
+def _decision_rows(thought: Thought) -> int:
+    """Return the number of strips of a decision: one of bars, or one for each dimension of a density."""
+    return 1 if thought.density is None else min(len(thought.density.mean), MOST_DIMENSIONS)
+
+
+def _draw_decisions(figure: Any, decisions: Sequence[tuple[str, Thought]], rows: int) -> None:
+    """Draw decisions side by side: the policy before and after looking ahead, and green what was chosen."""
+    grid = figure.subplots(rows, len(decisions), squeeze=False)
+    for column, (name, thought) in enumerate(decisions):
+        grid[0, column].set_title(f"{name}, value {thought.value:.3g}")
+        if thought.density is None:
+            _draw_bars(grid[0, column], thought)
+            continue
+        more = len(thought.density.mean) - rows
+        for row in range(rows):
+            _draw_density(grid[row, column], thought, thought.density, row)
+        grid[-1, column].set_xlabel("action" + (f" ({more} more dimensions)" if more else ""))
+    grid[0, 0].legend(frameon=False, fontsize=8)
+
+
+def _draw_bars(axes: Any, thought: Thought) -> None:
+    shown = select_actions(thought, MOST_BARS)
+    places = np.arange(len(shown))
+    axes.bar(places - 0.2, thought.prior[shown], 0.4, color="tab:blue", label="prior")
+    axes.bar(places + 0.2, thought.improved[shown], 0.4, color="tab:orange", label="after looking ahead")
+    names = [str(action) if thought.names is None else thought.names[action] for action in shown]
+    axes.set_xticks(places, names, fontsize=8)
+    axes.get_xticklabels()[shown.index(thought.action)].set_color("tab:green")
+
+
+def _draw_density(axes: Any, thought: Thought, density: Density, dimension: int) -> None:
+    """Draw the density of one dimension with its samples, each as high as its weight after looking ahead."""
+    low, high = density.low[dimension], density.high[dimension]
+    values = np.linspace(low, high, 200)
+    shares = thought.improved / max(float(thought.improved.max()), 1e-12)
+    samples = density.samples[:, dimension]
+    axes.plot(values, density.curve(dimension, len(values)), color="tab:blue", label="prior")
+    axes.vlines(samples, 0, np.maximum(shares, 0.02), color="tab:orange", label="after looking ahead")
+    axes.vlines(samples[thought.action], 0, 1, color="tab:green", linewidth=2, label="chosen")
+    axes.set(xlim=(low, high), ylim=(0, 1.1), yticks=[])
 
 
 FPS = 30.0
