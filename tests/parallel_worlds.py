@@ -87,6 +87,27 @@ class Numbered(ParallelEnv):
         return begin <= self.step_count < end
 
 
+class Together(Numbered):
+    """The same with arrays of all agents, in memory that the next step overwrites."""
+
+    rewards_of_all = 1.0
+
+    def _arrays(self):
+        self.seen = getattr(self, "seen", np.zeros((len(self.lives), 4), np.float32))
+        for agent in self.possible_agents:
+            self.seen[agent] = self.observe(agent)
+        return self.seen
+
+    def reset_all(self, seed):
+        self.reset(seed)
+        return self._arrays()
+
+    def step_all(self, actions):
+        _, *values, _ = self.step({agent: actions[agent] for agent in self.agents})
+        rewards, over, cut = ([value.get(agent, 0) for agent in self.possible_agents] for value in values)
+        return self._arrays(), self.rewards_of_all * np.array(rewards), np.array(over, bool), np.array(cut, bool)
+
+
 class Alone(ParallelEnv):
     """A Gymnasium environment as a parallel one with a single agent."""
 

@@ -14,9 +14,11 @@ from pettingzoo import AECEnv, ParallelEnv
 from bircher.envs import registry
 from bircher.envs.base import check_env
 from bircher.envs.config import EnvRequest
-from bircher.envs.parallel_pool import Agents, ParallelPool
+from bircher.envs.parallel_pool import Agents, ParallelPool, TogetherAgents, make_agents
 from bircher.errors import EnvironmentFailure, UnknownEnvironment, UnsupportedEnvironment
-from parallel_worlds import ACTIONS, Life, Numbered, Roles
+from parallel_worlds import ACTIONS, Life, Numbered, Roles, Together
+
+LASTING = [Life(0, 5), Life(0, 5)]
 
 
 def pool_of(*envs) -> ParallelPool:
@@ -57,6 +59,38 @@ def test_rows_are_those_of_the_agents_lives(others: list[Life]) -> None:
             assert row.terminal[agent] == (step == end and not truncated)
             assert row.truncated[agent] == (step == end and truncated)
     assert len(rows[0].valid) == count
+
+
+@pytest.mark.parametrize("max_steps", [None, 3])
+def test_arrays_of_all_agents_give_the_rows_of_dictionaries(max_steps: int | None) -> None:
+    lives = [Life(0, 5), Life(0, 2), Life(0, 4, truncated=True)]
+    pools = [
+        ParallelPool([lambda kind=kind, i=i: make_agents(lambda: kind(lives, False), {}, i, "auto", max_steps)
+                      for i in range(2)])
+        for kind in (Numbered, Together)
+    ]  # fmt: skip
+    assert type(pools[1].envs[0]) is TogetherAgents and type(pools[0].envs[0]) is Agents
+    found = [[copied(pool.reset([0, 1]))] for pool in pools]
+    for step in range(14):
+        for rows, pool in zip(found, pools, strict=True):
+            rows.append(copied(pool.step(np.full((2, 3), step % ACTIONS))))
+    for one, other in zip(*found, strict=True):
+        valid = one.valid
+        np.testing.assert_array_equal(one.observation[valid], other.observation[valid])
+        jax.tree.map(np.testing.assert_array_equal, one._replace(observation=0), other._replace(observation=0))
+
+
+def test_arrays_of_another_shape_and_rewards_that_are_not_finite_are_refused() -> None:
+    env = Together(LASTING, obedient=False)
+    pool = ParallelPool([lambda: make_agents(lambda: env, {}, 0, "auto", None)])
+    pool.reset([0])
+    env.rewards_of_all = np.nan
+    with pytest.raises(EnvironmentFailure, match="environment 0, step 1: step returned rewards that are not finite"):
+        pool.step(np.zeros((1, 2), int))
+    env.seen = np.zeros((2, 4), np.float64)
+    sentence = r"reset after 1 steps: reset returned observations float64\[2, 4\], expected float32\[2, 4\]"
+    with pytest.raises(EnvironmentFailure, match=sentence):
+        pool.reset([0])
 
 
 def test_an_environment_of_several_agents_fulfils_the_protocol() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from pettingzoo import ParallelEnv
 
 from bircher.envs import mettagrid_maps
@@ -74,6 +74,11 @@ class MettaGridEnv(ParallelEnv):
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, UInt8[np.ndarray, "N 3"]], dict[str, dict[str, Any]]]:
         """Begin an episode on a new map; a seed restarts the sequence of maps."""
+        tokens = self.reset_all(seed).copy()  # the package overwrites its array in the next step
+        return dict(zip(self.agents, tokens, strict=True)), {agent: {} for agent in self.agents}
+
+    def reset_all(self, seed: int | None) -> UInt8[np.ndarray, "A N 3"]:
+        """Begin an episode on a new map, and return the tokens of all agents, which the next step overwrites."""
         if seed is not None:
             self._seeds = np.random.default_rng(seed)
         from mettagrid.simulator import Simulation  # type: ignore[import-not-found]  # an extra
@@ -81,22 +86,24 @@ class MettaGridEnv(ParallelEnv):
         self.close()
         self._simulation = Simulation(self.config, seed=self._next_map())
         self.agents = list(self.possible_agents)
-        return self._observations(), {agent: {} for agent in self.agents}
+        return self._simulation._c_sim.observations()  # as the package's own environment does
 
     def step(self, actions: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         """Move the agents; an agent without an action does not move."""
-        game = self._simulation._c_sim  # as the package's own environment does
-        moves = game.actions()
-        for index, agent in enumerate(self.possible_agents):
-            moves[index] = int(actions.get(agent, 0))
-        self._simulation.step()
-        observations = self._observations()
-        rewards = dict(zip(self.possible_agents, game.rewards().tolist(), strict=True))
-        terminal = dict(zip(self.possible_agents, game.terminals().astype(bool).tolist(), strict=True))
-        truncated = dict(zip(self.possible_agents, game.truncations().astype(bool).tolist(), strict=True))
+        moves = np.array([int(actions.get(agent, 0)) for agent in self.possible_agents])
+        tokens, *values = self.step_all(moves)
+        rewards, terminal, truncated = (dict(zip(self.possible_agents, x.tolist(), strict=True)) for x in values)
+        observations = dict(zip(self.possible_agents, tokens.copy(), strict=True))
         infos: dict[str, dict[str, Any]] = {agent: {} for agent in self.agents}
         self.agents = [agent for agent in self.agents if not (terminal[agent] or truncated[agent])]
         return observations, rewards, terminal, truncated, infos
+
+    def step_all(self, actions: Int[np.ndarray, " A"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Move all agents, and return tokens, rewards, terminations and truncations, which the next step overwrites."""
+        game = self._simulation._c_sim
+        game.actions()[:] = actions
+        self._simulation.step()
+        return game.observations(), game.rewards(), game.terminals().astype(bool), game.truncations().astype(bool)
 
     def render(self) -> UInt8[np.ndarray, "H W 3"] | None:
         """Return a picture of the whole map if `render_mode` is `rgb_array`; before the first reset there is none."""
@@ -121,11 +128,6 @@ class MettaGridEnv(ParallelEnv):
             if not self._connected or mettagrid_maps.is_connected(builder.create().build().grid):
                 break
         return seed
-
-    def _observations(self) -> dict[str, UInt8[np.ndarray, "N 3"]]:
-        # One copy for all agents: the package overwrites its array in the next step.
-        tokens = np.array(self._simulation._c_sim.observations())
-        return dict(zip(self.possible_agents, tokens, strict=True))
 
 
 COLORS = {

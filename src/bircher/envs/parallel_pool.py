@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from bircher.envs.contract import Contract, describe, float_leaves, not_finite
 from bircher.envs.parallel_sources import agents_of, make_parallel, whose_turn
-from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment
+from bircher.errors import ContractBreach, EnvironmentFailure, UnsupportedEnvironment, short
 from bircher.spaces import MASK, LayoutSetting, encoding_of, fit_check
 
 OBSERVATION = "observation"
@@ -298,13 +298,68 @@ def _dictionaries(result: Any, method: str, names: tuple[str, ...]) -> tuple[Map
     return result
 
 
+@runtime_checkable
+class StepsTogether(Protocol):
+    """A parallel environment that also returns the values of all of its agents as arrays.
+
+    All agents have the same spaces, without a mask, and the observation is a `Box`.  All arrive at the reset, and none
+    later.  The arrays may be overwritten by the next step.
+    """
+
+    def reset_all(self, seed: int | None) -> np.ndarray:
+        """Reset, and return the observations [A, …] in the order of `possible_agents`."""
+        ...
+
+    def step_all(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Step with actions [A, …], and return observations [A, …], rewards, terminations and truncations [A]."""
+        ...
+
+
+class TogetherAgents(Agents):
+    """The agents of an environment that returns arrays, whose rows are written at once.
+
+    With 24 agents of mettagrid that is three times as fast as a dictionary for each agent.
+    """
+
+    def _reset(self, seed: int | None, rows: AgentRows, begin: int, write: Callable[[Any, Any], None]) -> None:
+        own = slice(begin, begin + len(self._there))
+        write(own, self._checked(self.env.reset_all(seed)))
+        self._length = 0
+        self._there[:] = rows.first[own] = rows.valid[own] = True
+
+    def _step(self, actions: Any, rows: AgentRows, begin: int, write: Callable[[Any, Any], None]) -> None:
+        self._steps += 1
+        self._length += 1
+        own, there = slice(begin, begin + len(self._there)), self._there
+        observations, rewards, terminal, truncated = self.env.step_all(actions)
+        write(own, self._checked(observations))
+        if not np.isfinite(rewards).all():
+            raise ContractBreach(f"step returned rewards that are not finite: {short(rewards)}")
+        at_limit = self._length == self._max_steps
+        rows.reward[own] = np.where(there, rewards, 0.0)
+        rows.terminal[own] = ended = there & terminal
+        rows.truncated[own] = late = there & (np.asarray(truncated) | at_limit) & ~ended
+        rows.valid[own] = there
+        self._there = there & ~ended & ~late
+
+    def _checked(self, values: np.ndarray) -> np.ndarray:
+        space = self.spaces.observation
+        shape = (len(self._there), *space.shape)  # type: ignore[misc]
+        if values.shape != shape or values.dtype != space.dtype:
+            found, expected = f"{values.dtype}{list(values.shape)}", f"{space.dtype}{list(shape)}"
+            raise ContractBreach(f"{self._moment} returned observations {found}, expected {expected}")
+        return values
+
+
 def make_agents(
     source: Callable[..., Any] | str, options: Mapping[str, Any], index: int, layout: LayoutSetting,
     max_steps: int | None,
 ) -> Agents:  # fmt: skip
     """Make one environment whose errors name its index."""
     name = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
-    return Agents(make_parallel(source, options), index, name, layout, max_steps)
+    env = make_parallel(source, options)
+    kind = TogetherAgents if isinstance(env.unwrapped, StepsTogether) else Agents
+    return kind(env, index, name, layout, max_steps)
 
 
 class ParallelPool:

@@ -105,15 +105,17 @@ def curves_by_depth(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = max((_decision_rows(thought) for _, thought in decisions), default=0)
     size = 4.2 * max(len(panels), len(decisions)), 3.6 + DECISION_HEIGHT * rows
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    upper = figure
+    upper: Any = figure
     if decisions:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, DECISION_HEIGHT * rows))
+        halves: Any = figure.subfigures(2, 1, height_ratios=(3.6, DECISION_HEIGHT * rows))
+        upper, lower = halves
         _draw_decisions(lower, decisions, rows)
     for number, (name, (lines, level)) in enumerate(panels.items(), start=1):
         axes = upper.add_subplot(1, len(panels), number, title=name, xlabel="steps of the model")
@@ -121,7 +123,7 @@ def curves_by_depth(
             axes.plot(depths, np.array(values, float), "o-", markersize=3, linewidth=1.2, label=label)
         if level is not None:
             axes.axhline(level, color="tab:gray", linestyle="--", linewidth=1, label="standard deviation")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.axvline(learned + 0.5, color="tab:gray", linestyle=":", linewidth=1)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
