@@ -22,9 +22,9 @@ import bircher
 from bircher.agents.actor_critic import PolicyAgentState
 from bircher.cli import app
 from bircher.config.config import compose
-from bircher.errors import NotEnoughMemory
+from bircher.errors import ConfigError, NotEnoughMemory
 from bircher.ops.improvement import AdvantageNormalizer
-from bircher.runs import build, directory, launch, loaded_agent
+from bircher.runs import build, directory, inspect, launch, loaded_agent
 from bircher.runs.loaded_agent import LoadedAgent
 from bircher.types import Policy
 from tiny import SETTINGS
@@ -188,3 +188,8 @@ def test_a_turned_layout_is_said_before_a_run_begins(world: str, tmp_path: Path)
     assert training._sentences[0].startswith("observations (3, 16, 20) are taken as 3 channels first and converted to")
     os.close(training._claim)
     training._env.close()
+
+
+def test_an_agent_without_a_model_is_not_diagnosed():
+    with pytest.raises(ConfigError, match="agent ppo has no model to compare with episodes: diagnose is"):
+        inspect.diagnose(untrained("toy/cliff", **{"agent": "ppo", "optimizer.updates_per_step": None}))

@@ -35,6 +35,7 @@ from builders import SMALL, assert_trees_equal, muesli_agent, random_rows
 from test_resume import run_to, state_of
 from tiny import SETTINGS, WORDS, Countdown, Raises
 
+SPREAD = "pettingzoo/mpe/simple_spread_v3"
 AGENT = muesli_agent(SMALL.model_copy(update={"unroll_steps": 1}))
 
 
@@ -196,14 +197,17 @@ def killing(env_steps: list[int], training) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.slow
-def test_one_worker_equals_the_pipeline_to_the_digit(local_ray, tmp_path: Path) -> None:
-    """With an evaluation between, so that the loop pauses."""
+@pytest.mark.parametrize("env", ["CartPole-v1", pytest.param(SPREAD, marks=pytest.mark.long)])
+def test_one_worker_equals_the_pipeline_to_the_digit(local_ray, tmp_path: Path, env: str) -> None:
+    """With an evaluation between, so that the loop pauses; also for an environment of three agents."""
     settings = {"steps": 600, "seed": 1, "evaluation.count": 2, "evaluation.episodes": 2, "ray.workers": 1}
     paths = [
-        launch.start(composed(**settings, loop=loop), out=tmp_path / loop).run().path for loop in ("pipeline", "ray")
+        launch.start(composed(env, **settings, loop=loop), out=tmp_path / loop).run().path
+        for loop in ("pipeline", "ray")
     ]
     expected, found = map(saved, paths)
-    assert int(found.pop("['actor'].lag")) == 1
+    if env != SPREAD:  # the state of PettingZoo's environments cannot be saved
+        assert int(found.pop("['actor'].lag")) == 1
     assert expected.keys() == found.keys() and len(found) > 40
     for name, value in expected.items():
         np.testing.assert_array_equal(value, found[name], err_msg=name)

@@ -43,8 +43,13 @@ def diagnose(agent: LoadedAgent, steps: int = 8192, seed: int = 0) -> dict[str, 
 
     Raises:
       EvaluationFailed: an environment failed.
-      ValueError: the agent has no model.
+      ConfigError: the agent has no model.
     """
+    if agent.agent.look is None:
+        raise ConfigError(
+            f"agent {agent.name} has no model to compare with episodes: diagnose is for agents with one, such "
+            "as muesli, muzero, or ppo trained with losses.cmpo.weight=0.01"
+        )
     depths = 2 * agent.config.model.unroll_steps
     length = max(steps // NUM_ENVS, 2 * depths)
     env = agent.make_env(NUM_ENVS, seed, "diagnose")
