@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 
 import environments
+from bircher.config.config import compose
 from bircher.envs.specs import observation_spec
 from bircher.errors import ConfigError
 from bircher.networks.encoders import ImpalaTorso, IndexTorso, MLPTorso, SmallCNNTorso
@@ -183,9 +184,11 @@ def test_tokens_are_pooled_over_the_rows_that_are_there():
     np.testing.assert_allclose(encoder(jnp.asarray(shuffled), jnp.dtype("float32")), found, atol=1e-5)
 
 
-def test_a_token_grid_has_a_number_for_each_place_and_feature():
+@pytest.mark.parametrize("cell_features", [None, [3, 0], []])
+def test_a_token_grid_has_a_number_for_each_place_and_feature(cell_features: list[int] | None):
     space = spaces.Dict(things=spaces.Box(0, 255, (8, 3), np.uint8))
     chosen = {"kind": "token_grid", "side": 3, "features": 5, "names": [2, 4], "values": 3, "width": 7}
+    chosen["cell_features"] = cell_features
     (encoder,) = torso_of(space, encoders={"things": chosen}).encoders
     things = np.random.default_rng(0).integers(0, 6, (4, 8, 3)).astype(np.uint8)
     things[..., 0] = np.random.default_rng(1).choice([0x00, 0x12, 0x21, 0x22, 254], (4, 8))
@@ -203,8 +206,13 @@ def test_a_token_grid_has_a_number_for_each_place_and_feature():
                 grid[row, cell, 5 + 3 * (feature == 4) + min(value, 2)] += 1.0
             else:
                 grid[row, cell, min(feature, 4)] += (1 + np.log2(1 + value)) / 9
+    square, whole = grid[:, :9], grid[:, 9]
+    if cell_features is not None:
+        square = square[..., [*cell_features, *range(5, 11)]]
+    expected = np.concatenate([square.reshape(4, -1), whole], axis=1)
     found = encoder(jnp.asarray(things), jnp.dtype("float32"))
-    np.testing.assert_allclose(found, relu_layer(encoder.layer, grid.reshape(4, -1)), atol=1e-5)
+    assert encoder.layer.weight.size == 7 * expected.shape[1]
+    np.testing.assert_allclose(found, relu_layer(encoder.layer, expected), atol=1e-5)
     shuffled = encoder(jnp.asarray(things[:, ::-1]), jnp.dtype("float32"))
     np.testing.assert_allclose(shuffled, found, atol=1e-5)
     assert grid[2].sum() == 0 and grid[0].sum() > 0
@@ -349,3 +357,10 @@ def test_shapes_are_those_of_an_environment_with_stacked_observations():
     np.testing.assert_array_equal(encoded["n"], [0, 1, 2])
     np.testing.assert_array_equal(encoded["k"], [0, 1, 2])
     env.close()
+
+
+@pytest.mark.parametrize("numbers", [[5], [1, 1], [2]])
+def test_features_of_cells_must_exist_and_be_no_names(numbers: list[int]):
+    grid = f"kind: token_grid, features: 5, names: [2], cell_features: {numbers}"
+    with pytest.raises(ConfigError, match=r"cell_features must be different numbers of features from 0 to 4 that are"):
+        compose("toy/cliff", ["model.encoders.observation={" + grid + "}"])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, PyTree, Shaped
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bircher import spaces
 from bircher.errors import ConfigError, near, short_text
@@ -35,7 +35,7 @@ from bircher.networks.encoders import (
     make_torso,
 )
 from bircher.networks.layers import MLP, Linear
-from bircher.networks.token_grid import grid_of_tokens, num_cells, num_channels
+from bircher.networks.token_grid import TokenLayout, grid_of_tokens
 from bircher.types import SINGLE, EnvSpec, Key, ObservationPart, part_names
 
 PICTURES = ("small_cnn", "dqn_cnn", "nature_cnn", "spatial_softmax", "impala")
@@ -87,6 +87,19 @@ class EncoderConfig(BaseModel):
     """Features of a `token_grid` whose values are only names."""
     side: int = Field(15, ge=1, le=15)
     """Height and width of a `token_grid`; tokens at other positions are left out."""
+    cell_features: tuple[int, ...] | None = None
+    """Features of a `token_grid` that each cell has a number for, besides `names`; tokens of other features count for
+    the agent as a whole only. Null: all."""
+
+    @model_validator(mode="after")
+    def _cell_features_exist(self) -> EncoderConfig:
+        own = self.cell_features or ()
+        if len({*own}) < len(own) or any(not 0 <= number < self.features or number in self.names for number in own):
+            raise ValueError(
+                f"cell_features must be different numbers of features from 0 to {self.features - 1} that are not in "
+                f"names={list(self.names)}, not {list(own)}"
+            )
+        return self
 
 
 AUTOMATIC = EncoderConfig.model_validate({})
@@ -264,18 +277,19 @@ class TokenGrid(Encoder):
 
     layer: Linear
     num_features: int = eqx.field(static=True)
-    config: EncoderConfig = eqx.field(static=True)
-    values: int = eqx.field(static=True)
+    layout: TokenLayout = eqx.field(static=True)
 
     def __init__(self, num_tokens: int, config: EncoderConfig, key: Key):
-        self.config, self.values, self.num_features = config, config.values or 8, config.width or 64
-        inputs = num_cells(config.side) * num_channels(config.features, config.names, self.values)
+        self.num_features = config.width or 64
+        self.layout = TokenLayout(
+            config.side, config.features, config.names, config.values or 8, config.cell_features
+        )  # fmt: skip
+        inputs = self.layout.size
         # Most of the grid is 0: the variance is that of as many inputs as half of the tokens.
         self.layer = Linear(inputs, self.num_features, key, scale=2.0 * inputs / max(num_tokens / 2, 1.0))
 
     def __call__(self, x: Integer[Array, "*B N 3"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
-        of = self.config
-        return jax.nn.relu(self.layer(grid_of_tokens(x, of.side, of.features, of.names, self.values, dtype)))
+        return jax.nn.relu(self.layer(grid_of_tokens(x, self.layout, dtype)))
 
 
 class Text(Encoder):
