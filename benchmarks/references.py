@@ -3,7 +3,7 @@
 Each small task has a scripted player that sees the whole state. Where the best return is computed, it is by value
 iteration over the states, and the player acts by its table. The command plays episodes of random actions and of the
 players, and prints both beside the numbers that `bircher.envs.small` contains. With --minatar it plays random actions
-in MinAtar's games.
+in MinAtar's games, and with --random ENV in any environment; the return of several agents is that of the team.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bircher.envs import registry, small
+from bircher.envs.agents import moment_of
 from bircher.envs.base import random_actions
 from bircher.envs.config import EnvRequest
 from bircher.experiments.grid import MINATAR
@@ -264,13 +265,41 @@ PLANS: dict[str, Callable[[], Plan]] = {
 }
 
 
+def random_play(env_id: str, episodes: int, seed: int) -> Played:
+    """Return the returns of random actions in the first episodes of so many environments."""
+    env = registry.make(EnvRequest.of(env_id, num_envs=episodes), seed)
+    agents = env.spec.num_agents
+
+    @jax.jit
+    def step(state: Any, row: Any, key: Key) -> tuple[Any, Any, Any]:
+        state, row = env.step(state, random_actions(env.spec, key, row))
+        return state, row, moment_of(row, agents)
+
+    state, row = env.reset()
+    returns, running = np.zeros(episodes), np.ones(episodes, bool)
+    for key in map(jax.random.key, itertools.count(seed)):
+        state, row, moment = step(state, row, key)
+        returns += np.where(running, moment.reward, 0.0)
+        running &= ~np.asarray(moment.last)
+        if not running.any():
+            break
+    env.close()
+    return Played(float(returns.mean()), 1.96 * float(returns.std(ddof=1)) / episodes**0.5)
+
+
 def main() -> None:
     """Print a line for every task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minatar", action="store_true", help="MinAtar's games instead of the small tasks")
+    parser.add_argument("--random", metavar="ENV", nargs="+", help="random actions in these environments alone")
     arguments = parser.parse_args()
+    for env_id in arguments.random or ():
+        random = random_play(env_id, arguments.episodes, arguments.seed)
+        print(f"{env_id}: {random.mean:.5g} ± {random.margin:.2g}", flush=True)
+    if arguments.random:
+        return
     if arguments.minatar:
         print("game, random: measured (stated)")
         for env_id, (stated, _) in MINATAR.items():
