@@ -1,7 +1,8 @@
 """Random play and a scripted player on the maps of mettagrid: `python benchmarks/gather_players.py mettagrid/gather-4`.
 
 The scripted player sees what an agent sees, the tokens of one observation, and remembers only its heading.  It prints
-mean returns of an agent and of a team, and the speed of the environment by itself.
+mean returns of an agent and of a team, and the speed of the environment by itself.  With --speed it prints how fast PPO
+is, as shares of the simulations' own speed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from bircher.config.config import compose
 from bircher.envs.mettagrid import GATHER, PREFIX, load, read_tokens, require_known
+from bircher.runs import bench
 
 MOVES = {"move_north": (-1, 0), "move_south": (1, 0), "move_west": (0, -1), "move_east": (0, 1)}
 Cell = tuple[int, int]
@@ -122,16 +125,52 @@ def measured(env: Any, players: Mapping[str, Any], episodes: int, seed: int) -> 
     }  # fmt: skip
 
 
+def alone(env_id: str, num_envs: int, seconds: float) -> float:
+    """Return the steps a second of the package's simulations with random actions, without an adapter; resets count."""
+    from bircher.envs.mettagrid_env import MettaGridEnv
+
+    envs, random = [MettaGridEnv(env_id) for _ in range(num_envs)], np.random.default_rng(0)
+    actions = random.integers(len(envs[0].action_names), size=(64, num_envs, len(envs[0].possible_agents)))
+    for env in envs:
+        env.reset_all(0)
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for move in actions:
+            for index, env in enumerate(envs):
+                if env.step_all(move[index])[3].all():
+                    env.reset_all(None)
+            steps += num_envs
+    return steps / (time.perf_counter() - started)
+
+
+def share_of_speed(env_id: str, words: list[str], turns: int = 3, seconds: float = 6.0) -> dict[str, Any]:
+    """Return the speed of a whole run of PPO as shares of that of the simulations alone, measured in turn."""
+    config = compose(env_id, ["agent=ppo", *words])
+    pairs = [
+        (alone(env_id, config.env.num_envs, seconds), bench.measure(config, seconds).speeds[-1].steps_per_second)
+        for _ in range(turns)
+    ]
+    return {
+        "env": env_id, "alone": [round(own) for own, _ in pairs], "run": [round(run) for _, run in pairs],
+        "shares": [round(run / own, 2) for own, run in pairs],
+    }  # fmt: skip
+
+
 def main() -> None:
     """Measure the players on one map or on all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ids", nargs="*", default=[PREFIX + name for name in GATHER])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--speed", action="store_true", help="the speed of PPO as a share of the simulations' own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of PPO, with --speed")
     arguments = parser.parse_args()
     for env_id in arguments.ids:
         require_known(env_id)
         load()
+        if arguments.speed:
+            print(json.dumps(share_of_speed(env_id, arguments.set)), flush=True)
+            continue
         from bircher.envs.mettagrid_env import MettaGridEnv
 
         env = MettaGridEnv(env_id)
