@@ -35,7 +35,7 @@ def use_device(device: str | None) -> Device:
     if device == "cpu":
         stay_on_cpu()
     try:
-        chosen = jax.devices(device)[0]
+        chosen = jax.local_devices(backend=device)[0]  # those of other learners cannot be used here
     except RuntimeError as error:
         raise DeviceError(
             f"device={device} is not available: JAX finds only {', '.join(sorted({d.platform for d in jax.devices()}))}"

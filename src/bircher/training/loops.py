@@ -147,6 +147,8 @@ class Programs(NamedTuple):
     monitor: Monitor | None = None
     """None where acting and learning are one program, whose parts cannot be measured separately"""
     snapshots: Snapshots | None = None
+    whole: Callable[[TrainState], TrainState] = lambda train: train
+    """(train) -> the state with all arrays in this process, also those that several learners share"""
 
     def state_shapes(self, train: TrainState, actor_state: ActorState) -> PyTree:
         """Return the shapes of the loop's state, for a loop without `snapshots`."""
@@ -184,11 +186,14 @@ class DeviceUpdate:
         self._program: Any = jax.jit(update_and_count, donate_argnums=(0, 1))
 
     def __call__(self, train: TrainState, progress: Progress, rollout: Trajectory, tally: Tally) -> Updated:
-        """Return the new state and sums, and what `observe` returns of the state; the old ones are donated."""
+        """Return the new state and sums, and what `observe` returns of the state; the old ones are donated.
+
+        With several learners the rollout contains only the rows of this one's environments.
+        """
         if self._layout is None:
             return self._program(train, progress, rollout, tally)
-        rollout = jax.device_put(rollout, self._layout.divided)
-        progress, tally = jax.device_put((progress, tally), self._layout.everywhere)
+        rollout = self._layout.put_rows(rollout)
+        progress, tally = self._layout.put((progress, tally))
         train, progress, observed = self._program(train, progress, rollout, tally)
         return train, progress, gathered(observed)
 
