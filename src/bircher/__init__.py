@@ -67,7 +67,7 @@ def resume(path: str | Path, env: str | Callable[[], Any] | None = None, **overr
       path: the run's folder.
       env: the callable that makes the environment, if the run was started with one; a file cannot contain it.
       overrides: settings that may change, such as `steps=2_000_000`: steps, episodes, device, checkpoint, evaluation,
-        env.num_threads, env.num_workers and ray.address; nested or dotted, as for `train`.
+        env.num_threads, env.num_workers, ray.address and ray.learners; nested or dotted, as for `train`.
 
     Raises:
       ConfigError, CheckpointError, RunFolderError, UnknownEnvironment, UnsupportedEnvironment, DeviceError,

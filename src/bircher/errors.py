@@ -95,6 +95,10 @@ class RunFailed(RuntimeError):
     """A run could not continue; the state of its training is in its last checkpoint."""
 
 
+class LearnerLost(RunFailed):
+    """One of several learners ended; the state of the training that they shared is lost, up to the last checkpoint."""
+
+
 class CheckFailed(Exception):
     """A check failed; the message describes the failure."""
 

@@ -88,8 +88,8 @@ class Config(BaseModel):
     device: Literal["cpu", "gpu"] | None = None
     """The device of networks and compiled programs; null takes a GPU if there is one."""
     devices: int | None = Field(None, ge=1)
-    """The number of devices over which each update is divided; null takes as many as there are of the kind and divide
-    `optimizer.batch_size` and `env.num_envs`."""
+    """The number of devices of each learner over which updates are divided; null takes as many as there are of the kind
+    and divide `optimizer.batch_size` and `env.num_envs`."""
     debug: bool = False
     """Whether to run without compilation, with checks of NaN and of shapes, and with tiny sizes."""
     env: EnvConfig
@@ -116,6 +116,10 @@ class Config(BaseModel):
             )
         if self.loop.name == "ray":
             self._can_work_with_workers()
+        elif self.ray.learners > 1:
+            raise ValueError(
+                f"ray.learners={self.ray.learners} need loop=ray, which places them, not loop={self.loop.name}"
+            )
         updates_per_iteration(self.optimizer, rollout)
         require_rows(self.optimizer, self.loop.rollout_length)
         base.make(self.env.num_envs, self.loop.rollout_length, self.replay.capacity, context=self.env.stack - 1)
@@ -142,6 +146,18 @@ class Config(BaseModel):
             raise ValueError(
                 f"ray.workers={self.ray.workers} are more than env.num_envs={self.env.num_envs}: each worker needs an "
                 f"environment, so set ray.workers to at most {self.env.num_envs}, or a greater env.num_envs"
+            )
+        learners, batch_size, num_envs = self.ray.learners, self.optimizer.batch_size, self.env.num_envs
+        if batch_size % learners or num_envs % learners:
+            possible = (n for n in range(1, num_envs + 1) if not (batch_size % n or num_envs % n))
+            raise ValueError(
+                f"ray.learners={learners} must divide optimizer.batch_size={batch_size} and env.num_envs={num_envs}; "
+                f"possible here: {', '.join(map(str, possible))}"
+            )
+        if learners > 1 and self.replay.device == "host":
+            raise ValueError(
+                f"ray.learners={learners} divide the replay too, which replay.device=host keeps in one memory: set "
+                "replay.device=device"
             )
         if self.debug:
             raise ValueError("debug=true checks one process, and loop=ray has several: set loop=pipeline with it")

@@ -30,6 +30,7 @@ from bircher.ops.distributions import distribution_of
 from bircher.runs import directory
 from bircher.training import learner, loops, sharding, workers
 from bircher.training.learner import Learner, TrainState
+from bircher.training.learners import Learners, make_init
 from bircher.training.loops import Programs
 from bircher.training.remote_worker import Recipe, Share
 from bircher.types import Discrete, EnvSpec, Key, TimeStep
@@ -42,6 +43,8 @@ class Parts(NamedTuple):
     learner: Learner
     init: Callable[..., TrainState]
     """(key, first rows) -> state; compiled at the first call."""
+    place: Callable[[TrainState], TrainState]
+    """(state of a checkpoint) -> the same on the devices of the learner"""
     template: TrainState
     """The shapes of the state; nothing is allocated."""
     saved: TrainState
@@ -76,8 +79,28 @@ def make_env(
     return registry.make(env_request(config, source, num_envs), seed, role, generation, first)
 
 
-def make_training_env(config: Config, source: EnvSource | None, generation: int) -> Env:
+def join_learners(config: Config) -> Learners | None:
+    """Return the learners of a run, if there are several, before JAX is used.
+
+    Raises:
+      ConfigError: this process has used JAX before, there is no cluster, or it has no place for the learners.
+    """
+    return Learners(config.ray, config.device, config.devices) if config.ray.learners > 1 else None
+
+
+def make_remote_learner(saved: Mapping[str, Any], source: EnvSource | None) -> Learner:
+    """Return one of several learners in its process, from a configuration as plain data."""
+    config = validated(saved)
+    with contextlib.closing(make_env(config, source, 1, config.seed, "check")) as env:
+        return make_learner(config, env.spec, config.ray.learners)
+
+
+def make_training_env(
+    config: Config, source: EnvSource | None, generation: int, learners: Learners | None = None
+) -> Env:
     """Make all environments of a run here, or with `loop=ray` the workers that will make them.
+
+    Workers close `learners`, and give them their rows.
 
     Raises:
       UnknownEnvironment, UnsupportedEnvironment: as for `make_env`.
@@ -89,7 +112,9 @@ def make_training_env(config: Config, source: EnvSource | None, generation: int)
         spec, pure = env.spec, env.pure
     make = partial(make_share, config.model_dump(by_alias=True), source)
     recipe = Recipe(make, config.loop.rollout_length, config.steps)
-    return workers.Workers(spec, pure, config.env.num_envs, config.ray, recipe, generation)
+    if learners is not None:
+        learners.prepare(partial(make_remote_learner, config.model_dump(by_alias=True), source))
+    return workers.Workers(spec, pure, config.env.num_envs, config.ray, recipe, generation, learners)
 
 
 def make_share(saved: Mapping[str, Any], source: EnvSource | None, share: Share, generation: int) -> tuple[Agent, Env]:
@@ -198,8 +223,10 @@ def make_agent(config: Config, spec: EnvSpec) -> Agent:
     return with_exploration(made, config.exploration, config.model)
 
 
-def make_parts(config: Config, spec: EnvSpec) -> Parts:
+def make_parts(config: Config, spec: EnvSpec, learners: Learners | None = None) -> Parts:
     """Return agent and learner; the initial state is traced, but nothing is allocated or compiled.
+
+    Without `learners` the learner is a single one, whatever the configuration says.
 
     Raises:
       UnsupportedEnvironment: the agent cannot learn in an environment of this kind.
@@ -211,9 +238,21 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
             f"steps={config.steps:,} of {spec.action_repeat} frames each are more frames than can be counted: expected "
             f"fewer than {2**31 // spec.action_repeat:,} steps"
         )
-    agent = make_agent(config, spec)
-    learn = learner.Learner(
-        agent,
+    learn = make_learner(config, spec, 1 if learners is None else learners.count)
+    rows = jax.eval_shape(partial(blank_rows, spec, config.env.num_envs))
+    template = jax.eval_shape(learn.init, jax.random.key(0), rows)
+    saved = jax.eval_shape(learner.without_replay, template)
+    if learners is None:
+        init, place = _init(learn), learn.layout.place if learn.layout else lambda train: train
+    else:
+        init, place = learners.init(learn), partial(learners.place, learn)
+    return Parts(learn.agent, learn, init, place, template, saved)
+
+
+def make_learner(config: Config, spec: EnvSpec, num_learners: int) -> Learner:
+    """Return the learner of a configuration, or this process' one of several; nothing is compiled."""
+    return learner.Learner(
+        make_agent(config, spec),
         spec,
         learner.LearnerConfig(
             config.optimizer, config.replay, config.env.num_envs, config.loop.rollout_length, config.steps,
@@ -221,23 +260,15 @@ def make_parts(config: Config, spec: EnvSpec) -> Parts:
         ),
         sharding.layout(
             config.devices, config.optimizer.batch_size, config.env.num_envs, config.replay.device == "host",
-            spec.num_agents,
+            spec.num_agents, num_learners,
         ),
     )  # fmt: skip
-    rows = jax.eval_shape(partial(blank_rows, spec, config.env.num_envs))
-    template = jax.eval_shape(learn.init, jax.random.key(0), rows)
-    return Parts(agent, learn, _init(learn), template, jax.eval_shape(learner.without_replay, template))
 
 
 def _init(learn: Learner) -> Callable[..., TrainState]:
     """Return the function that computes the first state, with the replay on its device."""
     if not learn.replay_on_host:
-        if learn.layout is None:
-            return jax.jit(learn.init)
-        # On all devices from the beginning, as one may not have the memory for the whole replay.
-        rows = jax.eval_shape(partial(blank_rows, learn.spec, learn.config.num_envs))
-        shapes = jax.eval_shape(learn.init, jax.random.key(0), rows)
-        return jax.jit(learn.init, out_shardings=learn.layout.of_state(shapes))
+        return jax.jit(learn.init) if learn.layout is None else make_init(learn)
     init, init_replay, host = jax.jit(learn.init_networks), jax.jit(learn.init_replay), devices.host()
 
     def begin(key: Key, timestep: TimeStep) -> TrainState:

@@ -51,6 +51,7 @@ CHANGEABLE = (
     "env.num_threads",
     "env.num_workers",
     "ray.address",
+    "ray.learners",
 )
 """Settings that may be changed when a run is resumed; its state does not depend on them."""
 
@@ -150,12 +151,18 @@ def _prepare(
     config: Config, source: EnvSource | None, generation: int
 ) -> tuple[devices.Device, Env, Parts, tuple[str, ...]]:
     """Return device, environments, parts, and sentences about them for the user; nothing is compiled."""
-    device = devices.use_device(config.device)
-    devices.keep_programs()
-    env = build.make_training_env(config, source, generation)
+    learners = build.join_learners(config)
+    try:
+        device = devices.use_device(config.device)
+        devices.keep_programs()
+        env = build.make_training_env(config, source, generation, learners)
+    except Exception:
+        if learners is not None:
+            learners.close()
+        raise
     try:
         build.require_symmetries(config, env.spec)
-        parts = build.make_parts(config, env.spec)
+        parts = build.make_parts(config, env.spec, learners)
         costs.require_memory(config, parts, device)
         sentences = (
             *spaces.notes(env.spec.encoding), build.candidates_sentence(config, env.spec),

@@ -24,7 +24,7 @@ from bircher import devices
 from bircher.config.config import Config
 from bircher.envs.base import Env, failure
 from bircher.envs.config import EnvSource
-from bircher.errors import CheckpointError, EvaluationFailed, EvaluationStopped, RunFailed
+from bircher.errors import CheckpointError, EvaluationFailed, EvaluationStopped, LearnerLost, RunFailed
 from bircher.runs import build, costs, directory, inspect, loaded_agent, logger
 from bircher.runs.build import Parts
 from bircher.runs.directory import CHECKPOINTS, Saver, copy_buffers
@@ -226,7 +226,7 @@ class Training:
                 self._begin()
                 self._loop()
             except (RunFailed, EvaluationFailed) as error:
-                raise RunFailed(f"{error}; {self._save_after_failure()}") from error
+                raise RunFailed(f"{error}; {self._save_after_failure(error)}") from error
             if self._advanced or self._resume_point.train is None:
                 self._save(last=True)
                 self._saver.wait()
@@ -242,9 +242,11 @@ class Training:
         self._train = self._resume_point.train
         if self._train is None:
             self._train = self._parts.init(train_key, self._actor.timestep)
+        else:
+            self._train = self._parts.place(self._train)
         if layout := self._parts.learner.layout:
-            self._train = layout.place(self._train)
-            self._logger.say(f"each update is divided over {layout.mesh.size} devices")
+            of_learners = "" if layout.num_learners == 1 else f" of {layout.num_learners} learners"
+            self._logger.say(f"each update is divided over {layout.mesh.size} devices{of_learners}")
         counters, _ = jax.device_get(_read_counters(self._train))
         self._counters = {name: int(value) for name, value in counters._asdict().items()}
         config, count = self._config, self._config.evaluation.count
@@ -370,19 +372,21 @@ class Training:
         if not due or self._stop.requested:
             return
         self._milestones = [milestone for milestone in self._milestones if milestone > steps]
-        policy = gathered(learner.acting_policy(self._agent, self._train))
+        train = self._programs.whole(self._train)
+        policy = gathered(learner.acting_policy(self._agent, train))
         with contextlib.suppress(EvaluationStopped):
             report = self._evaluator(
                 policy, self._config.evaluation.episodes, self._config.seed, lambda: self._stop.requested
             )
-            metrics = self._monitor(policy, self._train.replay)
-            metrics |= self._gradients(self._train) if self._gradients else {}
+            metrics = self._monitor(policy, train.replay)
+            metrics |= self._gradients(train) if self._gradients else {}
             self._logger.write(self._counters_now(), scores(report) | metrics)
 
     def _save(self, last: bool = False, with_actor: bool = True) -> None:
         """Begin to write the state after all pending chunks."""
         self._saved_at = time.monotonic()
-        parts = {"train": learner.without_replay(self._train), "replay": self._train.replay}
+        train = self._programs.whole(self._train) if self._programs else self._train
+        parts = {"train": learner.without_replay(train), "replay": train.replay}
         if self._env.pure and with_actor and (actor := self._actor_to_save()) is not None:
             parts["actor"] = actor
         counters, _ = _read_counters(self._train)
@@ -398,13 +402,17 @@ class Training:
         snapshots = self._programs.snapshots if self._programs else None
         return self._actor if snapshots is None else snapshots.take()
 
-    def _save_after_failure(self) -> str:
-        """Save the state, unless it is not finite, and return a clause that says what was saved."""
+    def _save_after_failure(self, error: Exception) -> str:
+        """Save the state, unless it is not finite or lost, and return a clause that says what was saved."""
+        if isinstance(error, LearnerLost):
+            self._pending.clear()
+            self._saver.wait()
+            return self._saver.last_good()
         if self._train is None:
             return "nothing was learned yet"
         while self._pending:
             self._read(self._pending.pop(0), failed=True)
-        if not bool(jax.jit(learner.all_finite)(learner.without_replay(self._train))):
+        if not bool(jax.jit(learner.all_finite)(gathered(learner.without_replay(self._train)))):
             return self._saver.last_good()
         # Without the environments, whose state may contain the failure.
         try:
@@ -454,4 +462,4 @@ def _copy_counters(counters: Counters, non_finite: jax.Array) -> tuple[Counters,
 
 def _read_counters(train: TrainState) -> tuple[Counters, jax.Array]:
     """Return the counters, and the number of updates left out as not finite, in separate buffers."""
-    return _copy_counters(train.counters, train.non_finite)
+    return _copy_counters(*gathered((train.counters, train.non_finite)))

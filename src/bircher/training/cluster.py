@@ -21,6 +21,9 @@ class RayConfig(BaseModel):
 
     workers: int = Field(2, ge=1, le=4096)
     """The number of workers, each with a process and one core, which share the environments."""
+    learners: int = Field(1, ge=1, le=1024)
+    """The number of processes that share each update, which must divide `optimizer.batch_size` and `env.num_envs`. The
+    first is the run's own process, and Ray places the others, each with one core."""
     address: str | None = None
     """The Ray cluster: `auto` or HOST:PORT. Null starts Ray on this machine, reachable only from it."""
     max_lag: int = Field(1, ge=1, le=64)
@@ -73,8 +76,9 @@ def connect(config: RayConfig) -> Callable[[], None]:
         _require_answer(config.address)
     else:
         # Environments may sleep, so that there may be more workers than cores.
+        places = config.workers + config.learners - 1
         options = {
-            "address": "local", "num_cpus": max(config.workers, os.cpu_count() or 1), "include_dashboard": False,
+            "address": "local", "num_cpus": max(places, os.cpu_count() or 1), "include_dashboard": False,
             "object_store_memory": _OBJECTS,
             # Its workers have a lower priority by default, and as many as there are cores are started in advance.
             "_system_config": {"prestart_worker_first_driver": False, "worker_niceness": 0},

@@ -31,14 +31,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from bircher.agents.base import Agent
 from bircher.envs.base import Actions, EnvState, blank_rows
 from bircher.errors import RunFailed
 from bircher.training.cluster import RayConfig, connect, ray_module
-from bircher.training.learner import Learner, TrainState, acting_policy, without_replay
-from bircher.training.loops import Programs, Progress, Snapshots, make_update
+from bircher.training.learner import Learner, TrainState, without_replay
+from bircher.training.learners import Learners, observe
+from bircher.training.loops import Programs, Progress, Snapshots, Updated, make_update
 from bircher.training.remote_worker import (
     HostTree,
     Part,
@@ -52,7 +52,8 @@ from bircher.training.remote_worker import (
     to_host,
 )
 from bircher.training.rollout import ActorState, describe_failure, start_actors
-from bircher.types import EnvSpec, Key, Policy, Tally, TimeStep, Trajectory
+from bircher.training.sharding import gathered
+from bircher.types import EnvSpec, Key, Tally, TimeStep, Trajectory
 
 
 class WorkerState(eqx.Module):
@@ -72,6 +73,8 @@ class Collected(NamedTuple):
     """The rollout's number."""
     lag: int
     part: Part
+    reference: Any
+    """Ray's reference to the part, for the other learners, if there are several."""
 
 
 class _Worker:
@@ -106,14 +109,20 @@ GENERATIONS = 2**20
 class Workers:
     """All environments of a run, in workers: an `Env` whose steps are taken elsewhere."""
 
-    def __init__(self, spec: EnvSpec, pure: bool, num_envs: int, config: RayConfig, recipe: Recipe, generation: int):
+    def __init__(
+        self, spec: EnvSpec, pure: bool, num_envs: int, config: RayConfig, recipe: Recipe, generation: int,
+        learners: Learners | None = None,
+    ):  # fmt: skip
         """Connect to Ray; workers are started by `launch`.
+
+        `learners` are those of the run, if there are several, and end with the workers.
 
         Raises:
           ConfigError: there is no cluster.
         """
         self.spec, self.pure, self.num_envs, self._recipe = spec, pure, num_envs, recipe
         self._config, self._generation = config, generation
+        self.learners = learners
         self._workers = [_Worker(share) for share in shares(num_envs, config.workers)]
         self._disconnect = connect(config)
         self._key: Any = None
@@ -154,6 +163,8 @@ class Workers:
                 if worker.actor is not None:
                     with contextlib.suppress(ray.exceptions.RayError):
                         ray.kill(worker.actor)
+        if self.learners is not None:
+            self.learners.close()
         self._disconnect()
 
     def state_shapes(self, rollout: Trajectory, tally: Tally) -> tuple[WorkerState, ...]:
@@ -198,11 +209,14 @@ class Workers:
     def launch(self) -> None:
         """Start the workers' processes, which then compile their rollout, without waiting for them."""
         self._thread.start()
-        cores, needed = int(ray_module().cluster_resources().get("CPU", 0)), len(self._workers)
+        workers, learners = self._config.workers, self._config.learners
+        cores, needed = int(ray_module().cluster_resources().get("CPU", 0)), workers + learners - 1
         with self._changed:
             if cores < needed:
+                others = f" and {learners - 1} of ray.learners={learners}" if learners > 1 else ""
                 self._news.append(
-                    f"ray.workers={needed} need a core each, and the cluster has {cores}: the run begins when more join"
+                    f"ray.workers={workers}{others} need a core each, and the cluster has {cores}: the run begins when "
+                    "more join"
                 )
             for worker in self._workers:
                 self._begin(worker)
@@ -221,6 +235,28 @@ class Workers:
         Raises:
           RunFailed: a worker cannot continue.
         """
+        return self.joined(self.next_parts())
+
+    def joined(self, collected: list[Collected]) -> tuple[Trajectory, Tally]:
+        """Return the rollout of these parts, and the sums over it."""
+        return join([each.part for each in collected], self.num_envs)
+
+    def rows_of(self, collected: list[Collected], rows: slice) -> tuple[Any, ...]:
+        """Return (start, *references) of the parts with these rows, which begin at row `start` of the parts."""
+        agents = self.spec.num_agents
+        found = []
+        for worker, each in zip(self._workers, collected, strict=True):
+            first, count = worker.share.first * agents, worker.share.count * agents
+            if first < rows.stop and first + count > rows.start:
+                found.append((first, each.reference))
+        return rows.start - found[0][0], *(reference for _, reference in found)
+
+    def next_parts(self) -> list[Collected]:
+        """Wait for the parts of the next rollout, one of each worker.
+
+        Raises:
+          RunFailed: a worker cannot continue.
+        """
         began = time.monotonic()
         with self._changed:
             self._wait_for_parts()
@@ -235,7 +271,7 @@ class Workers:
             worker, part = self._workers[failed], parts[failed]
             reason = part.failure or describe_failure(int(part.tally.failed), worker.share.count)
             self._failure = f"{worker}: {reason}"
-        return join(parts, self.num_envs)
+        return collected
 
     def publish(self, observed: HostTree) -> None:
         """Give the workers the policy that learned from the last rollout."""
@@ -290,10 +326,11 @@ class Workers:
                 continue
             self._count_idle(worker, time.monotonic())
             worker.busy = True
-            self._hear(worker, worker.actor.collect.remote(reference), partial(self._arrived, worker, number, lag))
+            collecting = worker.actor.collect.remote(reference)
+            self._hear(worker, collecting, partial(self._arrived, worker, number, lag, reference=collecting))
 
-    def _arrived(self, worker: _Worker, number: int, lag: int, part: Part) -> None:
-        worker.parts.append(Collected(number, lag, part))
+    def _arrived(self, worker: _Worker, number: int, lag: int, part: Part, reference: Any) -> None:
+        worker.parts.append(Collected(number, lag, part, None if self.learners is None else reference))
         worker.number, worker.deaths, worker.busy, worker.idle_since = number, 0, False, time.monotonic()
 
     def _begin(self, worker: _Worker) -> None:
@@ -312,7 +349,8 @@ class Workers:
         if state is not None:
             actor = to_host(state.actor)
             rollout, tally = jax.device_get((state.rollout, state.tally))
-            self._arrived(worker, 1, int(state.lag), Part(rollout, tally, None, actor))
+            part = Part(rollout, tally, None, actor)
+            self._arrived(worker, 1, int(state.lag), part, None if self.learners is None else ray_module().put(part))
         worker.busy, worker.idle_since = False, time.monotonic()
         self._hear(worker, worker.actor.start.remote(to_host(key), actor))
 
@@ -364,16 +402,12 @@ def remote(agent: Agent, env: Workers, learner: Learner) -> Programs:
     A run's last rollouts, which workers collected in advance, are neither learned from nor counted.
     """
 
-    def observe(train: TrainState) -> tuple[Policy, Array]:
-        # In separate buffers, as the next update overwrites the learner's.
-        return jax.tree.map(jnp.copy, (acting_policy(agent, train), train.counters.env_steps))
-
-    update = make_update(learner, observe)
-    observe_program = jax.jit(observe)
+    update, learners = make_update(learner, partial(observe, agent)), env.learners
+    observe_program = jax.jit(partial(observe, agent))
     rollout, tally = learner.rollout_shapes()
 
     def observed(train: TrainState) -> HostTree:
-        return to_host(observe_program(without_replay(train)))
+        return to_host(observe_program(gathered(without_replay(train))))
 
     def begin(train: TrainState, actor_state: ActorState) -> tuple[()]:
         env.begin(actor_state.key, observed(train))
@@ -383,9 +417,20 @@ def remote(agent: Agent, env: Workers, learner: Learner) -> Programs:
         env.begin(states[0].actor.key, observed(train), states)
         return ()
 
+    def learn(train: TrainState, progress: Progress, begins: bool) -> Updated:
+        collected = env.next_parts()
+        rows, sums = env.joined(collected)
+        if learners is None:
+            return update(train, progress, rows, sums)
+        layout, leaves = learner.layout, [np.asarray(leaf) for leaf in jax.tree.leaves(sums)]
+        assert layout is not None
+        own = jax.tree.map(lambda leaf: leaf[layout.rows(0)], rows)
+        with learners.together("update", lambda other: (begins, leaves, *env.rows_of(collected, layout.rows(other)))):
+            return update(train, progress, own, sums)
+
     def advance(train: TrainState, state: tuple[()], progress: Progress, iterations: int):
-        for _ in range(iterations):
-            train, progress, policy = update(train, progress, *env.next_rollout())
+        for iteration in range(iterations):
+            train, progress, policy = learn(train, progress, iteration == 0)
             env.publish(to_host(policy))
         return update.finish(train), state, progress
 
@@ -394,7 +439,11 @@ def remote(agent: Agent, env: Workers, learner: Learner) -> Programs:
 
     def compile(train: TrainState, state: tuple[()], progress: Progress) -> int:
         env.launch()
-        return update.compile(train, progress, rollout, tally)
+        if learners is None:
+            return update.compile(train, progress, rollout, tally)
+        with learners.together("compile"):
+            return update.compile(train, progress, rollout, tally)
 
     snapshots = Snapshots(env.snapshot, partial(env.state_shapes, rollout, tally), resume)
-    return Programs(begin, advance, fresh_progress, compile, env, snapshots)
+    programs = Programs(begin, advance, fresh_progress, compile, env, snapshots)
+    return programs if learners is None else programs._replace(whole=partial(learners.whole, learner))
