@@ -316,7 +316,7 @@ class StepsTogether(Protocol):
 
 
 class TogetherAgents(Agents):
-    """The agents of an environment that returns arrays, whose rows are written at once.
+    """The agents of an environment that returns arrays, whose rows are written together.
 
     With 24 agents of mettagrid that is three times as fast as a dictionary for each agent.
     """

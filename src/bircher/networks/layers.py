@@ -8,6 +8,7 @@ average over parameters cannot use.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -291,3 +292,18 @@ class PartStatistics(eqx.Module):
         arrays, structure = jax.tree.flatten(observation)
         pairs = zip(self.parts, arrays, strict=True)
         return jax.tree.unflatten(structure, [x if part is None else part.normalize(x) for part, x in pairs])
+
+
+class Encoder(eqx.Module):
+    """A function from one array of an observation to features."""
+
+    num_features: eqx.AbstractVar[int]
+
+    @abstractmethod
+    def __call__(self, x: Shaped[Array, "*B_part"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
+        """Return the features of an array, computed in `dtype`."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Return how many of the features differ from 0 on average, for the scale of the first weights."""
+        return self.num_features

@@ -8,7 +8,6 @@ positions that lead to it: `image`, `sensors.camera`, `0`.  An observation of on
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal
 
@@ -34,8 +33,8 @@ from bircher.networks.encoders import (
     make_picture_torso,
     make_torso,
 )
-from bircher.networks.layers import MLP, Linear
-from bircher.networks.token_grid import TokenLayout, grid_of_tokens
+from bircher.networks.layers import MLP, Encoder, Linear
+from bircher.networks.token_grid import TokenGrid, TokenLayout
 from bircher.types import SINGLE, EnvSpec, Key, ObservationPart, part_names
 
 PICTURES = ("small_cnn", "dqn_cnn", "nature_cnn", "spatial_softmax", "impala")
@@ -112,21 +111,6 @@ class RepresentationConfig(TorsoConfig):
     """Encoders of single arrays of an observation of several, by name: the keys and positions that lead to an array,
     such as `image` or `sensors.camera`, and `observation` where it is one array. Others are chosen by shape and
     type."""
-
-
-class Encoder(eqx.Module):
-    """A function from one array of an observation to features."""
-
-    num_features: eqx.AbstractVar[int]
-
-    @abstractmethod
-    def __call__(self, x: Shaped[Array, "*B_part"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
-        """Return the features of an array, computed in `dtype`."""
-
-    @property
-    def num_inputs(self) -> int:
-        """Return how many of the features differ from 0 on average, for the scale of the first weights."""
-        return self.num_features
 
 
 class Numbers(Encoder):
@@ -272,26 +256,6 @@ class Tokens(Encoder):
         return jnp.concatenate([pooled(rows, is_there), share], axis=-1)
 
 
-class TokenGrid(Encoder):
-    """Tokens of position, feature and value: a grid with a number for each feature, then a layer over all of it."""
-
-    layer: Linear
-    num_features: int = eqx.field(static=True)
-    layout: TokenLayout = eqx.field(static=True)
-
-    def __init__(self, num_tokens: int, config: EncoderConfig, key: Key):
-        self.num_features = config.width or 64
-        self.layout = TokenLayout(
-            config.side, config.features, config.names, config.values or 8, config.cell_features
-        )  # fmt: skip
-        inputs = self.layout.size
-        # Most of the grid is 0: the variance is that of as many inputs as half of the tokens.
-        self.layer = Linear(inputs, self.num_features, key, scale=2.0 * inputs / max(num_tokens / 2, 1.0))
-
-    def __call__(self, x: Integer[Array, "*B N 3"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
-        return jax.nn.relu(self.layer(grid_of_tokens(x, self.layout, dtype)))
-
-
 class Text(Encoder):
     """Bytes that are text: a layer over every window of successive bytes, then mean and maximum over the windows."""
 
@@ -435,7 +399,8 @@ def make_encoder(config: RepresentationConfig, name: str, part: ObservationPart,
     if kind == "vector":
         return Numbers(part.shape)
     if kind == "token_grid":
-        return TokenGrid(part.shape[0], chosen, key)
+        layout = TokenLayout(chosen.side, chosen.features, chosen.names, chosen.values or 8, chosen.cell_features)
+        return TokenGrid(part.shape[0], layout, chosen.width or 64, key)
     if kind in PICTURES:
         return Picture(kind, part.shape, config, key)
     num_values, start = _values_of(name, kind, chosen, part)

@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 from bircher.envs.mettagrid import EVERYWHERE, PADDING
+from bircher.networks.layers import Encoder, Linear
+from bircher.types import Key
 
 
 class TokenLayout(NamedTuple):
@@ -83,3 +87,19 @@ def grid_of_tokens(
     grid = jnp.zeros((math.prod(lead), size), dtype)
     grid = grid.at[jnp.arange(len(grid))[:, None], place].add(number.astype(dtype), mode="drop")
     return grid.reshape(*lead, size)
+
+
+class TokenGrid(Encoder):
+    """Tokens of position, feature and value: a grid with a number for each feature, then a layer over all of it."""
+
+    layer: Linear
+    num_features: int = eqx.field(static=True)
+    layout: TokenLayout = eqx.field(static=True)
+
+    def __init__(self, num_tokens: int, layout: TokenLayout, width: int, key: Key):
+        self.layout, self.num_features = layout, width
+        # Most of the grid is 0: the variance is that of as many inputs as half of the tokens.
+        self.layer = Linear(layout.size, width, key, scale=2.0 * layout.size / max(num_tokens / 2, 1.0))
+
+    def __call__(self, x: Integer[Array, "*B N 3"], dtype: jnp.dtype) -> Float[Array, "*B features"]:
+        return jax.nn.relu(self.layer(grid_of_tokens(x, self.layout, dtype)))

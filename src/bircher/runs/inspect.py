@@ -85,7 +85,7 @@ class Moment(NamedTuple):
 def moments(agent: LoadedAgent, seed: int = 0, count: int = 3, steps: int = 60) -> list[Moment]:
     """Play the beginning of a new episode, and return decisions at even distances within its first `steps` actions.
 
-    There are none where several agents act, or where the agent has no model.
+    The result is [] where several agents act, or where the agent has no model.
 
     Raises:
       EvaluationFailed: the environment failed.
