@@ -85,6 +85,7 @@ def updates(index: int, count: int, port: int, path: Path) -> None:
             train = layout.whole(train)
     if index == 0:
         np.savez(path, **named({"metrics": metrics, "train": train}))
+        sys.stdin.read()  # until the others have left: they cannot leave a group whose first process has ended
 
 
 def whole_run(learner_count: int, path: Path, steps: int, ends_at: int | None = None) -> None:

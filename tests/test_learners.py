@@ -105,7 +105,8 @@ def program(*words: object) -> subprocess.Popen:
     }
     return subprocess.Popen(
         [sys.executable, str(HERE / "learner_programs.py"), *map(str, words)],
-        env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **variables}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     ended(program("updates", 0, 1, 0, tmp_path / "one.npz"))
     two = [program("updates", index, 2, port, tmp_path / "two.npz") for index in range(2)]
     try:
-        for process in two:
+        for process in reversed(two):  # the first waits for the end of its input
             ended(process)
     finally:
         for process in two:

@@ -36,14 +36,14 @@ class GatherMap(NamedTuple):
     walls: int
     """Walls of one cell within the map."""
     num_tokens: int
-    """Number of tokens of an observation: as many as can be in sight of one agent with up to four agents, and more than
-    were ever in sight with 24."""
+    """Number of tokens of an observation: as many as can be in sight of one agent with up to four agents.  With 24 it is
+    more than all of them in one place have; the package raises an error where there are more."""
 
 
 GATHER = {
     "gather-1": GatherMap(1, size=12, mines=3, depots=1, walls=6, num_tokens=48),
     "gather-4": GatherMap(4, size=16, mines=6, depots=2, walls=14, num_tokens=72),
-    "gather-24": GatherMap(24, size=32, mines=24, depots=8, walls=60, num_tokens=96),
+    "gather-24": GatherMap(24, size=32, mines=24, depots=8, walls=60, num_tokens=160),
 }
 """The maps of this package, by the part of the id after the prefix."""
 
