@@ -36,8 +36,8 @@ class GatherMap(NamedTuple):
     walls: int
     """Walls of one cell within the map."""
     num_tokens: int
-    """Number of tokens of an observation: as many as can be in sight of one agent with up to four agents.  With 24 it is
-    more than all of them in one place have; the package raises an error where there are more."""
+    """Number of tokens of an observation: as many as can be in sight of one agent with up to four agents.  With 24 it
+    is more than all of them in one place have; the package raises an error where there are more."""
 
 
 GATHER = {
