@@ -1,4 +1,4 @@
-"""Layers that work on any leading axes: linear layers, an LSTM, and running statistics of observations.
+"""Layers for any leading axes: linear layers, an LSTM, running statistics of observations; the base of encoders.
 
 Every leaf is an array, and parameters are float32.  A layer computes in the precision of its input: bfloat16 input
 is multiplied in bfloat16 and gives bfloat16.  Equinox's own MLP and Sequential have functions as leaves, which a moving
