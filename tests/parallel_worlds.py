@@ -104,7 +104,8 @@ class Together(Numbered):
 
     def step_all(self, actions):
         _, *values, _ = self.step({agent: actions[agent] for agent in self.agents})
-        rewards, over, cut = ([value.get(agent, 0) for agent in self.possible_agents] for value in values)
+        # What is there for an agent that has ended has no meaning.
+        rewards, over, cut = ([value.get(agent, True) for agent in self.possible_agents] for value in values)
         return self._arrays(), self.rewards_of_all * np.array(rewards), np.array(over, bool), np.array(cut, bool)
 
 
