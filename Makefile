@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/pinned.txt
 # `make demo PYTHON=/path/to/python3.12` takes that one.
 PYTHON ?=
-# `make check-slow 'SLOW=slow and not long'` leaves out the tests that take minutes, as CI does.
-SLOW ?= slow or long
+# CI runs more of them: `make test 'TESTS=not long'`.
+TESTS ?= not slow and not long
 QUIET := --quiet --disable-pip-version-check
 # As pyproject.toml has it, such as >=0.10,<0.13.
 JAX_RANGE := $(shell sed -n 's/^ *"jax\(>=[^"]*\)",.*/\1/p' pyproject.toml)
@@ -40,7 +40,7 @@ demo: $(VENV)/.ready
 	@echo "takes longer: bircher train LunarLander-v3 preset=lunarlander_one_frame"
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest $(if $(CI),--color=no)
+	$(BIN)/python -m pytest -m "$(TESTS)" $(if $(CI),--color=no)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check src tests benchmarks docs
@@ -55,7 +55,7 @@ reference: $(VENV)/.ready
 	$(BIN)/python docs/images/figures.py
 
 check-slow: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m "$(SLOW)" $(if $(CI),--color=no)
+	$(BIN)/python -m pytest -m "slow or long" $(if $(CI),--color=no)
 
 # Makes the virtual environment $(1) with the newest supported Python at hand, or with PYTHON.
 define new_environment

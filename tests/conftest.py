@@ -13,7 +13,7 @@ from pathlib import Path
 # Before JAX is imported.  The folder outlives a run, so that a second one compiles little; subprocesses share it.
 _CACHE = Path(tempfile.gettempdir()) / f"bircher-test-programs-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import HealthCheck, settings  # noqa: E402

@@ -80,7 +80,7 @@ def test_a_run_with_a_search_over_candidates(tmp_path):
     assert f"action {agent.action_name(np.array(found['action']))}" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_muesli_searches_over_candidates_when_it_acts(tmp_path):
     """It learns without a search; a loaded agent shows the candidates and weights of the search that acted."""
     run = train("toy/reacher", tmp_path / "run", agent="muesli")

@@ -153,7 +153,7 @@ SMALL = {
 @pytest.mark.parametrize(("agent", "more"), [
     pytest.param("muesli", {"exploration.kind": "e3b"}, marks=pytest.mark.slow),
     ("ppo", PPO),
-    pytest.param("gumbel_muzero", {"search.num_simulations": 2}, marks=pytest.mark.slow),
+    pytest.param("gumbel_muzero", {"search.num_simulations": 2}, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_what_absent_rows_contain_has_no_effect(agent: str, more: dict) -> None:
     """Losses, normalizers and bonuses are the same to the bit, whatever the rows of absent agents contain."""
@@ -240,7 +240,7 @@ def test_one_agent_is_exactly_the_single_agent_run(agent: str, tmp_path) -> None
         assert lines(one) == lines(two)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_team_learns_roles_by_identity_and_shared_rewards(tmp_path) -> None:
     """Both agents see the same, and only the first is paid: without both settings this is not learned."""
     run = bircher.train(

@@ -147,7 +147,7 @@ def test_debug_mode_takes_an_int_for_a_float_and_refuses_text() -> None:
         type_checked(half)("3")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_debug_mode_stops_where_a_number_is_not_finite(tmp_path: Path) -> None:
     class Overflows(Countdown):
         def step(self, action):

@@ -80,7 +80,7 @@ def test_evaluations_that_take_far_more_than_the_training_are_said_before_it() -
     assert few == [""] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_endless_environment_is_evaluated_to_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Endless.steps = 0
     settings = {**SETTINGS, "evaluation.count": 1, "evaluation.episodes": 2, "env.num_envs": 4}

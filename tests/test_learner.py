@@ -449,7 +449,7 @@ def test_a_crop_longer_than_a_sequence_is_refused():
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("length", [1, 3, 9])
 def test_segments_have_every_transition_once_with_its_targets(length):
     rows, agent = random_rows(0, 5, 9), muesli_agent()

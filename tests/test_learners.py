@@ -117,7 +117,7 @@ def ended(process: subprocess.Popen) -> str:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """Losses, gradients, networks, normalizers and priorities after several updates, to the rounding of sums."""
     with socket.socket() as free:

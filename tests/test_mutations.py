@@ -73,7 +73,7 @@ def check(mutation: Mutation) -> None:
         assert any(name in sentence for name in NAMES if name.split(".")[0] == group) or "replay.capacity" in sentence
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=150, phases=GENERATE)
 @given(mutations())
 def test_a_changed_setting_is_refused_in_one_sentence_or_is_valid(mutation: Mutation) -> None:

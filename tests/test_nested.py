@@ -72,7 +72,7 @@ class Riddle(gymnasium.Env):
     ("muesli", 6_000, {"optimizer": {"learning_rate": 3e-3, "updates_per_step": 1 / 16, "batch_size": 16}}),
     pytest.param(
         "ppo", 12_000, {"optimizer": {"learning_rate": 3e-3, "minibatches": 4}, "replay.capacity": None},
-        marks=pytest.mark.slow,
+        marks=pytest.mark.long,
     ),
 ])  # fmt: skip
 def test_a_picture_an_integer_and_numbers_are_learned_from_together(agent, steps, settings, tmp_path):

@@ -32,7 +32,7 @@ def invoke(*words: str) -> Any:
     return CliRunner().invoke(app, list(words), catch_exceptions=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_pictures_is_evaluated_diagnosed_and_loaded(run: Any, tmp_path: Path) -> None:
     agent = bircher.load(run.path)
     assert agent.config.preset == "default" and agent.spec.observation.shape == (6, 9, 2)

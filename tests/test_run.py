@@ -271,7 +271,7 @@ def test_toys_have_the_presets_that_tests_rely_on() -> None:
     assert registry.preset_name("toy/cliff") == "default" and registry.preset_name(Countdown) == "default"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chunks_are_timed_by_when_they_end_and_not_by_when_they_are_read(tmp_path: Path, monkeypatch) -> None:
     """A loop that holds Python up while it works still gets chunks of about a second."""
     real, asked = build.make_loop, []

@@ -272,7 +272,7 @@ def invoke(*words, typed=None, expect=0):
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_can_act_search_and_explain(runs):
     agent = loaded_agent.load(runs["auction"])
     assert agent.spec.num_players == PLAYERS
@@ -287,7 +287,7 @@ def test_a_run_can_act_search_and_explain(runs):
     assert "player 3: bid" in drawing.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eval_match_and_play_at_three_seats(runs):
     words = ("--episodes", 7, "--json")
     result = invoke("eval", runs["nim"], *words)

@@ -47,7 +47,7 @@ def test_all_actions_as_candidates_are_the_exact_search(name):
     np.testing.assert_array_equal(results[1].actions[..., 0], np.broadcast_to(np.arange(ACTIONS), (5, ACTIONS)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_search_tends_to_the_exact_one_as_candidates_grow():
     """The prior of the candidates, summed for each action, at the rate of one over the root of their number."""
     model = random_model(0, spec=ONE_FACTOR)
