@@ -43,9 +43,9 @@ ADAPTERS = {
 # for processes of comparisons (experiments/commands) and for 64-bit values (envs/float64), seven for several agents
 # (envs/agents, envs/callback, envs/parallel_sources, envs/parallel_pool, envs/pettingzoo, envs/jaxmarl, runs/inputs),
 # four for mettagrid (envs/mettagrid, envs/mettagrid_maps, envs/mettagrid_env, networks/token_grid), four for games of
-# three (ops/turns, envs/three_players, games/enumeration, games/seats), and one for several learners
-# (training/learners).
-MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 121, 8, 8, 500, 60
+# three (ops/turns, envs/three_players, games/enumeration, games/seats), one for several learners (training/learners)
+# and one for evaluations on a cluster (runs/remote_evaluation).
+MOST_MODULES, MOST_IN_ROOT, MOST_LAYERS, MOST_LINES, LONGEST_FUNCTION = 122, 8, 8, 500, 60
 
 LOADED_WHEN_USED = (
     "envpool",

@@ -12,10 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from bircher.cli import app
+from bircher.config.config import compose
 from bircher.errors import ConfigError, RunFolderError
 from bircher.experiments import commands, compare, grid
-from bircher.runs import directory
-from tiny import WORDS
+from bircher.runs import directory, launch, remote_evaluation
+from bircher.training import cluster
+from bircher.training.evaluator import batches, report
+from tiny import SETTINGS, WORDS
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
@@ -92,3 +95,39 @@ def test_runs_and_evaluations_on_a_cluster_and_one_that_is_lost(
     assert all(directory.counters(run)["env_steps"] >= 20_000 for run in runs)
     assert all(json.loads((run / grid.EVALUATION).read_text())["episodes"] == 4 for run in runs)
     assert (tmp_path / "page" / compare.PAGE).exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_a_cluster_is_that_of_its_batches(tmp_path: Path) -> None:
+    """Each process plays whole batches with their own seeds and keys, so that the same batches here give the same."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
+    run = launch.start(compose("toy/cliff", {**SETTINGS, "steps": 200}), out=tmp_path / "run").run().path
+    disconnect = cluster.connect(cluster.RayConfig(workers=2))
+    try:
+        result = CliRunner().invoke(
+            app, ["eval", str(run), "--episodes", "7", "--seed", "3", "--ray", "local", "--json"]
+        )
+        cores = int(cluster.ray_module().cluster_resources()["CPU"])
+    finally:
+        disconnect()
+    assert result.exit_code == 0, result.output
+    found, agent = json.loads(result.stdout), launch.load_for_playing(run)
+    evaluator, (size, keys) = agent.evaluator(3, "sample"), batches(7, 3, cores)
+    played = [evaluator.play(agent.policy, size, batch, key)[0] for batch, key in enumerate(keys)]
+    evaluator.close()
+    expected = report(agent.spec, agent.name, "sample", played, 7, 3, 0.0)
+    assert len(keys) > 1 and found["returns"] == expected.returns and found["lengths"] == expected.lengths
+
+
+def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
+    player = remote_evaluation.BatchPlayer([], str(tmp_path))
+    with pytest.raises(RunFolderError, match="does not see .*nowhere: `--ray` needs a folder that all nodes share"):
+        player.load(tmp_path / "nowhere", (), 0, "sample", None)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "least", "expected"), [(100, 1, (100, 1)), (100, 3, (34, 3)), (300, 2, (100, 3)), (2, 8, (1, 2))]
+)
+def test_batches_contain_all_episodes(episodes: int, least: int, expected: tuple[int, int]) -> None:
+    size, keys = batches(episodes, 0, least)
+    assert (size, len(keys)) == expected

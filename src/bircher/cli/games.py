@@ -20,6 +20,24 @@ Episodes = Annotated[int, typer.Option(min=1, help="The number of new episodes; 
 Opening = Annotated[
     int, typer.Option("--opening", min=0, help="The number of random moves at the beginning of every game.")
 ]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cut an episode short after this many actions; only for one player. By default the limit is the "
+        "environment's, or, if it has none, that of evaluations during training.",
+        show_default=False,
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Play on the cores of a Ray cluster: auto, HOST:PORT of its head node, or local. All nodes must see the "
+        "folder; only for one player.",
+        show_default=False,
+    ),
+]
 
 
 def evaluate(
@@ -32,16 +50,9 @@ def evaluate(
     episodes: Episodes = 100,
     seed: Seed = 0,
     greedy: Greedy = False,
-    max_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Cut an episode short after this many actions; only for one player. By default the limit is the "
-            "environment's, or, if it has none, that of evaluations during training.",
-            show_default=False,
-        ),
-    ] = None,
+    max_steps: MaxSteps = None,
     opening_moves: Opening = 0,
+    ray: Ray = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the agent of a run's last checkpoint on new episodes.
@@ -49,23 +60,30 @@ def evaluate(
     \b
     bircher eval runs/mine --episodes 100 --seed 0
     bircher eval runs/mine --greedy --json
+    bircher eval runs/mine --ray auto
     bircher eval runs/mine --opponent alphabeta:6 search.num_simulations=200
     """
     with exit_on_error():
         from bircher.errors import ConfigError
         from bircher.experiments import head_to_head
-        from bircher.runs import build, costs, launch, loaded_agent
+        from bircher.runs import build, costs, launch, loaded_agent, remote_evaluation
 
         agent = launch.load_for_playing(run, overrides or ())
         report = against = None
         if max_steps is not None and (opponent is not None or agent.spec.num_players > 1):
             raise ConfigError(f"--max-steps {max_steps} was given, but a match is always played to its end")
+        if ray is not None and (opponent is not None or agent.spec.num_players > 1):
+            raise ConfigError(f"--ray {ray} was given, but matches are played in this process: leave out --ray")
         if opponent is None and agent.spec.num_players == 1:
             build.require_source(agent.config, agent.source)
             cost = costs.scoring_sentence(agent.config, agent.spec, episodes) if max_steps is None else ""
             if cost:
                 print(cost, file=sys.stderr)
-            report = loaded_agent.evaluate(agent, episodes, seed, greedy, max_steps)
+            limits = episodes, seed, greedy, max_steps
+            if ray is None:
+                report = loaded_agent.evaluate(agent, *limits)
+            else:
+                report = remote_evaluation.evaluate(agent, run, overrides or (), ray, *limits)
         else:
             if opponent is None:
                 count = "two" if agent.spec.num_players == 2 else agent.spec.num_players

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bircher.errors import ConfigError, RunFolderError
+from bircher.errors import RunFolderError
 from bircher.training import cluster
 
 
@@ -168,13 +168,7 @@ class RemoteCommands(Commands):
         Raises:
           ConfigError: there is no cluster at the address, or Ray is not installed.
         """
-        try:
-            config = cluster.RayConfig.model_validate({"address": None if address == "local" else address})
-        except ValueError as error:
-            raise ConfigError(
-                f"--ray {address} is not valid: expected auto, local, or HOST:PORT of a head node"
-            ) from error
-        self._disconnect: Callable[[], None] = cluster.connect(config)
+        self._disconnect: Callable[[], None] = cluster.connect(cluster.at(address))
         self.processes = processes or max(int(cluster.ray_module().cluster_resources().get("CPU", 1)), 1)
 
     def start(self, arguments: Sequence[str], log: Path, output: Path | None, slot: int) -> RemoteCommand:

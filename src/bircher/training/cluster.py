@@ -40,6 +40,18 @@ class RayConfig(BaseModel):
         return self
 
 
+def at(address: str) -> RayConfig:
+    """Return the settings for what `--ray` says.
+
+    Raises:
+      ConfigError: it is no address.
+    """
+    try:
+        return RayConfig.model_validate({"address": None if address == "local" else address})
+    except ValueError as error:
+        raise ConfigError(f"--ray {address} is not valid: expected auto, local, or HOST:PORT of a head node") from error
+
+
 def ray_module() -> Any:
     """Import Ray, which takes a second, and return it.
 

@@ -7,7 +7,7 @@ Statistics as in rliable: "Deep Reinforcement Learning at the Edge of the Statis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -144,6 +144,27 @@ class _Episodes(NamedTuple):
     """Which player is to move, in games (see `rollout.first_side`)."""
 
 
+class Played(NamedTuple):
+    """Episodes that were played, in NumPy."""
+
+    returns: np.ndarray
+    """[episodes, agents]"""
+    lengths: np.ndarray
+    cut_short: np.ndarray
+
+
+def batches(episodes: int, seed: int, least: int = 1) -> tuple[int, Array]:
+    """Return the number of episodes of a batch, and a random key for each batch.
+
+    There are at least `least` batches, and together they may have a few episodes more.
+    """
+    if episodes < 1:
+        raise ValueError(f"an evaluation needs at least 1 episode, not {episodes}")
+    count = max(-(-episodes // MAX_ENVS), min(least, episodes))
+    size = -(-episodes // count)
+    return size, jax.random.split(jax.random.key(seed), -(-episodes // size))
+
+
 class Evaluator:
     """Evaluations of one agent; the program is compiled once and reused by calls with the same number of episodes."""
 
@@ -161,28 +182,26 @@ class Evaluator:
           EvaluationFailed: an environment failed; the message says which.
           EvaluationStopped: `stop` returned True.
         """
-        if episodes < 1:
-            raise ValueError(f"an evaluation needs at least 1 episode, not {episodes}")
         start = time.perf_counter()
-        batches = -(-episodes // MAX_ENVS)
-        size = -(-episodes // batches)
-        returns, lengths, cut_short = [], [], []
-        for batch, key in enumerate(jax.random.split(jax.random.key(seed), batches)):
-            played, spec = self._play(policy, size, batch, key, stop)
-            returns.append(np.asarray(by_agent(played.episode_return, len(played.episode_return) // size), np.float64))
-            lengths.append(np.asarray(played.length))
-            cut_short.append(np.asarray(played.cut_short))
-        all_returns, all_lengths, all_cut_short = (
-            np.concatenate(column)[:episodes] for column in (returns, lengths, cut_short)
-        )
-        wall = time.perf_counter() - start
-        report = summarize(
-            spec.id, self._agent.name, seed, self.mode, all_returns.sum(-1), all_lengths, all_cut_short, wall
-        )
-        if spec.num_agents == 1:
-            return report
-        own = {name: AgentReport.of(all_returns[:, index], seed) for index, name in enumerate(spec.agents)}
-        return report._replace(agents=own)
+        size, keys = batches(episodes, seed)
+        played, spec = [], None
+        for batch, key in enumerate(keys):
+            some, spec = self.play(policy, size, batch, key, stop)
+            played.append(some)
+        assert spec is not None
+        return report(spec, self._agent.name, self.mode, played, episodes, seed, time.perf_counter() - start)
+
+    def play(
+        self, policy: Policy, size: int, batch: int, key: Key, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Played, EnvSpec]:
+        """Play one batch of episodes, and return them with the specification of the environment.
+
+        Raises:
+          EvaluationFailed, EvaluationStopped: as for the whole evaluation.
+        """
+        end, spec = self._play(policy, size, batch, key, stop)
+        returns = np.asarray(by_agent(end.episode_return, len(end.episode_return) // size), np.float64)
+        return Played(returns, np.asarray(end.length), np.asarray(end.cut_short)), spec
 
     def close(self) -> None:
         """Close the environments that were left open for the next call."""
@@ -272,6 +291,18 @@ def _program(agent: Agent, env: Env, mode: Mode, limit: int) -> Callable[[Policy
         return jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, step(policy, carry[1])), (0, episodes))[1]
 
     return jax.jit(play)
+
+
+def report(
+    spec: EnvSpec, agent: str, mode: Mode, played: Sequence[Played], episodes: int, seed: int, wall_seconds: float
+) -> Report:
+    """Return the statistics of the first `episodes` episodes of some batches."""
+    returns, lengths, cut_short = (np.concatenate(column)[:episodes] for column in zip(*played, strict=True))
+    whole = summarize(spec.id, agent, seed, mode, returns.sum(-1), lengths, cut_short, wall_seconds)
+    if spec.num_agents == 1:
+        return whole
+    own = {name: AgentReport.of(returns[:, index], seed) for index, name in enumerate(spec.agents)}
+    return whole._replace(agents=own)
 
 
 def summarize(
