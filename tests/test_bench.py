@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from bircher.cli import app
 from bircher.config import config
 from bircher.runs import bench, logger
-from bircher.runs.bench import Bench, Speed
+from bircher.runs.bench import Bench, Speed, WorkerSpeeds
 from tiny import SETTINGS, WORDS
 
 
@@ -56,6 +56,25 @@ def test_the_table_has_a_dash_where_no_limit_is_known() -> None:
         "acting            617                 50%  the environments alone",
         "this run waits for acting; try loop=pipeline",
     ]
+
+
+def test_speeds_with_more_workers_follow_from_one_worker() -> None:
+    # 0.1 s and 0.05 s for each environment: 0.15 s with one environment, 0.5 s with all eight.
+    model = WorkerSpeeds.fitted(80, 8, one=0.15, every=0.5, learning=0.22)
+    assert [round(model.steps_per_second(count), 1) for count in (1, 2, 3, 4, 8)] == [160, 266.7, 320, 363.6, 363.6]
+    assert model.counts() == [1, 2, 4]
+    assert model.line() == (
+        "steps/s predicted by ray.workers, with a core for each: 1: 160, 2: 267, 4: 364 (then the learner is the limit)"
+    )
+    assert model._replace(learning=0.01).line().endswith("8: 533 (one environment each)")
+    # Seven environments on four workers: the largest share has two.
+    assert model._replace(rows=70, num_envs=7, learning=0.0).steps_per_second(4) == pytest.approx(70 / 0.2)
+
+
+@pytest.mark.parametrize(("one", "every"), [(0.2, 0.19), (0.1, 0.1)])
+def test_a_worker_that_is_not_slower_with_more_environments_gains_nothing_from_others(one: float, every: float) -> None:
+    model = WorkerSpeeds.fitted(40, 4, one, every, 0.0)
+    assert model.steps_per_second(4) == pytest.approx(model.steps_per_second(1)) == pytest.approx(40 / one)
 
 
 @pytest.mark.parametrize(

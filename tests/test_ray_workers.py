@@ -25,7 +25,7 @@ from bircher.config import config
 from bircher.envs.config import EnvRequest
 from bircher.envs.toys import make_toy
 from bircher.errors import ConfigError, RunFailed
-from bircher.runs import build, launch
+from bircher.runs import bench, build, launch
 from bircher.runs.logger import RunLogger
 from bircher.training import cluster, remote_worker, workers
 from bircher.training.remote_worker import HostTree, Part, Recipe, Share
@@ -329,3 +329,21 @@ def test_a_slow_worker_holds_no_other_up_until_the_lag(local_ray) -> None:
         assert 1 <= found["act/policy_lag"] <= 3 and found["speed/learner_waiting"] > 0.3
     finally:
         pool.close()
+
+
+class Sleeps(Countdown):
+    """Every step takes 20 ms."""
+
+    def step(self, action):
+        time.sleep(0.02)
+        return super().step(action)
+
+
+@pytest.mark.slow
+def test_speeds_are_predicted_from_a_worker_with_one_environment_and_with_all(local_ray) -> None:
+    settings = {"env.num_envs": 4, "loop.rollout_length": 4, "ray.workers": 2}
+    model = bench.measure(composed(Sleeps, **settings), 0.5, Sleeps).with_workers
+    assert model is not None and (model.rows, model.num_envs) == (16, 4)
+    # Environments of a worker take turns: up to 80 ms of sleep for each in a rollout, as resets do not sleep.
+    assert 0.06 <= model.each < 0.16 and model.fixed < 0.16
+    assert model.steps_per_second(4) > 1.5 * model.steps_per_second(1)

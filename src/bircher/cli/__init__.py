@@ -228,6 +228,7 @@ def bench(
     """Measure how fast a run would be, and say what it would wait for.
 
     It measures environments with random actions, acting, learning, and the whole loop, each as a share of its limit.
+    With loop=ray it also measures one worker, and predicts the speed with other numbers of workers.
 
     \b
     bircher bench LunarLander-v3
@@ -241,8 +242,10 @@ def bench(
 
         found = bench.measure(configuration.compose(*_env_and_settings(words), config), seconds)
     if as_json:
-        parts = [speed._asdict() for speed in found.speeds]
-        print(json.dumps({"parts": parts, "waits_for": found.waits_for, "advice": found.advice}))
+        parts, model = [speed._asdict() for speed in found.speeds], found.with_workers
+        predicted = model and {str(count): model.steps_per_second(count) for count in model.counts()}
+        verdict = {"waits_for": found.waits_for, "advice": found.advice}
+        print(json.dumps({"parts": parts, "predicted_by_workers": predicted, **verdict}))
     else:
         print("\n".join(found.lines()))
 

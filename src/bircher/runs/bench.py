@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,14 +15,18 @@ from bircher import devices
 from bircher.analysis import network_summary
 from bircher.config.config import Config
 from bircher.envs.base import Env, random_actions
+from bircher.envs.config import EnvSource
 from bircher.errors import RunFailed
 from bircher.runs import build, logger
 from bircher.runs.build import Parts
 from bircher.runs.directory import copy_buffers
+from bircher.training import cluster
 from bircher.training.learner import acting_policy
 from bircher.training.loops import make_update
+from bircher.training.remote_worker import to_host
 from bircher.training.rollout import collect_rollout, start_actors
 from bircher.training.sharding import gathered
+from bircher.training.workers import Workers
 from bircher.types import Policy
 
 
@@ -37,15 +42,68 @@ class Speed(NamedTuple):
     """The limit, in words."""
 
 
+class WorkerSpeeds(NamedTuple):
+    """Predicts the speed of `loop=ray` with any number of workers, with a core for each, from measured seconds.
+
+    A worker collects a rollout of n environments in a + b n seconds, with the way of its rows to the learner.  The
+    learner learns from the rollout of all E environments in l seconds, in which the workers collect the next one.  So
+    an iteration with N workers takes
+
+        max(a + b ceil(E / N), l)    seconds
+    """
+
+    rows: int
+    """The rows of a rollout of all environments."""
+    num_envs: int
+    """E"""
+    fixed: float
+    """a"""
+    each: float
+    """b"""
+    learning: float
+    """l"""
+
+    @classmethod
+    def fitted(cls, rows: int, num_envs: int, one: float, every: float, learning: float) -> WorkerSpeeds:
+        """Return the model of a worker that takes these seconds for one environment, and for all of them."""
+        each = max(every - one, 0.0) / max(num_envs - 1, 1)
+        return cls(rows, num_envs, one - min(each, one), each, learning)
+
+    def steps_per_second(self, workers: int) -> float:
+        """Return the predicted rows of all environments a second."""
+        return self.rows / max(self._collecting(workers), self.learning)
+
+    def counts(self) -> list[int]:
+        """Return the numbers of workers to show: powers of two, until the learner is the limit or no more are used."""
+        found = [1]
+        while found[-1] < self.num_envs and self._collecting(found[-1]) > self.learning:
+            found.append(min(2 * found[-1], self.num_envs))
+        return found
+
+    def line(self) -> str:
+        """Return the predictions as a sentence."""
+        counts = self.counts()
+        speeds = ", ".join(f"{count:,}: {self.steps_per_second(count):,.0f}" for count in counts)
+        end = (
+            "then the learner is the limit" if self._collecting(counts[-1]) <= self.learning else "one environment each"
+        )
+        return f"steps/s predicted by ray.workers, with a core for each: {speeds} ({end})"
+
+    def _collecting(self, workers: int) -> float:
+        return self.fixed + self.each * math.ceil(self.num_envs / workers)
+
+
 class Bench(NamedTuple):
     """The speeds of a run's parts, and what to do about the slowest."""
 
     speeds: tuple[Speed, ...]
     waits_for: str
     advice: str
+    with_workers: WorkerSpeeds | None = None
+    """With `loop=ray`."""
 
     def lines(self) -> list[str]:
-        """Return a table and a sentence."""
+        """Return a table, with `loop=ray` the predictions for other numbers of workers, and a sentence."""
         rows = [("", "steps/s", "share of its limit", "the limit")]
         rows += [
             (name, f"{speed:,.0f}", "—" if share is None else f"{share:.0%}", limit)
@@ -53,23 +111,34 @@ class Bench(NamedTuple):
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:3], widths[1:]), row[3]]) for row in rows]
-        return [line.rstrip() for line in table] + [f"this run waits for {self.waits_for}; try {self.advice}"]
+        predicted = [] if self.with_workers is None else [self.with_workers.line()]
+        end = f"this run waits for {self.waits_for}; try {self.advice}"
+        return [*(line.rstrip() for line in table), *predicted, end]
 
 
-def measure(config: Config, seconds: float = 3.0) -> Bench:
+def measure(config: Config, seconds: float = 3.0, source: EnvSource | None = None) -> Bench:
     """Measure environments, acting, learning and the whole loop of a configuration, each for so many seconds.
+
+    With `loop=ray` it also measures one worker, and predicts the speed with other numbers of workers.  `source` is a
+    callable that the configuration only names, or None.
 
     Raises:
       UnknownEnvironment, UnsupportedEnvironment, ConfigError, DeviceError: the configuration cannot be run here.
     """
     devices.use_device(config.device)
     devices.keep_programs()
-    with contextlib.closing(build.make_env(config, None, config.env.num_envs, config.seed, "train")) as env:
+    with contextlib.closing(build.make_env(config, source, config.env.num_envs, config.seed, "train")) as env:
         parts = build.make_parts(config, env.spec)
         rows = config.env.num_envs * config.loop.rollout_length
         playing, acting, learning = (1 / rate for rate in _parts(config, env, parts, seconds))
     possible = _operations(parts) / _arithmetic(min(seconds, 1.0))
-    whole = 1 / _whole(config, seconds)
+    with contextlib.ExitStack() as stack:
+        with_workers = None
+        if config.loop.name == "ray":
+            stack.callback(cluster.connect(config.ray))
+            one, every = (_part_seconds(config, source, parts, count, seconds) for count in (1, config.env.num_envs))
+            with_workers = WorkerSpeeds.fitted(rows, config.env.num_envs, one, every, learning)
+        whole = 1 / _whole(config, source, seconds)
     apart = config.loop.name != "synchronous"
     workers = min(config.ray.workers, config.env.num_envs) if config.loop.name == "ray" else 1
     allowed = max(acting / workers, learning) if apart else acting + learning
@@ -80,7 +149,8 @@ def measure(config: Config, seconds: float = 3.0) -> Bench:
         Speed("learning", rows / learning, possible / learning, "the arithmetic of this device"),
         Speed("the whole run", rows / whole, allowed / whole, f"acting and learning, {together}"),
     )
-    return Bench(speeds, *_verdict(config, playing, acting / workers if apart else acting, learning, workers))
+    verdict = _verdict(config, playing, acting / workers if apart else acting, learning, workers)
+    return Bench(speeds, *verdict, with_workers)
 
 
 def _verdict(config: Config, playing: float, acting: float, learning: float, workers: int) -> tuple[str, str]:
@@ -173,9 +243,27 @@ def _operations(parts: Parts) -> int:
     return network_summary.count(parts.learner.update, parts.template, rollout, tally)
 
 
-def _whole(config: Config, seconds: float) -> float:
+def _part_seconds(config: Config, source: EnvSource | None, parts: Parts, num_envs: int, seconds: float) -> float:
+    """Return the seconds in which a worker collects a rollout of so many environments and sends it."""
+    alone = config.ray.model_copy(update={"workers": 1, "learners": 1})
+    spec, key = parts.learner.spec, jax.random.key(config.seed)
+    pool = Workers(spec, False, num_envs, alone, build.recipe(config, source), 0)
+    with contextlib.closing(pool):
+        policy = jax.jit(lambda key: parts.agent.init(key, spec))(key)
+        observed = to_host((policy, jnp.zeros((), jnp.int32)))
+        pool.launch()
+        pool.begin(key, observed)
+
+        def follow() -> None:
+            pool.next_rollout()
+            pool.publish(observed)
+
+        return 1 / _rate(follow, seconds)
+
+
+def _whole(config: Config, source: EnvSource | None, seconds: float) -> float:
     """Return rollouts a second of the configured loop."""
-    env = build.make_training_env(config, None, 0)
+    env = build.make_training_env(config, source, 0)
     with contextlib.closing(env):
         parts = build.make_parts(config, env.spec)
         programs = build.make_loop(config, env, parts)

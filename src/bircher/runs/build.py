@@ -110,11 +110,17 @@ def make_training_env(
         return make_env(config, source, config.env.num_envs, config.seed, "train", generation)
     with contextlib.closing(make_env(config, source, 1, config.seed, "check")) as env:
         spec, pure = env.spec, env.pure
-    make = partial(make_share, config.model_dump(by_alias=True), source)
-    recipe = Recipe(make, config.loop.rollout_length, config.steps)
     if learners is not None:
         learners.prepare(partial(make_remote_learner, config.model_dump(by_alias=True), source))
-    return workers.Workers(spec, pure, config.env.num_envs, config.ray, recipe, generation, learners)
+    return workers.Workers(
+        spec, pure, config.env.num_envs, config.ray, recipe(config, source), generation, learners
+    )
+
+
+def recipe(config: Config, source: EnvSource | None) -> Recipe:
+    """Return what workers need to make and play their environments."""
+    make = partial(make_share, config.model_dump(by_alias=True), source)
+    return Recipe(make, config.loop.rollout_length, config.steps)
 
 
 def make_share(saved: Mapping[str, Any], source: EnvSource | None, share: Share, generation: int) -> tuple[Agent, Env]:
