@@ -10,10 +10,11 @@ import argparse
 import inspect
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,12 @@ def scratch() -> Iterator[Path]:
     """A folder that is deleted afterward."""
     with tempfile.TemporaryDirectory(prefix="bircher-benchmark-") as folder:
         yield Path(folder)
+
+
+def start_training(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `bircher train` with these words in a process of its own, which appends what it prints to a file."""
+    with log.open("a") as file:
+        return subprocess.Popen([sys.executable, "-m", "bircher", "train", *words], stdout=file, stderr=file)
 
 
 def use_one_core() -> None:

@@ -23,7 +23,7 @@ from bircher.envs.registry import PRESETS as PRESET_OF
 from bircher.errors import ConfigError
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-SUITED = {"atari": "Breakout-v5", "paper_base": "Breakout-v5"}
+SUITED = dict.fromkeys(("atari", "atari_fast", "paper_base"), "Breakout-v5")
 """Environments for the presets of pictures, which not every environment has."""
 HAS = {name: [agent for agent in LINEAGES if _is_for(_read(name), agent)] for name in NAMES}
 """The agents that each preset is for."""
