@@ -184,8 +184,15 @@ def _own_bytes(process: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _worker_processes() -> list[int]:
-    """The processes of workers of all runs on this machine."""
+def _parent(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has just ended
+        return 0
+
+
+def _worker_processes(driver: int) -> list[int]:
+    """The processes of a run's workers, which descend from its own process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -193,12 +200,16 @@ def _worker_processes() -> list[int]:
         except OSError:
             continue
         if re.match(r"ray::(RemoteWorker|worker \d+)", title):
-            found.append(int(path.parent.name))
+            ancestor = process = int(path.parent.name)
+            while ancestor not in (0, driver):
+                ancestor = _parent(ancestor)
+            found += [process] * (ancestor == driver)
     return sorted(found)
 
 
 def _memory_change(samples: list[Memory]) -> dict[str, float]:
     """The means of the last tenth of the time over those of the second, in which everything is compiled."""
+    samples = [sample for sample in samples if sample.driver and sum(sample.workers)]
     tenth = len(samples) // 10
     early, late = samples[tenth : 2 * tenth], samples[-tenth:]
 
@@ -228,7 +239,7 @@ def survive(options: argparse.Namespace) -> Iterator[Result]:
     began = time.monotonic()
     while process.poll() is None:
         time.sleep(1.0)
-        seconds, found = time.monotonic() - began, _worker_processes()
+        seconds, found = time.monotonic() - began, _worker_processes(process.pid)
         samples.append(Memory(seconds, _own_bytes(process.pid), tuple(map(_own_bytes, found))))
         if options.stop and seconds > 60 * options.minutes:
             process.terminate()
