@@ -143,7 +143,7 @@ def slice_of_run(options: argparse.Namespace) -> Iterator[Result]:
     """
     run = Path(options.out)
     begun = (run / "config.yaml").exists()
-    before = metrics.read(run / "metrics.jsonl")[-1]["env_frames"] if begun else 0
+    before = _last_line(run).get("env_frames", 0)
     words = ["--resume", str(run)] if begun else [options.env, *options.settings, "--out", str(run)]
     process = runner.start_training(words, run.with_suffix(".log"))
     began = time.monotonic()
@@ -152,14 +152,23 @@ def slice_of_run(options: argparse.Namespace) -> Iterator[Result]:
     except subprocess.TimeoutExpired:
         process.terminate()
     status = process.wait()
-    last = metrics.read(run / "metrics.jsonl")[-1]
-    frames, seconds = last["env_frames"] - before, time.monotonic() - began
+    last, seconds = _last_line(run), time.monotonic() - began
+    if not last:
+        raise SystemExit(f"nothing was logged in {seconds:.0f} s, in which programs are compiled: give more --minutes")
+    frames = last["env_frames"] - before
     parts = {name: value for name, value in last.items() if name.startswith("speed/")}
     print(f"{frames:,} frames in {seconds:.0f} s, {last['env_frames']:,} of the run in all; at its end {parts}")
     yield Result(
         {"status": status, "frames": frames, "all_frames": last["env_frames"], "seconds": round(seconds, 1), **parts},
         options.env,
     )
+
+
+def _last_line(run: Path) -> dict[str, Any]:
+    """The last line of metrics, or {} if there is none yet."""
+    path = run / "metrics.jsonl"
+    lines = metrics.read(path) if path.exists() else []
+    return lines[-1] if lines else {}
 
 
 def _slice_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -95,28 +96,42 @@ def _workers_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of each run")
 
 
+class Nodes(NamedTuple):
+    """A Ray cluster on this machine."""
+
+    address: str
+    environment: dict[str, str]
+    """Variables for whoever connects"""
+    processes: list[subprocess.Popen]
+    """of each node, with a group for all of its processes"""
+
+
 @contextmanager
-def ray_nodes(cores: Sequence[int]) -> Iterator[str]:
-    """A Ray cluster on this machine with a node of one core for each of these cores: its address."""
+def ray_nodes(cores: Sequence[int], places: int = 1) -> Iterator[Nodes]:
+    """A Ray cluster on this machine with a node on each of these cores, which has so many places for workers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     ray = str(Path(sys.executable).with_name("ray"))
-    started = []
+    environment = {
+        **os.environ, "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)
+    }  # fmt: skip
+    started: list[subprocess.Popen] = []
     try:
         for index, core in enumerate(cores):
-            place = ["--address", address] if index else ["--head", "--port", address.rpartition(":")[2]]
-            more = ["--include-dashboard=false"] if not index else []
-            words = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=150000000", "--block"]
+            head = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard=false"]
+            words = ["--num-cpus", str(places), "--object-store-memory=150000000", "--node-ip-address=127.0.0.1"]
+            words += ["--address", address] if index else head
             started.append(
                 subprocess.Popen(
-                    ["taskset", "-c", str(core), ray, "start", *place, *words, *more, "--disable-usage-stats"],
+                    ["taskset", "-c", str(core), ray, "start", "--block", "--disable-usage-stats", *words],
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, "RAY_worker_niceness": "0"},
+                    env=environment,
+                    start_new_session=True,
                 )
             )
-            _wait_for(ray, address, index + 1)
-        yield address
+            _wait_for(ray, Nodes(address, environment, started))
+        yield Nodes(address, environment, started)
     finally:
         for node in reversed(started):
             node.terminate()
@@ -124,17 +139,15 @@ def ray_nodes(cores: Sequence[int]) -> Iterator[str]:
             node.wait()
 
 
-def _num_nodes(ray: str, address: str) -> int:
-    found = subprocess.run([ray, "status", "--address", address], capture_output=True, text=True, check=False)
-    return len(re.findall(r"^ 1 node_", found.stdout, re.MULTILINE))
-
-
-def _wait_for(ray: str, address: str, count: int, seconds: float = 60.0) -> None:
+def _wait_for(ray: str, nodes: Nodes, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while _num_nodes(ray, address) < count:
-        if time.monotonic() > deadline:
-            raise SystemExit("the Ray nodes did not start")
+    status = [ray, "status", "--address", nodes.address]
+    while time.monotonic() < deadline:
+        found = subprocess.run(status, capture_output=True, text=True, env=nodes.environment, check=False)
+        if len(re.findall(r"^ 1 node_", found.stdout, re.MULTILINE)) == len(nodes.processes):
+            return
         time.sleep(0.5)
+    raise SystemExit(f"the Ray nodes did not start: {found.stderr}")
 
 
 def nodes(options: argparse.Namespace) -> Iterator[Result]:
@@ -146,12 +159,13 @@ def nodes(options: argparse.Namespace) -> Iterator[Result]:
     for turn in range(options.turns):
         for count in speeds:
             cores = options.cores[:count]
-            with runner.scratch() as folder, ray_nodes(cores) as address:
-                words = [*options.settings, "loop=ray", f"ray.workers={count}", f"ray.address={address}"]
+            with runner.scratch() as folder, ray_nodes(cores) as found:
+                words = [*options.settings, "loop=ray", f"ray.workers={count}", f"ray.address={found.address}"]
                 command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "bircher", "train"]
                 subprocess.run(
                     [*command, options.env, *words, "evaluation.count=0", "--out", str(folder / "run")],
                     stdout=subprocess.DEVNULL,
+                    env=found.environment,
                     check=True,
                 )
                 speeds[count].append(round(speed(folder / "run"), 1))

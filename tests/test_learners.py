@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 
 from bircher.config import config
 from bircher.errors import ConfigError
-from bircher.training import learners
+from bircher.runs import directory
+from bircher.training import cluster, learners
 from bircher.training.cluster import RayConfig
 from bircher.training.remote_worker import Part, Share
 from bircher.training.sharding import Layout
@@ -118,20 +121,21 @@ def ended(process: subprocess.Popen) -> str:
 
 
 @pytest.mark.long
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_learn_what_one_learns(tmp_path: Path, count: int) -> None:
     """Losses, gradients, networks, normalizers and priorities after several updates, to the rounding of sums."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ended(program("updates", 0, 1, 0, tmp_path / "one.npz"))
-    two = [program("updates", index, 2, port, tmp_path / "two.npz") for index in range(2)]
+    several = [program("updates", index, count, port, tmp_path / "several.npz") for index in range(count)]
     try:
-        for process in reversed(two):  # the first waits for the end of its input
+        for process in reversed(several):  # the first waits for the end of its input
             ended(process)
     finally:
-        for process in two:
+        for process in several:
             process.kill()
-    one, other = (dict(np.load(tmp_path / name)) for name in ("one.npz", "two.npz"))
+    one, other = (dict(np.load(tmp_path / name)) for name in ("one.npz", "several.npz"))
     for kind in ("gradient_norm", "loss/value", "weights.blocks", "greatest", "agent_state", "optimizer_state"):
         assert any(kind in name for name in one), kind
     assert one["['train'].counters.learner_steps"] == 6
@@ -168,3 +172,41 @@ def test_a_learner_that_ends_is_named_and_the_run_continues_from_its_checkpoint(
     out = ended(program("run", 2, tmp_path / "run", 1_000))
     assert "continuing from checkpoint-" in out
     assert int(np.load(tmp_path / "run.2.1000.npz")["['train'].counters.env_steps"]) >= 1_000
+
+
+@pytest.mark.long
+def test_ctrl_c_saves_what_several_learners_learned(tmp_path: Path) -> None:
+    """The signal reaches the whole group of processes, as in a terminal."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
+    run = tmp_path / "run"
+    words = ["train", "toy/cliff", "steps=1e6", *WORDS, *SEVERAL, "device=cpu", "--out", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bircher", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not ((run / directory.METRICS).exists() and (run / directory.METRICS).stat().st_size):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, errors
+    saved = directory.counters(run)["env_steps"]
+    assert saved > 0
+    more = [sys.executable, "-m", "bircher", "train", "--resume", str(run), f"steps={saved + 200}", "ray.learners=1"]
+    done = subprocess.run(more, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"after {saved:,} environment steps" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_learners_without_a_place_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(learners, "_require_unused", lambda count: None)
+    monkeypatch.setattr(learners, "PLACE_SECONDS", 8.0)
+    disconnect = cluster.connect(RayConfig(workers=1))  # a Ray with one core
+    try:
+        sentence = r"ray.learners=3 need a core each in addition .* had a place for 1 of them within 8 s"
+        with pytest.raises(ConfigError, match=sentence):
+            learners.Learners(RayConfig(learners=3), "cpu", None)
+    finally:
+        disconnect()

@@ -118,7 +118,9 @@ def test_nim_is_played_perfectly_by_the_network_alone(tmp_path, agent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["muesli", *(pytest.param(agent, marks=pytest.mark.long) for agent in ("gumbel_muzero", "ppo"))])
+@pytest.mark.parametrize(
+    "agent", ["muesli", *(pytest.param(agent, marks=pytest.mark.long) for agent in ("gumbel_muzero", "ppo"))]
+)
 def test_cartpole_is_solved(tmp_path, agent):
     """The preset's agent, over 100 fresh episodes: MuZero taking its best action, the others drawing."""
     run = bircher.train("CartPole-v1", agent=agent, seed=0, out=tmp_path / "run", **{"evaluation.count": 0})

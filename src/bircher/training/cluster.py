@@ -101,8 +101,12 @@ def connect(config: RayConfig) -> Callable[[], None]:
             ray.init(**options, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        failed = "Ray cannot be started" if config.address is None else f"ray.address={config.address} is not possible"
-        raise ConfigError(f"{failed}: {reason}") from error
+        if config.address is None:
+            raise ConfigError(f"Ray cannot be started: {reason}") from error
+        raise ConfigError(
+            f"ray.address={config.address} is not possible: {reason}; a cluster with a token needs "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from error
     return ray.shutdown
 
 
