@@ -60,6 +60,8 @@ def speed(run: Path, from_share: float = 0.25) -> float:
     lines = metrics.read(run / "metrics.jsonl")
     last = lines[-1]
     first = next(line for line in lines if line["env_steps"] >= from_share * last["env_steps"])
+    if first is last:
+        raise SystemExit(f"{run} has too few lines of metrics to measure a speed: give more steps")
     return (last["env_steps"] - first["env_steps"]) / (last["wall_seconds"] - first["wall_seconds"])
 
 
