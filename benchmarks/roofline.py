@@ -178,32 +178,41 @@ def _slice_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster(options: argparse.Namespace) -> Iterator[Result]:
-    """Predict frames a second, hours and costs of a run on GPUs, with workers on a core each.
+    """Predict frames a second, hours and costs of a run on GPUs with workers on a core each.
 
-    What a worker does is measured on one core of this machine.  A learner's time is counted: the operations of an
-    update divided by what a GPU is said to sustain.  Both work at the same time, and the slower one counts.
+    What a worker does is measured on one core of this machine.  A GPU's time is counted: operations divided by what a
+    GPU is said to sustain.  Workers and GPUs work at the same time, and the slower ones count.  The network acts on the
+    workers, as with loop=ray, or on the GPUs while workers only play, as with loop=pipeline on one machine.
     """
     runner.use_one_core()
     settings = config.compose(options.env, [*options.settings, f"env.num_envs={options.envs_per_worker}"])
-    acting, learning = _measured_parts(settings, options.repeats)[1:]
+    playing, acting, learning = _measured_parts(settings, options.repeats)
     repeat = options.frames_per_decision
     print(
-        f"one core: {repeat / acting.seconds:,.0f} frames a second; learning: {learning.operations / 1e6:,.0f} million "
-        "operations for each decision"
+        f"one core: {repeat / playing.seconds:,.0f} frames a second of environments, {repeat / acting.seconds:,.0f} "
+        f"with the network; operations a decision: acting {acting.operations / 1e6:,.0f} million, learning "
+        f"{learning.operations / 1e6:,.0f} million"
     )
     rows = []
-    for gpus in options.gpus:
-        collected = options.workers / acting.seconds * repeat
-        learned = gpus * options.sustained / learning.operations * repeat
-        frames = min(collected, learned)
-        hours = options.frames / frames / 3600
-        price = hours * (gpus * options.gpu_hour + options.workers * options.core_hour)
-        rows.append({"gpus": gpus, "collected": collected, "learned": learned, "hours": hours, "price": price})
-        print(
-            f"{gpus} GPUs, {options.workers} workers: {frames:,.0f} frames a second (workers {collected:,.0f}, "
-            f"learners {learned:,.0f}), {hours:,.1f} hours, {price:,.0f} in the prices' currency"
-        )
-    yield Result({"rows": rows, "acting": acting._asdict(), "learning": learning._asdict()}, options.env)
+    for place, seconds, operations in (
+        ("workers", acting.seconds, learning.operations),
+        ("GPUs", playing.seconds, learning.operations + acting.operations),
+    ):
+        for gpus in options.gpus:
+            collected = options.workers / seconds * repeat
+            learned = gpus * options.sustained / operations * repeat
+            frames = min(collected, learned)
+            hours = options.frames / frames / 3600
+            price = hours * (gpus * options.gpu_hour + options.workers * options.core_hour)
+            rows.append(
+                {"acts": place, "gpus": gpus, "cores": collected, "limit": learned, "hours": hours, "price": price}
+            )
+            print(
+                f"acting on {place}, {gpus} GPUs, {options.workers} cores: {frames:,.0f} frames a second (cores "
+                f"{collected:,.0f}, GPUs {learned:,.0f}), {hours:,.1f} hours, {price:,.0f} in the prices' currency"
+            )
+    parts = {part.name: part._asdict() for part in (playing, acting, learning)}
+    yield Result({"rows": rows, "parts": parts}, options.env, settings.agent.name)
 
 
 def _cluster_arguments(parser: argparse.ArgumentParser) -> None:
