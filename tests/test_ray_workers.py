@@ -33,7 +33,7 @@ from bircher.training.rollout import describe_failure, start_actors
 from bircher.types import Tally
 from builders import SMALL, assert_trees_equal, muesli_agent, random_rows
 from test_resume import run_to, state_of
-from tiny import SETTINGS, WORDS, Countdown, Raises
+from tiny import SETTINGS, WORDS, BadReward, Countdown, Raises
 
 SPREAD = "pettingzoo/mpe/simple_spread_v3"
 AGENT = muesli_agent(SMALL.model_copy(update={"unroll_steps": 1}))
@@ -256,6 +256,27 @@ def test_a_worker_whose_environment_raises_is_named(local_ray, tmp_path: Path) -
     with pytest.raises(RunFailed, match=r"worker [01] \(environments [02] to [13]\): .*the wheel came off"):
         launch.start(made, Raises, tmp_path / "run").run()
     assert launch.resume(tmp_path / "run", source=Raises)._resume_point.env_steps > 0
+
+
+@pytest.mark.slow
+def test_a_worker_whose_environment_raises_is_replaced_where_that_is_set(
+    local_ray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The part in which it raised is not learned from, and collected again."""
+    made = composed(Raises, **{"steps": 400, "ray.failed_environments": "replace"})
+    run = launch.start(made, Raises, tmp_path / "run").run()
+    told = capsys.readouterr().out
+    assert told.count("is replaced, with new episodes in its environments: ") > 2 and "the wheel came off" in told
+    resets = run.counters["learner_steps"] * 16 - run.counters["env_steps"]
+    assert run.counters["env_steps"] >= 400 and 0 <= run.counters["episodes"] - resets <= 4 + 4
+
+
+@pytest.mark.slow
+def test_environments_that_raise_again_and_again_end_the_run(local_ray, tmp_path: Path) -> None:
+    settings = {"loop.rollout_length": 64, "replay.capacity": 1024, "optimizer.updates_per_step": 1 / 64}
+    made = composed(BadReward, **{"steps": 2_000, "ray.failed_environments": "replace", **settings})
+    with pytest.raises(RunFailed, match=r"worker [01] .* ended 4 times without a rollout: .* the reward is nan"):
+        launch.start(made, BadReward, tmp_path / "run").run()
 
 
 class Broken(Countdown):

@@ -7,7 +7,7 @@ import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,6 +26,9 @@ class RayConfig(BaseModel):
     first is the run's own process, and Ray places the others, each with one core."""
     address: str | None = None
     """The Ray cluster: `auto` or HOST:PORT. Null starts Ray on this machine, reachable only from it."""
+    failed_environments: Literal["end_the_run", "replace"] = "end_the_run"
+    """What follows when an environment raises, or gives a number that is not finite. `replace` begins its worker again
+    with new episodes, as after its death, and the run says what happened."""
     max_lag: int = Field(1, ge=1, le=64)
     """The number of rollouts by which the policy that acts may be older than the one that learns. Above 1 a slow worker
     holds up the others less, and a run cannot be repeated exactly."""

@@ -268,9 +268,8 @@ class Workers:
         assert all(each.number == self._learned + 1 for each in collected), "a part is learned from once, in order"
         parts = [each.part for each in collected]
         if (failed := failed_part(parts)) is not None and self._failure is None:
-            worker, part = self._workers[failed], parts[failed]
-            reason = part.failure or describe_failure(int(part.tally.failed), worker.share.count)
-            self._failure = f"{worker}: {reason}"
+            worker = self._workers[failed]
+            self._failure = f"{worker}: {_failure_of(worker, parts[failed])}"
         return collected
 
     def publish(self, observed: HostTree) -> None:
@@ -330,6 +329,9 @@ class Workers:
             self._hear(worker, collecting, partial(self._arrived, worker, number, lag, reference=collecting))
 
     def _arrived(self, worker: _Worker, number: int, lag: int, part: Part, reference: Any) -> None:
+        if self._config.failed_environments == "replace" and failed_part([part]) is not None:
+            self._begin_again(worker, _failure_of(worker, part))
+            return
         worker.parts.append(Collected(number, lag, part, None if self.learners is None else reference))
         worker.number, worker.deaths, worker.busy, worker.idle_since = number, 0, False, time.monotonic()
 
@@ -379,10 +381,18 @@ class Workers:
         if isinstance(error, ray.exceptions.RayTaskError):
             cause = getattr(error, "cause", error)
             raise RunFailed(f"{self.spec.id} failed in {worker}: {type(cause).__name__}: {cause}") from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        self._begin_again(worker, (str(error) or type(error).__name__).splitlines()[0])
+
+    def _begin_again(self, worker: _Worker, reason: str) -> None:
+        """Replace a worker, and have its part collected again with new episodes.
+
+        Raises:
+          RunFailed: it ends again and again.
+        """
+        ray = ray_module()
         worker.process, worker.deaths = worker.process + 1, worker.deaths + 1
         if worker.deaths > MOST_DEATHS:
-            raise RunFailed(f"{worker} ended {worker.deaths} times without a rollout: {reason}") from error
+            raise RunFailed(f"{worker} ended {worker.deaths} times without a rollout: {reason}")
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(worker.actor)
         self._news.append(f"{worker} ended and is replaced, with new episodes in its environments: {reason}")
@@ -394,6 +404,11 @@ class Workers:
         if not worker.busy:
             self._idled += now - worker.idle_since
             worker.idle_since = now
+
+
+def _failure_of(worker: _Worker, part: Part) -> str:
+    """Return what happened to an environment of a part in which one failed."""
+    return part.failure or describe_failure(int(part.tally.failed), worker.share.count)
 
 
 def remote(agent: Agent, env: Workers, learner: Learner) -> Programs:
