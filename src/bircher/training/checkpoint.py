@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from jaxtyping import PyTree
 
 from bircher import renamed
@@ -120,15 +121,21 @@ def check(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     if not arrays:
         return
-    with plain_path(folder) as plain, _without_log():
-        metadata = _orbax().metadata(plain / _ARRAYS).item_metadata or {}
-    found = {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in metadata.items()}
-    for name, array in arrays.items():
-        if found.get(name) != (array.shape, array.dtype):
-            raise ValueError(
-                f"array {name} cannot be read back: expected {array.shape} of {array.dtype}, "
-                f"found {found.get(name, 'nothing')}"
-            )
+    # By tensorstore itself, because Orbax's own `metadata` keeps 10 kB of memory for each array that it looks at.
+    context = tensorstore.Context()
+    with plain_path(folder) as plain:
+        base = {"driver": "file", "path": f"{plain / _ARRAYS}/"}
+        for name, array in arrays.items():
+            place = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+            expected = f"expected {array.shape} of {array.dtype}"
+            try:
+                opened = tensorstore.open(place, open=True, context=context).result()
+            except ValueError as error:
+                raise ValueError(f"array {name} cannot be read back: {expected}, found nothing") from error
+            if (opened.shape, opened.dtype.numpy_dtype) != (array.shape, array.dtype):
+                raise ValueError(
+                    f"array {name} cannot be read back: {expected}, found {opened.shape} of {opened.dtype.name}"
+                )
 
 
 def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
