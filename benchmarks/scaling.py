@@ -2,6 +2,7 @@
 
 python benchmarks/scaling.py workers --counts 1 2 4 8
 python benchmarks/scaling.py nodes connect_four agent=gumbel_muzero search.num_simulations=50 steps=20000
+python benchmarks/scaling.py overhead LunarLander-v3 steps=100000
 python benchmarks/scaling.py survive CartPole-v1 loop=ray ray.workers=2 --kill-workers 30 --minutes 15
 """
 
@@ -152,35 +153,54 @@ def _wait_for(ray: str, nodes: Nodes, seconds: float = 60.0) -> None:
     raise SystemExit(f"the Ray nodes did not start: {found.stderr}")
 
 
+def _trained(env: str, words: Sequence[str], cores: Sequence[int], environment: dict[str, str] | None = None) -> float:
+    """The steps a second of a run without evaluations on some cores."""
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "bircher", "train", env, *words]
+    with runner.scratch() as folder:
+        more = ["evaluation.count=0", "--out", str(folder / "run")]
+        subprocess.run([*command, *more], stdout=subprocess.DEVNULL, env=environment, check=True)
+        return round(speed(folder / "run"), 1)
+
+
+def _ratios(speeds: dict[str, list[float]]) -> Result:
+    """Print the second kind of run over the first, turn by turn."""
+    (first, ones), (second, others) = speeds.items()
+    ratios = [other / one for one, other in zip(ones, others, strict=True)]
+    print(f"{second} / {first}: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    return Result({"steps_a_second": speeds, "ratios": [round(ratio, 3) for ratio in ratios]})
+
+
 def nodes(options: argparse.Namespace) -> Iterator[Result]:
     """Compare a run on two Ray nodes of one core each with the same run on one of them, in turn.
 
     The learner shares the first core with a worker and with Ray itself; with two nodes it may use both.
     """
-    speeds: dict[int, list[float]] = {1: [], 2: []}
+    speeds: dict[str, list[float]] = {"one node": [], "two nodes": []}
     for turn in range(options.turns):
-        for count in speeds:
+        for count, (name, found) in enumerate(speeds.items(), 1):
             cores = options.cores[:count]
-            with runner.scratch() as folder, ray_nodes(cores) as found:
-                words = [*options.settings, "loop=ray", f"ray.workers={count}", f"ray.address={found.address}"]
-                command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "bircher", "train"]
-                subprocess.run(
-                    [*command, options.env, *words, "evaluation.count=0", "--out", str(folder / "run")],
-                    stdout=subprocess.DEVNULL,
-                    env=found.environment,
-                    check=True,
-                )
-                speeds[count].append(round(speed(folder / "run"), 1))
-            print(f"turn {turn + 1}, {count} nodes: {speeds[count][-1]:,.1f} moves a second", flush=True)
-    ratios = [two / one for one, two in zip(*speeds.values(), strict=True)]
-    print(f"two nodes / one: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    yield Result({"moves_a_second": speeds, "ratios": [round(ratio, 3) for ratio in ratios]}, options.env)
+            with ray_nodes(cores) as cluster:
+                words = [*options.settings, "loop=ray", f"ray.workers={count}", f"ray.address={cluster.address}"]
+                found.append(_trained(options.env, words, cores, cluster.environment))
+            print(f"turn {turn + 1}, {name}: {found[-1]:,.1f} steps a second", flush=True)
+    yield _ratios(speeds)._replace(env=options.env)
 
 
 def _nodes_arguments(parser: argparse.ArgumentParser) -> None:
     runner.env_and_settings(parser)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--cores", type=int, nargs=2, default=[0, 1])
+
+
+def overhead(options: argparse.Namespace) -> Iterator[Result]:
+    """Compare `loop=ray` with one worker, and `loop=pipeline`, in turn on the same cores; starts are not counted."""
+    speeds: dict[str, list[float]] = {"loop=pipeline": [], "loop=ray": []}
+    for turn in range(options.turns):
+        for name, found in speeds.items():
+            more = ["ray.workers=1"] if name == "loop=ray" else []
+            found.append(_trained(options.env, [*options.settings, name, *more], options.cores))
+            print(f"turn {turn + 1}, {name}: {found[-1]:,.1f} steps a second", flush=True)
+    yield _ratios(speeds)._replace(env=options.env)
 
 
 class Memory(NamedTuple):
@@ -308,6 +328,7 @@ if __name__ == "__main__":
         {
             "workers": Study(workers, _workers_arguments, "workers"),
             "nodes": Study(nodes, _nodes_arguments, "nodes"),
+            "overhead": Study(overhead, _nodes_arguments),
             "survive": Study(survive, _survive_arguments, "survive"),
         },
     )
