@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+LEDGER = FOLDER.parents[1] / "benchmarks" / "ledger.jsonl"
 FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
 INK, PALE = "#24292f", "#8c959f"
 BLUE, GREEN, ORANGE, GRAY, WHITE = "#dbeafe", "#dcfce7", "#ffedd5", "#f3f4f6", "#ffffff"
@@ -68,6 +71,16 @@ class Drawing:
         if text:
             (x, y), (other_x, other_y) = points[:2]
             self.text(*(at or ((x + other_x) / 2, (y + other_y) / 2 - 6)), text, 12)
+
+    def line(self, points: Sequence[Point], color: str = INK, dashed: bool = False) -> None:
+        """Draw a line along some points."""
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        dash = ' stroke-dasharray="6 4"' if dashed else ""
+        self._parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"{dash}/>')
+
+    def dot(self, x: float, y: float) -> None:
+        """Draw a point."""
+        self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{INK}"/>')
 
     def svg(self) -> str:
         """The figure as SVG."""
@@ -239,12 +252,47 @@ def muzero_unroll() -> str:
     )
 
 
+def workers() -> str:
+    """The speed of numbers of workers, beside the prediction, from the last measurement in the ledger."""
+    lines = map(json.loads, LEDGER.read_text(encoding="utf-8").splitlines())
+    results = [line["results"] for line in lines if line["name"] == "workers"][-1]
+    model, rows = results["model"], results["rows"]
+    most, top = rows[-1]["workers"], max(row[kind] for row in rows for kind in ("measured", "predicted"))
+    top = 100 * math.ceil(1.05 * top / 100)
+    drawing = Drawing(520, 330, "Steps a second by the number of workers")
+    left, right, upper, lower = 70.0, 500.0, 20.0, 270.0
+
+    def place(count: float, speed: float) -> Point:
+        return left + (right - left) * count / most, lower - (lower - upper) * speed / top
+
+    for speed in range(0, top + 1, 200 if top > 500 else 100):
+        drawing.line([place(0, speed), place(most, speed)], "#d0d7de")
+        drawing.text(left - 8, place(0, speed)[1] + 4, f"{speed}", 12, "end")
+    for row in rows:
+        drawing.text(place(row["workers"], 0)[0], lower + 18, f"{row['workers']}", 12)
+    counts = [1 + step / 20 for step in range(20 * (most - 1) + 1)]
+    drawing.line([place(1, rows[0]["measured"]), place(most, most * rows[0]["measured"])], PALE, dashed=True)
+    predicted = [
+        (count, model["rows"] / max(model["fixed"] + model["each"] * math.ceil(model["num_envs"] / int(count)),
+                                    model["learning"])) for count in counts
+    ]  # fmt: skip
+    drawing.line([place(*each) for each in predicted], "#0969da")
+    for row in rows:
+        drawing.dot(*place(row["workers"], row["measured"]))
+    drawing.text((left + right) / 2, lower + 44, "ray.workers; eight environments that sleep 10 ms a step", 13)
+    drawing.text(
+        left + 12, upper + 16, "steps a second: measured (dots), predicted (line), linear (dashed)", 13, "start"
+    )
+    return drawing.svg()
+
+
 FIGURES: dict[str, Callable[[], str]] = {
     "how_it_works": how_it_works,
     "muesli_acting": muesli_acting,
     "muesli_unroll": muesli_unroll,
     "muzero_acting": muzero_acting,
     "muzero_unroll": muzero_unroll,
+    "workers": workers,
 }
 """Every figure by the name of its file."""
 

@@ -81,7 +81,9 @@ def evaluate(
         cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         size, keys = batches(episodes, seed, cores)
         remote: Any = ray.remote(num_cpus=1, max_restarts=0)(BatchPlayer)
-        players = [remote.remote(sys.path, os.getcwd()) for _ in range(min(cores, len(keys)))]
+        # Cores that are taken now may be so for hours.
+        free = max(int(ray.available_resources().get("CPU", 1)), 1)
+        players = [remote.remote(sys.path, os.getcwd()) for _ in range(min(free, len(keys)))]
         for player in players:
             stack.callback(ray.kill, player)
         try:
