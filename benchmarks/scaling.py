@@ -282,13 +282,13 @@ def survive(options: argparse.Namespace) -> Iterator[Result]:
         if not moments or seconds < moments[0][0] or not (run / "metrics.jsonl").exists():
             continue
         whom = moments.pop(0)[1]
-        if whom == "worker" and found:
-            os.kill(draw.choice(found), signal.SIGKILL)
-        elif whom == "driver":
+        if whom == "driver":
             process.kill()
             process.wait()
             process = runner.start_training(["--resume", str(run)], log)
-        killed[whom] += 1
+        elif found:
+            os.kill(draw.choice(found), signal.SIGKILL)
+        killed[whom] += whom == "driver" or bool(found)
     yield _survived(options, run, process.returncode, killed, samples, time.monotonic() - began)
 
 

@@ -71,6 +71,11 @@ def test_speeds_with_more_workers_follow_from_one_worker() -> None:
     assert model._replace(rows=70, num_envs=7, learning=0.0).steps_per_second(4) == pytest.approx(70 / 0.2)
 
 
+def test_the_time_of_all_environments_is_that_which_was_measured() -> None:
+    model = WorkerSpeeds.fitted(80, 2, one=0.01, every=1.0, learning=0.0)
+    assert model.steps_per_second(1) == pytest.approx(80) and model.steps_per_second(2) == pytest.approx(160)
+
+
 @pytest.mark.parametrize(("one", "every"), [(0.2, 0.19), (0.1, 0.1)])
 def test_a_worker_that_is_not_slower_with_more_environments_gains_nothing_from_others(one: float, every: float) -> None:
     model = WorkerSpeeds.fitted(40, 4, one, every, 0.0)

@@ -184,11 +184,15 @@ def test_ctrl_c_saves_what_several_learners_learned(tmp_path: Path) -> None:
         [sys.executable, "-m", "bircher", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    while not ((run / directory.METRICS).exists() and (run / directory.METRICS).stat().st_size):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=300)[1]
+    deadline = time.monotonic() + 300
+    try:
+        while not ((run / directory.METRICS).exists() and (run / directory.METRICS).stat().st_size):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=300)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     saved = directory.counters(run)["env_steps"]
     assert saved > 0
@@ -202,10 +206,10 @@ def test_learners_without_a_place_are_counted(monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(learners, "_require_unused", lambda count: None)
-    monkeypatch.setattr(learners, "PLACE_SECONDS", 8.0)
+    monkeypatch.setattr(learners, "PLACE_SECONDS", 30.0)
     disconnect = cluster.connect(RayConfig(workers=1))  # a Ray with one core
     try:
-        sentence = r"ray.learners=3 need a core each in addition .* had a place for 1 of them within 8 s"
+        sentence = r"ray.learners=3 need a core each in addition .* had a place for 1 of them within 30 s"
         with pytest.raises(ConfigError, match=sentence):
             learners.Learners(RayConfig(learners=3), "cpu", None)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bircher.experiments import commands, compare, grid
 from bircher.runs import directory, launch, remote_evaluation
 from bircher.training import cluster
 from bircher.training.evaluator import batches, report
+from bircher.training.remote_worker import HostTree
 from tiny import SETTINGS, WORDS
 
 
@@ -122,12 +124,39 @@ def test_an_evaluation_on_a_cluster_is_that_of_its_batches(tmp_path: Path) -> No
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     player = remote_evaluation.BatchPlayer([], str(tmp_path))
     with pytest.raises(RunFolderError, match="does not see .*nowhere: `--ray` needs a folder that all nodes share"):
-        player.load(tmp_path / "nowhere", (), 0, "sample", None)
+        player.load(tmp_path / "nowhere", (), HostTree([], None, ()), 0, "sample", None)
 
 
 @pytest.mark.parametrize(
-    ("episodes", "least", "expected"), [(100, 1, (100, 1)), (100, 3, (34, 3)), (300, 2, (100, 3)), (2, 8, (1, 2))]
+    ("episodes", "least", "expected"),
+    [(100, 1, (100, 1)), (100, 3, (34, 3)), (300, 2, (100, 3)), (5, 4, (2, 3)), (2, 8, (1, 2))],
 )
 def test_batches_contain_all_episodes(episodes: int, least: int, expected: tuple[int, int]) -> None:
     size, keys = batches(episodes, 0, least)
     assert (size, len(keys)) == expected
+
+
+@pytest.mark.slow
+def test_an_evaluation_needs_one_free_core_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only free core plays all batches; before there is one, the user is told so."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'bircher[ray]'")
+    monkeypatch.setattr(remote_evaluation, "PATIENCE", 1.0)
+    run = launch.start(compose("toy/cliff", {**SETTINGS, "steps": 200}), out=tmp_path / "run").run().path
+    agent = launch.load_for_playing(run)
+
+    class Idle:  # here, so that it is sent by value
+        def ready(self) -> None: ...
+
+    disconnect = cluster.connect(cluster.RayConfig(workers=2))
+    try:
+        ray = cluster.ray_module()
+        cores = int(ray.cluster_resources()["CPU"])
+        taken = [ray.remote(num_cpus=1)(Idle).remote() for _ in range(cores)]
+        ray.get([each.ready.remote() for each in taken])
+        threading.Timer(4.0, lambda: ray.kill(taken[0])).start()
+        found = remote_evaluation.evaluate(agent, run, (), "local", 7, 3)
+    finally:
+        disconnect()
+    assert found.episodes == 7 and "no core of the cluster is free" in capsys.readouterr().err

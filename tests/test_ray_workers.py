@@ -24,7 +24,7 @@ from bircher.cli import app
 from bircher.config import config
 from bircher.envs.config import EnvRequest
 from bircher.envs.toys import make_toy
-from bircher.errors import ConfigError, RunFailed
+from bircher.errors import ConfigError, RunFailed, UnsupportedEnvironment
 from bircher.runs import bench, build, launch
 from bircher.runs.logger import RunLogger
 from bircher.training import cluster, remote_worker, workers
@@ -129,11 +129,12 @@ def test_a_state_survives_the_way_through_the_host() -> None:
         ("ray.address=ray://there:10001", "ray.address=ray://there:10001 is not valid: expected auto, or HOST:PORT"),
         ("debug=true", "debug=true checks one process"),
         ("ray.max_lag=0", "ray.max_lag=0 is not possible: expected a whole number, at least 1"),
+        ("loop=pipeline ray.failed_environments=replace", "ray.failed_environments=replace needs loop=ray, whose"),
     ],
 )
 def test_what_workers_cannot_do_is_refused(word: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        config.compose("toy/cliff", [*WORDS, "loop=ray", "ray.workers=2", word])
+        config.compose("toy/cliff", [*WORDS, "loop=ray", "ray.workers=2", *word.split()])
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_killed_workers_are_replaced_and_the_counters_are_whole(
     finally:
         patch.undo()
     told = capsys.readouterr().out
-    assert told.count("ended and is replaced, with new episodes in its environments") == 2, told
+    assert told.count("ended, and the worker is replaced, with new episodes in its environments") == 2, told
     assert [worker.process for worker in training._env._workers] == [1, 1]
     assert 3_000 <= run.counters["env_steps"] <= 3_016
     # An update for each 16 rows: steps, and the resets after episodes, of which four may be yet to come.
@@ -266,7 +267,7 @@ def test_a_worker_whose_environment_raises_is_replaced_where_that_is_set(
     made = composed(Raises, **{"steps": 400, "ray.failed_environments": "replace"})
     run = launch.start(made, Raises, tmp_path / "run").run()
     told = capsys.readouterr().out
-    assert told.count("is replaced, with new episodes in its environments: ") > 2 and "the wheel came off" in told
+    assert told.count("failed, and the worker is replaced, with new episodes") > 2 and "the wheel came off" in told
     resets = run.counters["learner_steps"] * 16 - run.counters["env_steps"]
     assert run.counters["env_steps"] >= 400 and 0 <= run.counters["episodes"] - resets <= 4 + 4
 
@@ -275,8 +276,52 @@ def test_a_worker_whose_environment_raises_is_replaced_where_that_is_set(
 def test_environments_that_raise_again_and_again_end_the_run(local_ray, tmp_path: Path) -> None:
     settings = {"loop.rollout_length": 64, "replay.capacity": 1024, "optimizer.updates_per_step": 1 / 64}
     made = composed(BadReward, **{"steps": 2_000, "ray.failed_environments": "replace", **settings})
-    with pytest.raises(RunFailed, match=r"worker [01] .* ended 4 times without a rollout: .* the reward is nan"):
+    with pytest.raises(RunFailed, match=r"worker [01] .* failed, for the 4th time .* the reward is nan"):
         launch.start(made, BadReward, tmp_path / "run").run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["end_the_run", "replace"])
+def test_environments_that_cannot_begin_in_a_worker_follow_the_setting(local_ray, choice) -> None:
+    import ray
+
+    env = make_toy(EnvRequest.of("toy/cliff"), [0, 1])
+    config = cluster.RayConfig(workers=1, failed_environments=choice)
+    pool = workers.Workers(env.spec, False, 2, config, Recipe(make_slow, 4, 100), 0)
+    failed = ray.exceptions.RayTaskError("prepare", "", UnsupportedEnvironment("no licence"))
+    worker = pool._workers[0]
+    try:
+        pool.launch()
+        with pool._changed:
+            if choice == "end_the_run":
+                with pytest.raises(RunFailed, match="failed in worker 0 .*: UnsupportedEnvironment: no licence"):
+                    pool._replace(worker, failed)
+                return
+            pool._replace(worker, failed)
+            assert worker.process == 1
+            assert pool._news[0].startswith("an environment of worker 0 (environments 0 to 1) failed, and the worker")
+            with pytest.raises(RunFailed, match="KeyError"):  # an error of another kind is not an environment's
+                pool._replace(worker, ray.exceptions.RayTaskError("prepare", "", KeyError("x")))
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
+def test_environments_that_failed_before_a_checkpoint_begin_anew(local_ray) -> None:
+    """A run that ended with an error is resumed with `replace`: its failed part is not learned from."""
+    env = make_toy(EnvRequest.of("toy/cliff"), [0, 1])
+    config = cluster.RayConfig(workers=1, failed_environments="replace")
+    pool = workers.Workers(env.spec, True, 2, config, Recipe(make_slow, 4, 100), 0)
+    failed = part(2, 0, failed=1)
+    state = workers.WorkerState(start_actors(AGENT, env, jax.random.key(5)), failed.rollout, failed.tally, 1)
+    observed = remote_worker.to_host((AGENT.init(jax.random.key(0), env.spec), jnp.zeros((), jnp.int32)))
+    try:
+        pool.launch()
+        pool.begin(jax.random.key(0), observed, (state,))
+        rollout, tally = pool.next_rollout()
+        assert int(tally.failed) == -1 and rollout.reward.shape == (2, 5) and pool._workers[0].process == 0
+    finally:
+        pool.close()
 
 
 class Broken(Countdown):
@@ -366,5 +411,5 @@ def test_speeds_are_predicted_from_a_worker_with_one_environment_and_with_all(lo
     model = bench.measure(composed(Sleeps, **settings), 0.5, Sleeps).with_workers
     assert model is not None and (model.rows, model.num_envs) == (16, 4)
     # Environments of a worker take turns: up to 80 ms of sleep for each in a rollout, as resets do not sleep.
-    assert 0.06 <= model.each < 0.16 and model.fixed < 0.16
+    assert model.each >= 0.06 and model.fixed < 2 * model.each
     assert model.steps_per_second(4) > 1.5 * model.steps_per_second(1)

@@ -116,6 +116,10 @@ class Config(BaseModel):
             )
         if self.loop.name == "ray":
             self._can_work_with_workers()
+        elif self.ray.failed_environments == "replace":
+            raise ValueError(
+                f"ray.failed_environments=replace needs loop=ray, whose workers it replaces, not loop={self.loop.name}"
+            )
         elif self.ray.learners > 1:
             raise ValueError(
                 f"ray.learners={self.ray.learners} need loop=ray, which places them, not loop={self.loop.name}"

@@ -45,11 +45,13 @@ class Speed(NamedTuple):
 class WorkerSpeeds(NamedTuple):
     """Predicts the speed of `loop=ray` with any number of workers, with a core for each, from measured seconds.
 
-    A worker collects a rollout of n environments in a + b n seconds, with the way of its rows to the learner.  The
+    A worker collects a rollout of n environments in a + b n seconds, including the time to send its rows.  The
     learner learns from the rollout of all E environments in l seconds, in which the workers collect the next one.  So
     an iteration with N workers takes
 
         max(a + b ceil(E / N), l)    seconds
+
+    What the learner's process does to join the parts and to send a policy is not counted.
     """
 
     rows: int
@@ -67,7 +69,9 @@ class WorkerSpeeds(NamedTuple):
     def fitted(cls, rows: int, num_envs: int, one: float, every: float, learning: float) -> WorkerSpeeds:
         """Return the model of a worker that takes these seconds for one environment, and for all of them."""
         each = max(every - one, 0.0) / max(num_envs - 1, 1)
-        return cls(rows, num_envs, one - min(each, one), each, learning)
+        if each > one:  # by measurement alone: one environment takes no longer than a share of all
+            each = every / num_envs
+        return cls(rows, num_envs, max(one - each, 0.0), each, learning)
 
     def steps_per_second(self, workers: int) -> float:
         """Return the predicted rows of all environments a second."""
@@ -125,17 +129,20 @@ def measure(config: Config, seconds: float = 3.0, source: EnvSource | None = Non
     Raises:
       UnknownEnvironment, UnsupportedEnvironment, ConfigError, DeviceError: the configuration cannot be run here.
     """
-    devices.use_device(config.device)
-    devices.keep_programs()
-    with contextlib.closing(build.make_env(config, source, config.env.num_envs, config.seed, "train")) as env:
+    with contextlib.ExitStack() as stack:
+        if config.loop.name == "ray":
+            stack.callback(cluster.connect(config.ray))
+        devices.use_device(config.device)
+        devices.keep_programs()
+        env = stack.enter_context(
+            contextlib.closing(build.make_env(config, source, config.env.num_envs, config.seed, "train"))
+        )
         parts = build.make_parts(config, env.spec)
         rows = config.env.num_envs * config.loop.rollout_length
         playing, acting, learning = (1 / rate for rate in _parts(config, env, parts, seconds))
-    possible = _operations(parts) / _arithmetic(min(seconds, 1.0))
-    with contextlib.ExitStack() as stack:
+        possible = _operations(parts) / _arithmetic(min(seconds, 1.0))
         with_workers = None
         if config.loop.name == "ray":
-            stack.callback(cluster.connect(config.ray))
             one, every = (_part_seconds(config, source, parts, count, seconds) for count in (1, config.env.num_envs))
             with_workers = WorkerSpeeds.fitted(rows, config.env.num_envs, one, every, learning)
         whole = 1 / _whole(config, source, seconds)
@@ -256,6 +263,8 @@ def _part_seconds(config: Config, source: EnvSource | None, parts: Parts, num_en
 
         def follow() -> None:
             pool.next_rollout()
+            if (failed := pool.failure()) is not None:
+                raise RunFailed(f"{spec.id} failed while it was measured: {failed}")
             pool.publish(observed)
 
         return 1 / _rate(follow, seconds)

@@ -51,6 +51,7 @@ CHANGEABLE = (
     "env.num_threads",
     "env.num_workers",
     "ray.address",
+    "ray.failed_environments",
     "ray.learners",
 )
 """Settings that may be changed when a run is resumed; its state does not depend on them."""

@@ -125,17 +125,21 @@ def check(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     context = tensorstore.Context()
     with plain_path(folder) as plain:
         base = {"driver": "file", "path": f"{plain / _ARRAYS}/"}
+        opened = {
+            name: tensorstore.open(
+                {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}},
+                open=True, context=context,
+            )
+            for name in arrays
+        }  # fmt: skip
         for name, array in arrays.items():
-            place = {"driver": "zarr3", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-            expected = f"expected {array.shape} of {array.dtype}"
+            expected = f"array {name} cannot be read back: expected {array.shape} of {array.dtype}"
             try:
-                opened = tensorstore.open(place, open=True, context=context).result()
+                found = opened[name].result()
             except ValueError as error:
-                raise ValueError(f"array {name} cannot be read back: {expected}, found nothing") from error
-            if (opened.shape, opened.dtype.numpy_dtype) != (array.shape, array.dtype):
-                raise ValueError(
-                    f"array {name} cannot be read back: {expected}, found {opened.shape} of {opened.dtype.name}"
-                )
+                raise ValueError(f"{expected}, found none: {str(error).splitlines()[0]}") from error
+            if (found.shape, found.dtype.numpy_dtype) != (array.shape, array.dtype):
+                raise ValueError(f"{expected}, found {found.shape} of {found.dtype.name}")
 
 
 def read(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

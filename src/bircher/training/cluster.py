@@ -27,8 +27,8 @@ class RayConfig(BaseModel):
     address: str | None = None
     """The Ray cluster: `auto` or HOST:PORT. Null starts Ray on this machine, reachable only from it."""
     failed_environments: Literal["end_the_run", "replace"] = "end_the_run"
-    """What follows when an environment raises, or gives a number that is not finite. `replace` begins its worker again
-    with new episodes, as after its death, and the run says what happened."""
+    """What follows when an environment of a worker raises, or gives a number that is not finite. `replace` begins
+    the worker again, with new episodes, and the run says so. One that fails in an evaluation ends the run."""
     max_lag: int = Field(1, ge=1, le=64)
     """The number of rollouts by which the policy that acts may be older than the one that learns. Above 1 a slow worker
     holds up the others less, and a run cannot be repeated exactly."""
@@ -106,10 +106,8 @@ def connect(config: RayConfig) -> Callable[[], None]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if config.address is None:
             raise ConfigError(f"Ray cannot be started: {reason}") from error
-        raise ConfigError(
-            f"ray.address={config.address} is not possible: {reason}; a cluster with a token needs "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        ) from error
+        token = "; a cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" * ("connect" in reason)
+        raise ConfigError(f"ray.address={config.address} is not possible: {reason}{token}") from error
     return ray.shutdown
 
 

@@ -156,7 +156,8 @@ class Played(NamedTuple):
 def batches(episodes: int, seed: int, least: int = 1) -> tuple[int, Array]:
     """Return the number of episodes of a batch, and a random key for each batch.
 
-    There are at least `least` batches, and together they may have a few episodes more.
+    There are about `least` batches and never more, unless the episodes need more of them.  Together they may have a few
+    episodes more.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, not {episodes}")
@@ -171,7 +172,8 @@ class Evaluator:
     def __init__(self, agent: Agent, make_env: MakeEnv, mode: Mode = "sample", max_steps: int | None = None):
         self._agent, self._make_env, self._max_steps = agent, make_env, max_steps
         self.mode: Mode = mode
-        self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes]]] = {}
+        self._programs: dict[int, tuple[Env, Callable[[Policy, _Episodes], _Episodes], int]] = {}
+        """By the number of environments: those of a batch, their program, and which batch it is."""
 
     def __call__(self, policy: Policy, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False) -> Report:
         """Play `episodes` episodes and return their statistics; `seed` seeds the actions and the interval.
@@ -205,14 +207,17 @@ class Evaluator:
 
     def close(self) -> None:
         """Close the environments that were left open for the next call."""
-        for env, _ in self._programs.values():
+        for env, *_ in self._programs.values():
             env.close()
         self._programs = {}
 
     def _play(self, policy, size, batch, key, stop) -> tuple[_Episodes, EnvSpec]:
         """Play one batch of episodes; return their final state and the specification of the environment."""
-        env, program = self._program(size)
-        fresh = self._make_env(size, batch) if batch else env
+        if size not in self._programs:
+            made = self._make_env(size, batch)
+            self._programs[size] = made, self._compiled(made), batch
+        env, program, own_batch = self._programs[size]
+        fresh = env if batch == own_batch else self._make_env(size, batch)
         if fresh is not env and not env.pure:
             env, program = fresh, self._compiled(fresh)
         try:
@@ -241,12 +246,6 @@ class Evaluator:
                 return episodes
             if stop():
                 raise EvaluationStopped
-
-    def _program(self, size: int) -> tuple[Env, Callable[[Policy, _Episodes], _Episodes]]:
-        if size not in self._programs:
-            env = self._make_env(size, 0)
-            self._programs[size] = env, self._compiled(env)
-        return self._programs[size]
 
     def _compiled(self, env: Env) -> Callable[[Policy, _Episodes], _Episodes]:
         # The environment's limit should end its episodes, so that the limit of the evaluation is higher.

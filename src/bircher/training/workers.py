@@ -7,8 +7,8 @@ workers changes neither the batch nor the replay, and each environment's rows st
     each worker  collects its part of r_n, r_{n+1}, … with the newest policy, at most `ray.max_lag` rollouts old
 
 A worker may begin its part of r_n once policy n - 1 - max_lag exists.  So a slow worker holds the others up only when
-they are max_lag rollouts ahead of it, and at most max_lag parts of each worker are in flight.  With max_lag = 1 the
-policy of every part is fixed, as in the pipelined loop, and a run can be repeated while no worker dies.
+they are max_lag rollouts ahead of it, and at most max_lag + 1 parts of each worker wait or are collected.  With
+max_lag = 1 the policy of every part is fixed, as in the pipelined loop, and a run can be repeated while no worker dies.
 
 A worker that dies is replaced.  Its environments begin anew with other seeds, and the new worker collects the part
 that was lost.  Parts are numbered, and each is learned from once.
@@ -34,7 +34,7 @@ import numpy as np
 
 from bircher.agents.base import Agent
 from bircher.envs.base import Actions, EnvState, blank_rows
-from bircher.errors import RunFailed
+from bircher.errors import EnvironmentFailure, RunFailed, UnsupportedEnvironment
 from bircher.training.cluster import RayConfig, connect, ray_module
 from bircher.training.learner import Learner, TrainState, without_replay
 from bircher.training.learners import Learners, observe
@@ -300,6 +300,10 @@ class Workers:
         policy = (version, ray_module().put(observed))
         self._events.put(lambda: setattr(self, "_policy", policy))
 
+    @property
+    def _replaces_failed(self) -> bool:
+        return self._config.failed_environments == "replace"
+
     # What the thread does.
 
     def _run(self) -> None:
@@ -329,8 +333,8 @@ class Workers:
             self._hear(worker, collecting, partial(self._arrived, worker, number, lag, reference=collecting))
 
     def _arrived(self, worker: _Worker, number: int, lag: int, part: Part, reference: Any) -> None:
-        if self._config.failed_environments == "replace" and failed_part([part]) is not None:
-            self._begin_again(worker, _failure_of(worker, part))
+        if self._replaces_failed and failed_part([part]) is not None:
+            self._begin_again(worker, f"an environment of {worker} failed", _failure_of(worker, part))
             return
         worker.parts.append(Collected(number, lag, part, None if self.learners is None else reference))
         worker.number, worker.deaths, worker.busy, worker.idle_since = number, 0, False, time.monotonic()
@@ -345,9 +349,13 @@ class Workers:
     def _start(self, worker: _Worker, state: WorkerState | None = None) -> None:
         """Give a worker its random key, or the state of a checkpoint; from then on it may collect."""
         key = self._key
-        for number in (worker.share.index, worker.process * GENERATIONS):
+        # A replaced worker's key is that of no other worker.
+        numbers = (worker.share.index, GENERATIONS, worker.process) if worker.process else (worker.share.index,)
+        for number in numbers:
             key = jax.random.fold_in(key, number) if number else key
         actor = None
+        if state is not None and self._replaces_failed and int(state.tally.failed) >= 0:
+            state = None  # its environments begin new episodes, as after a failure in this run
         if state is not None:
             actor = to_host(state.actor)
             rollout, tally = jax.device_get((state.rollout, state.tally))
@@ -378,24 +386,28 @@ class Workers:
           RunFailed: its own code raised, or it ends again and again.
         """
         ray = ray_module()
-        if isinstance(error, ray.exceptions.RayTaskError):
-            cause = getattr(error, "cause", error)
-            raise RunFailed(f"{self.spec.id} failed in {worker}: {type(cause).__name__}: {cause}") from error
-        self._begin_again(worker, (str(error) or type(error).__name__).splitlines()[0])
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            self._begin_again(worker, f"{worker} ended", (str(error) or type(error).__name__).splitlines()[0])
+            return
+        cause = getattr(error, "cause", error)
+        reason = f"{type(cause).__name__}: {cause}"
+        if not (self._replaces_failed and isinstance(cause, EnvironmentFailure | UnsupportedEnvironment)):
+            raise RunFailed(f"{self.spec.id} failed in {worker}: {reason}") from error
+        self._begin_again(worker, f"an environment of {worker} failed", reason)
 
-    def _begin_again(self, worker: _Worker, reason: str) -> None:
+    def _begin_again(self, worker: _Worker, event: str, reason: str) -> None:
         """Replace a worker, and have its part collected again with new episodes.
 
         Raises:
-          RunFailed: it ends again and again.
+          RunFailed: this happens again and again.
         """
         ray = ray_module()
         worker.process, worker.deaths = worker.process + 1, worker.deaths + 1
         if worker.deaths > MOST_DEATHS:
-            raise RunFailed(f"{worker} ended {worker.deaths} times without a rollout: {reason}")
+            raise RunFailed(f"{event}, for the {worker.deaths}th time without a rollout in between: {reason}")
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(worker.actor)
-        self._news.append(f"{worker} ended and is replaced, with new episodes in its environments: {reason}")
+        self._news.append(f"{event}, and the worker is replaced, with new episodes in its environments: {reason}")
         self._begin(worker)
         if self._key is not None:
             self._start(worker)
