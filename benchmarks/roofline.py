@@ -38,10 +38,11 @@ class Part(NamedTuple):
     moved: float
     """bytes, as XLA counts them"""
     seconds: float
+    """0 where it was not measured"""
 
 
-def _measured_parts(settings: config.Config, repeats: int) -> list[Part]:
-    """Environments with random actions, acting, and learning."""
+def _measured_parts(settings: config.Config, repeats: int, learns: bool = True) -> list[Part]:
+    """Environments with random actions, acting, and learning, whose operations alone are counted unless it `learns`."""
     env, parts, _, (train, state, _) = programs.start(settings)
     policy = learner.acting_policy(parts.agent, train)
     length = settings.loop.rollout_length
@@ -59,19 +60,25 @@ def _measured_parts(settings: config.Config, repeats: int) -> list[Part]:
     acting = jax.jit(act).lower(policy, actor).compile()
     for _ in range(repeats + 1):
         actor, rollout, tally = seconds("acting", acting, policy, actor)
-    learning = jax.jit(parts.learner.update, donate_argnums=0).lower(train, rollout, tally).compile()
     operations = {
         "acting": network_summary.count(act, policy, actor),
         "learning": network_summary.count(parts.learner.update, train, rollout, tally),
     }
-    for _ in range(repeats + 1):
-        train, _ = seconds("learning", learning, train, rollout, tally)
+    moved = {"acting": _moved(acting)}
+    if learns:
+        learning = jax.jit(parts.learner.update, donate_argnums=0).lower(train, rollout, tally).compile()
+        moved["learning"] = _moved(learning)
+        for _ in range(repeats + 1):
+            train, _ = seconds("learning", learning, train, rollout, tally)
     env.close()
-    moved = {"acting": _moved(acting), "learning": _moved(learning)}
+    times = seconds.after_the_first()
     return [
-        Part(name, operations.get(name, 0) / decisions, moved.get(name, 0) / decisions, median(times) / decisions)
-        for name, times in seconds.after_the_first().items()
-    ]
+        Part(
+            name, operations.get(name, 0) / decisions, moved.get(name, 0) / decisions,
+            median(times[name]) / decisions if name in times else 0.0,
+        )
+        for name in ("environments", "acting", "learning")
+    ]  # fmt: skip
 
 
 def _play(env: Any, carry: Any, length: int) -> Any:
@@ -186,7 +193,7 @@ def cluster(options: argparse.Namespace) -> Iterator[Result]:
     """
     runner.use_one_core()
     settings = config.compose(options.env, [*options.settings, f"env.num_envs={options.envs_per_worker}"])
-    playing, acting, learning = _measured_parts(settings, options.repeats)
+    playing, acting, learning = _measured_parts(settings, options.repeats, learns=False)
     repeat = options.frames_per_decision
     print(
         f"one core: {repeat / playing.seconds:,.0f} frames a second of environments, {repeat / acting.seconds:,.0f} "
