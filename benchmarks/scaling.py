@@ -278,7 +278,8 @@ def survive(options: argparse.Namespace) -> Iterator[Result]:
         seconds, found = time.monotonic() - began, _worker_processes(process.pid)
         samples.append(Memory(seconds, _own_bytes(process.pid), tuple(map(_own_bytes, found))))
         if options.stop and seconds > 60 * options.minutes:
-            process.terminate()
+            process.terminate()  # the run saves and ends; a second signal would not let it
+            process.wait()
         if not moments or seconds < moments[0][0] or not (run / "metrics.jsonl").exists():
             continue
         whom = moments.pop(0)[1]
