@@ -258,7 +258,7 @@ def workers() -> str:
     results = [line["results"] for line in lines if line["name"] == "workers"][-1]
     model, rows = results["model"], results["rows"]
     most, top = rows[-1]["workers"], max(row[kind] for row in rows for kind in ("measured", "predicted"))
-    top = 100 * math.ceil(1.05 * top / 100)
+    top = 100 * math.ceil(1.25 * top / 100)  # with room for the legend
     drawing = Drawing(520, 330, "Steps a second by the number of workers")
     left, right, upper, lower = 70.0, 500.0, 20.0, 270.0
 
