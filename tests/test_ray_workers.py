@@ -157,6 +157,8 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch: pytest.M
         monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
         with pytest.raises(ConfigError, match=rf"no Ray cluster answers at {address} \(ray.address=auto\)"):
             cluster._require_answer("auto")
+        with pytest.raises(ConfigError, match=f"at --ray {address}: .* or give --ray local to use this machine"):
+            cluster._require_answer(address, "--ray ")
 
 
 # With Ray.

@@ -168,7 +168,7 @@ class RemoteCommands(Commands):
         Raises:
           ConfigError: there is no cluster at the address, or Ray is not installed.
         """
-        self._disconnect: Callable[[], None] = cluster.connect(cluster.at(address))
+        self._disconnect: Callable[[], None] = cluster.connect(cluster.at(address), "--ray ")
         self.processes = processes or max(int(cluster.ray_module().cluster_resources().get("CPU", 1)), 1)
 
     def start(self, arguments: Sequence[str], log: Path, output: Path | None, slot: int) -> RemoteCommand:

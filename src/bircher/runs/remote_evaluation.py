@@ -87,7 +87,7 @@ def evaluate(
     mode: Mode = "greedy" if greedy else "sample"
     began, config = time.perf_counter(), cluster.at(address)
     with contextlib.ExitStack() as stack:
-        stack.callback(cluster.connect(config))
+        stack.callback(cluster.connect(config, "--ray "))
         ray = cluster.ray_module()
         cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
         size, keys = batches(episodes, seed, cores)

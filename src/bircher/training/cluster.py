@@ -74,8 +74,10 @@ _OBJECTS = 256 * 2**20
 """Bytes of shared memory for the objects of a Ray that is started here; what does not fit is written to the disk."""
 
 
-def connect(config: RayConfig) -> Callable[[], None]:
+def connect(config: RayConfig, option: str = "ray.address=") -> Callable[[], None]:
     """Connect to Ray, or start it on this machine; return a function that ends what was begun.
+
+    `option` is what the user wrote before the address, for the errors.
 
     Raises:
       ConfigError: there is no cluster at the address.
@@ -88,7 +90,7 @@ def connect(config: RayConfig) -> Callable[[], None]:
         return lambda: None
     options: dict[str, Any] = {"address": config.address}
     if config.address is not None:
-        _require_answer(config.address)
+        _require_answer(config.address, option)
     else:
         # Environments may sleep, so that there may be more workers than cores.
         places = config.workers + config.learners - 1
@@ -107,7 +109,7 @@ def connect(config: RayConfig) -> Callable[[], None]:
         if config.address is None:
             raise ConfigError(f"Ray cannot be started: {reason}") from error
         token = "; a cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" * ("connect" in reason)
-        raise ConfigError(f"ray.address={config.address} is not possible: {reason}{token}") from error
+        raise ConfigError(f"{option}{config.address} is not possible: {reason}{token}") from error
     return ray.shutdown
 
 
@@ -115,7 +117,7 @@ ANSWER_SECONDS = 5.0
 """The time in which a cluster must accept a connection; Ray itself tries for minutes."""
 
 
-def _require_answer(address: str) -> None:
+def _require_answer(address: str, option: str = "ray.address=") -> None:
     """Require that the head node of a cluster accepts connections, where its address is known.
 
     Raises:
@@ -131,8 +133,8 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        at = f"{head} (ray.address=auto)" if address == "auto" else f"ray.address={address}"
+        at = f"{head} ({option}auto)" if address == "auto" else f"{option}{address}"
+        here = "leave ray.address out" if option == "ray.address=" else f"give {option}local"
         raise ConfigError(
-            f"no Ray cluster answers at {at}: {error}; begin one with `ray start --head`, or leave ray.address out to "
-            "use this machine"
+            f"no Ray cluster answers at {at}: {error}; begin one with `ray start --head`, or {here} to use this machine"
         ) from error
