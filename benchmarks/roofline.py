@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from runner import Result, Study
 from bircher import metrics
 from bircher.analysis import network_summary
 from bircher.config import config
-from bircher.envs.base import random_actions
+from bircher.runs import bench
 from bircher.training import learner
 from bircher.training.rollout import collect_rollout
 
@@ -52,7 +53,7 @@ def _measured_parts(settings: config.Config, repeats: int, learns: bool = True) 
         return collect_rollout(parts.agent, env, policy, state, length, 0.0)
 
     actor = getattr(state, "actor", state)  # the pipeline's state contains a rollout too
-    playing = jax.jit(lambda carry: _play(env, carry, length))
+    playing = jax.jit(partial(bench.play_randomly, env, length))
     seconds = programs.Times()
     carry = (*env.reset(), jax.random.key(settings.seed))
     for _ in range(repeats + 1):
@@ -79,15 +80,6 @@ def _measured_parts(settings: config.Config, repeats: int, learns: bool = True) 
         )
         for name in ("environments", "acting", "learning")
     ]  # fmt: skip
-
-
-def _play(env: Any, carry: Any, length: int) -> Any:
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        state, timestep, key = carry
-        key, now = jax.random.split(key)
-        return (*env.step(state, random_actions(env.spec, now, timestep)), key), None
-
-    return jax.lax.scan(step, carry, None, length=length)[0]
 
 
 def _moved(compiled: Any) -> float:

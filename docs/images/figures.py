@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from bircher.runs.bench import WorkerSpeeds
+
 FOLDER = Path(__file__).resolve().parent
 LEDGER = FOLDER.parents[1] / "benchmarks" / "ledger.jsonl"
 FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
@@ -272,10 +274,7 @@ def workers() -> str:
         drawing.text(place(row["workers"], 0)[0], lower + 18, f"{row['workers']}", 12)
     counts = [1 + step / 20 for step in range(20 * (most - 1) + 1)]
     drawing.line([place(1, rows[0]["measured"]), place(most, most * rows[0]["measured"])], PALE, dashed=True)
-    predicted = [
-        (count, model["rows"] / max(model["fixed"] + model["each"] * math.ceil(model["num_envs"] / int(count)),
-                                    model["learning"])) for count in counts
-    ]  # fmt: skip
+    predicted = [(count, WorkerSpeeds(**model).steps_per_second(int(count))) for count in counts]
     drawing.line([place(*each) for each in predicted], "#0969da")
     for row in rows:
         drawing.dot(*place(row["workers"], row["measured"]))

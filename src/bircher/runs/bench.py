@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -134,12 +135,10 @@ def measure(config: Config, seconds: float = 3.0, source: EnvSource | None = Non
             stack.callback(cluster.connect(config.ray))
         devices.use_device(config.device)
         devices.keep_programs()
-        env = stack.enter_context(
-            contextlib.closing(build.make_env(config, source, config.env.num_envs, config.seed, "train"))
-        )
-        parts = build.make_parts(config, env.spec)
         rows = config.env.num_envs * config.loop.rollout_length
-        playing, acting, learning = (1 / rate for rate in _parts(config, env, parts, seconds))
+        with contextlib.closing(build.make_env(config, source, config.env.num_envs, config.seed, "train")) as env:
+            parts = build.make_parts(config, env.spec)
+            playing, acting, learning = (1 / rate for rate in _parts(config, env, parts, seconds))
         possible = _operations(parts) / _arithmetic(min(seconds, 1.0))
         with_workers = None
         if config.loop.name == "ray":
@@ -189,19 +188,21 @@ def _collect(config: Config, env: Env, parts: Parts, policy: Policy, state: Any)
     return collect_rollout(parts.agent, env, policy, state, config.loop.rollout_length, 0.0)
 
 
+def play_randomly(env: Env, length: int, carry: Any) -> Any:
+    """Return (state, rows, random key) of environments after so many random actions."""
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        state, timestep, key = carry
+        key, now = jax.random.split(key)
+        return (*env.step(state, random_actions(env.spec, now, timestep)), key), None
+
+    return jax.lax.scan(step, carry, None, length=length)[0]
+
+
 def _parts(config: Config, env: Env, parts: Parts, seconds: float) -> list[float]:
     """Return the rollouts a second of the environments alone, of acting and of learning."""
     length = config.loop.rollout_length
-
-    def play(carry: Any) -> Any:
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            state, timestep, key = carry
-            key, now = jax.random.split(key)
-            return (*env.step(state, random_actions(env.spec, now, timestep)), key), None
-
-        return jax.lax.scan(step, carry, None, length=length)[0]
-
-    playing = _Repeated(jax.jit(play), (*env.reset(), jax.random.key(config.seed)))
+    playing = _Repeated(jax.jit(partial(play_randomly, env, length)), (*env.reset(), jax.random.key(config.seed)))
     rates = [_rate(playing, seconds)]
     actor = copy_buffers(start_actors(parts.agent, env, jax.random.key(config.seed)))
     train = parts.init(jax.random.key(config.seed), actor.timestep)

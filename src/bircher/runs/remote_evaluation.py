@@ -20,7 +20,7 @@ from bircher.runs import launch, loaded_agent
 from bircher.runs.loaded_agent import LoadedAgent
 from bircher.training import cluster
 from bircher.training.evaluator import Mode, Played, Report, batches, report
-from bircher.training.remote_worker import HostTree, from_host, to_host
+from bircher.training.remote_worker import HostTree, from_host, import_from, to_host
 
 PATIENCE = 15.0
 """The seconds after which the user is told that no core is free."""
@@ -31,7 +31,7 @@ class BatchPlayer:
 
     def __init__(self, module_path: list[str], folder: str):
         """Prepare to import what the command's process can import."""
-        sys.path += [each for each in module_path if each not in sys.path]
+        import_from(module_path)
         if os.path.isdir(folder):  # where an environment of the user's own is imported from
             os.chdir(folder)
 

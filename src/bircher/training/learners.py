@@ -34,7 +34,7 @@ from bircher.errors import ConfigError, LearnerLost
 from bircher.training.cluster import RayConfig, connect, ray_module
 from bircher.training.learner import Learner, TrainState, acting_policy
 from bircher.training.loops import DeviceUpdate, Progress
-from bircher.training.remote_worker import Part
+from bircher.training.remote_worker import Part, import_from
 from bircher.types import Key, Policy, TimeStep
 
 PLACE_SECONDS = 60.0
@@ -78,7 +78,7 @@ class RemoteLearner:
     def __init__(self, index: int, module_path: list[str]):
         """Prepare to import what the driver's process can import."""
         self._index = index
-        sys.path += [folder for folder in module_path if folder not in sys.path]
+        import_from(module_path)
 
     def __repr__(self) -> str:
         return f"learner {self._index}"  # Ray puts it in front of what the process prints

@@ -118,13 +118,18 @@ def from_host(host: HostTree) -> PyTree:
     return jax.tree.unflatten(host.structure, arrays)
 
 
+def import_from(module_path: Sequence[str]) -> None:
+    """Let this process import what the driver's process can import, which has these folders in `sys.path`."""
+    sys.path += [folder for folder in module_path if folder not in sys.path]
+
+
 class RemoteWorker:
     """Environments, their state and a compiled rollout, which live in the worker's process."""
 
     def __init__(self, share: Share, module_path: list[str]):
         """Prepare to import what the learner's process can import, before a recipe arrives that needs it."""
         self._share = share
-        sys.path += [folder for folder in module_path if folder not in sys.path]
+        import_from(module_path)
 
     def __repr__(self) -> str:
         return f"worker {self._share.index}"  # Ray puts it in front of what the process prints
