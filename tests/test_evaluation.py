@@ -71,6 +71,12 @@ def test_many_episodes_are_played_in_batches_with_other_starts(source, monkeypat
         assert report.lengths == lengths_of(seeds[:20]) and len(set(seeds)) == 21
 
 
+def test_a_batch_is_the_same_whichever_was_played_before() -> None:
+    play = Evaluator(dice(2), maker(Countdown)).play
+    found = [play(POLICY, 3, batch, jax.random.key(0))[0].lengths.tolist() for batch in (1, 0, 1)]
+    assert found == [lengths_of(registry.seeds(0, "eval", 3, batch)) for batch in (1, 0, 1)] and found[0] != found[1]
+
+
 def test_long_episodes_go_on_beyond_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "CHUNK", 4)
     report = Evaluator(dice(2), maker("toy/counter", options={"length": 11}))(POLICY, 3, 0)
